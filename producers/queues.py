@@ -1,0 +1,83 @@
+"""CONTRACT: every name that pipeq uses in Redis, and the priorities.
+
+A pipeline's queue is a plain list named after it, one list for each priority, exactly as Celery's own Redis transport
+lays them out (kombu 5.7, transport/redis.py: ``Channel._q_for_pri``): a stock Celery producer needs nothing of ours.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+#: The Celery task that every message names.
+TASK_NAME: Final = "pipeq.infer"
+
+#: Priorities that have a list of their own; 0 is served first. Others round down to one of these.
+PRIORITY_STEPS: Final = (0, 3, 6, 9)
+#: What an interactive caller gets.
+DEFAULT_PRIORITY: Final = 0
+#: What bulk jobs use, so that interactive callers overtake them.
+JOB_PRIORITY: Final = 6
+
+#: kombu puts this between a queue's name and its priority.
+PRIORITY_SEPARATOR: Final = "\x06\x16"
+
+#: Hash: task id -> JSON ``{"worker", "attempt", "since"}`` of every task that is in, or was lost with, a batch.
+RUNNING: Final = "pipeq:running"
+#: Hash: pipeline name -> JSON of what its last worker said about it. A field is never removed.
+PIPELINES: Final = "pipeq:pipelines"
+
+#: A worker says that it lives this often ...
+HEARTBEAT_S: Final = 2.0
+#: ... and counts as dead after this long without a word.
+WORKER_TTL_S: Final = 10.0
+
+#: How long a record is kept while its task can still run.
+PENDING_TTL_S: Final = 7 * 86400
+#: How long a record is kept after its task ended, unless the worker's settings say otherwise.
+RESULT_TTL_S: Final = 86400
+
+#: A task's id: it becomes part of the names of keys, channels and files.
+TASK_ID: Final = re.compile(r"[\w.:@+=-]{1,200}", re.ASCII)
+TASK_ID_WORDS: Final = "1 to 200 letters, digits and any of . : @ + = - _"
+
+#: Largest message, in bytes of its JSON form. Larger inputs go by reference.
+MAX_MESSAGE_BYTES: Final = 256 * 1024
+
+
+def list_key(queue: str, priority: int = DEFAULT_PRIORITY) -> str:
+    """Name of the Redis list that holds the queue's messages of this priority (0 first to 9 last)."""
+    if not 0 <= priority <= 9:
+        raise ValueError(f"priority {priority} is not in 0 (first) to 9 (last)")
+    step = max(step for step in PRIORITY_STEPS if step <= priority)
+    return f"{queue}{PRIORITY_SEPARATOR}{step}" if step else queue
+
+
+def list_keys(queue: str) -> list[str]:
+    """All lists of a queue, first served first."""
+    return [list_key(queue, step) for step in PRIORITY_STEPS]
+
+
+def record_key(task_id: str) -> str:
+    """Where Celery's result backend keeps a task's record, and the channel it is published on."""
+    return f"celery-task-meta-{task_id}"
+
+
+def workers_key(pipeline: str) -> str:
+    """Sorted set: worker name -> seconds since the epoch when it last said that it serves this pipeline."""
+    return f"pipeq:workers:{pipeline}"
+
+
+def worker_key(worker: str) -> str:
+    """String with a lifetime: JSON of what a worker last said about itself."""
+    return f"pipeq:worker:{worker}"
+
+
+def dead_letter_key(queue: str) -> str:
+    """List of the messages of this queue that could not succeed, newest first."""
+    return f"pipeq:dead:{queue}"
+
+
+def waiting_key(queue: str) -> str:
+    """Sorted set: message -> seconds since the epoch when it goes back on its queue (a retry's backoff)."""
+    return f"pipeq:waiting:{queue}"

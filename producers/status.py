@@ -1,0 +1,181 @@
+"""CONTRACT: a task's status, one shape everywhere (Python, ``--json``, HTTP).
+
+The status rides in Celery's own record of the task (``celery-task-meta-<id>``) under the key ``pipeq``, which Celery
+ignores, so that ``AsyncResult`` and pipeq read the same record.
+"""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from producers.errors import ErrorCode, PipeqError
+
+
+class State(StrEnum):
+    """Where a task is. ``succeeded``, ``failed``, ``cancelled`` and ``expired`` are final."""
+
+    #: On the queue, or reserved by a worker but not yet in a batch.
+    QUEUED = "queued"
+    #: In a batch.
+    RUNNING = "running"
+    #: A passing fault; waits for its next try.
+    RETRYING = "retrying"
+    #: Done; the result is there.
+    SUCCEEDED = "succeeded"
+    #: Cannot succeed; ``error`` says why.
+    FAILED = "failed"
+    #: A producer took it back.
+    CANCELLED = "cancelled"
+    #: Its expiry passed before it ran.
+    EXPIRED = "expired"
+    #: Never seen, or forgotten. Also: queued by a stock Celery producer and not yet taken by a worker.
+    UNKNOWN = "unknown"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the task will not change any more."""
+        return self in FINAL
+
+
+FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED})
+
+#: Celery's word for each state in the record's ``status`` field.
+CELERY_STATES = {
+    State.QUEUED: "QUEUED",
+    State.RUNNING: "STARTED",
+    State.RETRYING: "RETRY",
+    State.SUCCEEDED: "SUCCESS",
+    State.FAILED: "FAILURE",
+    State.CANCELLED: "REVOKED",
+    State.EXPIRED: "REVOKED",
+}
+_STATES = {word: state for state, word in CELERY_STATES.items() if state is not State.EXPIRED}
+
+
+class ErrorInfo(BaseModel):
+    """Why a task failed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    message: str
+    retryable: bool
+
+    def to_exception(self) -> PipeqError:
+        """The same, to raise."""
+        return PipeqError(self.code, self.message, self.retryable)
+
+
+class BatchInfo(BaseModel):
+    """The largest batch that an item of the task ran in."""
+
+    model_config = ConfigDict(frozen=True)
+
+    #: Items in the batch.
+    size: int
+    #: Share of the batch's padded cost that was padding, 0 to 1.
+    padding: float
+
+
+class ModelInfo(BaseModel):
+    """What computed the result."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    revision: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+
+
+class TaskStatus(BaseModel):
+    """What is known of a task. Times are seconds since the epoch, durations are milliseconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    state: State
+    pipeline: str | None = None
+    #: When the producer submitted it.
+    submitted_at: float | None = None
+    #: When its first item entered a batch.
+    started_at: float | None = None
+    finished_at: float | None = None
+    #: When it expires, if it does.
+    expires_at: float | None = None
+    #: Times a worker has begun to run it.
+    attempts: int = 0
+    worker: str | None = None
+    #: The pipeline's output, where it is stored in the record.
+    result: JsonValue = None
+    #: Where the output is, where it is stored elsewhere.
+    result_uri: str | None = None
+    error: ErrorInfo | None = None
+    #: Milliseconds in each stage: queue, fetch, decode, prepare, batch, infer, deliver.
+    timing_ms: dict[str, float] | None = None
+    batch: BatchInfo | None = None
+    model: ModelInfo | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the task will not change any more."""
+        return self.state.is_final
+
+    @classmethod
+    def from_record(
+        cls, task_id: str, record: dict[str, Any] | None, mark: dict[str, Any] | None = None, now: float | None = None
+    ) -> Self:
+        """Reads Celery's record of a task, overlaid with its running mark.
+
+        Args:
+            task_id: the task's id.
+            record: what ``celery-task-meta-<id>`` holds; None where there is nothing.
+            mark: the task's entry in ``pipeq:running``; None where there is none.
+            now: seconds since the epoch; a queued task past its expiry reads ``expired`` even when no worker runs.
+        """
+        if record is None and mark is None:
+            return cls(id=task_id, state=State.UNKNOWN)
+        record = record or {}
+        ours: dict[str, Any] = record.get("pipeq") or {}
+        state: State = _STATES.get(record.get("status", ""), State.QUEUED)
+        if state is State.CANCELLED and _revoked_reason(record) == "expired":
+            state = State.EXPIRED
+        fields = {name: ours[name] for name in cls.model_fields if name in ours}
+        fields |= {"id": task_id, "state": state}
+        if state is State.SUCCEEDED:
+            if "result_uri" not in ours:
+                fields["result"] = record.get("result")
+        elif state is State.FAILED:
+            fields["error"] = ours.get("error") or _foreign_error(record)
+        elif not state.is_final:
+            if mark is not None:
+                fields |= {
+                    "state": State.RUNNING,
+                    "worker": mark.get("worker"),
+                    "attempts": mark.get("attempt", 1),
+                    "started_at": mark.get("since"),
+                }
+            elif state is State.QUEUED and (ours.get("expires_at") or float("inf")) < (now or time.time()):
+                fields["state"] = State.EXPIRED
+        return cls(**fields)
+
+
+def _revoked_reason(record: dict[str, Any]) -> str:
+    """Celery stores the reason of a revocation as the argument of a TaskRevokedError."""
+    result = record.get("result")
+    message = result.get("exc_message") if isinstance(result, dict) else None
+    return str(message[0]) if isinstance(message, list | tuple) and message else str(message or "")
+
+
+def _foreign_error(record: dict[str, Any]) -> dict[str, Any]:
+    """A failure that Celery itself stored, for instance a task that no worker knows."""
+    result = record.get("result")
+    if isinstance(result, dict) and "exc_type" in result:
+        message = result.get("exc_message")
+        text = " ".join(str(part) for part in message) if isinstance(message, list | tuple) else str(message)
+        return {"code": ErrorCode.INTERNAL, "message": f"{result['exc_type']}: {text}", "retryable": False}
+    return {"code": ErrorCode.INTERNAL, "message": str(result), "retryable": False}

@@ -1,0 +1,91 @@
+"""The README's examples run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from producers.cli import main as cli
+from tests.acceptance.conftest import Service
+from tests.media import encode_audio, encode_image, picture, tone
+from worker.settings import load
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+#: What the examples say for a Redis on the reader's machine.
+REDIS = "redis://localhost:6379/0"
+
+
+def example(name: str) -> str:
+    found = re.search(rf"<!-- test: {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+    assert found, name
+    return found[1]
+
+
+@pytest.mark.parametrize("name", ["client", "celery"])
+def test_python_examples(service: Service, name: str) -> None:
+    code = example(name)
+    assert REDIS in code
+    code = code.replace(REDIS, service.client.redis_url).replace("s3://talks/a.flac", "s3://inputs/talk.flac")
+    if name == "client":
+        service.s3.client().put_object(Bucket="inputs", Key="talk.flac", Body=encode_audio(tone(1), "flac"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "label" in done.stdout
+
+
+def test_ten_lines_are_enough() -> None:
+    code = example("client")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+
+
+def test_shell_examples_are_commands_that_exist() -> None:
+    for line in example("shell").splitlines():
+        command = line.removeprefix("$ pipeq ").split()[0]
+        assert cli.get_command(cli.make_context("pipeq", ["--help"], resilient_parsing=True), command), line
+
+
+def test_a_shell_example_runs(service: Service) -> None:
+    (service.inputs / "photo.png").write_bytes(encode_image(picture(), "png"))
+    pipeq = [sys.executable, "-m", "producers"]
+    env = ["--redis-url", service.client.redis_url]
+    got = subprocess.run(
+        [*pipeq, "submit", "text-classification", "I love this queue", "--wait", *env],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "LABEL_" in got.stdout
+    path = str(service.inputs / "photo.png")
+    params = ["--params", '{"top_k": 1}', "--wait"]
+    got = subprocess.run(
+        [*pipeq, "submit", "image-classification", path, *params, *env], capture_output=True, text=True, check=True
+    )
+    assert "LABEL_" in got.stdout
+
+
+def test_settings_example_loads(tmp_path: Path) -> None:
+    config = tmp_path / "pipelines.toml"
+    config.write_text(example("settings"))
+    settings = load(config)
+    assert settings.inputs.max_bytes == 512 * 2**20
+    assert settings.pipelines["podcasts"].params == {"chunk_length_s": 30, "return_timestamps": True}
+    # What the example calls the default is the default.
+    assert settings.prefetch == type(settings).model_fields["prefetch"].default
+
+
+def test_links_lead_somewhere() -> None:
+    root = Path(__file__).parents[2]
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (root / target).exists(), target
+
+
+def test_the_demo_runs() -> None:
+    command = [sys.executable, "-m", "producers", "demo", "What keeps a bad input from failing its neighbours?"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "What keeps a bad input from failing its neighbours?" in done.stdout
+    assert re.search(r"\d+ tasks in \d+ batches", done.stdout)

@@ -1,0 +1,255 @@
+"""STORE to a real S3 store and a real disk."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from producers import embedded
+from producers.embedded import S3Server
+from producers.errors import ErrorCode, PipeqError
+from tests.integration.fetching import use_s3
+from worker import files
+from worker.settings import ResultSettings, S3Settings
+from worker.store import Store
+
+JSON = "application/json"
+
+
+@pytest.fixture
+def s3_env(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S3Server:
+    use_s3(s3_server, monkeypatch, tmp_path)
+    return s3_server
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    path = tmp_path / "root"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def store(s3_env: S3Server, root: Path) -> Iterator[Store]:
+    allow = ("s3://results/tenant/", f"file://{root}/")
+    built = Store(ResultSettings(store="s3://results/own/", allow=allow), S3Settings())
+    yield built
+    built.close()
+
+
+def failure(store: Store, uri: str) -> PipeqError:
+    with pytest.raises(PipeqError) as error:
+        store.put(uri, b"{}", JSON)
+    return error.value
+
+
+# --- what producers may ask for
+
+
+def test_output_below_an_allowed_prefix(store: Store, root: Path) -> None:
+    for uri in ("s3://results/tenant/a.json", "s3://results/tenant/", f"file://{root}/a/b.json"):
+        store.check_allowed(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "line"),
+    [
+        ("s3://other/a.json", "s3://other/"),
+        ("s3://results/a.json", "s3://results/"),
+        # The worker's own store is not the producers'.
+        ("s3://results/own/a.json", "s3://results/"),
+        ("file:///etc/cron.d/job", "file:///etc/cron.d/"),
+    ],
+)
+def test_output_elsewhere_is_forbidden(store: Store, uri: str, line: str) -> None:
+    with pytest.raises(PipeqError) as error:
+        store.check_allowed(uri)
+    assert (error.value.code, error.value.retryable) == (ErrorCode.INPUT_FORBIDDEN, False)
+    assert error.value.message == f'this worker\'s settings do not allow {uri}: add "{line}" to [results] allow'
+
+
+def test_output_to_another_scheme_is_forbidden(store: Store) -> None:
+    with pytest.raises(PipeqError, match="output goes to s3:// or file://"):
+        store.check_allowed("https://example.org/a.json?X-Amz-Signature=secret")
+
+
+def test_nothing_is_allowed_by_default() -> None:
+    with pytest.raises(PipeqError):
+        Store(ResultSettings(), S3Settings()).check_allowed("s3://results/a.json")
+
+
+# --- S3
+
+
+@pytest.mark.parametrize("uri", ["s3://results/tenant/a b/ü?#%20.json", "s3://results/own/a.json"])
+def test_an_object(store: Store, s3_env: S3Server, uri: str) -> None:
+    for data in (b'{"first": 1}', b"{}"):
+        store.put(uri, data, JSON)
+        client = s3_env.client()
+        response = client.get_object(Bucket="results", Key=uri.removeprefix("s3://results/"))
+        assert (response["Body"].read(), response["ContentType"]) == (data, JSON)
+        client.close()
+
+
+def test_threads_share_one_store(store: Store, s3_env: S3Server) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda n: store.put(f"s3://results/own/threads/{n}", b"x" * n, JSON), range(64)))
+    client = s3_env.client()
+    listed = client.list_objects_v2(Bucket="results", Prefix="own/threads/")["Contents"]
+    client.close()
+    assert sorted(item["Size"] for item in listed) == list(range(64))
+
+
+@pytest.mark.parametrize(
+    ("status", "s3_code", "retryable"),
+    [
+        (404, "NoSuchBucket", False),
+        (403, "AccessDenied", False),
+        (400, "EntityTooLarge", False),
+        (503, "SlowDown", True),
+    ],
+)
+def test_answers_of_a_store(s3_env: S3Server, status: int, s3_code: str, retryable: bool) -> None:
+    """By a server of our own: the real one of these tests creates the buckets it lacks."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # botocore waits for "100 Continue"
+
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = f"<Error><Code>{s3_code}</Code></Error>".encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        endpoint = S3Settings(endpoint_url=f"http://127.0.0.1:{server.server_port}")
+        store = Store(ResultSettings(store="s3://nowhere/"), endpoint)
+        error = failure(store, "s3://nowhere/a.json")
+        store.close()
+        server.shutdown()
+        thread.join()
+    assert (error.code, error.retryable) == (ErrorCode.OUTPUT_FAILED, retryable)
+    assert "s3://nowhere/a.json: the store" in error.message
+    assert s3_code in error.message
+
+
+def test_wrong_credentials(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    error = failure(store, "s3://results/own/a.json")
+    assert (error.code, error.retryable) == (ErrorCode.OUTPUT_FAILED, False)
+    assert "refused this worker's credentials" in error.message
+
+
+def test_an_endpoint_where_nobody_listens(s3_env: S3Server) -> None:
+    [port] = embedded.free_ports(1)
+    store = Store(ResultSettings(store="s3://results/"), S3Settings(endpoint_url=f"http://127.0.0.1:{port}"))
+    error = failure(store, "s3://results/a.json")
+    assert (error.code, error.retryable) == (ErrorCode.OUTPUT_FAILED, True)
+    store.close()
+
+
+@pytest.mark.parametrize("uri", ["s3://other/a.json", "s3://results/a.json", "file:///tmp/a.json"])
+def test_nothing_is_written_elsewhere(store: Store, s3_env: S3Server, uri: str) -> None:
+    assert failure(store, uri).code == ErrorCode.INPUT_FORBIDDEN
+
+
+# --- files
+
+
+def test_a_file(store: Store, root: Path) -> None:
+    for data in (b'{"first": 1}', b"{}"):
+        store.put(f"file://{root}/new/folder/a%20b.json", data, JSON)
+        assert (root / "new/folder/a b.json").read_bytes() == data
+    assert [path.name for path in (root / "new/folder").iterdir()] == ["a b.json"]
+
+
+def test_the_store_may_be_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
+    store = Store(ResultSettings(store=f"file://{tmp_path}/not/yet/"), S3Settings())
+    store.put(f"file://{tmp_path}/not/yet/a.json", b"{}", JSON)
+    assert (tmp_path / "not/yet/a.json").read_bytes() == b"{}"
+    with pytest.raises(PipeqError):
+        store.check_allowed(f"file://{tmp_path}/not/yet/a.json")
+
+
+def test_readers_never_see_half_a_file(store: Store, root: Path) -> None:
+    uri, path = f"file://{root}/a", root / "a"
+    stop, seen = threading.Event(), set()
+    store.put(uri, b"0" * 1_000_000, JSON)
+
+    def read() -> None:
+        while not stop.is_set():
+            data = path.read_bytes()
+            seen.add((len(data), len(set(data))))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for digit in b"123456789":
+        store.put(uri, bytes([digit]) * 1_000_000, JSON)
+    stop.set()
+    reader.join()
+    assert seen == {(1_000_000, 1)}
+
+
+def test_a_write_that_fails_leaves_nothing(store: Store, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    (root / "a").write_bytes(b"before")
+    monkeypatch.setattr(files.os, "fsync", full)
+    error = failure(store, f"file://{root}/a")
+    assert (error.code, error.retryable) == (ErrorCode.OUTPUT_FAILED, True)
+    assert "No space left on device" in error.message
+    assert (root / "a").read_bytes() == b"before"
+    assert os.listdir(root) == ["a"]
+
+
+def test_links_do_not_lead_out_of_the_root(store: Store, root: Path) -> None:
+    outside = root.parent / "outside"
+    outside.mkdir()
+    (outside / "file").write_bytes(b"before")
+    (root / "link").symlink_to(outside)
+    (root / "file").symlink_to(outside / "file")
+    (root / "dangling").symlink_to(outside / "new")
+    for path in ("link/new", "file", "dangling", "../outside/new", "link/../new", "%2e%2e/outside/new"):
+        error = failure(store, f"file://{root}/{path}")
+        assert error.code == ErrorCode.INPUT_FORBIDDEN, path
+    assert (outside / "file").read_bytes() == b"before"
+    assert os.listdir(outside) == ["file"]
+
+
+def test_a_link_that_appears_after_the_check_is_not_followed(root: Path) -> None:
+    outside = root.parent / "outside"
+    outside.mkdir()
+    (outside / "file").write_bytes(b"before")
+    (root / "link").symlink_to(outside)
+    with pytest.raises(OSError, match=r"Too many levels|Not a directory"):
+        files.write_below(str(root), "link/new", b"{}")
+    # A rename takes the place of a link, and leaves alone what it leads to.
+    (root / "file").symlink_to(outside / "file")
+    files.write_below(str(root), "file", b"{}")
+    assert (outside / "file").read_bytes() == b"before"
+    assert os.listdir(outside) == ["file"]
+
+
+def test_what_cannot_be_written(store: Store, root: Path) -> None:
+    (root / "file").touch()
+    (root / "folder").mkdir()
+    for path in ("file/a", "folder", "folder/", "", "a" * 300):
+        error = failure(store, f"file://{root}/{path}")
+        assert (error.code, error.retryable) == (ErrorCode.OUTPUT_FAILED, False), path
+    assert failure(store, "s3://results/tenant/").code == ErrorCode.OUTPUT_FAILED
+    assert sorted(os.listdir(root)) == ["file", "folder"]

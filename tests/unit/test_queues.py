@@ -1,0 +1,43 @@
+"""The names in Redis: a stock Celery producer must push where we read."""
+
+import pytest
+from kombu.transport.redis import PRIORITY_STEPS, Channel
+
+from producers import queues
+
+
+@pytest.mark.parametrize(("priority", "step"), [(0, 0), (1, 0), (2, 0), (3, 3), (5, 3), (6, 6), (8, 6), (9, 9)])
+def test_a_priority_rounds_down_to_a_list(priority: int, step: int) -> None:
+    assert queues.list_key("asr", priority) == queues.list_key("asr", step)
+    assert queues.list_key("asr", step) in queues.list_keys("asr")
+
+
+@pytest.mark.parametrize("priority", range(10))
+def test_lists_are_where_kombu_puts_them(priority: int) -> None:
+    # A channel without its connection: these two methods need only its options.
+    channel = object.__new__(Channel)
+    assert queues.list_key("asr", priority) == channel._q_for_pri("asr", channel.priority(priority))
+
+
+def test_the_priority_steps_are_kombus() -> None:
+    assert list(queues.PRIORITY_STEPS) == list(PRIORITY_STEPS)
+
+
+@pytest.mark.parametrize("priority", [-1, 10])
+def test_other_priorities_are_refused(priority: int) -> None:
+    with pytest.raises(ValueError, match=str(priority)):
+        queues.list_key("asr", priority)
+
+
+def test_the_default_priority_is_the_plain_list_and_served_first() -> None:
+    assert queues.list_key("asr") == "asr" == queues.list_keys("asr")[0]
+
+
+def test_a_record_is_where_celery_keeps_it() -> None:
+    from celery.backends.base import KeyValueStoreBackend
+
+    assert queues.record_key("abc") == f"{KeyValueStoreBackend.task_keyprefix}abc"
+
+
+def test_a_worker_may_miss_some_heartbeats() -> None:
+    assert queues.WORKER_TTL_S >= 3 * queues.HEARTBEAT_S

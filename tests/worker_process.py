@@ -1,0 +1,74 @@
+"""A real worker as a separate process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from producers import Client
+
+#: A worker imports torch and loads its models before it is ready, in seconds.
+READY_S = 90
+
+
+@dataclass
+class WorkerProcess:
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait_ready(self, client: Client, *pipelines: str) -> None:
+        """Waits until this process has signed on for its pipelines."""
+        deadline = time.monotonic() + READY_S
+        while not set(pipelines) <= self._served(client):
+            assert self.process.poll() is None, f"the worker ended with {self.process.returncode}:\n{self.text()}"
+            assert time.monotonic() < deadline, f"the worker is not ready:\n{self.text()}"
+            time.sleep(0.05)
+
+    def _served(self, client: Client) -> set[str]:
+        return {queue.pipeline for queue in client.queues() if queue.workers}
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def stop(self, timeout_s: float = 60) -> int:
+        """SIGTERM. Returns the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def peak_mib(self) -> float:
+        """Largest resident set so far, in MiB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+@contextmanager
+def worker(folder: Path, redis_url: str, *arguments: Any, **env: Any) -> Iterator[WorkerProcess]:
+    """``pipeq worker`` with these arguments, and PIPEQ_... settings by keyword (``log_level="DEBUG"``)."""
+    log = folder / f"worker-{time.monotonic_ns()}.log"
+    settings = {f"PIPEQ_{key.upper()}" if key.islower() else key: str(value) for key, value in env.items()}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "producers", "worker", *map(str, arguments)],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PIPEQ_REDIS_URL": redis_url, "PIPEQ_TORCH_THREADS": "1", **settings},
+        )
+    running = WorkerProcess(process, log)
+    try:
+        yield running
+    finally:
+        running.stop()

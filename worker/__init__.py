@@ -1,0 +1,1 @@
+"""The daemon: takes tasks off their queues, batches them through pipelines, lands the results."""

@@ -1,0 +1,70 @@
+"""The Celery app of a worker; each option with its reason."""
+
+from __future__ import annotations
+
+from celery import Celery, Task
+from celery.signals import worker_ready
+from kombu import Queue
+
+from producers import queues
+from producers.errors import PipeqError
+from worker import deliver, transport
+from worker.runtime import Runtime
+
+
+def build_app(runtime: Runtime) -> Celery:
+    """An app that consumes the queues of the runtime's pipelines and nothing else."""
+    settings = runtime.settings
+    url = transport.celery_url(settings.redis_url)
+    app = Celery("pipeq")
+    app.conf.update(
+        # kombu takes a transport's name before the URL of a socket, and beside any other.
+        broker_url=f"{transport.NAME}+{url}" if url.startswith("socket:") else url,
+        broker_transport=None if url.startswith("socket:") else transport.NAME,
+        broker_connection_retry_on_startup=True,
+        # One list for each of these and each queue, as stock Celery producers push them.
+        broker_transport_options={"priority_steps": list(queues.PRIORITY_STEPS), "sep": queues.PRIORITY_SEPARATOR},
+        result_backend=f"worker.backend:Backend+{url}",
+        result_expires=settings.results.expires_s,
+        # What is computed waits for Redis to come back: once a second, for ten minutes.
+        result_backend_transport_options={"retry_policy": {"max_retries": 600, "interval_start": 0.2}},
+        # JSON only: a pickle from a producer would be code.
+        accept_content=["json"],
+        task_serializer="json",
+        result_serializer="json",
+        result_accept_content=["json"],
+        task_queues=[Queue(name, routing_key=name) for name in runtime.pipelines],
+        task_create_missing_queues=False,
+        worker_pool="worker.pool:TaskPool",
+        worker_consumer="worker.consumer:Consumer",
+        # Tasks that wait inside, not CPUs: the window that batches are picked from.
+        worker_concurrency=settings.prefetch,
+        worker_prefetch_multiplier=1,
+        # A message is acknowledged when its result is stored, so that no death loses it.
+        task_acks_late=True,
+        task_acks_on_failure_or_timeout=True,
+        # STARTED would be written when the tracer runs, that is, at the end; running marks say it in time.
+        task_track_started=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        # What a lost connection leaves behind is delivered again; computing it twice is better than dropping it.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        pipeq_dead_letter_max=settings.results.dead_letter_max,
+    )
+    app.pipeq = runtime
+    app.register_task(_Infer())
+    # Weak references are Celery's default; nothing else would hold this one.
+    worker_ready.connect(lambda **_: runtime.announce(), weak=False)
+    return app
+
+
+class _Infer(Task):
+    """The one task. Its body runs when the outcome is known; see :mod:`worker.deliver`."""
+
+    name = queues.TASK_NAME
+    # Known failures are one line in the log, not a traceback.
+    throws = (PipeqError,)
+    ignore_result = False
+
+    def run(self, *args: object, **kwargs: object) -> object:
+        return deliver.body(*args, **kwargs)

@@ -1,0 +1,130 @@
+"""``pipeq worker``: settings -> pipelines -> Celery, in one process for each device."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import click
+from redis.exceptions import RedisError
+
+from producers.errors import PipeqError
+from producers.redis_url import connect, without_password
+from worker import settings as settings_module
+from worker import supervisor
+from worker.settings import Settings
+
+logger = logging.getLogger("worker")
+
+EXIT_SETTINGS = 2
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  pipeq worker text-embedding=sentence-transformers/all-MiniLM-L6-v2 --allow s3://talks/
+  pipeq worker --config pipelines.toml --devices auto
+"""
+)
+@click.argument("tasks", nargs=-1, metavar="[TASK[=MODEL]]...")
+@click.option("--config", type=click.Path(path_type=Path), help="Settings file (pipelines.toml).")
+@click.option("--allow", multiple=True, metavar="URI", help="Prefix that inputs may be read from; may be repeated.")
+@click.option("--devices", metavar="auto|cpu|0,1", help="One worker process for each device, restarted when it dies.")
+@click.option("--redis-url", metavar="URL", help="Overrides the settings' redis_url.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="Log lines for people or for machines.")
+@click.option("--check", is_flag=True, help="Check the settings and stop.")
+@click.pass_context
+def worker(
+    ctx: click.Context,
+    tasks: tuple[str, ...],
+    config: Path | None,
+    allow: tuple[str, ...],
+    devices: str | None,
+    redis_url: str | None,
+    log_format: str | None,
+    check: bool,
+) -> None:
+    """Serve pipelines: load them, then take tasks off their queues.
+
+    Each TASK[=MODEL] adds a pipeline named after its task type, with a local folder or a name on the Hub as its
+    model, or the model that transformers takes by default.
+    """
+    try:
+        settings = settings_module.from_command_line(config, tasks, allow, redis_url, log_format)
+        if check:
+            click.echo(settings.model_dump_json(indent=2))
+            return
+        if devices is not None:
+            sys.exit(supervisor.supervise(supervisor.devices_of(devices), sys.argv, settings))
+        sys.exit(run(settings))
+    except PipeqError as error:
+        click.echo(f"pipeq: {error}", err=True)
+        ctx.exit(EXIT_SETTINGS)
+
+
+def run(settings: Settings) -> int:
+    """Serves the pipelines in this process until it is told to stop. Returns its exit code."""
+    from worker import log
+
+    log.set_up(settings.log_level, settings.log_format)
+    logger.info("importing torch and transformers", extra={"action": "start"})
+    import torch
+    import transformers
+    from celery.exceptions import SecurityWarning
+
+    from worker.app import build_app
+    from worker.pipelines import load
+    from worker.pool import EXIT_DEVICE_LOST
+    from worker.runtime import Runtime
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # One thread a tokenizer: parallelism comes from our own threads.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if settings.torch_threads:
+        torch.set_num_threads(settings.torch_threads)
+    _wait_for_redis(settings.redis_url)
+    pipelines = {}
+    for at, (name, section) in enumerate(settings.pipelines.items(), 1):
+        logger.info(
+            "loading %s (%d of %d)", name, at, len(settings.pipelines), extra={"action": "load", "pipeline": name}
+        )
+        pipelines[name] = load(name, section, settings.device)
+    # In a container the process id and the host are the same after each restart; a name must not be.
+    supervisor.end_with_parent()
+    hostname = f"pipeq-{os.getpid()}-{secrets.token_hex(2)}@{socket.gethostname()}"
+    runtime = Runtime(settings, pipelines, hostname)
+    app = build_app(runtime)
+    # Containers run as whom they like; a worker runs no code of its producers.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    celery_worker = app.Worker(hostname=hostname, quiet=True, loglevel=settings.log_level)
+    celery_worker.start()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads that still read from a slow store would hold the process up; their tasks are back on their queues.
+    os._exit(EXIT_DEVICE_LOST if runtime.lost else celery_worker.exitcode or 0)
+
+
+def _wait_for_redis(url: str) -> None:
+    """Before models are loaded for nothing. Started together, a worker may well be first."""
+    client = connect(url)
+    waited = False
+    while True:
+        try:
+            client.ping()
+        except RedisError as error:
+            if not waited:
+                where = without_password(url)
+                logger.warning("Redis at %s does not answer (%s); waiting", where, error, extra={"action": "wait"})
+            waited = True
+            time.sleep(1)
+        else:
+            client.close()
+            return

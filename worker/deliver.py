@@ -1,0 +1,284 @@
+"""DELIVER: outputs -> result, stored, published, acknowledged. Before: infer. After: nothing.
+
+Celery's own tracer runs for each task, so links, chords, events and signals stay Celery's; the results of a batch are
+stored in one round trip, and only then acknowledged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+import redis
+import torch
+from celery import Celery
+from celery.exceptions import Retry
+from celery.worker import state as celery_state
+from redis.exceptions import RedisError
+
+from producers import queues
+from producers.errors import ErrorCode, PipeqError
+from worker.backend import Annotation, annotation
+from worker.dead_letter import dead_letter, raw_frame
+from worker.retries import Retries
+from worker.settings import ResultSettings, Settings
+from worker.store import Store
+from worker.work import Work
+
+logger = logging.getLogger(__name__)
+
+#: Without a store, results up to this size stay in the record, in bytes.
+INLINE_LIMIT = 8 * 2**20
+UPLOAD_THREADS = 16
+
+#: What the task's body does while the tracer runs it: returns the result, or raises.
+outcome: ContextVar[Callable[[], Any] | None] = ContextVar("outcome", default=None)
+
+
+class Deliverer:
+    """Ends tasks. Safe to call from several threads."""
+
+    def __init__(self, app: Celery, settings: Settings, store: Store, retries: Retries, client: redis.Redis) -> None:
+        self._app = app
+        self._settings = settings
+        self._store = store
+        self._retries = retries
+        self._redis = client
+        self._uploads = ThreadPoolExecutor(UPLOAD_THREADS, "upload")
+
+    def close(self) -> None:
+        """Call when nothing is delivered any more."""
+        self._uploads.shutdown(wait=False, cancel_futures=True)
+
+    def deliver(self, works: list[Work]) -> None:
+        """Stores, publishes and acknowledges tasks that are through all other stages."""
+        for work in works:
+            if work.is_over or work.is_terminated:
+                _drop(work)
+        works = [work for work in works if not (work.is_over or work.is_terminated)]
+        if not works:
+            return
+        self._read_records(works)
+        uploads = [upload for work in works if (upload := self._complete(work)) is not None]
+        list(self._uploads.map(self._upload, uploads))
+        traced, broken = [], []
+        try:
+            with self._app.backend.buffered():
+                for work in works:
+                    try:
+                        traced.append((work, self._trace(work)))
+                    except Exception as problem:
+                        broken.append((work, problem))
+        except Exception:
+            # Redis would not have the results for minutes.
+            for work, _ in traced:
+                _put_back(work)
+            raise
+        # Strictly after the results are stored: a crash in between repeats work, never loses it.
+        for work, ended in traced:
+            work.acknowledge(ended)
+        for work, cause in broken:
+            self._give_up(work, cause)
+
+    def _read_records(self, works: list[Work]) -> None:
+        """Those that never came to a batch have not been looked up yet."""
+        unread = [work for work in works if work.record is None]
+        if not unread:
+            return
+        try:
+            records = self._redis.mget([queues.record_key(work.id) for work in unread])
+        except RedisError:
+            records = [None] * len(unread)
+        for work, record in zip(unread, records, strict=True):
+            work.record = json.loads(record) if record else {}
+
+    def _complete(self, work: Work) -> tuple[Work, str, bytes] | None:
+        """Turns outputs into the result. Returns what is to be uploaded, if it does not stay in the record."""
+        if work.error is not None:
+            return None
+        try:
+            with work.timed("deliver"):
+                return self._place(work, _value(work))
+        except PipeqError as error:
+            work.fail(error)
+        except Exception as error:
+            logger.exception("task %s", work.id, extra={"action": "deliver"})
+            work.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
+        finally:
+            work.outputs, work.inputs = [], []
+        return None
+
+    def _place(self, work: Work, value: Any) -> tuple[Work, str, bytes] | None:
+        data = encode(value)
+        results, message = self._settings.results, work.message
+        if message is not None and message.output is not None:
+            return work, message.output.object_uri(work.id), data
+        if len(data) > results.inline_max_bytes:
+            if results.store is not None:
+                return work, f"{results.store.rstrip('/')}/{work.id}.json", data
+            _check_inline(len(data), results)
+        work.result = json.loads(data)
+        return None
+
+    def _upload(self, upload: tuple[Work, str, bytes]) -> None:
+        work, uri, data = upload
+        try:
+            with work.timed("deliver"):
+                self._store.put(uri, data, "application/json")
+            work.result = {"uri": uri}
+            work.result_uri = uri
+        except PipeqError as error:
+            work.fail(error)
+        except Exception as error:
+            logger.exception("task %s: cannot write %s", work.id, uri, extra={"action": "deliver"})
+            work.fail(PipeqError(ErrorCode.OUTPUT_FAILED, f"cannot write {uri}: {error}", False))
+
+    def _trace(self, work: Work) -> Any:
+        """Runs Celery's tracer, whose body is :attr:`outcome`."""
+        retry = self._schedule_retry(work)
+        note = Annotation(
+            _status(work, retrying=retry is not None),
+            queues.dead_letter_key(work.queue),
+            _dead_letter(work) if work.error is not None and retry is None else "",
+        )
+
+        def end() -> Any:
+            if retry is not None:
+                raise retry
+            if work.error is not None:
+                raise work.error
+            return work.result
+
+        tokens = outcome.set(end), annotation.set(note)
+        try:
+            return work.trace()
+        finally:
+            outcome.reset(tokens[0])
+            annotation.reset(tokens[1])
+
+    def _give_up(self, work: Work, cause: Exception) -> None:
+        """Celery cannot end this task, because of something in its message: it fails without links and callbacks."""
+        logger.error("task %s cannot be ended: %r", work.id, cause, exc_info=cause, extra={"action": "deliver"})
+        sentence = f"its message cannot be worked with: {type(cause).__name__}: {cause}"
+        work.error = PipeqError(ErrorCode.INVALID_MESSAGE, sentence)
+        letter = Annotation(_status(work, retrying=False), queues.dead_letter_key(work.queue), _dead_letter(work))
+        token = annotation.set(letter)
+        try:
+            self._app.backend.mark_as_failure(work.id, work.error)
+        finally:
+            annotation.reset(token)
+        celery_state.task_ready(work.request)
+        work.request.acknowledge()
+
+    def _schedule_retry(self, work: Work) -> Retry | None:
+        error = work.error
+        if error is None or not error.retryable or work.retries + 1 >= self._settings.max_attempts:
+            return None
+        try:
+            delay = self._retries.schedule(work)
+        except RedisError as problem:
+            logger.warning("task %s cannot be retried: %s", work.id, problem, extra={"action": "retry"})
+            return None
+        logger.info("task %s retries in %.1f s: %s", work.id, delay, error, extra={"action": "retry"})
+        return Retry(str(error), exc=error, when=delay)
+
+
+def body(*_: Any, **__: Any) -> Any:
+    """The body of the Celery task ``pipeq.infer``; its arguments have become an outcome by the time it runs."""
+    end = outcome.get()
+    if end is None:
+        raise PipeqError(ErrorCode.INTERNAL, "pipeq.infer runs only in pipeq's own pool: start it with `pipeq worker`")
+    return end()
+
+
+def encode(value: Any) -> bytes:
+    """A pipeline's output as JSON: numpy scalars become numbers, arrays and tensors nested lists, tuples lists."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain).encode()
+    except ValueError as error:
+        raise PipeqError(
+            ErrorCode.INFERENCE_FAILED, "the model's output holds NaN or infinity; is its dtype too narrow?"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise PipeqError(ErrorCode.OUTPUT_FAILED, f"the output holds a {type(value).__name__}, which is not JSON", False)
+
+
+def _value(work: Work) -> Any:
+    """The outputs of a task's items -> its result."""
+    pipeline = work.pipeline
+    assert pipeline is not None
+    results = [pipeline.postprocess(outputs, work.params) for outputs in work.outputs]
+    if work.is_list:
+        return results
+    return pipeline.quirks.result(results[0], work.inputs[0].call_value, work.params)
+
+
+def _check_inline(size: int, results: ResultSettings) -> None:
+    if size > INLINE_LIMIT:
+        raise PipeqError(
+            ErrorCode.OUTPUT_FAILED,
+            f"the result is {size} bytes, at most {INLINE_LIMIT} stay inline: set `store` in [results] of the worker's "
+            'settings, for instance store = "s3://results/", or submit the task with an output',
+            False,
+        )
+
+
+def _status(work: Work, *, retrying: bool) -> dict[str, Any]:
+    """The task's status as its record keeps it, without the result."""
+    now = time.time()
+    before = (work.record or {}).get("pipeq") or {}
+    submitted_at = before.get("submitted_at")
+    timing = {"queue": round((work.received_at - submitted_at) * 1000, 3)} if submitted_at else {}
+    status: dict[str, Any] = {
+        "pipeline": work.pipeline.name if work.pipeline else (work.message.pipeline if work.message else None),
+        "submitted_at": submitted_at,
+        "expires_at": before.get("expires_at"),
+        "started_at": work.started_at,
+        "finished_at": None if retrying else now,
+        "attempts": work.attempt or work.retries + 1,
+        "worker": work.request.hostname,
+        "timing_ms": {**timing, **work.timing_ms},
+        "batch": work.batch.model_dump() if work.batch else None,
+        "model": work.pipeline.model.model_dump() if work.pipeline else None,
+        "result_uri": work.result_uri,
+    }
+    if work.error is not None:
+        error = work.error
+        status["error"] = {"code": error.code, "message": error.message, "retryable": error.retryable}
+    return {name: value for name, value in status.items() if value is not None}
+
+
+def _dead_letter(work: Work) -> str:
+    assert work.error is not None
+    return dead_letter(work.id, work.error.code, work.error.message, raw_frame(work.request.message))
+
+
+def _put_back(work: Work) -> None:
+    """Its result could not be stored: the message goes back on its queue rather than keep a place in this worker."""
+    celery_state.task_ready(work.request)
+    work.request.reject(requeue=True)
+
+
+def _drop(work: Work) -> None:
+    """Acknowledges a task that has ended elsewhere: cancelled, expired, revoked, or finished by another worker."""
+    if work.is_terminated and not work.is_over:
+        if work.id in celery_state.revoked:
+            work.request.revoked()
+        # Else it is a cold shutdown that cancels what is inside: unacknowledged, the message goes back on its queue.
+    elif work.is_expired():
+        work.request.revoked()
+    else:
+        celery_state.task_ready(work.request)
+        work.request.acknowledge()

@@ -1,0 +1,90 @@
+"""A worker's sign of life: which pipelines it serves, on what, and how much is inside. Also wakes waiting retries."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+import redis
+from redis.exceptions import RedisError
+
+from producers import queues
+from worker.pipelines import Pipeline
+from worker.retries import Retries
+
+logger = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """A thread of its own; owned by the runtime."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        worker: str,
+        pipelines: Mapping[str, Pipeline],
+        in_flight: Callable[[], dict[str, int]],
+        retries: Retries,
+    ) -> None:
+        self._redis = client
+        self._worker = worker
+        self._pipelines = pipelines
+        self._in_flight = in_flight
+        self._retries = retries
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._away = False
+
+    def start(self) -> None:
+        """Registers the pipelines, so that producers may submit to them, and starts beating."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Signs off. The pipelines stay known."""
+        if not self._thread.is_alive():
+            return
+        self._stop.set()
+        self._thread.join()
+        try:
+            with self._redis.pipeline(transaction=False) as pipe:
+                for name in self._pipelines:
+                    pipe.zrem(queues.workers_key(name), self._worker)
+                pipe.delete(queues.worker_key(self._worker))
+                pipe.execute()
+        except RedisError:
+            logger.debug("could not sign off; the heartbeat lapses by itself", extra={"action": "heartbeat"})
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._beat()
+                self._retries.move_due(self._pipelines)
+                if self._away:
+                    logger.warning("Redis is back", extra={"action": "heartbeat"})
+                self._away = False
+            except RedisError as error:
+                if not self._away:
+                    logger.warning("Redis does not answer: %s", error, extra={"action": "heartbeat"})
+                self._away = True
+            except Exception:
+                # Without a heartbeat the worker would look dead, and retries would never wake.
+                logger.exception("heartbeat", extra={"action": "heartbeat"})
+            if self._stop.wait(queues.HEARTBEAT_S / 2):
+                return
+
+    def _beat(self) -> None:
+        now = time.time()
+        about = {"host": socket.gethostname(), "pid": os.getpid(), "in_flight": self._in_flight(), "at": now}
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name, pipeline in self._pipelines.items():
+                info = {"task": pipeline.task_type.name, "model": pipeline.model.model_dump()}
+                pipe.hset(queues.PIPELINES, name, json.dumps(info))
+                pipe.zadd(queues.workers_key(name), {self._worker: now})
+                pipe.zremrangebyscore(queues.workers_key(name), "-inf", now - 3600)
+            pipe.set(queues.worker_key(self._worker), json.dumps(about), ex=int(queues.WORKER_TTL_S))
+            pipe.execute()

@@ -1,0 +1,74 @@
+"""INFER: a batch of items -> an output or an error for each, same order. Before: batch. After: deliver."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from producers.errors import ErrorCode, PipeqError
+from worker.pipelines import Pipeline
+from worker.work import Item
+
+logger = logging.getLogger(__name__)
+
+
+class DeviceLostError(Exception):
+    """The device answers nothing but errors from here on: only a new process helps."""
+
+
+def infer(pipeline: Pipeline, items: list[Item]) -> None:
+    """Runs one batch and gives every item its output or its error.
+
+    A batch that raises is halved until only the offending item fails; one that does not fit into the device's memory is
+    halved until it does.
+
+    Raises:
+        DeviceLostError: a fault that poisons the process, such as an assertion inside a CUDA kernel.
+    """
+    try:
+        outputs = pipeline.forward([item.features for item in items], items[0].work.params)
+        if len(outputs) != len(items):
+            raise RuntimeError(f"the model gave {len(outputs)} outputs for {len(items)} items")  # noqa: TRY301
+    except torch.OutOfMemoryError as error:
+        _release_memory(pipeline)
+        _halve(pipeline, items, error, ErrorCode.OUT_OF_MEMORY)
+    except Exception as error:
+        if "CUBLAS_STATUS_ALLOC_FAILED" in str(error):
+            # cuBLAS could not have its workspace: out of memory by another name.
+            _release_memory(pipeline)
+            _halve(pipeline, items, error, ErrorCode.OUT_OF_MEMORY)
+            return
+        if _is_fatal(error):
+            raise DeviceLostError(f"{type(error).__name__}: {error}") from error
+        _halve(pipeline, items, error, ErrorCode.INFERENCE_FAILED)
+    else:
+        for item, output in zip(items, outputs, strict=True):
+            item.output = output
+
+
+def _halve(pipeline: Pipeline, items: list[Item], error: Exception, code: ErrorCode) -> None:
+    if len(items) > 1:
+        logger.info(
+            "a batch of %d for %s raised %s, trying its halves",
+            len(items),
+            pipeline.name,
+            type(error).__name__,
+            extra={"action": "split", "pipeline": pipeline.name},
+        )
+        middle = len(items) // 2
+        infer(pipeline, items[:middle])
+        infer(pipeline, items[middle:])
+        return
+    text = str(error).strip().partition("\n")[0]
+    items[0].error = PipeqError(code, f"{pipeline.name!r} failed on this input: {type(error).__name__}: {text}")
+
+
+def _is_fatal(error: Exception) -> bool:
+    """Whether a CUDA context is beyond use: every later call would fail, and blame innocent items."""
+    return isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
+
+
+def _release_memory(pipeline: Pipeline) -> None:
+    if pipeline.device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,54 @@
+"""Logging: one line a record, for people or as JSON, each of ours with an ``action``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+class TextFormatter(logging.Formatter):
+    """For people: ``20:15:03 INFO    loaded text-embedding``."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, with the record's ``action`` and other extras."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line of JSON."""
+        fields: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        fields |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields, default=str)
+
+
+def set_up(level: str, form: str) -> None:
+    """Sends every log record to stderr; Celery's and transformers' chatter only from warnings on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    # A line a task, with its result, is neither cheap nor private. Batches are logged by the engine.
+    for name in (
+        "celery.worker.strategy",
+        "celery.apps.worker",
+        "celery.worker.consumer.mingle",
+        "celery.app.trace",
+        "celery.redirected",
+        "kombu",
+        "botocore",
+        "urllib3",
+    ):
+        logging.getLogger(name).setLevel(logging.WARNING)

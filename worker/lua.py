@@ -1,0 +1,10 @@
+"""The scripts beside this file."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+
+def source(name: str) -> str:
+    """The text of ``<name>.lua``."""
+    return (resources.files(__package__) / f"{name}.lua").read_text(encoding="utf-8")

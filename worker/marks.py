@@ -1,0 +1,56 @@
+"""Running marks: which tasks are in a batch, on which worker, and how often that killed one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+
+import redis
+
+from producers import queues
+from worker import lua
+from worker.work import Work
+
+
+class Marks:
+    """Writes the marks of a batch in one round trip. Finishing a task removes its mark (``finish.lua``)."""
+
+    def __init__(self, client: redis.Redis, worker: str) -> None:
+        self._redis = client
+        self._worker = worker
+        self._begin = client.register_script(lua.source("begin"))
+
+    def begin(self, works: Iterable[Work], *, alone: bool = False) -> None:
+        """Marks tasks as running, and learns of each how it stands.
+
+        One that has ended meanwhile gets ``is_over``; one that workers died with gets their number, and is marked only
+        if it runs ``alone``.
+        """
+        works = list(works)
+        now = time.time()
+        keys = [queues.RUNNING, *(queues.record_key(work.id) for work in works)]
+        args: list[str | float] = [self._worker, now, queues.worker_key(""), int(alone)]
+        for work in works:
+            args += (work.id, work.retries)
+        reply = self._begin(keys=keys, args=args)
+        for work, died, record in zip(works, reply[::2], reply[1::2], strict=True):
+            work.record = json.loads(record) if record else {}
+            work.is_over = died < 0
+            work.deaths = max(died, 0)
+            work.is_marked = not work.is_over and (alone or not work.deaths)
+            work.started_at = now
+            work.attempt = work.retries + work.deaths + 1
+
+    def take_back(self, works: Iterable[Work]) -> None:
+        """Of tasks that go back on their queues unfinished: that was no death."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for work in works:
+                if not work.is_marked:
+                    continue
+                if work.deaths:
+                    mark = {"worker": "", "since": work.started_at, "deaths": work.deaths - 1, "attempt": work.attempt}
+                    pipe.hset(queues.RUNNING, work.id, json.dumps(mark))
+                else:
+                    pipe.hdel(queues.RUNNING, work.id)
+            pipe.execute()

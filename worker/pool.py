@@ -1,0 +1,167 @@
+"""The Celery pool: takes each request through the stages. Before: Celery's consumer. After: accept.
+
+Celery keeps its stock Request, tracer, events, expiry and revocation; only the body of a task is batched. An ordinary
+Celery task that is sent to this worker runs in a thread beside the stages.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from celery.concurrency.base import BasePool, apply_target
+from celery.worker import state as celery_state
+
+from producers import queues
+from producers.errors import ErrorCode, PipeqError
+from producers.message import TaskMessage
+from worker.runtime import Runtime
+from worker.work import Work
+
+logger = logging.getLogger(__name__)
+
+#: The process ends with this code when the device hangs or is beyond use, so that a supervisor starts it again.
+EXIT_DEVICE_LOST = 75
+#: How long such an end may take, in seconds.
+LOST_EXIT_S = 10.0
+
+
+class TaskPool(BasePool):
+    """Named by the setting ``worker_pool``. ``limit``, Celery's concurrency, is the number of tasks inside."""
+
+    signal_safe = False
+    body_can_be_buffer = True
+    #: Celery knows a running task by a process id; ours have none, so they get numbers beyond any.
+    _numbers = itertools.count(1 << 22)
+
+    def on_start(self) -> None:
+        """Starts the stages."""
+        self._works: dict[int, Work] = {}
+        self._inside: dict[str, Work] = {}
+        self._plain = ThreadPoolExecutor(os.cpu_count() or 1, "task")
+        self._runtime: Runtime = self.app.pipeq
+        self._runtime.start(self.app, self._on_lost, self._delivered)
+
+    def on_apply(
+        self,
+        target: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        callback: Any = None,
+        accept_callback: Any = None,
+        **_: Any,
+    ) -> Any:
+        """Takes one request in; called on Celery's event loop, so it only hands on."""
+        if args[0] != queues.TASK_NAME:
+            return self._plain.submit(apply_target, target, args, kwargs or {}, callback, accept_callback)
+        request = callback.__self__
+        if (work := self._inside.get(request.id)) is not None:
+            # The broker delivers again what it thinks is lost, after a broken connection for instance.
+            work.again.append(request)
+            return None
+        # A task's status is kept, whatever its producer wants to know of it.
+        args[2]["ignore_result"] = False
+        number = next(self._numbers)
+        work = Work(
+            id=request.id,
+            number=number,
+            request=request,
+            trace=partial(target, *args, **(kwargs or {})),
+            acknowledge=callback,
+        )
+        self._works[number] = self._inside[work.id] = work
+        if accept_callback is not None:
+            accept_callback(number, time.monotonic())
+        try:
+            work.message = self._read(request)
+        except PipeqError as error:
+            work.fail(error)
+        except Exception as error:
+            work.fail(PipeqError(ErrorCode.INVALID_MESSAGE, f"{type(error).__name__}: {error}"))
+        self._runtime.engine.submit(work)
+        return _Handle(work)
+
+    def _read(self, request: Any) -> TaskMessage:
+        if request.args:
+            raise PipeqError(ErrorCode.INVALID_MESSAGE, "the task takes keyword arguments only: pipeline, inputs, ...")
+        size, limit = len(request.body), self._runtime.settings.max_message_bytes
+        if size > limit:
+            raise PipeqError(
+                ErrorCode.INVALID_MESSAGE,
+                f"the message is {size} bytes, at most {limit} are allowed (`max_message_bytes`): send the input by "
+                "reference",
+            )
+        message = TaskMessage.parse(request.kwargs)
+        queue = (request.delivery_info or {}).get("routing_key")
+        if queue and queue != message.pipeline:
+            raise PipeqError(
+                ErrorCode.INVALID_MESSAGE, f"a message for pipeline {message.pipeline!r} lay on the queue {queue!r}"
+            )
+        if message.output is not None:
+            self._runtime.store.check_allowed(message.output.uri)
+        return message
+
+    def _delivered(self, works: list[Work]) -> None:
+        for work in works:
+            self._works.pop(work.number, None)
+            self._inside.pop(work.id, None)
+            for request in work.again:
+                celery_state.task_ready(request)
+                request.acknowledge()
+
+    def terminate_job(self, pid: int, signum: Any = None) -> None:
+        """``revoke(terminate=True)``: the task is dropped at its next stage. Celery has recorded the revocation."""
+        if (work := self._works.get(pid)) is not None:
+            work.is_terminated = True
+
+    def on_stop(self) -> None:
+        """SIGTERM: finishes what fits into ``drain_s``; the rest stays unacknowledged and goes back on its queue."""
+        left = self._runtime.stop(self._runtime.settings.drain_s)
+        self._plain.shutdown(wait=True, cancel_futures=True)
+        if left:
+            logger.info("%d tasks go back on their queues", len(left), extra={"action": "drain"})
+
+    def on_terminate(self) -> None:
+        """SIGQUIT: stops with the batch that is on the device."""
+        self._runtime.stop(0)
+
+    def _on_lost(self, reason: str, works: list[Work]) -> None:
+        """Ends the process; nothing else frees a device that hangs. Called on the watchdog's or the device's thread."""
+        logger.critical("%s; ending this process", reason, extra={"action": "device_lost"})
+        self._runtime.lost = works
+        # Should even the orderly way hang, no lease of ours may outlive us for long.
+        backstop = threading.Timer(LOST_EXIT_S, os._exit, (EXIT_DEVICE_LOST,))
+        backstop.daemon = True
+        backstop.start()
+        if len(works) == 1:
+            # It was alone, so it is to blame: running it again would only end the next worker.
+            works[0].fail(PipeqError(ErrorCode.TIMEOUT, reason))
+            self._runtime.deliverer.deliver(works)
+        # The way of every SIGTERM, but without waiting for the device: what is inside goes back on its queue.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _get_info(self) -> dict[str, Any]:
+        """What ``celery inspect stats`` shows."""
+        return {
+            **super()._get_info(),
+            "processes": [os.getpid()],
+            "in-flight": self._runtime.engine.in_flight(),
+            "pipelines": {name: one.model.model_dump() for name, one in self._runtime.pipelines.items()},
+        }
+
+
+class _Handle:
+    """What Celery keeps a weak reference to, to terminate the task."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def terminate(self, signum: Any = None) -> None:
+        self._work.is_terminated = True

@@ -1,0 +1,99 @@
+"""What a worker process holds besides Celery: settings, pipelines, and the stages once they run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from celery import Celery
+from redis.exceptions import RedisError
+
+from producers.redis_url import connect
+from worker.deliver import Deliverer
+from worker.engine import Engine
+from worker.fetch import Fetcher
+from worker.heartbeat import Heartbeat
+from worker.marks import Marks
+from worker.pipelines import Pipeline
+from worker.retries import Retries
+from worker.settings import Settings
+from worker.store import Store
+from worker.work import Work
+
+logger = logging.getLogger(__name__)
+
+#: More threads only fight over the interpreter.
+MOST_PREPARE_THREADS = 8
+
+
+@dataclass
+class Runtime:
+    """Built before Celery starts; the pool starts and stops it."""
+
+    settings: Settings
+    pipelines: dict[str, Pipeline]
+    #: Name of this worker, as Celery shows it.
+    hostname: str
+    #: Set when the device hangs or is beyond use, to the tasks it had: the process ends without waiting for it.
+    lost: list[Work] | None = None
+    engine: Engine = field(init=False)
+    deliverer: Deliverer = field(init=False)
+    store: Store = field(init=False)
+    _heartbeat: Heartbeat = field(init=False)
+    _fetcher: Fetcher = field(init=False)
+    _marks: Marks = field(init=False)
+
+    def start(
+        self,
+        app: Celery,
+        on_lost: Callable[[str, list[Work]], None],
+        on_delivered: Callable[[list[Work]], None],
+    ) -> None:
+        """Starts the stages."""
+        settings = self.settings
+        client = connect(settings.redis_url, retries=3)
+        retries = Retries(client, settings)
+        self._marks = Marks(client, self.hostname)
+        self.store = Store(settings.results, settings.s3)
+        self._fetcher = Fetcher(settings.inputs, settings.s3, settings.fetch_threads)
+        self.deliverer = Deliverer(app, settings, self.store, retries, client)
+
+        def deliver(works: list[Work]) -> None:
+            try:
+                self.deliverer.deliver(works)
+            finally:
+                on_delivered(works)
+
+        self.engine = Engine(
+            self.pipelines,
+            settings,
+            self._fetcher,
+            self._marks,
+            deliver,
+            on_lost,
+            settings.prepare_threads or min(os.cpu_count() or 1, MOST_PREPARE_THREADS),
+        )
+        self.engine.start()
+        self._heartbeat = Heartbeat(client, self.hostname, self.pipelines, self.engine.in_flight, retries)
+        threading.Thread(target=self._fetcher.warm_up, name="warm-up", daemon=True).start()
+
+    def announce(self) -> None:
+        """Registers the pipelines: from now on producers may submit to them. Called when messages are being taken."""
+        self._heartbeat.start()
+        logger.info("ready: serving %s as %s", ", ".join(self.pipelines), self.hostname, extra={"action": "ready"})
+
+    def stop(self, timeout_s: float) -> list[Work]:
+        """Finishes what fits into ``timeout_s``. Returns what did not."""
+        left = self.engine.drain(0 if self.lost else timeout_s, wait_for_device=self.lost is None)
+        try:
+            self._marks.take_back([work for work in left if work not in (self.lost or [])])
+        except RedisError as error:
+            logger.warning("cannot take back %d marks: %s", len(left), error, extra={"action": "drain"})
+        self._heartbeat.close()
+        self.deliverer.close()
+        self.store.close()
+        self._fetcher.close()
+        return left

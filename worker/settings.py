@@ -1,0 +1,295 @@
+"""SETTINGS: pipelines.toml + environment + command line -> one frozen object, read once.
+
+A bad value stops the start and names its key. Environment variables ``PIPEQ_<KEY>`` (``PIPEQ_INPUTS__MAX_BYTES`` for a
+nested one) override the file; the command line overrides both.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from producers import queues
+from producers.errors import ErrorCode, PipeqError
+from producers.redis_url import connect, without_password
+
+_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def parse_size(value: Any) -> Any:
+    """``"512MiB"`` -> 536870912. Plain integers are bytes.
+
+    Raises:
+        ValueError: not a number with one of B, KiB, MiB, GiB, kB, MB, GB.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+    if not match or match[2].upper() not in _UNITS:
+        raise ValueError(f"{value!r} is no size like 65536, 64KiB or 512MiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _check_prefix(schemes: tuple[str, ...]) -> AfterValidator:
+    def check(uri: str) -> str:
+        scheme, sep, rest = uri.partition("://")
+        if not sep or scheme not in schemes:
+            raise ValueError(f"{uri!r} does not begin with one of {', '.join(s + '://' for s in schemes)}")
+        if scheme == "file" and not rest.startswith("/"):
+            raise ValueError(f"{uri!r} is not absolute: write file:///path/")
+        if scheme != "file" and not rest.strip("/"):
+            raise ValueError(f"{uri!r} names no {'bucket' if scheme == 's3' else 'host'}")
+        return uri
+
+    return AfterValidator(check)
+
+
+def _check_redis_url(url: str) -> str:
+    if url.partition("://")[0] not in ("redis", "rediss", "unix", "redis+socket"):
+        raise ValueError(
+            f"{without_password(url)!r} is no Redis URL like redis://host:6379/0, rediss:// or unix:///path"
+        )
+    connect(url).close()  # it connects on first use; this reads the URL
+    return url
+
+
+RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
+Bytes = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+InputPrefix = Annotated[str, _check_prefix(("s3", "file", "https"))]
+OutputPrefix = Annotated[str, _check_prefix(("s3", "file"))]
+
+
+#: What the command line overrides, while the settings are being read.
+_command_line: ContextVar[dict[str, Any]] = ContextVar("command_line", default={})  # noqa: B039 - never changed
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class S3Settings(_Section):
+    """How to reach S3. Credentials come from the usual AWS chain (environment, profile, role)."""
+
+    #: For an S3 server that is not AWS, for instance ``http://localhost:9000``. Default: AWS_ENDPOINT_URL, then AWS.
+    endpoint_url: str | None = None
+    #: Default: the AWS chain's.
+    region: str | None = None
+    #: Address buckets in the path; ``auto`` does so where there is an endpoint URL.
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+
+
+class InputSettings(_Section):
+    """What a worker may read, and how much of it."""
+
+    #: Prefixes of URIs that may be read; nothing outside them is. Also ``--allow``.
+    allow: tuple[InputPrefix, ...] = ()
+    #: Largest single input, as stored.
+    max_bytes: Bytes = 512 * 2**20
+    #: Largest image, in pixels.
+    max_pixels: int = Field(default=128_000_000, gt=0)
+    #: Longest audio, in seconds.
+    max_audio_s: float = Field(default=4 * 3600, gt=0)
+    #: How long one connect or read of a remote store may take, in seconds.
+    timeout_s: float = Field(default=30, gt=0)
+    #: How long a whole input may take to read, however slowly it drips, in seconds.
+    max_fetch_s: float = Field(default=600, gt=0)
+    #: Networks (CIDR) that https:// may reach although they are private, for stores inside your own network.
+    private_networks: tuple[str, ...] = ()
+    #: PEM file of the authorities that https:// trusts. Default: the system's, or SSL_CERT_FILE.
+    ca_bundle: Path | None = None
+
+
+class ResultSettings(_Section):
+    """Where results go."""
+
+    #: Larger results go to ``store``.
+    inline_max_bytes: Bytes = 64 * 2**10
+    #: ``s3://bucket/prefix/`` or ``file:///folder/``. Without a store results stay inline up to 8 MiB.
+    store: OutputPrefix | None = None
+    #: Prefixes below which a producer may ask its output to be written.
+    allow: tuple[OutputPrefix, ...] = ()
+    #: How long a record is kept after its task ended, in seconds.
+    expires_s: int = Field(default=queues.RESULT_TTL_S, gt=0)
+    #: Messages kept in each queue's dead-letter list, the newest.
+    dead_letter_max: int = Field(default=10_000, gt=0)
+
+
+class PipelineSettings(_Section):
+    """One pipeline: a task type, a model, and how to batch it."""
+
+    #: Task type; the pipeline's name where it is absent.
+    task: str | None = None
+    #: A local folder or a name on the Hub; transformers' default for the task where it is absent.
+    model: str | None = None
+    revision: str | None = None
+    #: ``cpu``, ``cuda:0``, ...; the worker's device where it is absent.
+    device: str | None = None
+    #: For accelerate, for instance ``auto``; not together with ``device``, which it replaces.
+    device_map: str | dict[str, int | str] | None = None
+    #: ``float32``, ``float16``, ``bfloat16`` or ``auto`` (as the model was saved).
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    trust_remote_code: bool = False
+    #: Most items in one batch.
+    max_batch_size: int = Field(default=64, gt=0)
+    #: Most padded cost in one batch (tokens, frames or pixels: see the task type); by default it depends on the device.
+    max_batch_cost: int | None = Field(default=None, gt=0)
+    #: How long a ready item may wait for company while the device is idle, in milliseconds.
+    max_wait_ms: float = Field(default=5, ge=0)
+    #: Parameters of the pipeline's call, each overridden by a task's own.
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_device(self) -> Self:
+        if self.device is not None and self.device_map is not None:
+            raise ValueError("give `device` or `device_map`, not both")
+        return self
+
+    #: Keyword arguments for the model's ``from_pretrained``, for instance ``attn_implementation``.
+    model_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Settings(BaseSettings):
+    """Everything a worker can be told."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix="PIPEQ_", env_nested_delimiter="__", validate_default=True
+    )
+
+    redis_url: RedisUrl = "redis://localhost:6379/0"
+    s3: S3Settings = S3Settings()
+    inputs: InputSettings = InputSettings()
+    results: ResultSettings = ResultSettings()
+    #: Name -> pipeline.
+    pipelines: dict[str, PipelineSettings] = Field(default_factory=dict)
+    #: The device of pipelines that name none: ``auto`` is the first accelerator, else the CPU.
+    device: str = "auto"
+    #: Largest message, as JSON. Producers have the same limit.
+    max_message_bytes: Bytes = queues.MAX_MESSAGE_BYTES
+    #: Tasks that may be inside a worker at once; they are the window that batches are picked from.
+    prefetch: int = Field(default=512, gt=0)
+    #: Bytes of inputs and prepared items that may be inside a worker at once; one larger task is let in alone.
+    prefetch_bytes: Bytes = 2 * 2**30
+    fetch_threads: int = Field(default=16, gt=0)
+    #: Threads that decode and prepare; by default the number of CPUs, 8 at most.
+    prepare_threads: int | None = Field(default=None, gt=0)
+    #: Threads that torch uses for one operation on the CPU; torch's own default where it is absent.
+    torch_threads: int | None = Field(default=None, gt=0)
+    #: Tries of a task whose store is unreachable, the first one included.
+    max_attempts: int = Field(default=4, gt=0)
+    #: The first retry waits about this long, each further one twice as long, in seconds.
+    retry_backoff_s: float = Field(default=2, gt=0)
+    #: A retry never waits longer than this, in seconds.
+    retry_backoff_max_s: float = Field(default=300, gt=0)
+    #: Workers that may die with a task in a batch before it fails as ``worker_lost``.
+    max_deaths: int = Field(default=3, gt=0)
+    #: A forward pass beyond this ends the process, in seconds.
+    hard_timeout_s: float = Field(default=600, gt=0)
+    #: What a worker may still finish after SIGTERM, in seconds; the rest goes back on its queue.
+    drain_s: float = Field(default=20, ge=0)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    #: ``text`` for people, ``json`` for machines.
+    log_format: Literal["text", "json"] = "text"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The command line first, then the environment, then what :func:`load` read from the file."""
+        return InitSettingsSource(settings_cls, _command_line.get()), env_settings, init_settings
+
+
+def load(config: Path | None = None, **overrides: Any) -> Settings:
+    """Reads the settings.
+
+    Args:
+        config: a TOML file; its keys are those of :class:`Settings`.
+        overrides: top-level keys from the command line; they win over file and environment.
+
+    Raises:
+        SettingsError: names the file and the key.
+    """
+    fields: dict[str, Any] = {}
+    if config is not None:
+        try:
+            fields = tomllib.loads(config.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SettingsError(f"cannot read {config}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{config} is no TOML: {error}") from error
+    token = _command_line.set(overrides)
+    try:
+        return Settings(**fields)
+    except ValidationError as error:
+        where = str(config) if config else "settings"
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors(include_url=False)]
+        raise SettingsError(f"{where}: {'; '.join(lines)}") from error
+    finally:
+        _command_line.reset(token)
+
+
+def from_command_line(
+    config: Path | None,
+    tasks: Iterable[str] = (),
+    allow: Iterable[str] = (),
+    redis_url: str | None = None,
+    log_format: str | None = None,
+) -> Settings:
+    """The settings of ``pipeq worker``: what it is told adds to, or replaces, what the file and the environment say.
+
+    Raises:
+        SettingsError: names the file and the key; also when there is no pipeline at all.
+    """
+    base = load(config)
+    overrides: dict[str, Any] = {}
+    named = dict(_pipeline_argument(text) for text in tasks)
+    if named:
+        overrides["pipelines"] = {**base.model_dump()["pipelines"], **named}
+    if allow:
+        overrides["inputs"] = {**base.inputs.model_dump(), "allow": (*base.inputs.allow, *allow)}
+    if redis_url is not None:
+        overrides["redis_url"] = redis_url
+    if log_format is not None:
+        overrides["log_format"] = log_format
+    settings = load(config, **overrides)
+    if not settings.pipelines:
+        raise SettingsError(
+            "no pipeline to serve: name one, as in `pipeq worker text-classification`, or give --config"
+        )
+    return settings
+
+
+def _pipeline_argument(text: str) -> tuple[str, dict[str, Any]]:
+    """``TASK[=MODEL]`` -> a section of [pipelines]."""
+    name, _, model = text.partition("=")
+    return name, {"model": model or None}
+
+
+class SettingsError(PipeqError):
+    """The settings cannot be used."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.INVALID_SETTINGS, message, False)
+
+    def __str__(self) -> str:
+        return self.message

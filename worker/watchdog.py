@@ -1,0 +1,48 @@
+"""Notices a forward pass that does not come back. No thread can be stopped from outside; the process can."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Watchdog:
+    """Calls back once when what it watches takes too long. Its thread starts with the first watch."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._changed = threading.Condition()
+        self._deadline: float | None = None
+        self._on_breach: Callable[[float], None] | None = None
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def watch(self, on_breach: Callable[[float], None]) -> Iterator[None]:
+        """Watches what runs inside; ``on_breach`` gets the limit in seconds, on the watchdog's thread."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+            self._thread.start()
+        with self._changed:
+            idle = self._deadline is None
+            self._deadline, self._on_breach = time.monotonic() + self._limit_s, on_breach
+            if idle:
+                self._changed.notify()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._deadline = self._on_breach = None
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                left = None if self._deadline is None else self._deadline - time.monotonic()
+                if left is None or left > 0:
+                    # Woken by the next watch, or at the deadline of this one, whichever it then is.
+                    self._changed.wait(left)
+                    continue
+                breach, self._deadline = self._on_breach, None
+            if breach is not None:
+                breach(self._limit_s)

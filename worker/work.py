@@ -1,0 +1,149 @@
+"""The two things that move through the stages: a task inside the worker, and the items it becomes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from producers.errors import PipeqError
+from producers.message import TaskMessage
+from producers.status import BatchInfo
+from worker.inputs import Input
+from worker.pipelines import Pipeline
+
+
+@dataclass(eq=False)
+class Work:
+    """One task inside the worker, from its reservation to its acknowledgement.
+
+    Owned by one stage at a time; only the counting of items is shared between threads, under a lock.
+    """
+
+    id: str
+    #: What Celery knows it by in the pool, in the place of a process id.
+    number: int
+    #: Celery's request: expiry, revocation, events, acknowledgement.
+    request: Any
+    #: Runs Celery's tracer on this task and returns what :attr:`acknowledge` takes.
+    trace: Callable[[], Any]
+    #: Tells Celery how the task ended; acknowledges the message.
+    acknowledge: Callable[[Any], None]
+    received_at: float = field(default_factory=time.time)
+
+    message: TaskMessage | None = None
+    pipeline: Pipeline | None = None
+    #: The pipeline's own parameters, overridden by the task's.
+    params: dict[str, Any] = field(default_factory=dict)
+    #: One entry an input; references are replaced by what they referred to.
+    inputs: list[Input] = field(default_factory=list)
+    #: Whether the producer sent a list, so that the result is one too.
+    is_list: bool = False
+    #: For each input the model's outputs, one a chunk.
+    outputs: list[list[Any]] = field(default_factory=list)
+
+    error: PipeqError | None = None
+    #: What the task's caller reads: the pipeline's output, or where it was written.
+    result: Any = None
+    result_uri: str | None = None
+    #: The task's record as it was before the worker changed it.
+    record: dict[str, Any] | None = None
+    #: Set when the record says that the task has ended already: cancelled, or finished by another worker.
+    is_over: bool = False
+    #: Set by ``revoke(terminate=True)``.
+    is_terminated: bool = False
+    started_at: float | None = None
+    attempt: int = 0
+    #: Workers that died with it in a batch.
+    deaths: int = 0
+    #: Whether its running mark is ours.
+    is_marked: bool = False
+    #: Further deliveries of the same message, which end with this one.
+    again: list[Any] = field(default_factory=list)
+    batch: BatchInfo | None = None
+    #: Milliseconds in each stage.
+    timing_ms: dict[str, float] = field(default_factory=dict)
+    #: Bytes of the worker's budget it holds.
+    held_bytes: int = 0
+
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _open_items: int = 0
+    _all_prepared: bool = False
+
+    @property
+    def queue(self) -> str:
+        """The queue its message came from."""
+        return str(self.request.delivery_info.get("routing_key") or "")
+
+    @property
+    def retries(self) -> int:
+        """Tries that ended in a passing fault."""
+        return int(self.request.request_dict.get("retries") or 0)
+
+    def is_expired(self) -> bool:
+        """Whether the task's expiry has passed. Celery looks only when the message arrives."""
+        expires = self.request.expires
+        return expires is not None and expires < datetime.now(expires.tzinfo)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the time spent inside to the stage's."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add_time(stage, time.monotonic() - began)
+
+    def add_time(self, stage: str, seconds: float) -> None:
+        """Adds to a stage's time."""
+        self.timing_ms[stage] = round(self.timing_ms.get(stage, 0.0) + seconds * 1000, 3)
+
+    def opened(self) -> None:
+        """One more item is on its way through the batcher."""
+        with self._lock:
+            self._open_items += 1
+
+    def prepared(self) -> bool:
+        """No more items will come. Returns whether all have come back already, that is, whether to finish now."""
+        with self._lock:
+            self._all_prepared = True
+            return not self._open_items
+
+    def closed(self) -> bool:
+        """An item came back from the device. Returns whether it was the last, that is, whether to finish now."""
+        with self._lock:
+            self._open_items -= 1
+            return self._all_prepared and not self._open_items
+
+    def fail(self, error: PipeqError) -> None:
+        """Keeps the first error; its other items need not run."""
+        if self.error is None:
+            self.error = error
+
+    @property
+    def needs_no_device(self) -> bool:
+        """Whether running its items would be in vain."""
+        return self.error is not None or self.is_over or self.is_terminated
+
+
+@dataclass(eq=False)
+class Item:
+    """One row of model input."""
+
+    work: Work
+    #: Which of the task's inputs it belongs to, and which of that input's chunks it is.
+    index: int
+    chunk: int
+    #: What the pipeline's ``preprocess`` made: a mapping of names to tensors and whatever it needs later.
+    features: Any
+    group: Hashable
+    cost: int
+    nbytes: int
+    ready_at: float = field(default_factory=time.monotonic)
+    #: The model's output for this item, as if it had run alone; or why there is none.
+    output: Any = None
+    error: PipeqError | None = None
