@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from celery import Celery, Task
-from celery.signals import worker_ready
+from celery.apps.worker import Worker as CeleryWorker
+from celery.apps.worker import install_cry_handler
+from celery.signals import worker_ready, worker_shutting_down
+from celery.worker import state as celery_state
 from kombu import Queue
+from kombu.asynchronous import get_event_loop
 
 from producers import queues
 from producers.errors import PipeqError
-from worker import deliver, transport
+from worker import deliver, signals, transport
 from worker.runtime import Runtime
 
 
@@ -56,6 +62,26 @@ def build_app(runtime: Runtime) -> Celery:
     # Weak references are Celery's default; nothing else would hold this one.
     worker_ready.connect(lambda **_: runtime.announce(), weak=False)
     return app
+
+
+class Worker(CeleryWorker):
+    """Celery's worker, told to stop in a way that its threads survive; see :mod:`worker.signals`."""
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """Installs the signal handlers. SIGUSR1 prints what every thread is doing, as in any Celery worker."""
+        signals.on_stop(self._drain, self._hurry)
+        install_cry_handler()
+
+    def _drain(self) -> None:
+        worker_shutting_down.send(sender=self.hostname, sig="SIGTERM", how="Warm", exitcode=0)
+        celery_state.should_stop = 0
+        if (loop := get_event_loop()) is not None:
+            # Wakes it up, to look at what was just set.
+            loop.call_soon(bool)
+
+    def _hurry(self) -> None:
+        self.app.pipeq.hurry()
+        self._drain()
 
 
 class _Infer(Task):

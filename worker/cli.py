@@ -78,7 +78,7 @@ def run(settings: Settings) -> int:
     import transformers
     from celery.exceptions import SecurityWarning
 
-    from worker.app import build_app
+    from worker.app import Worker, build_app
     from worker.pipelines import load
     from worker.pool import EXIT_DEVICE_LOST
     from worker.runtime import Runtime
@@ -103,7 +103,7 @@ def run(settings: Settings) -> int:
     app = build_app(runtime)
     # Containers run as whom they like; a worker runs no code of its producers.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    celery_worker = app.Worker(hostname=hostname, quiet=True, loglevel=settings.log_level)
+    celery_worker = Worker(app=app, hostname=hostname, quiet=True, loglevel=settings.log_level)
     celery_worker.start()
     logging.shutdown()
     sys.stdout.flush()

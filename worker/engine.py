@@ -73,6 +73,13 @@ class Engine:
         self._changed = threading.Condition()
         #: Set when the stages end: what is still inside goes back on its queue, whatever becomes of it here.
         self._closed = False
+        #: Set when nothing is to be waited for any more.
+        self._hurried = False
+        self._device_ended = False
+        #: Set when nobody waits for results any more, not even for those of the last batch.
+        self._ended = False
+        #: Calls of ``deliver`` that are under way or scheduled.
+        self._finishing = 0
         self._budget = Budget(settings.prefetch_bytes)
         self._batcher: Batcher[Item] = Batcher(min(WINDOW_BYTES, settings.prefetch_bytes))
         self._watchdog = Watchdog(settings.hard_timeout_s)
@@ -86,10 +93,11 @@ class Engine:
         self._device.start()
 
     def submit(self, work: Work) -> None:
-        """Takes a task in. Returns at once."""
+        """Takes a task in. Returns at once. Once the stages have ended, its message is left unacknowledged."""
         with self._changed:
-            self._works.add(work)
-        self._preparing.submit(self._guarded, work, self._accept)
+            if not self._closed:
+                self._works.add(work)
+                self._preparing.submit(self._guarded, work, self._accept)
 
     def in_flight(self) -> dict[str, int]:
         """Tasks inside, by pipeline."""
@@ -110,21 +118,28 @@ class Engine:
         Returns:
             The tasks that were not finished; they are not acknowledged.
         """
-        deadline = time.monotonic() + timeout_s
         with self._changed:
-            self._changed.wait_for(lambda: not self._works, timeout_s)
-        self._closed = True
+            self._changed.wait_for(lambda: self._hurried or not self._works, timeout_s)
+            self._closed = True
         self._batcher.close()
         self._budget.close()
         self._preparing.shutdown(wait=False, cancel_futures=True)
         self._fetching.shutdown(wait=False, cancel_futures=True)
-        if wait_for_device:
-            # The forward pass cannot be interrupted; its results are worth the wait.
-            self._device.join(self._settings.hard_timeout_s)
-        self._delivering.shutdown(wait=True)
-        logger.debug("drained %.1f s before the limit", deadline - time.monotonic(), extra={"action": "drain"})
         with self._changed:
+            if wait_for_device:
+                # The forward pass cannot be interrupted; its results are worth the wait.
+                limit_s = self._settings.hard_timeout_s
+                self._changed.wait_for(lambda: self._hurried or self._device_ended, limit_s)
+            self._changed.wait_for(lambda: self._hurried or not self._finishing)
+            self._ended = True
+            self._delivering.shutdown(wait=False)
             return list(self._works)
+
+    def hurry(self) -> None:
+        """Ends a drain, now or later, without waiting for anything. May be called from any thread."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
 
     # -- stages, in the order of the data's way -----------------------------------------------------------------------
 
@@ -172,7 +187,7 @@ class Engine:
                 return  # draining: the message goes back on its queue
             began = time.monotonic()
         if work.prepared():
-            self._finish([work])
+            self._finish_here(work)
 
     def _decode(self, work: Work) -> None:
         assert work.pipeline is not None
@@ -185,6 +200,14 @@ class Engine:
                     one.fields[name] = decoded
 
     def _run_device(self) -> None:
+        try:
+            self._run_batches()
+        finally:
+            with self._changed:
+                self._device_ended = True
+                self._changed.notify_all()
+
+    def _run_batches(self) -> None:
         while (batch := self._batcher.take()) is not None:
             works = list(dict.fromkeys(item.work for item in batch.items))
             try:
@@ -197,7 +220,7 @@ class Engine:
                     work.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
             done = [item.work for item in batch.items if item.work.closed()]
             if done:
-                self._delivering.submit(self._finish, done)
+                self._finish_later(done)
 
     def _run_batch(self, batch: Batch[Item], works: list[Work]) -> None:
         began = time.monotonic()
@@ -263,6 +286,18 @@ class Engine:
             extra={"action": "batch", "pipeline": pipeline.name, "size": info.size, "ms": spent * 1000},
         )
 
+    def _finish_later(self, works: list[Work]) -> None:
+        with self._changed:
+            if not self._ended:
+                self._finishing += 1
+                self._delivering.submit(self._finish, works)
+
+    def _finish_here(self, work: Work) -> None:
+        """On the thread that found that a task needs no device, or that the device was faster than it."""
+        with self._changed:
+            self._finishing += 1
+        self._finish([work])
+
     def _finish(self, works: list[Work]) -> None:
         try:
             self._deliver(works)
@@ -272,7 +307,8 @@ class Engine:
             self._hold(work, -work.held_bytes)
         with self._changed:
             self._works.difference_update(works)
-            if not self._works:
+            self._finishing -= 1
+            if not self._works or not self._finishing:
                 self._changed.notify_all()
 
     # -- helpers ------------------------------------------------------------------------------------------------------
@@ -293,7 +329,7 @@ class Engine:
             logger.exception("stage %s failed on task %s", stage.__name__, work.id, extra={"action": "stage"})
             work.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
         if work.prepared():
-            self._finish([work])
+            self._finish_here(work)
 
     def _hold(self, work: Work, more: int) -> None:
         self._budget.add(work.held_bytes, more)

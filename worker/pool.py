@@ -129,7 +129,7 @@ class TaskPool(BasePool):
             logger.info("%d tasks go back on their queues", len(left), extra={"action": "drain"})
 
     def on_terminate(self) -> None:
-        """SIGQUIT: stops with the batch that is on the device."""
+        """A cold shutdown, where somebody else's ``celery worker`` runs this pool; ours has none."""
         self._runtime.stop(0)
 
     def _on_lost(self, reason: str, works: list[Work]) -> None:

@@ -85,8 +85,13 @@ class Runtime:
         self._heartbeat.start()
         logger.info("ready: serving %s as %s", ", ".join(self.pipelines), self.hostname, extra={"action": "ready"})
 
+    def hurry(self) -> None:
+        """Whoever stops now, or is stopping, waits for nothing any more."""
+        if hasattr(self, "engine"):  # else nothing has come in yet
+            self.engine.hurry()
+
     def stop(self, timeout_s: float) -> list[Work]:
-        """Finishes what fits into ``timeout_s``. Returns what did not."""
+        """Finishes what fits into ``timeout_s``, less after :meth:`hurry`. Returns what did not."""
         left = self.engine.drain(0 if self.lost else timeout_s, wait_for_device=self.lost is None)
         try:
             self._marks.take_back([work for work in left if work not in (self.lost or [])])

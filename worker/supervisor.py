@@ -11,7 +11,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from worker import log
+from worker import log, signals
 from worker.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -69,8 +69,7 @@ class _Supervisor:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.stopping.set())
+        signals.on_stop(self.stopping.set, self._hurry)
         while not self.stopping.is_set():
             for child in self.children:
                 self._look_after(child)
@@ -109,7 +108,10 @@ class _Supervisor:
 
     def _start(self, child: _Child) -> None:
         env = {**os.environ, "PIPEQ_DEVICE": child.device, PARENT: str(os.getpid())}
-        child.process = subprocess.Popen([sys.executable, "-m", "producers", *self.argv], env=env)
+        # In a session of its own: Ctrl-C is for the supervisor, which tells its children once.
+        child.process = subprocess.Popen(
+            [sys.executable, "-m", "producers", *self.argv], env=env, start_new_session=True
+        )
         child.started_at = time.monotonic()
         logger.info(
             "started a worker on %s, process %d",
@@ -117,6 +119,12 @@ class _Supervisor:
             child.process.pid,
             extra={"action": "start", "device": child.device},
         )
+
+    def _hurry(self) -> None:
+        self.stopping.set()
+        for child in self.children:
+            if (process := child.process) is not None:
+                process.send_signal(signal.SIGQUIT)
 
     def _stop(self) -> int:
         running = [child.process for child in self.children if child.process is not None]
