@@ -29,7 +29,18 @@ def build_app(runtime: Runtime) -> Celery:
         broker_transport=None if url.startswith("socket:") else transport.NAME,
         broker_connection_retry_on_startup=True,
         # One list for each of these and each queue, as stock Celery producers push them.
-        broker_transport_options={"priority_steps": list(queues.PRIORITY_STEPS), "sep": queues.PRIORITY_SEPARATOR},
+        broker_transport_options={
+            "priority_steps": list(queues.PRIORITY_STEPS),
+            "sep": queues.PRIORITY_SEPARATOR,
+            "lease_s": settings.lease_s,
+            "sweep_s": settings.sweep_s,
+            # Of each pipeline, so that a busy one does not fill the place of another.
+            "queue_prefetch": settings.prefetch,
+            # Redis may be silent without closing a connection.
+            "socket_timeout": 10,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+        },
         result_backend=f"worker.backend:Backend+{url}",
         result_expires=settings.results.expires_s,
         # What is computed waits for Redis to come back: once a second, for ten minutes.
@@ -44,7 +55,7 @@ def build_app(runtime: Runtime) -> Celery:
         worker_pool="worker.pool:TaskPool",
         worker_consumer="worker.consumer:Consumer",
         # Tasks that wait inside, not CPUs: the window that batches are picked from.
-        worker_concurrency=settings.prefetch,
+        worker_concurrency=settings.prefetch * len(runtime.pipelines),
         worker_prefetch_multiplier=1,
         # A message is acknowledged when its result is stored, so that no death loses it.
         task_acks_late=True,

@@ -21,6 +21,22 @@ from celery.backends.redis import RedisBackend
 
 from producers import queues
 from worker import lua
+from worker.leases import Leases
+from worker.outage import outage
+
+#: Most results that one call of the script stores.
+AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class Retry:
+    """A message that is to run again."""
+
+    #: Seconds since the epoch.
+    due: float
+    waiting_key: str
+    #: What goes into the set of waiting messages.
+    message: str
 
 
 @dataclass(frozen=True)
@@ -32,6 +48,11 @@ class Annotation:
     #: Where a copy of the message goes should the task fail, and that copy.
     dead_letter_list: str = ""
     dead_letter: str = ""
+    #: Its lease, where that is on the same server: the message is then acknowledged in the same step.
+    leases: Leases | None = None
+    tag: str = ""
+    #: Should it be retried: when it is due, in seconds since the epoch, where it waits, and as what.
+    retry: Retry | None = None
 
 
 #: Set around the tracer of one task.
@@ -44,34 +65,38 @@ class _Entry:
     key: str
     record: str
     lifetime_s: int
-    dead_letter_list: str = ""
-    dead_letter: str = ""
+    note: Annotation
+    #: Whether the dead letter is due.
+    failed: bool
 
 
 @dataclass
-class _Buffer:
+class Buffer:
+    """What :meth:`Backend.buffered` holds back; afterwards it tells which tasks had no lease any more."""
+
     entries: list[_Entry] = field(default_factory=list)
+    #: Ids of tasks of which nothing was stored, because somebody else has them.
+    lost: set[str] = field(default_factory=set)
 
 
 class Backend(RedisBackend):
     """One for each thread, as Celery makes them."""
 
-    _buffer: _Buffer | None = None
+    _buffer: Buffer | None = None
     _finish_script: Any = None
 
     @contextmanager
-    def buffered(self) -> Iterator[None]:
+    def buffered(self) -> Iterator[Buffer]:
         """Holds back what is stored inside and stores it in one round trip at the end.
 
         Acknowledge only after leaving it: if Redis is away it raises, and nothing was stored.
         """
-        self._buffer = buffer = _Buffer()
+        self._buffer = buffer = Buffer()
         try:
-            yield
+            yield buffer
         finally:
             self._buffer = None
-        if buffer.entries:
-            self.ensure(self._flush, (buffer.entries,))
+        self._store(buffer.entries, buffer)
 
     def _store_result(
         self, task_id: Any, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
@@ -88,35 +113,51 @@ class Backend(RedisBackend):
             # Celery itself ended one of our tasks, before it came to a batch: revoked, expired.
             before.pop("error", None)
             meta["pipeq"] = {**before, "finished_at": time.time()}
-        failed = state == states.FAILURE and note is not None
         entry = _Entry(
             id=task_id,
             key=key,
             record=_text(self.encode(meta)),
             lifetime_s=self._lifetime_s(state),
-            dead_letter_list=note.dead_letter_list if failed and note else "",
-            dead_letter=note.dead_letter if failed and note else "",
+            note=note or Annotation({}),
+            failed=state == states.FAILURE,
         )
         if self._buffer is None:
-            self.ensure(self._flush, ([entry],))
+            self._store([entry], Buffer())
         else:
             self._buffer.entries.append(entry)
         return result
 
-    def _flush(self, entries: list[_Entry]) -> None:
+    def _store(self, entries: list[_Entry], buffer: Buffer) -> None:
+        for start in range(0, len(entries), AT_ONCE):
+            self.ensure(self._finish, (entries[start : start + AT_ONCE], buffer))
+
+    def _finish(self, entries: list[_Entry], buffer: Buffer) -> None:
         if self._finish_script is None:
             self._finish_script = self.client.register_script(lua.source("finish"))
-        keys = [queues.RUNNING]
+        leases = next((entry.note.leases for entry in entries if entry.note.leases is not None), None)
+        keys = [queues.RUNNING, leases.unacked_key if leases else "", leases.key if leases else ""]
         args: list[Any] = [self.app.conf.get("pipeq_dead_letter_max", 10_000)]
         for entry in entries:
-            keys += (entry.key, entry.dead_letter_list)
-            args += (entry.id, entry.record, entry.lifetime_s, entry.dead_letter)
-        self._finish_script(keys=keys, args=args)
+            note, retry = entry.note, entry.note.retry
+            keys += (entry.key, note.dead_letter_list, retry.waiting_key if retry else "")
+            args += (entry.id, note.tag, entry.record, entry.lifetime_s, note.dead_letter if entry.failed else "")
+            args += (retry.due, retry.message) if retry else ("", "")
+        reply = self._finish_script(keys=keys, args=args)
+        outage.over("results")
+        buffer.lost.update(entry.id for entry, done in zip(entries, reply, strict=True) if done < 0)
+
+    def on_connection_error(self, max_retries: Any, exc: BaseException, intervals: Any, retries: Any) -> Any:
+        """Called between two tries; Celery's own has a line in the log for each."""
+        outage.noticed("results", exc)
+        return next(intervals)
 
     def _lifetime_s(self, state: str) -> int:
-        if state in states.READY_STATES:
-            return int(self.expires or 0)
-        return max(int(self.expires or 0), queues.PENDING_TTL_S)
+        if state not in states.READY_STATES:
+            return max(int(self.expires or 0), queues.PENDING_TTL_S)
+        expires = self.expires
+        if state == states.FAILURE and self.app.conf.get("result_failure_expires") is not None:
+            expires = self.prepare_expires(self.app.conf.result_failure_expires)
+        return int(expires or 0)
 
     def _status_before(self, key: str) -> dict[str, Any] | None:
         raw = self.get(key)

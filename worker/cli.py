@@ -73,22 +73,15 @@ def run(settings: Settings) -> int:
     from worker import log
 
     log.set_up(settings.log_level, settings.log_format)
-    logger.info("importing torch and transformers", extra={"action": "start"})
-    import torch
-    import transformers
     from celery.exceptions import SecurityWarning
 
     from worker.app import Worker, build_app
-    from worker.pipelines import load
+    from worker.loading import load, needs_torch
     from worker.pool import EXIT_DEVICE_LOST
     from worker.runtime import Runtime
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    # One thread a tokenizer: parallelism comes from our own threads.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if settings.torch_threads:
-        torch.set_num_threads(settings.torch_threads)
+    if any(needs_torch(name, section) for name, section in settings.pipelines.items()):
+        _import_torch(settings)
     _wait_for_redis(settings.redis_url)
     pipelines = {}
     for at, (name, section) in enumerate(settings.pipelines.items(), 1):
@@ -110,6 +103,19 @@ def run(settings: Settings) -> int:
     sys.stderr.flush()
     # Threads that still read from a slow store would hold the process up; their tasks are back on their queues.
     os._exit(EXIT_DEVICE_LOST if runtime.lost else celery_worker.exitcode or 0)
+
+
+def _import_torch(settings: Settings) -> None:
+    logger.info("importing torch and transformers", extra={"action": "start"})
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # One thread a tokenizer: parallelism comes from our own threads.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if settings.torch_threads:
+        torch.set_num_threads(settings.torch_threads)
 
 
 def _wait_for_redis(url: str) -> None:

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC
 from typing import Any
 
+from celery.utils.time import maybe_iso8601
+from celery.worker import state as celery_state
 from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.consumer.consumer import logger as celery_logger
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
@@ -19,8 +25,13 @@ from producers import queues
 from producers.errors import ErrorCode, PipeqError
 from worker.backend import Annotation, annotation
 from worker.dead_letter import dead_letter, push, raw_frame
+from worker.outage import outage
 
 logger = logging.getLogger(__name__)
+
+#: Celery itself waits for what is due this soon, in seconds.
+SOON_S = 1.0
+RECONNECT_S = 0.5
 
 #: Redis is away, or refuses.
 _AWAY = (RedisError, OSError, OperationalError)
@@ -37,8 +48,8 @@ class Consumer(CeleryConsumer):
             try:
                 if (reason := _broken(message)) is not None:
                     self._refuse(message, reason)
-                    return
-                handle(message)
+                elif not self._postpone(message):
+                    handle(message)
             except _AWAY:
                 # Not the message's fault. Celery's own list of such errors holds KeyError, too.
                 raise
@@ -46,6 +57,42 @@ class Consumer(CeleryConsumer):
                 self._refuse(message, f"{type(error).__name__}: {error}")
 
         return on_task_received
+
+    def _postpone(self, message: Any) -> bool:
+        """Sends back a message that is not due yet: Celery would keep it, its memory and its credit until it is."""
+        leases = getattr(message.channel, "leases", None)
+        eta = _seconds(message.headers.get("eta"))
+        if leases is None or eta is None or eta - time.time() < SOON_S:
+            return False
+        queue = message.delivery_info["routing_key"]
+        leases.postpone(message.delivery_tag, queues.waiting_key(queue), eta)
+        message.ack_log_error(logger, self.connection_errors)  # here alone: in Redis it waits
+        return True
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Tries until it succeeds, twice a second; Celery's own waits longer each time, and logs each time."""
+        errors = conn.recoverable_connection_errors
+        while True:
+            celery_state.maybe_shutdown()
+            try:
+                conn.connect()
+            except errors as error:
+                outage.noticed("connect", error)
+                time.sleep(RECONNECT_S)
+            else:
+                outage.over("connect")
+                return conn
+
+    def on_connection_error_after_connected(self, exc: BaseException) -> None:
+        """The connection for broadcasts broke, which Celery makes a warning with a lecture of."""
+        outage.noticed("connect", exc)
+        with _below_warning(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            super().on_connection_error_after_connected(exc)
+
+    def on_connection_error_before_connected(self, exc: BaseException) -> None:
+        """Another try follows."""
+        outage.noticed("connect", exc)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         """Neither of Celery's message protocols."""
@@ -86,6 +133,27 @@ class Consumer(CeleryConsumer):
         else:
             push(self.app.backend.client, queue, letter, self.app.conf["pipeq_dead_letter_max"])
         message.ack_log_error(logger, self.connection_errors)
+
+
+def _seconds(eta: Any) -> float | None:
+    """The time of a header, in seconds since the epoch; None for none, or one that Celery shall judge."""
+    if not isinstance(eta, str):
+        return None
+    try:
+        at = maybe_iso8601(eta)
+    except ValueError:
+        return None
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+@contextmanager
+def _below_warning() -> Iterator[None]:
+    level = celery_logger.level
+    celery_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        celery_logger.setLevel(level)
 
 
 def _broken(message: Any) -> str | None:

@@ -14,18 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
 
-import numpy as np
 import redis
-import torch
 from celery import Celery
-from celery.exceptions import Retry
+from celery.exceptions import Retry as CeleryRetry
 from celery.worker import state as celery_state
 from redis.exceptions import RedisError
 
 from producers import queues
 from producers.errors import ErrorCode, PipeqError
-from worker.backend import Annotation, annotation
+from worker.backend import Annotation, Retry, annotation
 from worker.dead_letter import dead_letter, raw_frame
+from worker.leases import Leases, place
+from worker.outage import outage
 from worker.retries import Retries
 from worker.settings import ResultSettings, Settings
 from worker.store import Store
@@ -50,6 +50,7 @@ class Deliverer:
         self._store = store
         self._retries = retries
         self._redis = client
+        self._server = place(client.connection_pool.connection_kwargs)
         self._uploads = ThreadPoolExecutor(UPLOAD_THREADS, "upload")
 
     def close(self) -> None:
@@ -58,18 +59,22 @@ class Deliverer:
 
     def deliver(self, works: list[Work]) -> None:
         """Stores, publishes and acknowledges tasks that are through all other stages."""
+        self._claim(works)
         for work in works:
-            if work.is_over or work.is_terminated:
+            if work.is_over or work.is_lost or work.is_terminated:
                 _drop(work)
-        works = [work for work in works if not (work.is_over or work.is_terminated)]
+        works = [work for work in works if not (work.is_over or work.is_lost or work.is_terminated)]
         if not works:
             return
         self._read_records(works)
         uploads = [upload for work in works if (upload := self._complete(work)) is not None]
         list(self._uploads.map(self._upload, uploads))
         traced, broken = [], []
+        for work in works:
+            if (leases := self._fence(work)) is not None:
+                leases.end([work.tag])
         try:
-            with self._app.backend.buffered():
+            with self._app.backend.buffered() as stored:
                 for work in works:
                     try:
                         traced.append((work, self._trace(work)))
@@ -82,9 +87,34 @@ class Deliverer:
             raise
         # Strictly after the results are stored: a crash in between repeats work, never loses it.
         for work, ended in traced:
+            if work.id in stored.lost:
+                work.is_lost = True
+                _drop(work)
+                continue
+            if (leases := self._fence(work)) is not None:
+                # The script that stored the result has acknowledged the message, too.
+                leases.release([work.tag])
             work.acknowledge(ended)
         for work, cause in broken:
             self._give_up(work, cause)
+
+    def _claim(self, works: list[Work]) -> None:
+        """Renews the leases now, so that links and chords, which the tracer fires, are fired for what is still ours."""
+        tags = [work.tag for work in works if work.leases is not None and not work.is_lost]
+        leases = next((work.leases for work in works if work.leases is not None), None)
+        if leases is None or not tags:
+            return
+        try:
+            leases.lose(leases.renew(tags))
+        except RedisError as error:
+            outage.noticed("claim", error)
+        else:
+            outage.over("claim")
+
+    def _fence(self, work: Work) -> Leases | None:
+        """The leases, where the script that stores the result can look at them."""
+        leases = work.leases
+        return leases if leases is not None and leases.server.place == self._server else None
 
     def _read_records(self, works: list[Work]) -> None:
         """Those that never came to a batch have not been looked up yet."""
@@ -141,16 +171,19 @@ class Deliverer:
 
     def _trace(self, work: Work) -> Any:
         """Runs Celery's tracer, whose body is :attr:`outcome`."""
-        retry = self._schedule_retry(work)
+        retry, fence = self._next_try(work), self._fence(work)
         note = Annotation(
             _status(work, retrying=retry is not None),
             queues.dead_letter_key(work.queue),
             _dead_letter(work) if work.error is not None and retry is None else "",
+            fence,
+            work.tag if fence is not None else "",
+            retry,
         )
 
         def end() -> Any:
             if retry is not None:
-                raise retry
+                raise CeleryRetry(str(work.error), exc=work.error, when=retry.due - time.time())
             if work.error is not None:
                 raise work.error
             return work.result
@@ -168,6 +201,7 @@ class Deliverer:
         sentence = f"its message cannot be worked with: {type(cause).__name__}: {cause}"
         work.error = PipeqError(ErrorCode.INVALID_MESSAGE, sentence)
         letter = Annotation(_status(work, retrying=False), queues.dead_letter_key(work.queue), _dead_letter(work))
+        # The message is acknowledged afterwards, whatever became of it here.
         token = annotation.set(letter)
         try:
             self._app.backend.mark_as_failure(work.id, work.error)
@@ -176,17 +210,14 @@ class Deliverer:
         celery_state.task_ready(work.request)
         work.request.acknowledge()
 
-    def _schedule_retry(self, work: Work) -> Retry | None:
+    def _next_try(self, work: Work) -> Retry | None:
         error = work.error
         if error is None or not error.retryable or work.retries + 1 >= self._settings.max_attempts:
             return None
-        try:
-            delay = self._retries.schedule(work)
-        except RedisError as problem:
-            logger.warning("task %s cannot be retried: %s", work.id, problem, extra={"action": "retry"})
-            return None
-        logger.info("task %s retries in %.1f s: %s", work.id, delay, error, extra={"action": "retry"})
-        return Retry(str(error), exc=error, when=delay)
+        retry = self._retries.next_try(work)
+        delay_s = retry.due - time.time()
+        logger.info("task %s retries in %.1f s: %s", work.id, delay_s, error, extra={"action": "retry"})
+        return retry
 
 
 def body(*_: Any, **__: Any) -> Any:
@@ -208,10 +239,9 @@ def encode(value: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
+    # Of numpy and torch, without importing them: a worker without models has neither.
+    if callable(tolist := getattr(value, "tolist", None)):
+        return tolist()
     raise PipeqError(ErrorCode.OUTPUT_FAILED, f"the output holds a {type(value).__name__}, which is not JSON", False)
 
 
@@ -222,7 +252,7 @@ def _value(work: Work) -> Any:
     results = [pipeline.postprocess(outputs, work.params) for outputs in work.outputs]
     if work.is_list:
         return results
-    return pipeline.quirks.result(results[0], work.inputs[0].call_value, work.params)
+    return pipeline.result(results[0], work.inputs[0].call_value, work.params)
 
 
 def _check_inline(size: int, results: ResultSettings) -> None:
@@ -273,6 +303,14 @@ def _put_back(work: Work) -> None:
 
 def _drop(work: Work) -> None:
     """Acknowledges a task that has ended elsewhere: cancelled, expired, revoked, or finished by another worker."""
+    if work.is_lost:
+        # Somebody else has the message, or will.
+        if work.leases is not None:
+            work.leases.release([work.tag])
+        celery_state.task_ready(work.request)
+        # Of no effect in Redis, where the lease is gone; here the request is done with.
+        work.request.acknowledge()
+        return
     if work.is_terminated and not work.is_over:
         if work.id in celery_state.revoked:
             work.request.revoked()

@@ -4,6 +4,10 @@
 -- Each member is JSON: {"list": the list's name, "message": the message as text}
 -- Reply: how many were moved.
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2])
+if #due > 0 then
+  -- Removes nothing; even a Redis whose memory is full takes the other writes after it.
+  redis.call('ZREM', KEYS[1], '')
+end
 for _, member in ipairs(due) do
   local entry = cjson.decode(member)
   redis.call('LPUSH', entry.list, entry.message)

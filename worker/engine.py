@@ -28,6 +28,7 @@ from worker.fetch import Fetcher, ref_name
 from worker.infer import DeviceLostError, infer
 from worker.inputs import read_inputs
 from worker.marks import Marks
+from worker.outage import outage
 from worker.pipelines import Pipeline
 from worker.settings import Settings
 from worker.task_types import Media
@@ -252,7 +253,9 @@ class Engine:
             self._marks.begin(works, alone=alone)
         except RedisError as error:
             # The marks are for those who watch; the results still find their way when Redis is back.
-            logger.warning("cannot mark %d tasks as running: %s", len(works), error, extra={"action": "mark"})
+            outage.noticed("mark", error)
+        else:
+            outage.over("mark")
 
     def _run_items(self, batch: Batch[Item], began: float) -> None:
         items, pipeline = batch.items, batch.items[0].work.pipeline
@@ -363,7 +366,7 @@ def _decode(pipeline: Pipeline, name: str, value: _Fetched, settings: Settings) 
     if media is Media.IMAGE:
         return decode.decode_image(value.data, value.name, settings.inputs.max_pixels)
     if media is Media.AUDIO:
-        rate = pipeline.pipe().feature_extractor.sampling_rate
+        rate = pipeline.sampling_rate
         return decode.decode_audio(value.data, value.name, rate, settings.inputs.max_audio_s)
     return decode.decode_text(value.data, value.name)
 

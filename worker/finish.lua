@@ -1,33 +1,61 @@
--- Stores and publishes results, each only if its task has not ended before: a task ends once.
+-- Ends tasks: stores, publishes and acknowledges each, provided that it has not ended before and that its lease is
+-- still ours. One that is to be retried goes into the set of waiting messages instead.
 --
--- KEYS[1]  hash of running marks
--- KEYS[2..] record key and dead-letter list of each result, in turn
+-- KEYS[1]  hash of running marks     KEYS[2] hash of unacknowledged messages     KEYS[3] sorted set of leases
+-- KEYS[4..] record key, dead-letter list and set of waiting messages of each task, in turn
 -- ARGV[1]  messages kept in a dead-letter list
--- ARGV[2..] id, record, lifetime in seconds (0: for ever) and dead letter (empty for none) of each result, in turn
--- Reply: for each result 1 if it was stored, 0 if the task had ended before.
+-- ARGV[2..] of each task, in turn: its id; its tag (empty: not one of our leases, its message is acknowledged elsewhere);
+--          its record; the record's lifetime in seconds (0: for ever); a dead letter (empty for none); when a retry is due,
+--          in seconds since the epoch (empty for none); the waiting message
+-- Reply: for each task 1 if it was stored, 0 if it had ended before, -1 if its lease is gone (then nothing was done).
 local FINAL = {SUCCESS = true, FAILURE = true, REVOKED = true}
-local reply = {}
-for i = 1, (#KEYS - 1) / 2 do
-  local key, dead = KEYS[i * 2], KEYS[i * 2 + 1]
-  local at = 2 + (i - 1) * 4
-  local id, record, lifetime, letter = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3]
-  local before = redis.call('GET', key)
-  local ok, fields = pcall(cjson.decode, before or '')
-  if ok and type(fields) == 'table' and FINAL[fields.status] then
-    reply[i] = 0
+local count = (#KEYS - 3) / 3
+local records, tags = {}, {}
+for i = 1, count do
+  records[i], tags[i] = KEYS[i * 3 + 1], ARGV[2 + (i - 1) * 7 + 1]
+end
+local before = redis.call('MGET', unpack(records))
+local leases = redis.call('ZMSCORE', KEYS[3], unpack(tags))
+-- Removes nothing: it fails where Redis takes no writes, and after it even a Redis whose memory is full takes the others.
+redis.call('ZREM', KEYS[3], '')
+local reply, ids, acknowledged = {}, {}, {}
+for i = 1, count do
+  local at = 2 + (i - 1) * 7
+  if tags[i] ~= '' and not leases[i] then
+    reply[i] = -1
   else
-    if lifetime > 0 then
-      redis.call('SET', key, record, 'EX', lifetime)
+    local ok, fields = pcall(cjson.decode, before[i] or '')
+    if ok and type(fields) == 'table' and FINAL[fields.status] then
+      reply[i] = 0
     else
-      redis.call('SET', key, record)
+      local record, lifetime, letter, due = ARGV[at + 2], tonumber(ARGV[at + 3]), ARGV[at + 4], ARGV[at + 5]
+      if lifetime > 0 then
+        redis.call('SET', records[i], record, 'EX', lifetime)
+      else
+        redis.call('SET', records[i], record)
+      end
+      redis.call('PUBLISH', records[i], record)
+      if letter ~= '' then
+        redis.call('LPUSH', KEYS[i * 3 + 2], letter)
+        redis.call('LTRIM', KEYS[i * 3 + 2], 0, ARGV[1] - 1)
+      end
+      if due ~= '' then
+        redis.call('ZADD', KEYS[i * 3 + 3], due, ARGV[at + 6])
+      end
+      reply[i] = 1
     end
-    redis.call('PUBLISH', key, record)
-    if letter ~= '' then
-      redis.call('LPUSH', dead, letter)
-      redis.call('LTRIM', dead, 0, ARGV[1] - 1)
+    ids[#ids + 1] = ARGV[at]
+    if tags[i] ~= '' then
+      acknowledged[#acknowledged + 1] = tags[i]
     end
-    reply[i] = 1
   end
-  redis.call('HDEL', KEYS[1], id)
+end
+-- Last: whatever was refused above, the messages are still there.
+if #ids > 0 then
+  redis.call('HDEL', KEYS[1], unpack(ids))
+end
+if #acknowledged > 0 then
+  redis.call('HDEL', KEYS[2], unpack(acknowledged))
+  redis.call('ZREM', KEYS[3], unpack(acknowledged))
 end
 return reply

@@ -14,6 +14,7 @@ import redis
 from redis.exceptions import RedisError
 
 from producers import queues
+from worker.outage import outage
 from worker.pipelines import Pipeline
 from worker.retries import Retries
 
@@ -38,7 +39,6 @@ class Heartbeat:
         self._retries = retries
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self._away = False
 
     def start(self) -> None:
         """Registers the pipelines, so that producers may submit to them, and starts beating."""
@@ -64,13 +64,9 @@ class Heartbeat:
             try:
                 self._beat()
                 self._retries.move_due(self._pipelines)
-                if self._away:
-                    logger.warning("Redis is back", extra={"action": "heartbeat"})
-                self._away = False
+                outage.over("heartbeat")
             except RedisError as error:
-                if not self._away:
-                    logger.warning("Redis does not answer: %s", error, extra={"action": "heartbeat"})
-                self._away = True
+                outage.noticed("heartbeat", error)
             except Exception:
                 # Without a heartbeat the worker would look dead, and retries would never wake.
                 logger.exception("heartbeat", extra={"action": "heartbeat"})

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-
-import torch
+import sys
 
 from producers.errors import ErrorCode, PipeqError
 from worker.pipelines import Pipeline
@@ -30,13 +29,9 @@ def infer(pipeline: Pipeline, items: list[Item]) -> None:
         outputs = pipeline.forward([item.features for item in items], items[0].work.params)
         if len(outputs) != len(items):
             raise RuntimeError(f"the model gave {len(outputs)} outputs for {len(items)} items")  # noqa: TRY301
-    except torch.OutOfMemoryError as error:
-        _release_memory(pipeline)
-        _halve(pipeline, items, error, ErrorCode.OUT_OF_MEMORY)
     except Exception as error:
-        if "CUBLAS_STATUS_ALLOC_FAILED" in str(error):
-            # cuBLAS could not have its workspace: out of memory by another name.
-            _release_memory(pipeline)
+        if _is_out_of_memory(error):
+            pipeline.release_memory()
             _halve(pipeline, items, error, ErrorCode.OUT_OF_MEMORY)
             return
         if _is_fatal(error):
@@ -66,9 +61,14 @@ def _halve(pipeline: Pipeline, items: list[Item], error: Exception, code: ErrorC
 
 def _is_fatal(error: Exception) -> bool:
     """Whether a CUDA context is beyond use: every later call would fail, and blame innocent items."""
-    return isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
+    return _is_torchs(error, "AcceleratorError") or "CUDA error" in str(error)
 
 
-def _release_memory(pipeline: Pipeline) -> None:
-    if pipeline.device.type == "cuda":
-        torch.cuda.empty_cache()
+def _is_out_of_memory(error: Exception) -> bool:
+    # cuBLAS that could not have its workspace says so in other words.
+    return _is_torchs(error, "OutOfMemoryError") or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
+
+
+def _is_torchs(error: Exception, name: str) -> bool:
+    """Whether it is this one of torch's errors, without importing torch for those who have no use for it."""
+    return isinstance(error, getattr(sys.modules.get("torch"), name, ()))

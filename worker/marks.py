@@ -12,6 +12,11 @@ from producers import queues
 from worker import lua
 from worker.work import Work
 
+#: What begin.lua says in the place of a number of deaths.
+ENDED, LOST = -1, -2
+#: Most tasks that one call handles.
+AT_ONCE = 1000
+
 
 class Marks:
     """Writes the marks of a batch in one round trip. Finishing a task removes its mark (``finish.lua``)."""
@@ -24,21 +29,27 @@ class Marks:
     def begin(self, works: Iterable[Work], *, alone: bool = False) -> None:
         """Marks tasks as running, and learns of each how it stands.
 
-        One that has ended meanwhile gets ``is_over``; one that workers died with gets their number, and is marked only
-        if it runs ``alone``.
+        One that has ended meanwhile gets ``is_over``, one whose lease is gone ``is_lost``; one that workers died with
+        gets their number, and is marked only if it runs ``alone``.
         """
         works = list(works)
+        for start in range(0, len(works), AT_ONCE):
+            self._begin_some(works[start : start + AT_ONCE], alone)
+
+    def _begin_some(self, works: list[Work], alone: bool) -> None:
         now = time.time()
-        keys = [queues.RUNNING, *(queues.record_key(work.id) for work in works)]
+        leases = next((work.leases.key for work in works if work.leases is not None), "pipeq:leases")
+        keys = [queues.RUNNING, leases, *(queues.record_key(work.id) for work in works)]
         args: list[str | float] = [self._worker, now, queues.worker_key(""), int(alone)]
         for work in works:
-            args += (work.id, work.retries)
+            args += (work.id, work.retries, work.tag)
         reply = self._begin(keys=keys, args=args)
         for work, died, record in zip(works, reply[::2], reply[1::2], strict=True):
             work.record = json.loads(record) if record else {}
-            work.is_over = died < 0
+            work.is_over = died == ENDED
+            work.is_lost = work.is_lost or died == LOST
             work.deaths = max(died, 0)
-            work.is_marked = not work.is_over and (alone or not work.deaths)
+            work.is_marked = died >= 0 and (alone or not work.deaths)
             work.started_at = now
             work.attempt = work.retries + work.deaths + 1
 

@@ -1,257 +1,81 @@
-"""Load, warm up and hold the pipelines. Each thread works with a copy of its own; the model is shared."""
+"""What the stages need of a pipeline. Knows nothing of torch."""
 
 from __future__ import annotations
 
-import copy
-import json
-import logging
-import threading
-import time
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import transformers
-from transformers.pipelines.base import ChunkPipeline, pad_collate_fn
-from transformers.pipelines.pt_utils import PipelineIterator
-
-from producers.errors import ErrorCode, PipeqError
 from producers.status import ModelInfo
 from worker.batcher import Limits
-from worker.extra_tasks import TextEmbeddingPipeline
-from worker.params import Accepted
 from worker.settings import PipelineSettings
-from worker.task_types import Media, TaskType, find
+from worker.task_types import TaskType
 
-logger = logging.getLogger(__name__)
-
-#: Most padded cost of a batch, in tokens, where the settings name none: a CPU computes as fast at 1024 as beyond, and
-#: padding grows (docs/decisions/batching.md); a GPU wants more.
-DEFAULT_COST = {"cpu": 1024}
-DEFAULT_COST_ACCELERATOR = 32768
-#: What launching a forward pass costs, in tokens (MiniLM on one CPU thread: 6 ms, beside 0.2 ms a token).
-LAUNCH_COST = {"cpu": 64}
-LAUNCH_COST_ACCELERATOR = 4096
-#: Task types that are ours, with the transformers pipeline they build on.
-_OURS = {"text-embedding": ("feature-extraction", TextEmbeddingPipeline)}
+#: Group of an item that shares a batch with nobody.
+SOLO = "solo"
 
 
 @dataclass(frozen=True)
-class CallParams:
-    """One call's parameters, each where the pipeline wants it."""
+class Prepared:
+    """What a pipeline makes of one row of an input: one, or one a chunk."""
 
-    preprocess: dict[str, Any]
-    forward: dict[str, Any]
-    postprocess: dict[str, Any]
+    #: What :meth:`Pipeline.forward` takes.
+    features: Any
+    #: Rows with equal groups may share a forward pass; :data:`SOLO` shares it with nobody.
+    group: Hashable
+    #: What it costs in a forward pass, in the unit of the task type.
+    cost: int
+    #: Bytes it holds while it waits.
+    nbytes: int
 
-    @property
-    def forward_key(self) -> str:
-        """Equal for calls that may share a forward pass."""
-        return json.dumps(self.forward, sort_keys=True, default=lambda value: type(value).__name__)
 
-
-class Pipeline:
+class Pipeline(ABC):
     """A named, loaded pipeline. Safe to use from many threads."""
 
-    def __init__(self, name: str, task_type: TaskType, settings: PipelineSettings, pipe: transformers.Pipeline) -> None:
-        self.name = name
-        self.task_type = task_type
-        self.settings = settings
-        self.quirks = task_type.quirks(pipe)
-        self.accepted = Accepted(task_type, pipe)
-        self.device = torch.device(pipe.device)
-        self.model = ModelInfo(
-            id=str(settings.model or pipe.model.name_or_path),
-            revision=settings.revision or getattr(pipe.model.config, "_commit_hash", None),
-            dtype=str(pipe.model.dtype).removeprefix("torch."),
-            device=str(self.device),
-        )
-        self.limits = Limits(
-            max_size=settings.max_batch_size,
-            max_cost=settings.max_batch_cost or DEFAULT_COST.get(self.device.type, DEFAULT_COST_ACCELERATOR),
-            launch_cost=LAUNCH_COST.get(self.device.type, LAUNCH_COST_ACCELERATOR),
-            max_wait_s=settings.max_wait_ms / 1000,
-        )
-        self._pipe = pipe
-        self._local = threading.local()
-        self._copying = threading.Lock()
-        self._check(settings.params)
+    name: str
+    task_type: TaskType
+    settings: PipelineSettings
+    #: What computes the results.
+    model: ModelInfo
+    limits: Limits
+    #: Of the audio it takes, in hertz.
+    sampling_rate: int = 16_000
 
-    def pipe(self) -> transformers.Pipeline:
-        """The calling thread's copy: its own tokenizer and processors, everybody's model.
-
-        A fast tokenizer shared by threads that truncate differently gives wrong lengths without an error.
-        """
-        own = getattr(self._local, "pipe", None)
-        if own is None:
-            with self._copying:
-                own = copy.copy(self._pipe)
-                for part in ("tokenizer", "feature_extractor", "image_processor", "processor"):
-                    setattr(own, part, copy.deepcopy(getattr(self._pipe, part, None)))
-            self._local.pipe = own
-        return own
-
+    @abstractmethod
     def merge(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The pipeline's parameters, overridden by a task's.
 
         Raises:
             PipeqError: ``invalid_params``.
         """
-        self.accepted.check(params, self.name)
-        merged = {**self.settings.params, **params}
-        self.quirks.check_params(merged)
-        return merged
 
-    def call_params(self, params: Mapping[str, Any]) -> CallParams:
-        """Sorts parameters by where they are used, as ``pipe(x, **params)`` would.
-
-        Raises:
-            PipeqError: ``invalid_params``, with what transformers says.
-        """
-        pipe = self.pipe()
-        try:
-            # A copy: several pipelines empty or fill the dictionaries they are given.
-            preprocess, forward, postprocess = pipe._sanitize_parameters(**copy.deepcopy(dict(params)))
-        except (ValueError, TypeError, KeyError) as error:
-            raise PipeqError(ErrorCode.INVALID_PARAMS, f"{self.name!r} refuses the parameters: {error}") from error
-        return CallParams(
-            {**pipe._preprocess_params, **preprocess},
-            {**pipe._forward_params, **forward},
-            {**pipe._postprocess_params, **postprocess},
-        )
-
-    def preprocess(self, value: Any, params: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-        """One decoded input -> the features of its items, one after the other: one, or one a chunk.
+    @abstractmethod
+    def prepare(self, value: Any, params: Mapping[str, Any]) -> Iterator[Prepared]:
+        """One decoded input -> its rows, one after the other, so that a long one is never there as a whole.
 
         Raises:
             PipeqError: ``invalid_input`` or ``invalid_params``.
         """
-        pipe, call = self.pipe(), self.call_params(params)
-        try:
-            made = pipe.preprocess(self.quirks.call_input(pipe, value), **call.preprocess)
-            for features in made if isinstance(pipe, ChunkPipeline) else (made,):
-                self.quirks.check_features(pipe, features, call.forward)
-                yield features
-        except PipeqError:
-            raise
-        except Exception as error:
-            raise PipeqError(
-                ErrorCode.INVALID_INPUT, f"{self.name!r} cannot prepare the input: {type(error).__name__}: {error}"
-            ) from error
 
-    def forward(self, features: list[Mapping[str, Any]], params: Mapping[str, Any]) -> list[Any]:
-        """One forward pass over items of one group -> each item's output, as if it had run alone.
+    @abstractmethod
+    def forward(self, features: list[Any], params: Mapping[str, Any]) -> list[Any]:
+        """One forward pass over rows of one group -> each row's output, as if it had run alone.
 
         Whatever the model raises comes through.
         """
-        pipe, call = self.pipe(), self.call_params(params)
-        if len(features) == 1:
-            # A mapping of its own: forward passes take entries out of theirs.
-            return [pipe.forward(copy.copy(features[0]), **call.forward)]
-        # The same choice of parts as in transformers' own Pipeline.get_iterator.
-        collate = pad_collate_fn(pipe.tokenizer, pipe.feature_extractor or pipe.image_processor)
-        batch = pipe.forward(collate(features), **call.forward)
-        outputs = list(PipelineIterator([batch], lambda output: output, {}, loader_batch_size=len(features)))
-        padded = max((one["input_ids"].shape[1] for one in features if "input_ids" in one), default=0)
-        trim = self.quirks.trim
-        return [trim(pipe, out, one, padded, call.forward) for out, one in zip(outputs, features, strict=True)]
 
+    @abstractmethod
     def postprocess(self, outputs: list[Any], params: Mapping[str, Any]) -> Any:
-        """The outputs of one input's chunks, in order -> its result.
+        """The outputs of one input's rows, in order -> its result.
 
         Raises:
             PipeqError: ``invalid_params`` or ``inference_failed``.
         """
-        pipe, call = self.pipe(), self.call_params(params)
-        try:
-            return pipe.postprocess(outputs if isinstance(pipe, ChunkPipeline) else outputs[0], **call.postprocess)
-        except Exception as error:
-            raise PipeqError(
-                ErrorCode.INFERENCE_FAILED,
-                f"{self.name!r} cannot read the model's output: {type(error).__name__}: {error}",
-            ) from error
 
-    def _check(self, params: Mapping[str, Any]) -> None:
-        """Checks the settings' own parameters; a missing required one may still come with the task."""
-        self.accepted.check(params, self.name)
-        if params:
-            self.call_params(params)
+    def result(self, result: Any, value: Any, params: Mapping[str, Any]) -> Any:
+        """The result of a task with one input, where ``pipe(x)`` wraps it differently from ``pipe([x])[0]``."""
+        return result
 
-
-def load(name: str, settings: PipelineSettings, device: str) -> Pipeline:
-    """Loads and warms up one pipeline.
-
-    Args:
-        name: its name, which is its task type where ``settings.task`` is absent.
-        settings: its section of the settings.
-        device: where it goes unless its settings say otherwise: ``cpu``, ``cuda:0``, ``auto``, ...
-
-    Raises:
-        PipeqError: ``invalid_settings``, naming the pipeline and why it cannot be loaded.
-    """
-    task_type = find(settings.task or name)
-    base, pipeline_class = _OURS.get(task_type.name, (task_type.name, None))
-    began = time.monotonic()
-    where = settings.device or resolve_device(device)
-    kwargs: dict[str, Any] = {"device_map": settings.device_map} if settings.device_map else {"device": where}
-    if settings.revision:
-        kwargs["revision"] = settings.revision
-    try:
-        pipe = transformers.pipeline(
-            base,
-            model=settings.model,
-            dtype=settings.dtype,
-            trust_remote_code=settings.trust_remote_code,
-            pipeline_class=pipeline_class,
-            model_kwargs=dict(settings.model_kwargs),
-            **kwargs,
-        )
-        pipeline = Pipeline(name, task_type, settings, pipe)
-        loaded = time.monotonic()
-        warm_up(pipeline)
-    except PipeqError:
-        raise
-    except Exception as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise PipeqError(
-            ErrorCode.INVALID_SETTINGS,
-            f"pipeline {name!r}: cannot load {settings.model or 'the default model of ' + base}: "
-            f"{type(error).__name__}: {first_line}",
-        ) from error
-    logger.info(
-        "loaded %s: %s on %s in %.1f s, warm-up %.1f s",
-        name,
-        pipeline.model.id,
-        pipeline.model.device,
-        loaded - began,
-        time.monotonic() - loaded,
-        extra={"action": "load", "pipeline": name},
-    )
-    return pipeline
-
-
-def resolve_device(device: str) -> str:
-    """``auto`` -> the first accelerator, else the CPU."""
-    if device != "auto":
-        return device
-    if torch.cuda.is_available():
-        return "cuda:0"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def warm_up(pipeline: Pipeline) -> None:
-    """Runs a tiny input through every stage, so that the first task pays for no lazy set-up."""
-    value, params = pipeline.quirks.sample(pipeline.pipe()) or (_sample(pipeline.task_type), {})
-    merged = {**pipeline.settings.params, **params}
-    outputs = [pipeline.forward([features], merged)[0] for features in pipeline.preprocess(value, merged)]
-    pipeline.postprocess(outputs, merged)
-
-
-def _sample(task_type: TaskType) -> Any:
-    from PIL import Image
-
-    samples = {Media.IMAGE: Image.new("RGB", (64, 64)), Media.TEXT: "warm up", Media.CHAT: "warm up"}
-    if task_type.main is not None:
-        return samples[task_type.fields[task_type.main]]
-    return {name: samples[media] for name, media in task_type.fields.items() if media in samples}
+    def release_memory(self) -> None:  # noqa: B027 - most have none to give back
+        """Gives back what the device has no use for, before a smaller batch is tried."""

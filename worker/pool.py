@@ -69,12 +69,17 @@ class TaskPool(BasePool):
         # A task's status is kept, whatever its producer wants to know of it.
         args[2]["ignore_result"] = False
         number = next(self._numbers)
+        leases = getattr(request.message.channel, "leases", None)
+        if leases is not None:
+            leases.on_lost = self._on_lost_leases
         work = Work(
             id=request.id,
             number=number,
             request=request,
             trace=partial(target, *args, **(kwargs or {})),
             acknowledge=callback,
+            leases=leases,
+            tag=request.message.delivery_tag if leases is not None else "",
         )
         self._works[number] = self._inside[work.id] = work
         if accept_callback is not None:
@@ -114,7 +119,16 @@ class TaskPool(BasePool):
             self._inside.pop(work.id, None)
             for request in work.again:
                 celery_state.task_ready(request)
-                request.acknowledge()
+                if work.is_lost:
+                    request.reject(requeue=True)  # this one is its successor
+                else:
+                    request.acknowledge()
+
+    def _on_lost_leases(self, tags: set[str]) -> None:
+        """Called on the thread of the leases."""
+        for work in list(self._works.values()):
+            if work.tag in tags:
+                work.is_lost = True
 
     def terminate_job(self, pid: int, signum: Any = None) -> None:
         """``revoke(terminate=True)``: the task is dropped at its next stage. Celery has recorded the revocation."""

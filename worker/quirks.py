@@ -17,9 +17,8 @@ import transformers
 from transformers.utils.chat_template_utils import Chat
 
 from producers.errors import ErrorCode, PipeqError
+from worker.pipelines import SOLO
 
-#: Group of an item that shares a batch with nobody.
-SOLO = "solo"
 #: Features that transformers pads along their second dimension (pipelines/base.py: ``_pad``).
 PADDED = frozenset({"input_ids", "attention_mask", "token_type_ids", "special_tokens_mask", "input_values"})
 #: An image patch of this many pixels counts like one token (ViT's 16 x 16).

@@ -13,6 +13,7 @@ import redis
 
 from producers import queues
 from worker import lua
+from worker.backend import Retry
 from worker.dead_letter import raw_frame
 from worker.settings import Settings
 from worker.work import Work
@@ -22,7 +23,7 @@ MOVE_AT_ONCE = 1000
 
 
 class Retries:
-    """Schedules retries, and puts those that are due back on their queues."""
+    """Decides on retries, and puts those that are due back on their queues."""
 
     def __init__(self, client: redis.Redis, settings: Settings) -> None:
         self._redis = client
@@ -34,11 +35,8 @@ class Retries:
         longest = min(self._settings.retry_backoff_max_s, self._settings.retry_backoff_s * 2**retries)
         return random.uniform(longest / 2, longest)  # noqa: S311 - spreads load, guards nothing
 
-    def schedule(self, work: Work) -> float:
-        """Puts a copy of the task's message, with one more retry, into the waiting set. Returns its delay in seconds.
-
-        Acknowledge the message afterwards: a crash in between computes the task twice but publishes it once.
-        """
+    def next_try(self, work: Work) -> Retry:
+        """A copy of the task's message, with one more retry, and when it is due. The backend puts it where it waits."""
         assert work.pipeline is not None
         delay = self.delay_s(work.retries)
         frame = raw_frame(work.request.message)
@@ -50,8 +48,7 @@ class Retries:
         }
         key = queues.list_key(work.queue or work.pipeline.name, _priority(frame["properties"]))
         member = json.dumps({"list": key, "message": json.dumps(message)})
-        self._redis.zadd(queues.waiting_key(work.pipeline.name), {member: time.time() + delay})
-        return delay
+        return Retry(time.time() + delay, queues.waiting_key(work.pipeline.name), member)
 
     def move_due(self, pipelines: Iterable[str]) -> None:
         """Puts what is due back on the queues of these pipelines."""

@@ -181,7 +181,7 @@ class Settings(BaseSettings):
     device: str = "auto"
     #: Largest message, as JSON. Producers have the same limit.
     max_message_bytes: Bytes = queues.MAX_MESSAGE_BYTES
-    #: Tasks that may be inside a worker at once; they are the window that batches are picked from.
+    #: Tasks of one pipeline that may be inside a worker at once; they are the window that batches are picked from.
     prefetch: int = Field(default=512, gt=0)
     #: Bytes of inputs and prepared items that may be inside a worker at once; one larger task is let in alone.
     prefetch_bytes: Bytes = 2 * 2**30
@@ -198,6 +198,11 @@ class Settings(BaseSettings):
     retry_backoff_max_s: float = Field(default=300, gt=0)
     #: Workers that may die with a task in a batch before it fails as ``worker_lost``.
     max_deaths: int = Field(default=3, gt=0)
+    #: A worker's right to a message lasts this long unless it is renewed, in seconds; it is, three times in that time.
+    #: The messages of a worker that died go back on their queues this long after its last renewal ...
+    lease_s: float = Field(default=15, gt=0)
+    #: ... plus this long at most, in seconds.
+    sweep_s: float = Field(default=5, gt=0)
     #: A forward pass beyond this ends the process, in seconds.
     hard_timeout_s: float = Field(default=600, gt=0)
     #: What a worker may still finish after SIGTERM, in seconds; the rest goes back on its queue.

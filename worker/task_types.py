@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from producers.errors import ErrorCode, PipeqError
-from worker import quirks
 
 
 class Media(StrEnum):
@@ -51,7 +50,10 @@ class TaskType:
     params: frozenset[str] = frozenset()
     #: Whether the parameters of ``generate`` are parameters of the call.
     generates: bool = False
-    quirks: type[quirks.Quirks] = quirks.Quirks
+    #: Whether it runs a model of transformers.
+    has_model: bool = True
+    #: Class in ``worker/quirks.py``.
+    quirks: str = "Quirks"
 
 
 _ROWS = (
@@ -61,24 +63,24 @@ _ROWS = (
         main="text",
         optional=frozenset({"text_pair"}),
         params=TOKENIZER_PARAMS,
-        quirks=quirks.TextClassification,
+        quirks="TextClassification",
     ),
     TaskType(
         "zero-shot-classification",
         fields={"text": Media.TEXT},
         main="text",
         params=frozenset({"candidate_labels", "hypothesis_template", "multi_label"}),
-        quirks=quirks.ZeroShotClassification,
+        quirks="ZeroShotClassification",
     ),
-    TaskType("text-embedding", fields={"text": Media.TEXT}, main="text", quirks=quirks.TextEmbedding),
-    TaskType("feature-extraction", fields={"text": Media.TEXT}, main="text", quirks=quirks.FeatureExtraction),
+    TaskType("text-embedding", fields={"text": Media.TEXT}, main="text", quirks="TextEmbedding"),
+    TaskType("feature-extraction", fields={"text": Media.TEXT}, main="text", quirks="FeatureExtraction"),
     TaskType(
         "text-generation",
         fields={"text": Media.CHAT},
         main="text",
         params=frozenset({"add_special_tokens", "padding"}),
         generates=True,
-        quirks=quirks.TextGeneration,
+        quirks="TextGeneration",
     ),
     TaskType("image-classification", fields={"image": Media.IMAGE}, main="image"),
     TaskType(
@@ -86,14 +88,16 @@ _ROWS = (
         fields={"audio": Media.AUDIO},
         main="audio",
         generates=True,
-        quirks=quirks.SpeechRecognition,
+        quirks="SpeechRecognition",
     ),
     TaskType(
         "document-question-answering",
         fields={"image": Media.IMAGE, "question": Media.TEXT, "word_boxes": Media.JSON},
         optional=frozenset({"image", "word_boxes"}),
-        quirks=quirks.DocumentQuestionAnswering,
+        quirks="DocumentQuestionAnswering",
     ),
+    # No model: see worker/constant_pipeline.py.
+    TaskType("constant", fields={"value": Media.JSON}, main="value", has_model=False),
 )
 
 TASK_TYPES = {row.name: row for row in _ROWS}

@@ -1,7 +1,10 @@
-"""CONSUME: kombu's Redis transport, which a message that cannot be read does not stop. After: pool.
+"""CONSUME: kombu's Redis transport for workers: takes messages under a lease, many at once. After: pool.
 
-Kombu's own raises out of the event loop on a message that is no JSON or lacks its frame, after it was taken off the
-list: the worker stops and the message is gone. Here it goes to the dead-letter list with the reason.
+Any stock Celery producer feeds it: lists, frames and priorities are kombu's own. What differs is how messages are taken
+(:mod:`worker.reserver`) and kept (:mod:`worker.leases`). A message that cannot be read goes to the dead-letter list;
+kombu's own transport would end its event loop with it.
+
+In any Celery app: ``import worker.transport`` where the app is configured, then ``broker_url = "pipeq+redis://..."``.
 """
 
 from __future__ import annotations
@@ -9,17 +12,23 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from queue import Empty
-from typing import Any
+from typing import Any, cast
 
-from kombu.asynchronous import get_event_loop
+import redis
+from celery.signals import worker_init, worker_shutdown
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
+from kombu.utils.url import parse_url
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
 
+from producers import queues
 from producers.errors import ErrorCode
-from worker.dead_letter import dead_letter, push
+from worker.dead_letter import MOST, dead_letter
+from worker.leases import LEASE_S, SWEEP_S, TIMEOUT_S, Leases, Reserved, Server, place
+from worker.reserver import Link, Reserver
 
 logger = logging.getLogger(__name__)
 
@@ -27,86 +36,226 @@ logger = logging.getLogger(__name__)
 NAME = "pipeq"
 TRANSPORT_ALIASES[NAME] = f"{__name__}:Transport"
 
+#: Messages handed to Celery before its event loop looks at anything else.
+AT_ONCE = 64
+#: Bytes of messages of one queue that may be inside.
+QUEUE_BYTES = 64 * 2**20
+#: Messages inside where nobody has set a limit.
+UNLIMITED = 1000
 
-@contextmanager
-def _quietly(what: str) -> Iterator[None]:
-    """At the end of a connection that Redis has already cut: what cannot be said now, the next delivery says.
+#: Set in a Celery worker: there the end of a connection is no end of the work.
+_is_worker = False
 
-    Kombu raises more than connection errors here (an AttributeError on what it has closed itself), and nobody above
-    would catch those: the worker would end.
-    """
-    try:
-        yield
-    except Exception as error:
-        logger.warning("could not %s: %s: %s", what, type(error).__name__, error, extra={"action": "disconnect"})
+
+def _in_a_worker(**_: Any) -> None:
+    global _is_worker
+    _is_worker = True
+
+
+def _put_everything_back(**_: Any) -> None:
+    for leases in Leases.every():
+        leases.close()
+
+
+worker_init.connect(_in_a_worker, weak=False)
+worker_shutdown.connect(_put_everything_back, weak=False)
 
 
 class QoS(kombu_redis.QoS):
-    """Kombu's acknowledgements, all those of one turn of the event loop in one round trip."""
+    """Messages that a channel has handed out. The server's part of it is in the leases."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._unsent: list[str] = []
+    def can_consume(self) -> bool:
+        """Always: what the reserver takes is within the limits already."""
+        return True
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Notes a message that goes to a consumer."""
+        virtual.QoS.append(self, message, delivery_tag)
+        self.channel.leases.watch(delivery_tag, message)
 
     def ack(self, delivery_tag: str) -> None:
-        """Frees the message's credit now; Redis hears of it at the end of this turn."""
+        """From any thread, and also when the connection it came by is gone."""
         virtual.QoS.ack(self, delivery_tag)
-        self._unsent.append(delivery_tag)
-        loop = get_event_loop()
-        if loop is None or not loop._running:
-            with _quietly("acknowledge"):
-                self.flush()
-        elif len(self._unsent) == 1:
-            loop.call_soon(self.flush)
+        self.channel.leases.acknowledge(delivery_tag)
 
-    def flush(self) -> None:
-        """Sends what is unsent. What does not arrive is delivered again, and then dropped as ended already."""
-        tags, self._unsent = self._unsent, []
-        if tags and not self.channel.closed:
-            with self.channel.conn_or_acquire() as client, client.pipeline() as pipe:
-                pipe.zrem(self.unacked_index_key, *tags).hdel(self.unacked_key, *tags).execute()
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Puts the message back where it is served next, or drops it."""
+        if not requeue:
+            self.ack(delivery_tag)
+            return
+        virtual.QoS.ack(self, delivery_tag)
+        self.channel.leases.requeue([delivery_tag])
+
+    def restore_unacked(self, client: Any = None) -> None:
+        """Puts back whatever has no answer yet."""
+        self._flush()
+        tags = list(self._delivered)
+        self._delivered.clear()
+        self.channel.leases.requeue(tags)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """At the end, what was done must not be put back with what was not."""
-        with _quietly("acknowledge"):
-            self.flush()
-        with _quietly("put back what is unfinished"):
-            super().restore_unacked_once(stderr)
+        """At the end of the channel. A worker goes on with what it has, and puts back the rest at its own end."""
+        self._on_collect.cancel()
+        if not _is_worker and self.channel.do_restore:
+            self.restore_unacked()
+        # Nothing but its request holds a message now: should Celery forget one, it goes back.
+        self._delivered.clear()
+        self._delivered.restored = True
+
+    def restore_visible(self, *_: Any, **__: Any) -> None:
+        """Lapsed leases are the leases' own business."""
+
+
+class Poller(kombu_redis.MultiChannelPoller):
+    """Kombu's, which watches a pipe of ours in the place of a BRPOP."""
+
+    def on_poll_start(self) -> None:
+        """Called before each look at what is readable."""
+        for channel in self._channels:
+            if channel.reserver is not None and channel.reserver.doorbell not in self._fd_to_chan:
+                self._fd_to_chan[channel.reserver.doorbell] = (channel, "RESERVED")
+                self.poller.register(channel.reserver.doorbell, self.eventflags)
+            if channel.active_fanout_queues:
+                self._register_LISTEN(channel)
+
+    def on_readable(self, fileno: int) -> Any:
+        """Something was taken, or somebody broadcasts."""
+        channel, kind = self._fd_to_chan.get(fileno, (None, None))
+        if kind != "RESERVED":
+            return super().on_readable(fileno)
+        # Outside an event loop whoever drains events expects one at a time.
+        return channel.deliver(1 if self._in_protected_read else AT_ONCE)
+
+    def forget(self, fileno: int) -> None:
+        """A pipe that is about to be closed."""
+        if self._fd_to_chan.pop(fileno, None) is not None:
+            try:
+                self._unregister_from_poll(fileno)
+            except (KeyError, ValueError, OSError):
+                logger.debug("pipe %d was not watched", fileno)
 
 
 class Channel(kombu_redis.Channel):
-    """Kombu's channel, with a look at each message before it is handed on."""
+    """See the module.
+
+    Transport options beside kombu's: ``lease_s`` and ``sweep_s`` (seconds), ``queue_prefetch`` (messages of each queue
+    that may be inside; else Celery's prefetch count, for all together) and ``queue_bytes``.
+    """
 
     QoS = QoS
+    lease_s = LEASE_S
+    sweep_s = SWEEP_S
+    queue_prefetch: int | None = None
+    queue_bytes = QUEUE_BYTES
+    from_transport_options = (
+        *kombu_redis.Channel.from_transport_options,
+        "lease_s",
+        "sweep_s",
+        "queue_prefetch",
+        "queue_bytes",
+    )
 
-    def _brpop_read(self, **options: Any) -> bool:
-        try:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.reserver: Reserver | None = None
+        self._leases: Leases | None = None
+        self._no_ack: set[str] = set()
+        super().__init__(*args, **kwargs)
+
+    @property
+    def leases(self) -> Leases:
+        """This process's, on this server."""
+        if self._leases is None:
+            params = self._connparams()
+            server = Server(place(params), self.global_keyprefix, _client_of(params))
+            self._leases = Leases.of(server, float(self.lease_s), float(self.sweep_s))
+        return self._leases
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+        """Starts to take messages off a queue."""
+        reply = super().basic_consume(queue, no_ack, *args, **kwargs)
+        if queue not in self.active_fanout_queues:
+            (self._no_ack.add if no_ack else self._no_ack.discard)(queue)
+            if self.reserver is None:
+                self.leases.start()
+                # Its broadcasts are easier told from answers in the older protocol.
+                pool = _pool_of({**self._connparams(), "protocol": 2})
+                connect = cast(Callable[[], Link], pool.make_connection)
+                self.reserver = Reserver(self.leases, connect, self._lists, self._credit)
+            self.reserver.take_from(tuple(self.active_queues))
+        return reply
+
+    def _basic_cancel(self, consumer_tag: str) -> Any:
+        reply = super()._basic_cancel(consumer_tag)
+        if self.reserver is not None:
+            self.reserver.take_from(tuple(self.active_queues))
+        return reply
+
+    def deliver(self, most: int) -> bool:
+        """Hands messages that were taken to their consumers."""
+        reserved = self.reserver.ready(most) if self.reserver is not None else []
+        for at, one in enumerate(reserved):
             try:
-                reply = self.client.parse_response(self.client.connection, "BRPOP", **options)
-            except self.connection_errors:
-                # Disconnected, the next iteration reconnects.
-                self.client.connection.disconnect()
+                self._hand_on(one)
+            except BaseException:
+                # The rest was never seen by anybody.
+                self.leases.requeue(later.tag for later in reserved[at + 1 :])
                 raise
-        finally:
-            self._in_poll = None
-            self._flush_brpop_reauth()
-        if not reply:
+        if not reserved:
             raise Empty
-        key, raw = reply
-        queue = key.decode().rsplit(self.sep, 1)[0]
-        self._queue_cycle.rotate(queue)
-        message = _read(raw, queue)
-        if isinstance(message, str):
-            self._dead_letter(queue, raw, message)
-        else:
-            self.connection._deliver(message, queue)
         return True
 
-    def _dead_letter(self, queue: str, raw: bytes, reason: str) -> None:
-        letter = dead_letter(None, ErrorCode.INVALID_MESSAGE, reason, raw.decode("utf-8", "backslashreplace"))
-        logger.error("a message on %s cannot be read: %s", queue, reason, extra={"action": "dead_letter"})
-        with self.conn_or_acquire() as client:
-            push(client, queue, letter)
+    def _hand_on(self, one: Reserved) -> None:
+        message = read(one)
+        if isinstance(message, str):
+            self._dead_letter(one, message)
+            return
+        self.connection._deliver(message, one.queue)
+        if one.queue in self._no_ack:
+            self.leases.acknowledge(one.tag)
+
+    def _get(self, queue: str) -> dict[str, Any]:
+        """One message, for those who ask instead of consuming."""
+        while (one := self.leases.reserve_one(queue, self._lists(queue))) is not None:
+            message = read(one)
+            if not isinstance(message, str):
+                return message
+            self._dead_letter(one, message)
+        raise Empty
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
+        """One message, or None."""
+        message = super().basic_get(queue, no_ack=no_ack, **kwargs)
+        if message is not None and no_ack:
+            self.leases.acknowledge(message.delivery_tag)
+        return message
+
+    def close(self) -> None:
+        """What was taken and not handed out goes back."""
+        reserver, self.reserver = self.reserver, None
+        if reserver is not None:
+            self.connection.cycle.forget(reserver.doorbell)
+            reserver.close()
+        super().close()
+
+    def _restore(self, message: Any, leftmost: bool = False) -> None:
+        self.leases.requeue([message.delivery_tag])
+
+    def _lists(self, queue: str) -> list[str]:
+        return [self._q_for_pri(queue, step) for step in self.priority_steps]
+
+    def _credit(self, queue: str, queues: int) -> tuple[int, int]:
+        held, nbytes = self.leases.held(queue)
+        left_bytes = max(0, self.queue_bytes - nbytes)
+        if self.queue_prefetch:
+            return max(0, self.queue_prefetch - held), left_bytes
+        limit = self.qos.prefetch_count or UNLIMITED
+        # Celery's limit is for all queues together.
+        return max(0, limit - self.leases.held()[0]) // queues or int(limit > self.leases.held()[0]), left_bytes
+
+    def _dead_letter(self, one: Reserved, reason: str) -> None:
+        letter = dead_letter(None, ErrorCode.INVALID_MESSAGE, reason, one.raw.decode("utf-8", "backslashreplace"))
+        logger.error("a message on %s cannot be read: %s", one.queue, reason, extra={"action": "dead_letter"})
+        self.leases.bury(one.tag, queues.dead_letter_key(one.queue), letter, MOST)
 
 
 class Transport(kombu_redis.Transport):
@@ -114,22 +263,52 @@ class Transport(kombu_redis.Transport):
 
     Channel = Channel
 
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        # pipeq+redis://...: kombu leaves what follows the plus to the transport.
+        if client.hostname and client.hostname.startswith(("redis://", "rediss://")):
+            for name, value in parse_url(client.hostname).items():
+                if name != "transport":
+                    setattr(client, name, value)
+        super().__init__(client, **kwargs)
+        self.cycle = Poller()
 
-def _read(raw: bytes, queue: str) -> dict[str, Any] | str:
+
+def _pool_of(params: dict[str, Any]) -> redis.ConnectionPool:
+    """Connections with a time limit on everything: kombu's have none, since its event loop never waits for a reply."""
+    return redis.ConnectionPool(
+        **{
+            **params,
+            "socket_timeout": TIMEOUT_S,
+            **({} if "path" in params else {"socket_connect_timeout": TIMEOUT_S}),
+            "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), 1),
+        }
+    )
+
+
+def _client_of(params: dict[str, Any]) -> Callable[[], redis.Redis]:
+    return lambda: redis.Redis(connection_pool=_pool_of(params))
+
+
+def read(one: Reserved) -> dict[str, Any] | str:
     """The message's frame, or why it is none."""
     try:
-        message = json.loads(raw)
+        message = json.loads(one.raw)
     except (ValueError, RecursionError) as error:
         return f"it is no JSON: {error}"
     if not isinstance(message, dict):
         return f"it is a JSON {type(message).__name__}, not Celery's frame"
-    properties = message.get("properties")
-    if not isinstance(properties, dict) or not isinstance(properties.get("delivery_tag"), str):
-        return "it has no properties with a delivery_tag: send it with Celery or pipeq's client"
-    if not isinstance(message.get("headers", {}), dict):
+    properties, headers = message.get("properties"), message.setdefault("headers", {})
+    if not isinstance(properties, dict):
+        return "it has no properties: send it with Celery or pipeq's client"
+    if not isinstance(headers, dict):
         return "its headers are no object"
     # Where it lay counts, not where it says it was going: a retry goes back there.
-    properties["delivery_info"] = {"exchange": "", "routing_key": queue}
+    properties["delivery_info"] = {"exchange": "", "routing_key": one.queue}
+    # One for each delivery: a late answer to an earlier one is no answer to this one.
+    properties["delivery_tag"] = one.tag
+    if one.raw.startswith(b" "):
+        # See requeue.lua.
+        headers["redelivered"] = properties["delivery_info"]["redelivered"] = True
     return _check_body(message.get("body"), properties.get("body_encoding")) or message
 
 

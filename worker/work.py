@@ -14,6 +14,7 @@ from producers.errors import PipeqError
 from producers.message import TaskMessage
 from producers.status import BatchInfo
 from worker.inputs import Input
+from worker.leases import Leases
 from worker.pipelines import Pipeline
 
 
@@ -34,6 +35,9 @@ class Work:
     #: Tells Celery how the task ended; acknowledges the message.
     acknowledge: Callable[[Any], None]
     received_at: float = field(default_factory=time.time)
+    #: Its lease: the leases it is among, and its tag there. None and empty by another transport than ours.
+    leases: Leases | None = None
+    tag: str = ""
 
     message: TaskMessage | None = None
     pipeline: Pipeline | None = None
@@ -54,6 +58,8 @@ class Work:
     record: dict[str, Any] | None = None
     #: Set when the record says that the task has ended already: cancelled, or finished by another worker.
     is_over: bool = False
+    #: Set when its lease is gone: another worker has its message, or will.
+    is_lost: bool = False
     #: Set by ``revoke(terminate=True)``.
     is_terminated: bool = False
     started_at: float | None = None
@@ -127,7 +133,7 @@ class Work:
     @property
     def needs_no_device(self) -> bool:
         """Whether running its items would be in vain."""
-        return self.error is not None or self.is_over or self.is_terminated
+        return self.error is not None or self.is_over or self.is_lost or self.is_terminated
 
 
 @dataclass(eq=False)

@@ -83,7 +83,7 @@ def test_a_cancel_survives_with_no_worker_up(redis_url: str, tiny: Path, tmp_pat
             # Cancelled messages are gone, too.
             deadline = time.monotonic() + 10
             raw = redis.Redis.from_url(redis_url)
-            while raw.hlen("unacked") or raw.llen("text-classification"):
+            while raw.hlen("pipeq:unacked") or raw.llen("text-classification"):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             assert raw.hlen(queues.RUNNING) == 0
@@ -137,7 +137,7 @@ def test_sigterm_with_two_hundred_tasks_in_flight(redis_url: str, tiny: Path, tm
         left = [status for status in client.status_many(ids) if not status.is_final]
         assert left, "the first worker finished everything: the test shows nothing"
         raw = redis.Redis.from_url(redis_url)
-        assert raw.hlen("unacked") == 0
+        assert raw.hlen("pipeq:unacked") == 0
         assert raw.llen("text-generation") == len(left)
         with worker(tmp_path, redis_url, *arguments):
             done = list(client.as_completed(ids, timeout_s=120))
@@ -170,7 +170,7 @@ def test_a_hurried_stop_loses_nothing(
         left = [status for status in client.status_many(ids) if not status.is_final]
         assert left, "the first worker finished everything: the test shows nothing"
         raw = redis.Redis.from_url(redis_url)
-        assert raw.hlen("unacked") == 0
+        assert raw.hlen("pipeq:unacked") == 0
         assert raw.llen("text-generation") >= len(left)
         with worker(tmp_path, redis_url, f"text-generation={model}"):
             ended = list(client.as_completed(ids, timeout_s=120))

@@ -21,7 +21,9 @@ def db() -> Iterator[redis.Redis]:
 
 
 def work(task_id: str = "a") -> Any:
-    return SimpleNamespace(id=task_id, retries=0, is_marked=False, deaths=0, started_at=None)
+    return SimpleNamespace(
+        id=task_id, retries=0, is_marked=False, deaths=0, started_at=None, leases=None, tag="", is_lost=False
+    )
 
 
 def test_a_mark_says_who_and_when(db: redis.Redis) -> None:
@@ -38,6 +40,16 @@ def test_a_task_that_has_ended_is_not_run(db: redis.Redis) -> None:
     Marks(db, "w1").begin([mine])
     assert mine.is_over
     assert not db.hexists(queues.RUNNING, "a")
+
+
+def test_a_task_whose_lease_is_gone_is_dropped(db: redis.Redis) -> None:
+    ours, theirs = work("a"), work("b")
+    for one in (ours, theirs):
+        one.leases, one.tag = SimpleNamespace(key="pipeq:leases"), f"tag-{one.id}"
+    db.zadd("pipeq:leases", {"tag-a": 1})
+    Marks(db, "w1").begin([ours, theirs])
+    assert (ours.is_lost, theirs.is_lost) == (False, True)
+    assert db.hkeys(queues.RUNNING) == [b"a"]
 
 
 def test_a_mark_left_by_a_dead_worker_is_a_death(db: redis.Redis) -> None:

