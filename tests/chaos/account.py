@@ -1,0 +1,71 @@
+"""Keeps the books of a chaos test: what was submitted, how each task ended, how often that was published."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from types import TracebackType
+from typing import Self
+
+import redis
+
+from producers import Client, State, queues
+
+_FINAL = {"SUCCESS", "FAILURE", "REVOKED"}
+
+
+class Account:
+    """Counts publishes from the moment it is opened; :meth:`settle` waits for the end and checks the sums."""
+
+    def __init__(self, redis_url: str) -> None:
+        self.client = Client(redis_url)
+        self.ids: list[str] = []
+        self._url = redis_url
+        self._published: Counter[str] = Counter()
+
+    def __enter__(self) -> Self:
+        self._listener = redis.Redis.from_url(self._url).pubsub(ignore_subscribe_messages=True)
+        self._listener.psubscribe(**{"celery-task-meta-*": self._count})
+        self._thread = self._listener.run_in_thread(sleep_time=0.05, daemon=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.stop()
+        self._thread.join()
+        self._listener.close()
+        self.client.close()
+
+    def _count(self, message: dict[str, bytes]) -> None:
+        if json.loads(message["data"])["status"] in _FINAL:
+            self._published[message["channel"].decode().removeprefix(queues.record_key(""))] += 1
+
+    def submit(self, count: int, **params: float) -> None:
+        self.ids += self.client.submit_many("constant", range(count), params=params or None, check=False)
+
+    def done(self) -> int:
+        """Tasks that have ended, as far as they were published."""
+        return len(self._published)
+
+    def settle(self, timeout_s: float = 120) -> Counter[State]:
+        """Waits until every task has ended. Each must have succeeded or failed, and have been published once.
+
+        Returns:
+            How many ended in each state.
+        """
+        ended = Counter(status.state for status in self.client.as_completed(self.ids, timeout_s=timeout_s))
+        assert sum(ended.values()) == len(self.ids), ended
+        assert set(ended) <= {State.SUCCEEDED, State.FAILED}, ended
+        deadline = time.monotonic() + 10
+        with redis.Redis.from_url(self._url) as db:
+            while db.hlen("pipeq:unacked") or db.zcard("pipeq:leases") or db.llen("constant"):
+                assert time.monotonic() < deadline, "messages are left over"
+                time.sleep(0.05)
+            assert db.hlen(queues.RUNNING) == 0
+        time.sleep(0.2)
+        twice = {task: times for task, times in self._published.items() if times != 1}
+        assert twice == {}, f"published more than once: {twice}"
+        assert self._published.keys() == set(self.ids)
+        return ended

@@ -1,0 +1,127 @@
+"""Workers are killed, stopped and continued; the books must balance.
+
+`KILLS` in the environment says how often (`make chaos KILLS=1000`).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from producers import State, embedded
+from tests.chaos.account import Account
+from tests.worker_process import WorkerProcess, worker
+
+KILLS = int(os.environ.get("KILLS", "15"))
+#: So that a task that happens to be there at three kills is no suspect.
+SUSPECT_NOBODY = 1_000_000
+
+
+@pytest.fixture
+def redis_url() -> Iterator[str]:
+    with embedded.valkey() as url:
+        yield url
+
+
+class Fleet:
+    """Workers that are started anew when they are killed."""
+
+    def __init__(self, stack: ExitStack, start: Callable[[], WorkerProcess], size: int) -> None:
+        self._start = start
+        self.workers = [start() for _ in range(size)]
+
+    def kill(self, at: int) -> WorkerProcess:
+        victim = self.workers[at]
+        victim.process.kill()
+        victim.process.wait()
+        self.workers[at] = self._start()
+        return victim
+
+
+@contextmanager
+def fleet(folder: Path, redis_url: str, size: int, **env: float) -> Iterator[Fleet]:
+    with ExitStack() as stack:
+        yield Fleet(stack, lambda: stack.enter_context(worker(folder, redis_url, "constant", **env)), size)
+
+
+@pytest.mark.timeout(max(240, KILLS * 4))
+def test_nothing_is_lost_or_published_twice_when_workers_are_killed(redis_url: str, tmp_path: Path) -> None:
+    rng = random.Random(1)
+    with (
+        Account(redis_url) as account,
+        fleet(tmp_path, redis_url, 2, lease_s=1, sweep_s=0.5, max_deaths=SUSPECT_NOBODY, prefetch=64) as workers,
+    ):
+        account.submit(50)
+        for kill in range(KILLS):
+            # Never idle: some of no length, some that are sure to be on the device.
+            account.submit(rng.randrange(200))
+            account.submit(rng.randrange(20), seconds=rng.choice([0.01, 0.1]))
+            time.sleep(rng.random() * 1.2)
+            workers.kill(rng.randrange(2))
+            if kill % 50 == 49:
+                print(f"{kill + 1} kills, {len(account.ids)} submitted, {account.done()} ended", flush=True)
+        ended = account.settle()
+        print(f"{KILLS} kills: {len(account.ids)} submitted, {dict(ended)}")
+        assert set(ended) == {State.SUCCEEDED}
+
+
+def test_a_killed_workers_messages_are_elsewhere_within_a_lease_a_sweep_and_two_seconds(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """At default settings."""
+    with (
+        Account(redis_url) as account,
+        worker(tmp_path, redis_url, "constant") as first,
+        redis.Redis.from_url(redis_url) as db,
+    ):
+        first.wait_ready(account.client, "constant")
+        account.submit(5, seconds=600)
+        with worker(tmp_path, redis_url, "constant") as second:
+            while "ready" not in second.text() or db.zcard("pipeq:leases") < 5:
+                time.sleep(0.05)
+            firsts = set(db.zrange("pipeq:leases", 0, -1))
+            killed_at = time.monotonic()
+            first.process.kill()
+            while db.zcard("pipeq:leases") < 5 or firsts & set(db.zrange("pipeq:leases", 0, -1)):
+                assert time.monotonic() - killed_at < 15 + 5 + 2
+                time.sleep(0.02)
+            print(f"recovered after {time.monotonic() - killed_at:.1f} s")
+            second.process.kill()
+
+
+def test_who_was_stopped_for_two_leases_publishes_nothing_of_what_another_took(redis_url: str, tmp_path: Path) -> None:
+    with Account(redis_url) as account, worker(tmp_path, redis_url, "constant", lease_s=1, sweep_s=0.5) as first:
+        first.wait_ready(account.client, "constant")
+        account.submit(200, seconds=0.4)
+        while account.done() < 64:
+            time.sleep(0.01)
+        first.process.send_signal(signal.SIGSTOP)
+        before = account.done()
+        with worker(tmp_path, redis_url, "constant", lease_s=1, sweep_s=0.5) as second:
+            deadline = time.monotonic() + 60
+            # It has something of what the first one had.
+            while account.done() < before + 1:
+                assert time.monotonic() < deadline, second.text()
+                time.sleep(0.01)
+            first.process.send_signal(signal.SIGCONT)
+            assert set(account.settle()) == {State.SUCCEEDED}
+            assert "leases are gone" in first.text()
+
+
+@pytest.mark.parametrize(("seconds", "lease_s"), [(6, 0.5), *([(60, 2)] if KILLS >= 100 else [])])
+def test_a_task_longer_than_its_lease_runs_once(redis_url: str, tmp_path: Path, seconds: float, lease_s: float) -> None:
+    with Account(redis_url) as account, fleet(tmp_path, redis_url, 2, lease_s=lease_s, sweep_s=0.2) as workers:
+        for process in workers.workers:
+            process.wait_ready(account.client, "constant")
+        account.submit(1, seconds=seconds)
+        account.settle()
+        assert account.client.status(account.ids[0]).attempts == 1
+        assert not any("leases are gone" in process.text() for process in workers.workers)

@@ -1,0 +1,140 @@
+"""Redis dies, falls silent, is full, and its connections break; the books must balance, and the log says it once."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from producers import State, embedded
+from tests.chaos.account import Account
+from tests.proxy import proxy
+from tests.worker_process import WorkerProcess, worker
+
+#: Seconds of silence; `make chaos` takes the longer one.
+SILENCE_S = 30 if int(os.environ.get("KILLS", "0")) >= 100 else 8
+
+
+class Server:
+    """A Valkey that has written what it has acknowledged, and can be killed."""
+
+    def __init__(self, folder: Path) -> None:
+        (port,) = embedded.free_ports(1)
+        self.url = f"redis://127.0.0.1:{port}/0"
+        options = ["--appendonly", "yes", "--appendfsync", "always", "--save", "", "--dir", str(folder)]
+        self._command = [str(embedded._valkey_program()), "--port", str(port), "--bind", "127.0.0.1", *options]
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        client = redis.Redis.from_url(self.url)
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                client.ping()
+                return
+            except redis.RedisError:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[Server]:
+    one = Server(folder)
+    try:
+        yield one
+    finally:
+        one.kill()
+
+
+def until(account: Account, more: int, within_s: float, process: WorkerProcess) -> float:
+    """Waits until so many more have ended; returns after how long."""
+    began, wanted = time.monotonic(), account.done() + more
+    while account.done() < wanted:
+        assert time.monotonic() - began < within_s, process.text()
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+def said(process: WorkerProcess) -> tuple[int, int]:
+    return process.text().count("Redis does not serve"), process.text().count("Redis serves again")
+
+
+def test_redis_is_killed_and_comes_back(tmp_path: Path) -> None:
+    with server(tmp_path) as valkey:
+        with worker(tmp_path, valkey.url, "constant", lease_s=3, sweep_s=1, prefetch=128) as process:
+            with Account(valkey.url) as account:
+                process.wait_ready(account.client, "constant")
+                account.submit(3000, seconds=0.05)
+                until(account, 100, 30, process)
+            # What is published while the books' own connection is down cannot be counted: a new one is opened.
+            ids = account.ids
+            valkey.kill()
+            time.sleep(3)
+            valkey.start()
+            with Account(valkey.url) as again:
+                took = until(again, 64, 5, process)
+                print(f"working again {took:.1f} s after Redis")
+                again.ids = ids
+                ended = {status.state for status in again.client.as_completed(ids, timeout_s=90)}
+                assert ended == {State.SUCCEEDED}
+        assert said(process) == (1, 1), process.text()
+        assert process.process.returncode == 0
+
+
+def test_redis_falls_silent(tmp_path: Path) -> None:
+    with embedded.valkey() as url, proxy(url) as (between, through):
+        with Account(url) as account, worker(tmp_path, through, "constant", lease_s=3, sweep_s=1) as process:
+            process.wait_ready(account.client, "constant")
+            account.submit(3000, seconds=0.1)
+            until(account, 100, 30, process)
+            between.is_silent = True
+            time.sleep(SILENCE_S)
+            between.is_silent = False
+            took = until(account, 64, 5 + 5, process)
+            print(f"working again {took:.1f} s after the silence")
+            assert set(account.settle()) == {State.SUCCEEDED}
+        assert said(process)[0] <= 1, process.text()
+
+
+def test_connections_are_cut_half_closed_and_slow(tmp_path: Path) -> None:
+    rng = random.Random(2)
+    with embedded.valkey() as url, proxy(url) as (between, through):
+        with Account(url) as account, worker(tmp_path, through, "constant", lease_s=3, sweep_s=1) as process:
+            process.wait_ready(account.client, "constant")
+            for _ in range(15):
+                account.submit(rng.randrange(300), seconds=rng.choice([0, 0.02]))
+                time.sleep(rng.random() / 2)
+                rng.choice([between.cut, between.half_close, between.cut])()
+                between.delay_s = rng.choice([0, 0.01, 0.05])
+            between.delay_s = 0
+            assert set(account.settle()) == {State.SUCCEEDED}
+            assert process.process.poll() is None
+
+
+def test_redis_is_full(tmp_path: Path) -> None:
+    with embedded.valkey() as url, Account(url) as account, redis.Redis.from_url(url) as db:
+        account.submit(2000)
+        db.config_set("maxmemory-policy", "noeviction")
+        with worker(tmp_path, url, "constant", lease_s=3, sweep_s=1) as process:
+            db.config_set("maxmemory", "1mb")
+            with pytest.raises(redis.exceptions.OutOfMemoryError):
+                db.lpush("other", "x")
+            # What is there is worked off: ending a task needs no more room than its message took.
+            assert set(account.settle()) == {State.SUCCEEDED}
+            db.config_set("maxmemory", "0")
+            process.wait_ready(account.client, "constant")
+            account.submit(100)
+            assert set(account.settle()) == {State.SUCCEEDED}
+        assert process.process.returncode == 0
