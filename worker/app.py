@@ -28,6 +28,8 @@ def build_app(runtime: Runtime) -> Celery:
         broker_url=f"{transport.NAME}+{url}" if url.startswith("socket:") else url,
         broker_transport=None if url.startswith("socket:") else transport.NAME,
         broker_connection_retry_on_startup=True,
+        # Redis may refuse for a while: it is full, or a replica.
+        broker_channel_error_retry=True,
         # One list for each of these and each queue, as stock Celery producers push them.
         broker_transport_options={
             "priority_steps": list(queues.PRIORITY_STEPS),
@@ -50,12 +52,13 @@ def build_app(runtime: Runtime) -> Celery:
         task_serializer="json",
         result_serializer="json",
         result_accept_content=["json"],
-        task_queues=[Queue(name, routing_key=name) for name in runtime.pipelines],
+        task_queues=[Queue(name, routing_key=name) for name in runtime.queues],
+        include=settings.include,
         task_create_missing_queues=False,
         worker_pool="worker.pool:TaskPool",
         worker_consumer="worker.consumer:Consumer",
         # Tasks that wait inside, not CPUs: the window that batches are picked from.
-        worker_concurrency=settings.prefetch * len(runtime.pipelines),
+        worker_concurrency=settings.prefetch * len(runtime.queues),
         worker_prefetch_multiplier=1,
         # A message is acknowledged when its result is stored, so that no death loses it.
         task_acks_late=True,

@@ -12,17 +12,20 @@ import warnings
 from pathlib import Path
 
 import click
+import redis
 from redis.exceptions import RedisError
 
 from producers.errors import PipeqError
 from producers.redis_url import connect, without_password
 from worker import settings as settings_module
 from worker import supervisor
-from worker.settings import Settings
+from worker.settings import Settings, SettingsError
 
 logger = logging.getLogger("worker")
 
 EXIT_SETTINGS = 2
+#: The first with RPOP of several, ZMSCORE and a deterministic script's TIME.
+OLDEST_REDIS = (6, 2)
 
 
 @click.command(
@@ -30,12 +33,15 @@ EXIT_SETTINGS = 2
 Examples:
   pipeq worker text-embedding=sentence-transformers/all-MiniLM-L6-v2 --allow s3://talks/
   pipeq worker --config pipelines.toml --devices auto
+  pipeq worker text-generation --include myapp.tasks
 """
 )
 @click.argument("tasks", nargs=-1, metavar="[TASK[=MODEL]]...")
 @click.option("--config", type=click.Path(path_type=Path), help="Settings file (pipelines.toml).")
 @click.option("--allow", multiple=True, metavar="URI", help="Prefix that inputs may be read from; may be repeated.")
 @click.option("--devices", metavar="auto|cpu|0,1", help="One worker process for each device, restarted when it dies.")
+@click.option("--include", multiple=True, metavar="MODULE", help="Also run the ordinary Celery tasks of a module.")
+@click.option("--queue", "celery_queues", multiple=True, metavar="NAME", help="Queue of those tasks (celery).")
 @click.option("--redis-url", metavar="URL", help="Overrides the settings' redis_url.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="Log lines for people or for machines.")
 @click.option("--check", is_flag=True, help="Check the settings and stop.")
@@ -46,6 +52,8 @@ def worker(
     config: Path | None,
     allow: tuple[str, ...],
     devices: str | None,
+    include: tuple[str, ...],
+    celery_queues: tuple[str, ...],
     redis_url: str | None,
     log_format: str | None,
     check: bool,
@@ -56,7 +64,9 @@ def worker(
     model, or the model that transformers takes by default.
     """
     try:
-        settings = settings_module.from_command_line(config, tasks, allow, redis_url, log_format)
+        settings = settings_module.from_command_line(
+            config, tasks, allow, redis_url, log_format, include, celery_queues
+        )
         if check:
             click.echo(settings.model_dump_json(indent=2))
             return
@@ -132,5 +142,25 @@ def _wait_for_redis(url: str) -> None:
             waited = True
             time.sleep(1)
         else:
+            _check_server(client, url)
             client.close()
             return
+
+
+def _check_server(client: redis.Redis, url: str) -> None:
+    """Raises SettingsError for a server that cannot do what is asked of it."""
+    try:
+        server, cluster = client.info("server"), client.info("cluster")
+    except RedisError:
+        return  # not for this user to know; the first command will show
+    if cluster.get("cluster_enabled"):
+        raise SettingsError(
+            f"redis_url: {without_password(url)} is a Redis Cluster, where a script may touch one slot only: use a "
+            "single server, with a replica for its failure"
+        )
+    version = tuple(int(part) for part in str(server.get("redis_version", "99")).split(".")[:2])
+    if version < OLDEST_REDIS:
+        raise SettingsError(
+            f"redis_url: {without_password(url)} is Redis {server['redis_version']}, pipeq needs "
+            f"{'.'.join(map(str, OLDEST_REDIS))} or newer"
+        )

@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import redis
 from redis.exceptions import RedisError
@@ -31,12 +31,15 @@ class Heartbeat:
         pipelines: Mapping[str, Pipeline],
         in_flight: Callable[[], dict[str, int]],
         retries: Retries,
+        waiting: Iterable[str],
     ) -> None:
         self._redis = client
         self._worker = worker
         self._pipelines = pipelines
         self._in_flight = in_flight
         self._retries = retries
+        #: Queues whose waiting messages are put back when their time has come.
+        self._waiting = list(waiting)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -63,7 +66,7 @@ class Heartbeat:
         while True:
             try:
                 self._beat()
-                self._retries.move_due(self._pipelines)
+                self._retries.move_due(self._waiting)
                 outage.over("heartbeat")
             except RedisError as error:
                 outage.noticed("heartbeat", error)

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 import redis
 from kombu.asynchronous import get_event_loop
@@ -77,6 +77,13 @@ class Server:
     connect: Callable[[], redis.Redis] = field(compare=False, default=redis.Redis)
 
 
+class Reader(Protocol):
+    """Somebody who takes messages."""
+
+    def stalled(self) -> str | None:
+        """What hangs; None if nothing does."""
+
+
 class Leases:
     """One for each server in a process: :meth:`of`.
 
@@ -113,6 +120,10 @@ class Leases:
         self._closing = threading.Event()
         #: Called with the tags of leases that are gone: whoever works on their messages shall drop them.
         self.on_lost: Callable[[set[str]], None] = lambda tags: None
+        #: Called with a sentence when messages should come in and do not: nothing but a new process helps.
+        self.on_stalled: Callable[[str], None] = lambda reason: None
+        #: Who takes messages under these leases.
+        self.readers: set[Reader] = set()
         #: Notified when a message is held no more.
         self.changed = threading.Condition()
         self._held: dict[str, _Held] = {}
@@ -354,6 +365,9 @@ class Leases:
                 renew_at = time.monotonic() + 1
 
     def _renew_all(self) -> None:
+        for reader in list(self.readers):
+            if (reason := reader.stalled()) is not None:
+                self.on_stalled(reason)
         self.flush()
         with self.changed:
             tags = list(self._held)

@@ -71,7 +71,7 @@ class TaskPool(BasePool):
         number = next(self._numbers)
         leases = getattr(request.message.channel, "leases", None)
         if leases is not None:
-            leases.on_lost = self._on_lost_leases
+            leases.on_lost, leases.on_stalled = self._on_lost_leases, self._on_stalled
         work = Work(
             id=request.id,
             number=number,
@@ -123,6 +123,11 @@ class TaskPool(BasePool):
                     request.reject(requeue=True)  # this one is its successor
                 else:
                     request.acknowledge()
+
+    def _on_stalled(self, reason: str) -> None:
+        """Called on the thread of the leases."""
+        if self._runtime.lost is None:
+            self._on_lost(reason, [])
 
     def _on_lost_leases(self, tags: set[str]) -> None:
         """Called on the thread of the leases."""

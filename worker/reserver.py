@@ -33,6 +33,8 @@ GATHER_S = 0.02
 LOOK_S = 1.0
 #: ... and this often where it cannot ring, or where a queue waits for credit.
 POLL_S = 0.1
+#: A thread, or an event loop, that has done nothing for so long hangs, in seconds.
+STALLED_S = 60.0
 #: After a fault, in seconds.
 RETRY_S = 0.5
 
@@ -76,6 +78,7 @@ class Reserver:
         self._owed: dict[str, list[float]] = {}
         self._lock = threading.Lock()
         self._ready: deque[Reserved] = deque()
+        self._ready_since = 0.0
         #: Readable while something is ready.
         self.doorbell, self._ring = os.pipe()
         self._woken, self._wake = os.pipe()
@@ -87,6 +90,7 @@ class Reserver:
         self._closing = threading.Event()
         #: When the last reserve was answered; the watchdog's proof that this thread does its work.
         self.seen_at = time.monotonic()
+        leases.readers.add(self)
         self._thread = threading.Thread(target=self._run, name="reserve", daemon=True)
         self._thread.start()
 
@@ -109,15 +113,28 @@ class Reserver:
         """What was taken, oldest first, ``most`` at most."""
         with self._lock:
             found = [self._ready.popleft() for _ in range(min(most, len(self._ready)))]
+            self._ready_since = time.monotonic()
             if not self._ready:
                 with suppress(BlockingIOError):
                     os.read(self.doorbell, 4096)
         return found
 
+    def stalled(self) -> str | None:
+        """What hangs; None if nothing does."""
+        now = time.monotonic()
+        with self._lock:
+            waiting_s = now - self._ready_since if self._ready else 0.0
+        if waiting_s > STALLED_S:
+            return f"messages have waited {waiting_s:.0f} s for the event loop"
+        if self._queues and now - self.seen_at > STALLED_S:
+            return f"no message was asked for in {now - self.seen_at:.0f} s"
+        return None
+
     def close(self) -> None:
         """Ends the thread; what it took and nobody saw goes back."""
         if self._closing.is_set():
             return
+        self._leases.readers.discard(self)
         self.take_from(())
         self._closing.set()
         self._nudge()
@@ -144,6 +161,7 @@ class Reserver:
                 if self._closing.is_set():
                     break
                 outage.noticed("reserve", error)
+                self.seen_at = time.monotonic()
                 self._disconnect()
                 self._sleep(RETRY_S)
             except Exception:
@@ -208,6 +226,8 @@ class Reserver:
             wanted = [one for one in reserved if one.queue in self._queues]
             first = not self._ready
             self._ready += wanted
+            if first:
+                self._ready_since = time.monotonic()
             if first and wanted:
                 with suppress(BlockingIOError):
                     os.write(self._ring, b"!")

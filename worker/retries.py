@@ -50,9 +50,9 @@ class Retries:
         member = json.dumps({"list": key, "message": json.dumps(message)})
         return Retry(time.time() + delay, queues.waiting_key(work.pipeline.name), member)
 
-    def move_due(self, pipelines: Iterable[str]) -> None:
-        """Puts what is due back on the queues of these pipelines."""
-        for name in pipelines:
+    def move_due(self, names: Iterable[str]) -> None:
+        """Puts what is due back on these queues."""
+        for name in names:
             self._due(keys=[queues.waiting_key(name)], args=[time.time(), MOVE_AT_ONCE])
 
 

@@ -46,6 +46,11 @@ class Runtime:
     _fetcher: Fetcher = field(init=False)
     _marks: Marks = field(init=False)
 
+    @property
+    def queues(self) -> list[str]:
+        """What messages are taken from: a queue for each pipeline, and those of ordinary Celery tasks."""
+        return [*self.pipelines, *(self.settings.celery_queues if self.settings.include else ())]
+
     def start(
         self,
         app: Celery,
@@ -77,13 +82,13 @@ class Runtime:
             settings.prepare_threads or min(os.cpu_count() or 1, MOST_PREPARE_THREADS),
         )
         self.engine.start()
-        self._heartbeat = Heartbeat(client, self.hostname, self.pipelines, self.engine.in_flight, retries)
+        self._heartbeat = Heartbeat(client, self.hostname, self.pipelines, self.engine.in_flight, retries, self.queues)
         threading.Thread(target=self._fetcher.warm_up, name="warm-up", daemon=True).start()
 
     def announce(self) -> None:
         """Registers the pipelines: from now on producers may submit to them. Called when messages are being taken."""
         self._heartbeat.start()
-        logger.info("ready: serving %s as %s", ", ".join(self.pipelines), self.hostname, extra={"action": "ready"})
+        logger.info("ready: serving %s as %s", ", ".join(self.queues), self.hostname, extra={"action": "ready"})
 
     def hurry(self) -> None:
         """Whoever stops now, or is stopping, waits for nothing any more."""

@@ -177,6 +177,11 @@ class Settings(BaseSettings):
     results: ResultSettings = ResultSettings()
     #: Name -> pipeline.
     pipelines: dict[str, PipelineSettings] = Field(default_factory=dict)
+    #: Modules with ordinary Celery tasks (``@shared_task``), which run in CPU threads beside the pipelines. Also
+    #: ``--include``.
+    include: tuple[str, ...] = ()
+    #: Queues that those tasks are taken from. Also ``--queue``.
+    celery_queues: tuple[str, ...] = ("celery",)
     #: The device of pipelines that name none: ``auto`` is the first accelerator, else the CPU.
     device: str = "auto"
     #: Largest message, as JSON. Producers have the same limit.
@@ -259,6 +264,8 @@ def from_command_line(
     allow: Iterable[str] = (),
     redis_url: str | None = None,
     log_format: str | None = None,
+    include: Iterable[str] = (),
+    celery_queues: Iterable[str] = (),
 ) -> Settings:
     """The settings of ``pipeq worker``: what it is told adds to, or replaces, what the file and the environment say.
 
@@ -276,8 +283,12 @@ def from_command_line(
         overrides["redis_url"] = redis_url
     if log_format is not None:
         overrides["log_format"] = log_format
+    if include:
+        overrides["include"] = (*base.include, *include)
+    if celery_queues:
+        overrides["celery_queues"] = tuple(celery_queues)
     settings = load(config, **overrides)
-    if not settings.pipelines:
+    if not settings.pipelines and not settings.include:
         raise SettingsError(
             "no pipeline to serve: name one, as in `pipeq worker text-classification`, or give --config"
         )

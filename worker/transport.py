@@ -22,12 +22,14 @@ from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
 from kombu.utils.url import parse_url
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import OutOfMemoryError
 from redis.retry import Retry
 
 from producers import queues
 from producers.errors import ErrorCode
 from worker.dead_letter import MOST, dead_letter
 from worker.leases import LEASE_S, SWEEP_S, TIMEOUT_S, Leases, Reserved, Server, place
+from worker.outage import outage
 from worker.reserver import Link, Reserver
 
 logger = logging.getLogger(__name__)
@@ -183,6 +185,24 @@ class Channel(kombu_redis.Channel):
                 self.reserver = Reserver(self.leases, connect, self._lists, self._credit)
             self.reserver.take_from(tuple(self.active_queues))
         return reply
+
+    def _queue_bind(self, *args: Any, **kwargs: Any) -> None:
+        """Registers where broadcasts go. A full Redis refuses; its queues are worked off all the same."""
+        try:
+            super()._queue_bind(*args, **kwargs)
+        except OutOfMemoryError as error:
+            outage.noticed(f"broadcasts on channel {self.channel_id}", error)
+        else:
+            outage.over(f"broadcasts on channel {self.channel_id}")
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Every second; refused by a full Redis, which kombu logs each time."""
+        try:
+            super().maybe_refresh_binding_expiry()
+        except OutOfMemoryError as error:
+            outage.noticed(f"broadcasts on channel {self.channel_id}", error)
+        else:
+            outage.over(f"broadcasts on channel {self.channel_id}")
 
     def _basic_cancel(self, consumer_tag: str) -> Any:
         reply = super()._basic_cancel(consumer_tag)

@@ -110,31 +110,40 @@ def test_redis_falls_silent(tmp_path: Path) -> None:
 
 def test_connections_are_cut_half_closed_and_slow(tmp_path: Path) -> None:
     rng = random.Random(2)
-    with embedded.valkey() as url, proxy(url) as (between, through):
-        with Account(url) as account, worker(tmp_path, through, "constant", lease_s=3, sweep_s=1) as process:
-            process.wait_ready(account.client, "constant")
-            for _ in range(15):
-                account.submit(rng.randrange(300), seconds=rng.choice([0, 0.02]))
-                time.sleep(rng.random() / 2)
-                rng.choice([between.cut, between.half_close, between.cut])()
-                between.delay_s = rng.choice([0, 0.01, 0.05])
-            between.delay_s = 0
-            assert set(account.settle()) == {State.SUCCEEDED}
-            assert process.process.poll() is None
+    with (
+        embedded.valkey() as url,
+        proxy(url) as (between, through),
+        Account(url) as account,
+        worker(tmp_path, through, "constant", lease_s=3, sweep_s=1) as process,
+    ):
+        process.wait_ready(account.client, "constant")
+        for _ in range(15):
+            account.submit(rng.randrange(300), seconds=rng.choice([0, 0.02]))
+            time.sleep(rng.random() / 2)
+            rng.choice([between.cut, between.half_close, between.cut])()
+            between.delay_s = rng.choice([0, 0.01, 0.05])
+        between.delay_s = 0
+        assert set(account.settle()) == {State.SUCCEEDED}
+        assert process.process.poll() is None
 
 
 def test_redis_is_full(tmp_path: Path) -> None:
     with embedded.valkey() as url, Account(url) as account, redis.Redis.from_url(url) as db:
         account.submit(2000)
         db.config_set("maxmemory-policy", "noeviction")
+        db.config_set("maxmemory", "1mb")
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            db.lpush("other", "x")
+        # Full before the worker starts.
         with worker(tmp_path, url, "constant", lease_s=3, sweep_s=1) as process:
-            db.config_set("maxmemory", "1mb")
-            with pytest.raises(redis.exceptions.OutOfMemoryError):
-                db.lpush("other", "x")
             # What is there is worked off: ending a task needs no more room than its message took.
             assert set(account.settle()) == {State.SUCCEEDED}
             db.config_set("maxmemory", "0")
             process.wait_ready(account.client, "constant")
             account.submit(100)
             assert set(account.settle()) == {State.SUCCEEDED}
+            deadline = time.monotonic() + 10
+            while said(process) != (1, 1):
+                assert time.monotonic() < deadline, process.text()
+                time.sleep(0.1)
         assert process.process.returncode == 0
