@@ -45,9 +45,12 @@ class TaskPool(BasePool):
         """Starts the stages."""
         self._works: dict[int, Work] = {}
         self._inside: dict[str, Work] = {}
-        self._plain = ThreadPoolExecutor(os.cpu_count() or 1, "task")
-        self._runtime: Runtime = self.app.pipeq
-        self._runtime.start(self.app, self._on_lost, self._delivered)
+        # In an app that has no pipelines this is a pool of threads, as many as its concurrency says.
+        self._has_pipelines = hasattr(self.app, "pipeq")
+        self._plain = ThreadPoolExecutor((os.cpu_count() or 1) if self._has_pipelines else self.limit, "task")
+        if self._has_pipelines:
+            self._runtime: Runtime = self.app.pipeq
+            self._runtime.start(self.app, self._on_lost, self._delivered)
 
     def on_apply(
         self,
@@ -59,7 +62,7 @@ class TaskPool(BasePool):
         **_: Any,
     ) -> Any:
         """Takes one request in; called on Celery's event loop, so it only hands on."""
-        if args[0] != queues.TASK_NAME:
+        if args[0] != queues.TASK_NAME or not self._has_pipelines:
             return self._plain.submit(apply_target, target, args, kwargs or {}, callback, accept_callback)
         request = callback.__self__
         if (work := self._inside.get(request.id)) is not None:
@@ -142,14 +145,16 @@ class TaskPool(BasePool):
 
     def on_stop(self) -> None:
         """SIGTERM: finishes what fits into ``drain_s``; the rest stays unacknowledged and goes back on its queue."""
-        left = self._runtime.stop(self._runtime.settings.drain_s)
+        left = self._runtime.stop(self._runtime.settings.drain_s) if self._has_pipelines else []
         self._plain.shutdown(wait=True, cancel_futures=True)
         if left:
             logger.info("%d tasks go back on their queues", len(left), extra={"action": "drain"})
 
     def on_terminate(self) -> None:
         """A cold shutdown, where somebody else's ``celery worker`` runs this pool; ours has none."""
-        self._runtime.stop(0)
+        if self._has_pipelines:
+            self._runtime.stop(0)
+        self._plain.shutdown(wait=False, cancel_futures=True)
 
     def _on_lost(self, reason: str, works: list[Work]) -> None:
         """Ends the process; nothing else frees a device that hangs. Called on the watchdog's or the device's thread."""
@@ -171,6 +176,10 @@ class TaskPool(BasePool):
         return {
             **super()._get_info(),
             "processes": [os.getpid()],
+        } | (self._pipeline_info() if self._has_pipelines else {})
+
+    def _pipeline_info(self) -> dict[str, Any]:
+        return {
             "in-flight": self._runtime.engine.in_flight(),
             "pipelines": {name: one.model.model_dump() for name, one in self._runtime.pipelines.items()},
         }

@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Callable
 from queue import Empty
+from types import SimpleNamespace
 from typing import Any, cast
 
 import redis
@@ -172,6 +173,19 @@ class Channel(kombu_redis.Channel):
             self._leases = Leases.of(server, float(self.lease_s), float(self.sweep_s))
         return self._leases
 
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        transport, client = self.connection, self.connection.client
+        if client.hostname and client.hostname.startswith(("redis://", "rediss://")):
+            # pipeq+redis://...: kombu leaves what follows the plus to the transport, but copies of the connection are
+            # made from what it has, so that must stay.
+            transport.client = SimpleNamespace(
+                **{"ssl": client.ssl, "credential_provider": client.credential_provider, **parse_url(client.hostname)}
+            )
+        try:
+            return super()._connparams(asynchronous)
+        finally:
+            transport.client = client
+
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         """Starts to take messages off a queue."""
         reply = super().basic_consume(queue, no_ack, *args, **kwargs)
@@ -284,11 +298,6 @@ class Transport(kombu_redis.Transport):
     Channel = Channel
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
-        # pipeq+redis://...: kombu leaves what follows the plus to the transport.
-        if client.hostname and client.hostname.startswith(("redis://", "rediss://")):
-            for name, value in parse_url(client.hostname).items():
-                if name != "transport":
-                    setattr(client, name, value)
         super().__init__(client, **kwargs)
         self.cycle = Poller()
 

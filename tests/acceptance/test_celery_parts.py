@@ -1,0 +1,206 @@
+"""Transport, pool and backend are ordinary parts of Celery: in any app, with stock parts beside them."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery, chain, chord, group
+
+from producers import Client, State, embedded
+from tests.worker_process import WorkerProcess, worker
+
+TASKS = """
+import time
+from celery import shared_task
+
+@shared_task
+def add(*numbers):
+    return sum(numbers[0]) if len(numbers) == 1 else sum(numbers)
+
+@shared_task
+def fail():
+    raise ValueError("on purpose")
+
+@shared_task(bind=True, max_retries=2)
+def once_more(self):
+    if self.request.retries < 1:
+        raise self.retry(countdown=0.1)
+    return self.request.retries
+
+@shared_task
+def nap(seconds):
+    time.sleep(seconds)
+    return seconds
+
+@shared_task
+def shout(text):
+    return text.upper()
+"""
+
+APP = """
+from celery import Celery
+import worker.transport
+app = Celery("somebody", include=["somebodys_tasks"])
+app.conf.update(
+    broker_url="{transport}{url}", result_backend="{backend}{url}", worker_pool="{pool}", task_acks_late=True,
+    worker_concurrency=4, broker_connection_retry_on_startup=True,
+)
+"""
+
+OURS = {"transport": "pipeq+", "backend": "worker.backend:Backend+", "pool": "worker.pool:TaskPool"}
+STOCK = {"transport": "", "backend": "", "pool": "threads"}
+
+
+@pytest.fixture
+def redis_url() -> Iterator[str]:
+    with embedded.valkey() as url:
+        yield url
+        # Celery's results unsubscribe when they are collected, and wait long for a server that is gone.
+        gc.collect()
+
+
+@contextmanager
+def somebodys_worker(folder: Path, url: str, parts: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    (folder / "somebodys_tasks.py").write_text(TASKS)
+    (folder / "somebodys_app.py").write_text(APP.format(url=url, **parts))
+    command = [sys.executable, "-m", "celery", "-A", "somebodys_app", "worker", "-l", "WARNING"]
+    log = (folder / "worker.log").open("wb")
+    process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        log.close()
+
+
+def named(app: Celery, name: str, *args: Any, **options: Any) -> Any:
+    return app.signature(f"somebodys_tasks.{name}", args=args, **options)
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [("transport",), ("backend",), ("pool",), ("transport", "backend", "pool")],
+    ids=lambda names: "+".join(names),
+)
+def test_each_part_works_beside_stock_ones(redis_url: str, tmp_path: Path, ours: tuple[str, ...]) -> None:
+    parts = {**STOCK, **{name: OURS[name] for name in ours}}
+    app = Celery("producer", broker=redis_url, backend=redis_url)
+    with somebodys_worker(tmp_path, redis_url, parts) as process:
+        many = group(named(app, "add", at, 1) for at in range(50)).apply_async()
+        assert many.get(timeout=30) == [at + 1 for at in range(50)], (tmp_path / "worker.log").read_text()
+        assert (
+            chord([named(app, "add", at, 1) for at in range(5)], named(app, "add")).apply_async().get(timeout=30) == 15
+        )
+        assert chain(named(app, "add", 1, 1), named(app, "add", 1)).apply_async().get(timeout=30) == 3
+        assert named(app, "once_more").apply_async().get(timeout=30) == 1
+        with pytest.raises(ValueError, match="on purpose"):
+            named(app, "fail").apply_async().get(timeout=30)
+        assert named(app, "add", 2, 2, countdown=0.5).apply_async(countdown=0.5).get(timeout=30) == 4
+        left = [named(app, "nap", 0.2).apply_async() for _ in range(40)]
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    with somebodys_worker(tmp_path, redis_url, parts):
+        assert [one.get(timeout=60) for one in left] == [0.2] * 40
+    with redis.Redis.from_url(redis_url) as db:
+        assert db.hlen("pipeq:unacked") == db.hlen("unacked") == db.llen("celery") == 0
+
+
+@pytest.fixture
+def mixed(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[WorkerProcess, Client]]:
+    """A worker with a pipeline and somebody's tasks."""
+    (tmp_path / "somebodys_tasks.py").write_text(TASKS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with (
+        worker(tmp_path, redis_url, "constant", "--include", "somebodys_tasks") as process,
+        Client(redis_url) as client,
+    ):
+        process.wait_ready(client, "constant")
+        yield process, client
+
+
+def test_everything_a_stock_producer_may_ask_for(mixed: tuple[WorkerProcess, Client]) -> None:
+    process, client = mixed
+    app = Celery("producer", broker=client.redis_url, backend=client.redis_url)
+
+    def infer(seconds: float = 0, **options: Any) -> Any:
+        kwargs = {"pipeline": "constant", "inputs": 1, "params": {"seconds": seconds}}
+        return app.signature("pipeq.infer", kwargs=kwargs, queue="constant", immutable=True, **options)
+
+    # Post-processing in a chain, on the same machine.
+    assert chain(infer(), named(app, "shout")).apply_async().get(timeout=30) == "CONSTANT"
+    after = named(app, "shout", "x", immutable=True)
+    assert chord([infer()] * 3, after).apply_async().get(timeout=30) == "X"
+    linked = infer().apply_async(link=named(app, "shout", task_id="linked"))
+    assert linked.get(timeout=30) == "constant"
+    assert app.AsyncResult("linked").get(timeout=30) == "CONSTANT"
+    broken = app.signature("pipeq.infer", kwargs={"pipeline": "constant"}, queue="constant")
+    broken.apply_async(link_error=named(app, "shout", "sorry", task_id="sorry", immutable=True))
+    assert app.AsyncResult("sorry").get(timeout=30) == "SORRY"
+    # In time.
+    for when in (lambda: {"countdown": 2}, lambda: {"eta": datetime.now(UTC) + timedelta(seconds=2)}):
+        began = time.monotonic()
+        assert infer().apply_async(**when()).get(timeout=30) == "constant"
+        assert 1.5 < time.monotonic() - began < 5
+    assert client.wait(infer().apply_async(expires=-1).id, 30).state is State.EXPIRED
+    assert client.wait(infer().apply_async(countdown=1, expires=0.5).id, 30).state is State.EXPIRED
+    revoked = infer().apply_async(countdown=2)
+    app.control.revoke(revoked.id)
+    assert client.wait(revoked.id, 30).state is State.CANCELLED
+    # From outside.
+    slow = infer(3.0).apply_async()
+    queued = [infer(0.001 * (at + 1)).apply_async() for at in range(3)]
+    time.sleep(0.7)
+    inspect = app.control.inspect(timeout=3)
+    active = {request["id"] for request in next(iter(inspect.active().values()))}
+    assert {slow.id, *(one.id for one in queued)} <= active
+    assert next(iter(inspect.stats().values()))["pool"]["processes"] == [process.process.pid]
+    assert next(iter(inspect.reserved().values())) is not None
+    assert slow.get(timeout=30) == "constant"
+
+
+def test_events_as_flower_reads_them(mixed: tuple[WorkerProcess, Client]) -> None:
+    _, client = mixed
+    app = Celery("producer", broker=client.redis_url, backend=client.redis_url)
+    seen: dict[str, set[str]] = {}
+
+    def note(event: dict[str, Any]) -> None:
+        seen.setdefault(event.get("uuid", event.get("hostname", "")), set()).add(event["type"])
+
+    def send() -> None:
+        time.sleep(1)
+        app.control.enable_events()
+        time.sleep(1)
+        kwargs = {"pipeline": "constant", "inputs": 1}
+        app.send_task("pipeq.infer", kwargs=kwargs, queue="constant", task_id="watched")
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": note})
+        for _ in receiver.itercapture(limit=None, timeout=15, wakeup=True):
+            if {"task-received", "task-started", "task-succeeded"} <= seen.get("watched", set()):
+                break
+    thread.join()
+    assert any("worker-heartbeat" in kinds for kinds in seen.values())
+
+
+def test_control_shutdown(mixed: tuple[WorkerProcess, Client]) -> None:
+    process, client = mixed
+    app = Celery("producer", broker=client.redis_url, backend=client.redis_url)
+    app.control.shutdown()
+    assert process.process.wait(30) == 0
