@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import batching
+from benchmarks import batching, delivery
 
-BENCHMARKS = {"batching": batching.main}
+BENCHMARKS = {"batching": batching.main, "delivery": delivery.main}
 
 
 def main() -> None:
