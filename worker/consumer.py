@@ -62,9 +62,12 @@ class Consumer(CeleryConsumer):
         """Sends back a message that is not due yet: Celery would keep it, its memory and its credit until it is."""
         leases = getattr(message.channel, "leases", None)
         eta = _seconds(message.headers.get("eta"))
+        queue = (message.delivery_info or {}).get("routing_key", "")
+        # Only `pipeq worker` puts back what waits; in another app it would wait for ever.
+        if queue not in (self.app.pipeq.queues if hasattr(self.app, "pipeq") else ()):
+            return False
         if leases is None or eta is None or eta - time.time() < SOON_S:
             return False
-        queue = message.delivery_info["routing_key"]
         leases.postpone(message.delivery_tag, queues.waiting_key(queue), eta)
         message.ack_log_error(logger, self.connection_errors)  # here alone: in Redis it waits
         return True

@@ -55,12 +55,17 @@ import worker.transport
 app = Celery("somebody", include=["somebodys_tasks"])
 app.conf.update(
     broker_url="{transport}{url}", result_backend="{backend}{url}", worker_pool="{pool}", task_acks_late=True,
-    worker_concurrency=4, broker_connection_retry_on_startup=True,
+    worker_concurrency=4, broker_connection_retry_on_startup=True, worker_consumer="{consumer}",
 )
 """
 
-OURS = {"transport": "pipeq+", "backend": "worker.backend:Backend+", "pool": "worker.pool:TaskPool"}
-STOCK = {"transport": "", "backend": "", "pool": "threads"}
+OURS = {
+    "transport": "pipeq+",
+    "backend": "worker.backend:Backend+",
+    "pool": "worker.pool:TaskPool",
+    "consumer": "worker.consumer:Consumer",
+}
+STOCK = {"transport": "", "backend": "", "pool": "threads", "consumer": "celery.worker.consumer:Consumer"}
 
 
 @pytest.fixture
@@ -93,7 +98,7 @@ def named(app: Celery, name: str, *args: Any, **options: Any) -> Any:
 
 @pytest.mark.parametrize(
     "ours",
-    [("transport",), ("backend",), ("pool",), ("transport", "backend", "pool")],
+    [("transport",), ("backend",), ("pool",), tuple(OURS)],
     ids=lambda names: "+".join(names),
 )
 def test_each_part_works_beside_stock_ones(redis_url: str, tmp_path: Path, ours: tuple[str, ...]) -> None:
@@ -109,7 +114,7 @@ def test_each_part_works_beside_stock_ones(redis_url: str, tmp_path: Path, ours:
         assert named(app, "once_more").apply_async().get(timeout=30) == 1
         with pytest.raises(ValueError, match="on purpose"):
             named(app, "fail").apply_async().get(timeout=30)
-        assert named(app, "add", 2, 2, countdown=0.5).apply_async(countdown=0.5).get(timeout=30) == 4
+        assert named(app, "add", 2, 2).apply_async(countdown=2).get(timeout=30) == 4
         left = [named(app, "nap", 0.2).apply_async() for _ in range(40)]
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
@@ -151,7 +156,8 @@ def test_everything_a_stock_producer_may_ask_for(mixed: tuple[WorkerProcess, Cli
     broken = app.signature("pipeq.infer", kwargs={"pipeline": "constant"}, queue="constant")
     broken.apply_async(link_error=named(app, "shout", "sorry", task_id="sorry", immutable=True))
     assert app.AsyncResult("sorry").get(timeout=30) == "SORRY"
-    # In time.
+    # In time, an ordinary task too.
+    assert named(app, "shout", "later").apply_async(countdown=2).get(timeout=30) == "LATER"
     for when in (lambda: {"countdown": 2}, lambda: {"eta": datetime.now(UTC) + timedelta(seconds=2)}):
         began = time.monotonic()
         assert infer().apply_async(**when()).get(timeout=30) == "constant"

@@ -34,7 +34,7 @@ def redis_url() -> Iterator[str]:
 class Fleet:
     """Workers that are started anew when they are killed."""
 
-    def __init__(self, stack: ExitStack, start: Callable[[], WorkerProcess], size: int) -> None:
+    def __init__(self, start: Callable[[], WorkerProcess], size: int) -> None:
         self._start = start
         self.workers = [start() for _ in range(size)]
 
@@ -49,7 +49,7 @@ class Fleet:
 @contextmanager
 def fleet(folder: Path, redis_url: str, size: int, **env: float) -> Iterator[Fleet]:
     with ExitStack() as stack:
-        yield Fleet(stack, lambda: stack.enter_context(worker(folder, redis_url, "constant", **env)), size)
+        yield Fleet(lambda: stack.enter_context(worker(folder, redis_url, "constant", **env)), size)
 
 
 @pytest.mark.timeout(max(240, KILLS * 4))
