@@ -24,6 +24,9 @@ PRIORITY_SEPARATOR: Final = "\x06\x16"
 
 #: Hash: task id -> JSON ``{"worker", "attempt", "since"}`` of every task that is in, or was lost with, a batch.
 RUNNING: Final = "pipeq:running"
+#: Hash: delivery tag -> message, of everything inside a worker; and sorted set: delivery tag -> when its lease ends.
+UNACKED: Final = "pipeq:unacked"
+LEASES: Final = "pipeq:leases"
 #: Hash: pipeline name -> JSON of what its last worker said about it. A field is never removed.
 PIPELINES: Final = "pipeq:pipelines"
 

@@ -135,11 +135,12 @@ class Backend(RedisBackend):
         if self._finish_script is None:
             self._finish_script = self.client.register_script(lua.source("finish"))
         leases = next((entry.note.leases for entry in entries if entry.note.leases is not None), None)
-        keys = [queues.RUNNING, leases.unacked_key if leases else "", leases.key if leases else ""]
+        # Where there is none, a key that a restricted user may name; the script leaves it alone.
+        keys = [queues.RUNNING, *((leases.unacked_key, leases.key) if leases else (queues.UNACKED, queues.LEASES))]
         args: list[Any] = [self.app.conf.get("pipeq_dead_letter_max", 10_000)]
         for entry in entries:
             note, retry = entry.note, entry.note.retry
-            keys += (entry.key, note.dead_letter_list, retry.waiting_key if retry else "")
+            keys += (entry.key, note.dead_letter_list or entry.key, retry.waiting_key if retry else entry.key)
             args += (entry.id, note.tag, entry.record, entry.lifetime_s, note.dead_letter if entry.failed else "")
             args += (retry.due, retry.message) if retry else ("", "")
         reply = self._finish_script(keys=keys, args=args)

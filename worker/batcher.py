@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from bisect import insort
+from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -22,6 +23,10 @@ class Batchable(Protocol):
     @property
     def group(self) -> Hashable:
         """Items with equal groups may share a forward pass."""
+
+    @property
+    def lane(self) -> Hashable:
+        """Who waits when the window is full; a group lies within a lane."""
 
     @property
     def cost(self) -> int:
@@ -142,12 +147,13 @@ class Batcher(Generic[T]):
     """The window of ready items. Many threads put, the device thread takes.
 
     Args:
-        max_bytes: :meth:`put` blocks while this much waits, which holds back whoever cuts a long audio into chunks.
+        max_bytes: :meth:`put` blocks while this much waits in the item's lane, which holds back whoever cuts a long
+            audio into chunks.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._bytes = 0
+        self._bytes: Counter[Hashable] = Counter()
         self._groups: dict[Hashable, _Group[T]] = {}
         self._order = 0
         self._closed = False
@@ -158,7 +164,7 @@ class Batcher(Generic[T]):
             return sum(len(group.by_cost) for group in self._groups.values())
 
     def put(self, item: T, limits: Limits) -> None:
-        """Adds an item; blocks while the window is full by bytes.
+        """Adds an item; blocks while the window is full by bytes in its lane.
 
         Raises:
             Closed: the batcher was closed.
@@ -166,12 +172,16 @@ class Batcher(Generic[T]):
         with self._changed:
             # One item is always let in, however large.
             self._changed.wait_for(
-                lambda: self._closed or not self._bytes or self._bytes + item.nbytes <= self._max_bytes
+                lambda: (
+                    self._closed
+                    or not self._bytes[item.lane]
+                    or self._bytes[item.lane] + item.nbytes <= self._max_bytes
+                )
             )
             if self._closed:
                 raise Closed
             self._order += 1
-            self._bytes += item.nbytes
+            self._bytes[item.lane] += item.nbytes
             group = self._groups.get(item.group)
             if group is None:
                 group = self._groups[item.group] = _Group(limits)
@@ -197,7 +207,7 @@ class Batcher(Generic[T]):
                 items = group.take()
                 if not group.by_cost:
                     del self._groups[key]
-                self._bytes -= sum(item.nbytes for item in items)
+                self._bytes[items[0].lane] -= sum(item.nbytes for item in items)
                 self._changed.notify_all()
                 return Batch(items)
             return None

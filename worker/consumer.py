@@ -83,8 +83,12 @@ class Consumer(CeleryConsumer):
                 outage.noticed("connect", error)
                 time.sleep(RECONNECT_S)
             else:
-                outage.over("connect")
                 return conn
+
+    def loop_args(self) -> Any:
+        """Called when every part is started, so that one that Redis refuses is not said to be over meanwhile."""
+        outage.over("connect")
+        return super().loop_args()
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         """The connection for broadcasts broke, which Celery makes a warning with a lecture of."""

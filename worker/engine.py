@@ -4,7 +4,8 @@
     prepare    fetch   prepare threads       device thread       deliver threads
 
 CPU threads prepare the next batch and finish the last while the device runs this one. Tasks inside are bounded by
-Celery's prefetch, their bytes by a :class:`Budget`, prepared items by the batcher.
+Celery's prefetch, their bytes by a :class:`Budget`, prepared items by the batcher. Up to the device each pipeline has a
+:class:`_Lane` of its own, so that one with a slow store or huge inputs holds up no other.
 """
 
 from __future__ import annotations
@@ -81,11 +82,12 @@ class Engine:
         self._ended = False
         #: Calls of ``deliver`` that are under way or scheduled.
         self._finishing = 0
-        self._budget = Budget(settings.prefetch_bytes)
-        self._batcher: Batcher[Item] = Batcher(min(WINDOW_BYTES, settings.prefetch_bytes))
+        share = max(1, settings.prefetch_bytes // len(pipelines))
+        self._lanes = {name: _Lane(name, share, settings.fetch_threads, prepare_threads) for name in pipelines}
+        #: For what names no pipeline of ours; it only fails.
+        self._no_lane = next(iter(self._lanes.values()))
+        self._batcher: Batcher[Item] = Batcher(min(WINDOW_BYTES // len(pipelines), share))
         self._watchdog = Watchdog(settings.hard_timeout_s)
-        self._fetching = ThreadPoolExecutor(settings.fetch_threads, "fetch")
-        self._preparing = ThreadPoolExecutor(prepare_threads, "prepare")
         self._delivering = ThreadPoolExecutor(DELIVER_THREADS, "deliver")
         self._device = threading.Thread(target=self._run_device, name="device", daemon=True)
 
@@ -98,7 +100,7 @@ class Engine:
         with self._changed:
             if not self._closed:
                 self._works.add(work)
-                self._preparing.submit(self._guarded, work, self._accept)
+                self._lane(work).preparing.submit(self._guarded, work, self._accept)
 
     def in_flight(self) -> dict[str, int]:
         """Tasks inside, by pipeline."""
@@ -123,9 +125,8 @@ class Engine:
             self._changed.wait_for(lambda: self._hurried or not self._works, timeout_s)
             self._closed = True
         self._batcher.close()
-        self._budget.close()
-        self._preparing.shutdown(wait=False, cancel_futures=True)
-        self._fetching.shutdown(wait=False, cancel_futures=True)
+        for lane in self._lanes.values():
+            lane.close()
         with self._changed:
             if wait_for_device:
                 # The forward pass cannot be interrupted; its results are worth the wait.
@@ -158,18 +159,18 @@ class Engine:
         work.inputs, work.is_list = read_inputs(pipeline.task_type, message.inputs)
         work.outputs = [[] for _ in work.inputs]
         if any(True for one in work.inputs for _ in one.references()):
-            self._fetching.submit(self._guarded, work, self._fetch)
+            self._lane(work).fetching.submit(self._guarded, work, self._fetch)
         else:
             self._prepare(work)
 
     def _fetch(self, work: Work) -> None:
-        self._budget.wait_for_room()
+        self._lane(work).budget.wait_for_room()
         for at, one in enumerate(work.inputs):
             for name, ref in list(one.references()):
                 with work.timed("fetch"), _located(work, at):
                     data = self._fetcher.fetch(ref, lambda size: self._hold(work, size))
                 one.fields[name] = _Fetched(ref, data)
-        self._preparing.submit(self._guarded, work, self._prepare)
+        self._lane(work).preparing.submit(self._guarded, work, self._prepare)
 
     def _prepare(self, work: Work) -> None:
         with work.timed("decode"):
@@ -334,9 +335,28 @@ class Engine:
         if work.prepared():
             self._finish_here(work)
 
+    def _lane(self, work: Work) -> _Lane:
+        return self._lanes.get(work.message.pipeline, self._no_lane) if work.message else self._no_lane
+
     def _hold(self, work: Work, more: int) -> None:
-        self._budget.add(work.held_bytes, more)
+        self._lane(work).budget.add(work.held_bytes, more)
         work.held_bytes += more
+
+
+class _Lane:
+    """What the tasks of one pipeline share with no other's: bytes of inputs, and the threads up to the device."""
+
+    def __init__(self, name: str, max_bytes: int, fetch_threads: int, prepare_threads: int) -> None:
+        self.budget = Budget(max_bytes)
+        # Threads start when they are first needed.
+        self.fetching = ThreadPoolExecutor(fetch_threads, f"fetch-{name}")
+        self.preparing = ThreadPoolExecutor(prepare_threads, f"prepare-{name}")
+
+    def close(self) -> None:
+        """What is queued does not start; what waits for room is let through, so that its thread ends."""
+        self.budget.close()
+        self.preparing.shutdown(wait=False, cancel_futures=True)
+        self.fetching.shutdown(wait=False, cancel_futures=True)
 
 
 class _Fetched:

@@ -23,6 +23,7 @@ import redis
 from kombu.asynchronous import get_event_loop
 from redis.exceptions import RedisError
 
+from producers import queues
 from worker import lua
 from worker.outage import outage
 
@@ -115,8 +116,8 @@ class Leases:
         self.server = server
         self.lease_s = lease_s
         self._sweep_s = sweep_s
-        self.unacked_key = f"{server.prefix}pipeq:unacked"
-        self.key = f"{server.prefix}pipeq:leases"
+        self.unacked_key = server.prefix + queues.UNACKED
+        self.key = server.prefix + queues.LEASES
         self._closing = threading.Event()
         #: Called with the tags of leases that are gone: whoever works on their messages shall drop them.
         self.on_lost: Callable[[set[str]], None] = lambda tags: None

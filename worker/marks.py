@@ -38,7 +38,7 @@ class Marks:
 
     def _begin_some(self, works: list[Work], alone: bool) -> None:
         now = time.time()
-        leases = next((work.leases.key for work in works if work.leases is not None), "pipeq:leases")
+        leases = next((work.leases.key for work in works if work.leases is not None), queues.LEASES)
         keys = [queues.RUNNING, leases, *(queues.record_key(work.id) for work in works)]
         args: list[str | float] = [self._worker, now, queues.worker_key(""), int(alone)]
         for work in works:

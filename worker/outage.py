@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 
+from redis.exceptions import NoPermissionError
+
 logger = logging.getLogger(__name__)
 
 
@@ -22,6 +24,8 @@ class Outage:
             self._who.add(who)
         if first:
             reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, NoPermissionError):
+                reason += " (deploy/redis-users.acl has the rights that a worker needs)"
             logger.warning("Redis does not serve (%s): %s; trying on", who, reason, extra={"action": "redis_away"})
 
     def over(self, who: str) -> None:

@@ -63,7 +63,7 @@ class Runtime:
         retries = Retries(client, settings)
         self._marks = Marks(client, self.hostname)
         self.store = Store(settings.results, settings.s3)
-        self._fetcher = Fetcher(settings.inputs, settings.s3, settings.fetch_threads)
+        self._fetcher = Fetcher(settings.inputs, settings.s3, settings.fetch_threads * len(self.pipelines))
         self.deliverer = Deliverer(app, settings, self.store, retries, client)
 
         def deliver(works: list[Work]) -> None:

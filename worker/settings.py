@@ -188,10 +188,12 @@ class Settings(BaseSettings):
     max_message_bytes: Bytes = queues.MAX_MESSAGE_BYTES
     #: Tasks of one pipeline that may be inside a worker at once; they are the window that batches are picked from.
     prefetch: int = Field(default=512, gt=0)
-    #: Bytes of inputs and prepared items that may be inside a worker at once; one larger task is let in alone.
+    #: Bytes of inputs and prepared items that may be inside a worker at once, shared out evenly among its pipelines; a
+    #: task larger than a share is let in alone.
     prefetch_bytes: Bytes = 2 * 2**30
+    #: Threads that read references, for each pipeline.
     fetch_threads: int = Field(default=16, gt=0)
-    #: Threads that decode and prepare; by default the number of CPUs, 8 at most.
+    #: Threads that decode and prepare, for each pipeline; by default the number of CPUs, 8 at most.
     prepare_threads: int | None = Field(default=None, gt=0)
     #: Threads that torch uses for one operation on the CPU; torch's own default where it is absent.
     torch_threads: int | None = Field(default=None, gt=0)

@@ -153,3 +153,9 @@ class Item:
     #: The model's output for this item, as if it had run alone; or why there is none.
     output: Any = None
     error: PipeqError | None = None
+
+    @property
+    def lane(self) -> Hashable:
+        """Whose share of the batcher's window it takes: its pipeline's."""
+        assert self.work.pipeline is not None
+        return self.work.pipeline.name

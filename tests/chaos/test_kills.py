@@ -23,6 +23,8 @@ from tests.worker_process import WorkerProcess, worker
 KILLS = int(os.environ.get("KILLS", "15"))
 #: So that a task that happens to be there at three kills is no suspect.
 SUSPECT_NOBODY = 1_000_000
+#: Kills at default settings, where a task that was there at three of them fails as `worker_lost`.
+DEFAULT_KILLS = 20 if KILLS >= 100 else 3
 
 
 @pytest.fixture
@@ -71,6 +73,23 @@ def test_nothing_is_lost_or_published_twice_when_workers_are_killed(redis_url: s
         ended = account.settle()
         print(f"{KILLS} kills: {len(account.ids)} submitted, {dict(ended)}")
         assert set(ended) == {State.SUCCEEDED}
+
+
+@pytest.mark.timeout(240 + DEFAULT_KILLS * 10)
+def test_the_books_balance_at_default_settings(redis_url: str, tmp_path: Path) -> None:
+    rng = random.Random(3)
+    with Account(redis_url) as account, fleet(tmp_path, redis_url, 2) as workers:
+        for _ in range(DEFAULT_KILLS):
+            at = rng.randrange(2)
+            workers.workers[at].wait_ready(account.client, "constant")
+            account.submit(rng.randrange(300))
+            account.submit(rng.randrange(1, 20), seconds=rng.choice([0.01, 0.1, 0.5]))
+            time.sleep(rng.random() * 0.5)
+            workers.kill(at)
+        ended = account.settle()
+        print(f"{DEFAULT_KILLS} kills at default settings: {len(account.ids)} submitted, {dict(ended)}")
+        for status in account.client.status_many(account.ids):
+            assert status.error is None or status.error.code == "worker_lost"
 
 
 def test_a_killed_workers_messages_are_elsewhere_within_a_lease_a_sweep_and_two_seconds(

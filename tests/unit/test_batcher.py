@@ -17,6 +17,7 @@ class Row:
     cost: int
     group: str = "a"
     nbytes: int = 1
+    lane: str = "a"
 
 
 def test_a_batch_holds_similar_lengths_and_the_oldest() -> None:
@@ -147,3 +148,15 @@ def test_close_wakes_everybody_and_returns_the_rest() -> None:
 
 def test_padding() -> None:
     assert Batch([Row(5), Row(10)]).padding == 0.25
+
+
+def test_a_full_lane_holds_up_no_other() -> None:
+    batcher: Batcher[Row] = Batcher(10)
+    batcher.put(Row(5, nbytes=8), LIMITS)
+    full = threading.Thread(target=batcher.put, args=(Row(5, nbytes=8), LIMITS))
+    full.start()
+    other = Row(5, "b", nbytes=8, lane="b")
+    batcher.put(other, LIMITS)  # would block for ever
+    batches = [batcher.take() for _ in range(3)]
+    full.join()
+    assert sorted(row.lane for batch in batches if batch for row in batch.items) == ["a", "a", "b"]
