@@ -247,7 +247,9 @@ class Engine:
         """Marks tasks as running, unless a worker died with one and it does not run alone."""
         for work in works:
             work.is_over = work.is_expired()
-        works = [work for work in works if not work.is_over]
+            if not work.is_over:
+                work.start()
+        works = [work for work in works if not work.needs_no_device]
         if not works:
             return
         try:

@@ -12,16 +12,19 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 from celery.concurrency.base import BasePool, apply_target
 from celery.worker import state as celery_state
+from redis.exceptions import RedisError
 
 from producers import queues
 from producers.errors import ErrorCode, PipeqError
 from producers.message import TaskMessage
+from worker.outage import outage
 from worker.runtime import Runtime
 from worker.work import Work
 
@@ -86,7 +89,8 @@ class TaskPool(BasePool):
         )
         self._works[number] = self._inside[work.id] = work
         if accept_callback is not None:
-            accept_callback(number, time.monotonic())
+            # Called when its batch begins: until then Celery counts the task as reserved, and it can be revoked.
+            work.accept = partial(_accept, request, partial(accept_callback, number))
         try:
             work.message = self._read(request)
         except PipeqError as error:
@@ -183,6 +187,20 @@ class TaskPool(BasePool):
             "in-flight": self._runtime.engine.in_flight(),
             "pipelines": {name: one.model.model_dump() for name, one in self._runtime.pipelines.items()},
         }
+
+
+def _accept(request: Any, accepted: Callable[[float], None]) -> bool:
+    try:
+        # Stores and announces that it was revoked.
+        if request.id in celery_state.revoked and request.revoked():
+            return False
+    except RedisError as error:
+        # It says so when it is dropped, or where it is delivered again.
+        outage.noticed("revoke", error)
+        return False
+    outage.over("revoke")
+    accepted(time.monotonic())
+    return True
 
 
 class _Handle:

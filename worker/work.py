@@ -34,6 +34,9 @@ class Work:
     trace: Callable[[], Any]
     #: Tells Celery how the task ended; acknowledges the message.
     acknowledge: Callable[[Any], None]
+    #: Tells Celery that the task starts, once, which makes a reserved task an active one. Returns False where it was
+    #: revoked while it waited. None once it has started.
+    accept: Callable[[], bool] | None = None
     received_at: float = field(default_factory=time.time)
     #: Its lease: the leases it is among, and its tag there. None and empty by another transport than ours.
     leases: Leases | None = None
@@ -94,6 +97,12 @@ class Work:
         """Whether the task's expiry has passed. Celery looks only when the message arrives."""
         expires = self.request.expires
         return expires is not None and expires < datetime.now(expires.tzinfo)
+
+    def start(self) -> None:
+        """Its batch begins, unless it was revoked meanwhile."""
+        accept, self.accept = self.accept, None
+        if accept is not None and not accept():
+            self.is_terminated = True
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -168,15 +168,19 @@ def test_everything_a_stock_producer_may_ask_for(mixed: tuple[WorkerProcess, Cli
     app.control.revoke(revoked.id)
     assert client.wait(revoked.id, 30).state is State.CANCELLED
     # From outside.
-    slow = infer(3.0).apply_async()
+    slow = infer(4.0).apply_async()
     queued = [infer(0.001 * (at + 1)).apply_async() for at in range(3)]
     time.sleep(0.7)
-    inspect = app.control.inspect(timeout=3)
+    inspect = app.control.inspect(timeout=10, limit=1)
     active = {request["id"] for request in next(iter(inspect.active().values()))}
-    assert {slow.id, *(one.id for one in queued)} <= active
+    reserved = {request["id"] for request in next(iter(inspect.reserved().values()))}
+    assert (active, reserved) == ({slow.id}, {one.id for one in queued})
     assert next(iter(inspect.stats().values()))["pool"]["processes"] == [process.process.pid]
-    assert next(iter(inspect.reserved().values())) is not None
+    # What is reserved can still be revoked.
+    app.control.revoke(queued[0].id)
     assert slow.get(timeout=30) == "constant"
+    assert client.wait(queued[0].id, 30).state is State.CANCELLED
+    assert [one.get(timeout=30) for one in queued[1:]] == ["constant"] * 2
 
 
 def test_events_as_flower_reads_them(mixed: tuple[WorkerProcess, Client]) -> None:
