@@ -20,7 +20,6 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from producers.errors import ErrorCode, PipeqError
-from producers.message import Ref
 from producers.status import BatchInfo
 from worker import decode, prepare
 from worker.batcher import Batch, Batcher, Closed
@@ -32,7 +31,6 @@ from worker.marks import Marks
 from worker.outage import outage
 from worker.pipelines import Pipeline
 from worker.settings import Settings
-from worker.task_types import Media
 from worker.watchdog import Watchdog
 from worker.work import Item, Work
 
@@ -158,7 +156,7 @@ class Engine:
         work.params = pipeline.merge(message.params)
         work.inputs, work.is_list = read_inputs(pipeline.task_type, message.inputs)
         work.outputs = [[] for _ in work.inputs]
-        if any(True for one in work.inputs for _ in one.references()):
+        if any(one.slots for one in work.inputs):
             self._lane(work).fetching.submit(self._guarded, work, self._fetch)
         else:
             self._prepare(work)
@@ -166,10 +164,9 @@ class Engine:
     def _fetch(self, work: Work) -> None:
         self._lane(work).budget.wait_for_room()
         for at, one in enumerate(work.inputs):
-            for name, ref in list(one.references()):
+            for slot in one.slots:
                 with work.timed("fetch"), _located(work, at):
-                    data = self._fetcher.fetch(ref, lambda size: self._hold(work, size))
-                one.fields[name] = _Fetched(ref, data)
+                    slot.data = self._fetcher.fetch(slot.ref, lambda size: self._hold(work, size))
         self._lane(work).preparing.submit(self._guarded, work, self._prepare)
 
     def _prepare(self, work: Work) -> None:
@@ -194,12 +191,13 @@ class Engine:
     def _decode(self, work: Work) -> None:
         assert work.pipeline is not None
         for at, one in enumerate(work.inputs):
-            for name, value in one.fields.items():
-                if isinstance(value, _Fetched):
-                    with _located(work, at):
-                        decoded = _decode(work.pipeline, name, value, self._settings)
-                    self._hold(work, _nbytes(decoded) - len(value.data))
-                    one.fields[name] = decoded
+            for slot in one.slots:
+                assert slot.data is not None
+                with _located(work, at):
+                    name, rate = ref_name(slot.ref), work.pipeline.sampling_rate
+                    decoded = decode.decode(slot.media, slot.data, name, self._settings.inputs, rate)
+                self._hold(work, _nbytes(decoded) - len(slot.data))
+                slot.fill(decoded)
 
     def _run_device(self) -> None:
         try:
@@ -361,14 +359,6 @@ class _Lane:
         self.fetching.shutdown(wait=False, cancel_futures=True)
 
 
-class _Fetched:
-    """Bytes, and what they were referred to as."""
-
-    def __init__(self, ref: Ref, data: bytes) -> None:
-        self.data = data
-        self.name = ref_name(ref)
-
-
 class _located:  # noqa: N801 - reads as a statement
     """Says in an error which of several inputs it is about."""
 
@@ -383,19 +373,11 @@ class _located:  # noqa: N801 - reads as a statement
             raise PipeqError(error.code, self._where + error.message, error.retryable) from error
 
 
-def _decode(pipeline: Pipeline, name: str, value: _Fetched, settings: Settings) -> Any:
-    media = pipeline.task_type.fields[name]
-    if media is Media.IMAGE:
-        return decode.decode_image(value.data, value.name, settings.inputs.max_pixels)
-    if media is Media.AUDIO:
-        rate = pipeline.sampling_rate
-        return decode.decode_audio(value.data, value.name, rate, settings.inputs.max_audio_s)
-    return decode.decode_text(value.data, value.name)
-
-
 def _nbytes(decoded: Any) -> int:
     if hasattr(decoded, "nbytes"):
         return int(decoded.nbytes)
+    if isinstance(decoded, dict):
+        return sum(len(cell) for column in decoded.values() for cell in column)
     return len(decoded) if isinstance(decoded, str) else decoded.width * decoded.height * 3
 
 

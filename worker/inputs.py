@@ -6,15 +6,34 @@ Everything that can be refused without reading a byte is refused here, with a se
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
 from producers.errors import ErrorCode, PipeqError
 from producers.message import Ref, describe
-from worker.task_types import Media, TaskType
+from worker.task_type import Media, TaskType
+
+#: Keys of a chat's part that may hold its reference, beside the one named after its type.
+_PART_KEYS = ("url", "path", "uri", "base64")
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place inside an input for what a reference refers to: bytes after fetch, a value after decode."""
+
+    #: What it lies in, and where: a dictionary and a key, or a list and an index.
+    container: Any
+    key: Any
+    media: Media
+    ref: Ref
+    data: bytes | None = None
+
+    def fill(self, value: Any) -> None:
+        """Puts the decoded value in its place."""
+        self.container[self.key] = value
+        self.data = None
 
 
 @dataclass
@@ -24,10 +43,8 @@ class Input:
     fields: dict[str, Any]
     #: Whether the pipeline's call takes the value of the one field rather than an object.
     is_plain: bool
-
-    def references(self) -> Iterator[tuple[str, Ref]]:
-        """The fields that are still to be fetched."""
-        return ((name, value) for name, value in self.fields.items() if isinstance(value, Ref))
+    #: Where in the fields there are references.
+    slots: list[Slot] = field(default_factory=list)
 
     @property
     def call_value(self) -> Any:
@@ -64,52 +81,122 @@ def _takes_chats(task_type: TaskType) -> bool:
 
 def _located(where: str, task_type: TaskType, value: Any) -> Input:
     try:
-        return _read_one(task_type, value)
+        return _Reader(task_type).read(value)
     except PipeqError as error:
         raise PipeqError(error.code, f"{where}: {error.message}", error.retryable) from error.__cause__
 
 
-def _read_one(task_type: TaskType, value: Any) -> Input:
-    if isinstance(value, dict) and not Ref.is_ref(value):
-        unknown = value.keys() - task_type.fields.keys()
-        if unknown:
-            raise _wrong(task_type, f"unknown field {sorted(unknown)[0]!r}")
-        missing = task_type.fields.keys() - task_type.optional - value.keys()
-        if missing:
-            raise _wrong(task_type, f"field {sorted(missing)[0]!r} is missing")
-        fields = {
-            name: _read_value(task_type, name, value[name]) for name in task_type.fields if value.get(name) is not None
-        }
-        return Input(fields, is_plain=len(task_type.fields) == 1)
-    if task_type.main is None:
-        raise _wrong(task_type, f"got {_kind(value)}")
-    return Input({task_type.main: _read_value(task_type, task_type.main, value)}, is_plain=True)
+class _Reader:
+    """Reads one input, and notes where it holds references."""
+
+    def __init__(self, task_type: TaskType) -> None:
+        self._type = task_type
+        self._slots: list[Slot] = []
+
+    def read(self, value: Any) -> Input:
+        task_type = self._type
+        if isinstance(value, dict) and not Ref.is_ref(value):
+            unknown = value.keys() - task_type.fields.keys()
+            if unknown:
+                raise self._wrong(f"unknown field {sorted(unknown)[0]!r}")
+            missing = task_type.fields.keys() - task_type.optional - value.keys()
+            if missing:
+                raise self._wrong(f"field {sorted(missing)[0]!r} is missing")
+            fields: dict[str, Any] = {}
+            for name in task_type.fields:
+                if value.get(name) is not None:
+                    self._read_value(fields, name, task_type.fields[name], value[name], name)
+            return Input(fields, len(task_type.fields) == 1, self._slots)
+        if task_type.main is None:
+            raise self._wrong(f"got {_kind(value)}")
+        fields = {}
+        self._read_value(fields, task_type.main, task_type.fields[task_type.main], value, task_type.main)
+        return Input(fields, True, self._slots)
+
+    def _read_value(self, container: Any, key: Any, media: Media, value: Any, name: str) -> None:
+        """Checks a value and puts it, or a slot for it, into its container."""
+        container[key] = value
+        if media is Media.JSON:
+            return
+        if media is Media.IMAGES:
+            container[key] = images = value if isinstance(value, list) else [value]
+            container[key] = [None] * len(images)
+            for at, image in enumerate(images):
+                self._read_value(container[key], at, Media.IMAGE, image, f"{name}[{at}]")
+        elif Ref.is_ref(value):
+            self._add(container, key, media, _read_ref(value))
+        elif media.is_bytes:
+            if not isinstance(value, str):
+                raise self._wrong(f"{name} is {_kind(value)}, not a reference")
+            if "://" not in value:
+                raise self._wrong(f"{name} is the text {_short(value)}, not a reference to {media} bytes")
+            self._add(container, key, media, _read_ref({"uri": value}))
+        elif media is Media.TABLE:
+            container[key] = _read_table(value)
+        elif isinstance(value, str):
+            return
+        elif media is Media.CHAT and is_chat(value):
+            container[key] = [self._read_turn(at, turn) for at, turn in enumerate(value)]
+        elif media is not Media.TEXTS or not _is_texts(value):
+            raise self._wrong(f"{name} is {_kind(value)}, not text")
+
+    def _read_turn(self, at: int, turn: dict[str, Any]) -> dict[str, Any]:
+        role, content = turn["role"], turn["content"]
+        if not isinstance(role, str):
+            raise PipeqError(ErrorCode.INVALID_INPUT, f"turn {at} of the chat: `role` must be text")
+        if isinstance(content, str):
+            return turn
+        allowed = ("text", *self._type.chat_media)
+        if len(allowed) == 1 or not isinstance(content, list):
+            parts = ", or a list of parts" if len(allowed) > 1 else ""
+            raise PipeqError(ErrorCode.INVALID_INPUT, f"turn {at} of the chat: `content` must be text{parts}")
+        return {**turn, "content": [self._read_part(f"turn {at} of the chat", part, allowed) for part in content]}
+
+    def _read_part(self, where: str, part: Any, allowed: tuple[str, ...]) -> dict[str, Any]:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(part, dict) or kind not in allowed:
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT, f"{where}: a part must have a `type` of {', '.join(map(str, allowed))}"
+            )
+        if kind == "text":
+            if not isinstance(part.get("text"), str):
+                raise PipeqError(ErrorCode.INVALID_INPUT, f"{where}: a part of type text needs the field `text`")
+            return dict(part)
+        value = part if Ref.is_ref(part) else next((part[key] for key in (kind, *_PART_KEYS) if key in part), None)
+        if value is part:
+            value = {key: part[key] for key in ("uri", "base64", "media_type", "sha256") if key in part}
+        if value is None:
+            raise PipeqError(ErrorCode.INVALID_INPUT, f"{where}: a part of type {kind} needs the field `{kind}`")
+        read = {key: one for key, one in part.items() if key not in (*_PART_KEYS, "media_type", "sha256")}
+        self._read_value(read, kind, Media(kind), value, f"{where}: {kind}")
+        return read
+
+    def _add(self, container: Any, key: Any, media: Media, ref: Ref) -> None:
+        container[key] = ref
+        self._slots.append(Slot(container, key, media, ref))
+
+    def _wrong(self, what: str) -> PipeqError:
+        return PipeqError(ErrorCode.INVALID_INPUT, f"{what}; {self._type.name} takes {shape(self._type)}")
 
 
-def _read_value(task_type: TaskType, name: str, value: Any) -> Any:
-    media = task_type.fields[name]
-    if media is Media.JSON:
-        return value
-    if Ref.is_ref(value):
-        return _read_ref(value)
-    if media.is_bytes:
-        if not isinstance(value, str):
-            raise _wrong(task_type, f"{name} is {_kind(value)}, not a reference")
-        if "://" not in value:
-            raise _wrong(task_type, f"{name} is the text {_short(value)}, not a reference to {media} bytes")
-        return _read_ref({"uri": value})
-    if isinstance(value, str):
-        return value
-    if media is Media.CHAT and is_chat(value):
-        return _read_chat(value)
-    raise _wrong(task_type, f"{name} is {_kind(value)}, not text")
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
 
 
-def _read_chat(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    for at, turn in enumerate(turns):
-        if not isinstance(turn["role"], str) or not isinstance(turn["content"], str):
-            raise PipeqError(ErrorCode.INVALID_INPUT, f"turn {at} of the chat: `role` and `content` must be text")
-    return turns
+def _read_table(value: Any) -> Any:
+    """Columns, or rows turned into columns; every cell becomes text, as the models want it."""
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        names = list(dict.fromkeys(name for row in value for name in row))
+        value = {name: [row.get(name, "") for row in value] for name in names}
+    columns = value if isinstance(value, dict) else {}
+    lengths = {len(column) if isinstance(column, list) else -1 for column in columns.values()}
+    if len(lengths) != 1 or not lengths - {-1, 0}:
+        raise PipeqError(
+            ErrorCode.INVALID_INPUT,
+            'the table must be {"column": ["cell", ...], ...} with columns of one length, a list of rows, or a '
+            "reference to CSV",
+        )
+    return {name: ["" if cell is None else str(cell) for cell in column] for name, column in columns.items()}
 
 
 def _read_ref(fields: dict[str, Any]) -> Ref:
@@ -119,26 +206,29 @@ def _read_ref(fields: dict[str, Any]) -> Ref:
         raise PipeqError(ErrorCode.INVALID_INPUT, f"the reference is not valid: {describe(error)}") from error
 
 
-def _wrong(task_type: TaskType, what: str) -> PipeqError:
-    return PipeqError(ErrorCode.INVALID_INPUT, f"{what}; {task_type.name} takes {_shape(task_type)}")
+#: What a field holds, in words.
+WORDS = {
+    Media.TEXT: "text",
+    Media.TEXTS: "text or a list of texts",
+    Media.CHAT: "text or a list of chat turns",
+    Media.IMAGE: "a reference to an image",
+    Media.IMAGES: "a list of references to images",
+    Media.AUDIO: "a reference to audio",
+    Media.VIDEO: "a reference to a video",
+    Media.TABLE: "a table",
+    Media.JSON: "JSON",
+}
 
 
-def _shape(task_type: TaskType) -> str:
+def shape(task_type: TaskType) -> str:
     """What a task type takes, in words: ``text, or {"text": text, "text_pair": text (optional)}``."""
-    words = {
-        Media.TEXT: "text",
-        Media.CHAT: "text or a list of chat turns",
-        Media.IMAGE: "a reference to an image",
-        Media.AUDIO: "a reference to audio",
-        Media.JSON: "JSON",
-    }
     fields = ", ".join(
-        f'"{name}": {words[media]}{" (optional)" if name in task_type.optional else ""}'
+        f'"{name}": {WORDS[media]}{" (optional)" if name in task_type.optional else ""}'
         for name, media in task_type.fields.items()
     )
     if task_type.main is None:
         return f"{{{fields}}}"
-    plain = words[task_type.fields[task_type.main]]
+    plain = WORDS[task_type.fields[task_type.main]]
     example = ' like {"uri": "s3://bucket/key"}' if task_type.fields[task_type.main].is_bytes else ""
     return f"{plain}{example}" + (f", or {{{fields}}}" if len(task_type.fields) > 1 else "")
 

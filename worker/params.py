@@ -13,7 +13,7 @@ from typing import Any
 import transformers
 
 from producers.errors import ErrorCode, PipeqError
-from worker.task_types import TOKENIZER_PARAMS, TaskType
+from worker.task_type import TOKENIZER_PARAMS, TaskType
 
 #: Parameters that decide where and how a model runs: name -> the settings key that holds them.
 WORKERS_OWN = {
@@ -92,9 +92,10 @@ class Accepted:
             for name, parameter in signature.parameters.items()
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         }
-        self.generation = _generation_params(pipe) if task_type.generates else frozenset()
-        extra = {_NESTED_GENERATION} if task_type.generates else set()
-        self.names = (named | task_type.params | self.generation | extra) - _NEVER - WORKERS_OWN.keys()
+        self.generation = _generation_params(pipe) if task_type.generation else frozenset()
+        extra = {_NESTED_GENERATION} if task_type.generation else set()
+        beside = self.generation if task_type.generation == "call" else frozenset()
+        self.names = (named | task_type.params | beside | extra) - _NEVER - WORKERS_OWN.keys()
 
     def check(self, params: Mapping[str, Any], pipeline: str) -> None:
         """Raises PipeqError ``invalid_params`` for the first parameter that may not be set."""

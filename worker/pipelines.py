@@ -10,7 +10,7 @@ from typing import Any
 from producers.status import ModelInfo
 from worker.batcher import Limits
 from worker.settings import PipelineSettings
-from worker.task_types import TaskType
+from worker.task_type import TaskType
 
 #: Group of an item that shares a batch with nobody.
 SOLO = "solo"

@@ -105,6 +105,8 @@ class InputSettings(_Section):
     max_pixels: int = Field(default=128_000_000, gt=0)
     #: Longest audio, in seconds.
     max_audio_s: float = Field(default=4 * 3600, gt=0)
+    #: Frames of a video that are decoded to find those that are asked for.
+    max_video_frames: int = Field(default=100_000, gt=0)
     #: How long one connect or read of a remote store may take, in seconds.
     timeout_s: float = Field(default=30, gt=0)
     #: How long a whole input may take to read, however slowly it drips, in seconds.

@@ -1,108 +1,386 @@
-"""The declarative table of task types: what each takes and how it may be batched. A task type more is one row.
+"""The declarative table of task types: what each takes, gives and costs. A task type more is one row.
 
-Where a type differs from the plain way (preprocess, pad, forward, postprocess), a small class in ``worker/quirks.py``
-says how.
+Where a type differs from the plain way (preprocess, pad, forward, postprocess), a small class in ``worker/quirks``
+says how; where transformers has no pipeline for it, one in ``worker/tasks`` is it. The tables of the README and
+``docs/task-types.md``, and the JSON Schemas in ``docs/schemas``, are made from these rows (``make docs``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
+import re
 
 from producers.errors import ErrorCode, PipeqError
+from worker.task_type import TOKENIZER_PARAMS, Media, TaskType
 
+_LABELS = "a list of `{label, score}`"
+_CANDIDATES = ("candidate_labels", '["sports", "politics"]')
+_TEXT = {"text": Media.TEXT}
+_IMAGE = {"image": Media.IMAGE}
+_AUDIO = {"audio": Media.AUDIO}
 
-class Media(StrEnum):
-    """What a field of the input holds."""
-
-    TEXT = "text"
-    #: Text, or a list of ``{"role", "content"}`` turns.
-    CHAT = "chat"
-    IMAGE = "image"
-    AUDIO = "audio"
-    #: Anything JSON, handed on as it is.
-    JSON = "json"
-
-    @property
-    def is_bytes(self) -> bool:
-        """Whether a plain string is a URI, as in transformers, rather than the value itself."""
-        return self in (Media.IMAGE, Media.AUDIO)
-
-
-#: Parameters of a tokenizer's call that a producer may set.
-TOKENIZER_PARAMS = frozenset(
-    {"truncation", "padding", "max_length", "stride", "add_special_tokens", "pad_to_multiple_of", "padding_side"}
-)
-
-
-@dataclass(frozen=True)
-class TaskType:
-    """One row."""
-
-    name: str
-    #: Field name -> what it holds.
-    fields: dict[str, Media]
-    #: The field that a plain value stands for; None where the input must be an object.
-    main: str | None = None
-    #: Fields that may be left out of an object.
-    optional: frozenset[str] = frozenset()
-    #: Parameters beyond those that the pipeline class names itself.
-    params: frozenset[str] = frozenset()
-    #: Whether the parameters of ``generate`` are parameters of the call.
-    generates: bool = False
-    #: Whether it runs a model of transformers.
-    has_model: bool = True
-    #: Class in ``worker/quirks.py``.
-    quirks: str = "Quirks"
-
-
-_ROWS = (
+_TEXT_ROWS = (
     TaskType(
         "text-classification",
-        fields={"text": Media.TEXT, "text_pair": Media.TEXT},
+        {"text": Media.TEXT, "text_pair": Media.TEXT},
+        _LABELS,
         main="text",
         optional=frozenset({"text_pair"}),
         params=TOKENIZER_PARAMS,
         quirks="TextClassification",
+        aliases=("sentiment-analysis",),
     ),
+    TaskType(
+        "token-classification",
+        {"text": Media.TEXTS},
+        "a list of `{entity, score, word, start, end}`",
+        main="text",
+        chunks=True,
+        quirks="TokenClassification",
+        note="a list of words with `is_split_into_words`; `stride` cuts long texts into chunks",
+        aliases=("ner",),
+    ),
+    TaskType("fill-mask", _TEXT, "a list of `{token_str, score, sequence}`", main="text", quirks="FillMask"),
     TaskType(
         "zero-shot-classification",
-        fields={"text": Media.TEXT},
+        _TEXT,
+        "`{labels, scores}`, best first",
         main="text",
         params=frozenset({"candidate_labels", "hypothesis_template", "multi_label"}),
+        required=(_CANDIDATES,),
+        chunks=True,
         quirks="ZeroShotClassification",
+        note="one item a label",
     ),
-    TaskType("text-embedding", fields={"text": Media.TEXT}, main="text", quirks="TextEmbedding"),
-    TaskType("feature-extraction", fields={"text": Media.TEXT}, main="text", quirks="FeatureExtraction"),
+    TaskType(
+        "feature-extraction",
+        _TEXT,
+        "a row of floats a token",
+        main="text",
+        objects="NPY with `return_tensors`",
+        quirks="FeatureExtraction",
+    ),
+    TaskType(
+        "text-embedding",
+        _TEXT,
+        "a list of floats",
+        main="text",
+        own=True,
+        quirks="TextEmbedding",
+        note="ours: mean pooling, length 1",
+    ),
+    TaskType(
+        "text-ranking",
+        {"text": Media.TEXT, "text_pair": Media.TEXT},
+        "`{score}`",
+        own=True,
+        note="ours: a cross-encoder; `text` is the query, `text_pair` the document",
+    ),
     TaskType(
         "text-generation",
-        fields={"text": Media.CHAT},
+        {"text": Media.CHAT},
+        "a list of `{generated_text}`",
         main="text",
         params=frozenset({"add_special_tokens", "padding"}),
-        generates=True,
+        generation="call",
         quirks="TextGeneration",
     ),
-    TaskType("image-classification", fields={"image": Media.IMAGE}, main="image"),
+    TaskType(
+        "text2text-generation",
+        _TEXT,
+        "a list of `{generated_text}`",
+        main="text",
+        generation="call",
+        own=True,
+        quirks="Text2Text",
+        note="dropped by transformers 5",
+    ),
+    TaskType(
+        "summarization",
+        _TEXT,
+        "a list of `{summary_text}`",
+        main="text",
+        generation="call",
+        own=True,
+        quirks="Text2Text",
+        note="dropped by transformers 5",
+    ),
+    TaskType(
+        "translation",
+        _TEXT,
+        "a list of `{translation_text}`",
+        main="text",
+        generation="call",
+        own=True,
+        quirks="Text2Text",
+        note="dropped by transformers 5; `translation_en_to_de` names the languages, too",
+    ),
+    TaskType(
+        "question-answering",
+        {"question": Media.TEXT, "context": Media.TEXT},
+        "`{answer, score, start, end}`",
+        chunks=True,
+        own=True,
+        quirks="QuestionAnswering",
+        note="dropped by transformers 5; long contexts are cut into chunks",
+    ),
+    TaskType(
+        "table-question-answering",
+        {"table": Media.TABLE, "query": Media.TEXTS},
+        "`{answer, coordinates, cells, aggregator}`",
+        company="alone",
+        generation="call",
+        quirks="TableQuestionAnswering",
+        needs=("pandas",),
+    ),
+    TaskType(
+        "decision",
+        {"state": Media.JSON, "questions": Media.JSON},
+        "question name -> `{type, ...}`",
+        company="alone",
+        quirks="Decision",
+    ),
+)
+
+_VISION_ROWS = (
+    TaskType("image-classification", _IMAGE, _LABELS, main="image", cost="pixels", company="same shape"),
+    TaskType(
+        "image-feature-extraction",
+        _IMAGE,
+        "rows of floats",
+        main="image",
+        cost="pixels",
+        company="same shape",
+        objects="NPY with `return_tensors`",
+    ),
+    TaskType(
+        "image-segmentation",
+        _IMAGE,
+        "a list of `{label, score, mask}`",
+        main="image",
+        cost="pixels",
+        company="same shape",
+        objects="masks: PNG",
+    ),
+    TaskType(
+        "object-detection",
+        _IMAGE,
+        "a list of `{label, score, box}`",
+        main="image",
+        cost="pixels",
+        company="same shape",
+        note="images of one aspect ratio share a batch",
+    ),
+    TaskType(
+        "depth-estimation",
+        _IMAGE,
+        "`{predicted_depth, depth}`",
+        main="image",
+        cost="pixels",
+        company="same shape",
+        objects="`predicted_depth`: NPY; `depth`: PNG",
+    ),
+    TaskType(
+        "keypoint-matching",
+        {"images": Media.IMAGES},
+        "a list of `{keypoint_image_0, keypoint_image_1, score}`",
+        main=None,
+        cost="pixels",
+        company="alone",
+        quirks="KeypointMatching",
+    ),
+    TaskType(
+        "mask-generation",
+        _IMAGE,
+        "`{masks, scores}`",
+        main="image",
+        cost="pixels",
+        company="alone",
+        objects="masks: PNG",
+        quirks="MaskGeneration",
+        needs=("torchvision",),
+        note="its points run in batches of their own (`points_per_batch`)",
+    ),
+    TaskType(
+        "zero-shot-image-classification",
+        _IMAGE,
+        _LABELS,
+        main="image",
+        params=frozenset({"candidate_labels", "hypothesis_template"}),
+        required=(_CANDIDATES,),
+        cost="pixels",
+        company="same shape",
+        quirks="ZeroShotImage",
+        note="one set of labels a batch",
+    ),
+    TaskType(
+        "zero-shot-object-detection",
+        {"image": Media.IMAGE, "candidate_labels": Media.JSON},
+        "a list of `{label, score, box}`",
+        main="image",
+        optional=frozenset({"candidate_labels"}),
+        params=frozenset({"candidate_labels", "threshold", "top_k"}),
+        chunks=True,
+        cost="pixels",
+        quirks="ZeroShotObjectDetection",
+        note="one item a label; labels with the image or as a parameter",
+    ),
+    TaskType(
+        "video-classification",
+        {"video": Media.VIDEO},
+        _LABELS,
+        main="video",
+        cost="pixels",
+        company="same shape",
+        quirks="VideoClassification",
+        note="only the sampled frames are kept",
+    ),
+    TaskType(
+        "image-to-image",
+        _IMAGE,
+        "an image",
+        main="image",
+        cost="pixels",
+        company="same shape",
+        own=True,
+        objects="PNG",
+        quirks="ImageToImage",
+        note="dropped by transformers 5",
+    ),
+)
+
+_AUDIO_ROWS = (
     TaskType(
         "automatic-speech-recognition",
-        fields={"audio": Media.AUDIO},
+        _AUDIO,
+        "`{text}`, with `chunks` where timestamps are asked for",
         main="audio",
-        generates=True,
+        generation="call",
+        chunks=True,
+        cost="samples",
         quirks="SpeechRecognition",
+        note="Whisper and CTC; `chunk_length_s`, `return_timestamps`",
     ),
     TaskType(
-        "document-question-answering",
-        fields={"image": Media.IMAGE, "question": Media.TEXT, "word_boxes": Media.JSON},
-        optional=frozenset({"image", "word_boxes"}),
-        quirks="DocumentQuestionAnswering",
+        "audio-classification",
+        _AUDIO,
+        _LABELS,
+        main="audio",
+        cost="samples",
+        company="same shape",
+        quirks="AudioClassification",
     ),
-    # No model: see worker/constant_pipeline.py.
-    TaskType("constant", fields={"value": Media.JSON}, main="value", has_model=False),
+    TaskType(
+        "zero-shot-audio-classification",
+        _AUDIO,
+        _LABELS,
+        main="audio",
+        params=frozenset({"candidate_labels", "hypothesis_template"}),
+        required=(_CANDIDATES,),
+        cost="samples",
+        company="same shape",
+        quirks="ZeroShotAudio",
+        note="one set of labels a batch",
+    ),
+    TaskType(
+        "text-to-audio",
+        {"text": Media.CHAT},
+        "`{audio, sampling_rate}`",
+        main="text",
+        generation="generate_kwargs",
+        company="alone",
+        objects="audio: WAV",
+        quirks="TextToAudio",
+        aliases=("text-to-speech",),
+    ),
+)
+
+_MULTIMODAL_ROWS = (
+    TaskType(
+        "document-question-answering",
+        {"image": Media.IMAGE, "question": Media.TEXT, "word_boxes": Media.JSON},
+        "a list of `{answer, score, start, end}`",
+        optional=frozenset({"image", "word_boxes"}),
+        chunks=True,
+        company="same shape",
+        quirks="DocumentQuestionAnswering",
+        note="reads words off the image where tesseract is installed",
+    ),
+    TaskType(
+        "visual-question-answering",
+        {"image": Media.IMAGE, "question": Media.TEXT},
+        "a list of `{answer, score}`",
+        own=True,
+        generation="call",
+        company="same shape",
+        quirks="VisualQuestionAnswering",
+        note="dropped by transformers 5",
+        aliases=("vqa",),
+    ),
+    TaskType(
+        "image-to-text",
+        _IMAGE,
+        "a list of `{generated_text}`",
+        main="image",
+        own=True,
+        generation="generate_kwargs",
+        cost="pixels",
+        company="same shape",
+        quirks="ImageToText",
+        note="dropped by transformers 5",
+    ),
+    TaskType(
+        "image-text-to-text",
+        {"text": Media.CHAT, "images": Media.IMAGES},
+        "a list of `{input_text, generated_text}`",
+        main="text",
+        optional=frozenset({"images"}),
+        chat_media=(Media.IMAGE, Media.VIDEO),
+        generation="generate_kwargs",
+        company="same shape",
+        quirks="ImageTextToText",
+        note="a chat whose turns hold images, or `{images, text}`",
+    ),
+    TaskType(
+        "any-to-any",
+        {"text": Media.CHAT, "images": Media.IMAGES},
+        "a list of `{input_text, generated_text}`, or audio or an image",
+        main="text",
+        optional=frozenset({"images"}),
+        chat_media=(Media.IMAGE, Media.VIDEO, Media.AUDIO),
+        generation="generate_kwargs",
+        company="alone",
+        objects="audio: WAV; images: PNG",
+        quirks="AnyToAny",
+        needs=("torchvision",),
+    ),
+)
+
+_ROWS = (
+    *_TEXT_ROWS,
+    *_VISION_ROWS,
+    *_AUDIO_ROWS,
+    *_MULTIMODAL_ROWS,
+    TaskType(
+        "constant",
+        {"value": Media.JSON},
+        "the text `constant`",
+        main="value",
+        cost="nothing",
+        has_model=False,
+        note="no model: to try out and measure what is around one",
+    ),
 )
 
 TASK_TYPES = {row.name: row for row in _ROWS}
 #: Other names that transformers knows a task type by.
-ALIASES = {"sentiment-analysis": "text-classification"}
+ALIASES = {alias: row.name for row in _ROWS for alias in row.aliases}
+#: ``translation_en_to_de``
+TRANSLATION = re.compile(r"translation_([A-Za-z-]+)_to_([A-Za-z-]+)")
+
+
+def is_task_type(name: str) -> bool:
+    """Whether there is a row for a name or an alias."""
+    return name in TASK_TYPES or name in ALIASES or TRANSLATION.fullmatch(name) is not None
 
 
 def find(name: str) -> TaskType:
@@ -111,9 +389,8 @@ def find(name: str) -> TaskType:
     Raises:
         PipeqError: ``invalid_settings``, naming the types there are.
     """
-    try:
-        return TASK_TYPES[ALIASES.get(name, name)]
-    except KeyError:
+    if not is_task_type(name):
         raise PipeqError(
             ErrorCode.INVALID_SETTINGS, f"{name!r} is no task type; there are: {', '.join(sorted(TASK_TYPES))}"
-        ) from None
+        )
+    return TASK_TYPES["translation" if TRANSLATION.fullmatch(name) else ALIASES.get(name, name)]

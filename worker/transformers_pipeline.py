@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
-from transformers.pipelines.base import ChunkPipeline, pad_collate_fn
-from transformers.pipelines.pt_utils import PipelineIterator
+from PIL import Image
 
 from producers.errors import ErrorCode, PipeqError
 from producers.status import ModelInfo
@@ -24,8 +21,11 @@ from worker.batcher import Limits
 from worker.extra_tasks import TextEmbeddingPipeline
 from worker.params import Accepted
 from worker.pipelines import SOLO, Pipeline, Prepared
+from worker.quirks import CallParams, Quirks
+from worker.quirks.vision import is_labels
 from worker.settings import PipelineSettings
-from worker.task_types import Media, TaskType, find
+from worker.task_type import Media, TaskType
+from worker.task_types import find
 
 logger = logging.getLogger(__name__)
 
@@ -38,22 +38,10 @@ LAUNCH_COST = {"cpu": 64}
 LAUNCH_COST_ACCELERATOR = 4096
 #: What an item's Python objects take beside its tensors, about, in bytes.
 OBJECT_BYTES = 4096
+#: What of a pipeline keeps state between calls, so that each thread needs one of its own.
+_PARTS = ("tokenizer", "feature_extractor", "image_processor", "video_processor", "processor")
 #: Task types that are ours, with the transformers pipeline they build on.
 _OURS = {"text-embedding": ("feature-extraction", TextEmbeddingPipeline)}
-
-
-@dataclass(frozen=True)
-class CallParams:
-    """One call's parameters, each where the pipeline wants it."""
-
-    preprocess: dict[str, Any]
-    forward: dict[str, Any]
-    postprocess: dict[str, Any]
-
-    @property
-    def forward_key(self) -> str:
-        """Equal for calls that may share a forward pass."""
-        return json.dumps(self.forward, sort_keys=True, default=lambda value: type(value).__name__)
 
 
 class TransformersPipeline(Pipeline):
@@ -63,7 +51,7 @@ class TransformersPipeline(Pipeline):
         self.name = name
         self.task_type = task_type
         self.settings = settings
-        self.quirks: quirks.Quirks = getattr(quirks, task_type.quirks)(pipe)
+        self.quirks: Quirks = quirks.make(task_type.quirks, pipe)
         self.accepted = Accepted(task_type, pipe)
         self.device = torch.device(pipe.device)
         self.model = ModelInfo(
@@ -94,15 +82,21 @@ class TransformersPipeline(Pipeline):
         if own is None:
             with self._copying:
                 own = copy.copy(self._pipe)
-                for part in ("tokenizer", "feature_extractor", "image_processor", "processor"):
-                    setattr(own, part, copy.deepcopy(getattr(self._pipe, part, None)))
+                for part in _PARTS:
+                    if hasattr(own, part):
+                        setattr(own, part, copy.deepcopy(getattr(self._pipe, part)))
             self._local.pipe = own
         return own
 
     def merge(self, params: Mapping[str, Any]) -> dict[str, Any]:
         self.accepted.check(params, self.name)
         merged = {**self.settings.params, **params}
-        self.quirks.check_params(merged)
+        for name, example in self.task_type.required:
+            if not is_labels(merged.get(name)):
+                raise PipeqError(
+                    ErrorCode.INVALID_PARAMS,
+                    f"{self.task_type.name} needs the parameter {name}, for instance {example}",
+                )
         return merged
 
     def call_params(self, params: Mapping[str, Any]) -> CallParams:
@@ -114,7 +108,8 @@ class TransformersPipeline(Pipeline):
         pipe = self.pipe()
         try:
             # A copy: several pipelines empty or fill the dictionaries they are given.
-            preprocess, forward, postprocess = pipe._sanitize_parameters(**copy.deepcopy(dict(params)))
+            mine = self.quirks.call_params(copy.deepcopy(dict(params)))
+            preprocess, forward, postprocess = pipe._sanitize_parameters(**mine)
         except (ValueError, TypeError, KeyError) as error:
             raise PipeqError(ErrorCode.INVALID_PARAMS, f"{self.name!r} refuses the parameters: {error}") from error
         return CallParams(
@@ -135,8 +130,7 @@ class TransformersPipeline(Pipeline):
         """One decoded input -> the features of its items, one after the other: one, or one a chunk."""
         pipe, call = self.pipe(), self.call_params(params)
         try:
-            made = pipe.preprocess(self.quirks.call_input(pipe, value), **call.preprocess)
-            for features in made if isinstance(pipe, ChunkPipeline) else (made,):
+            for features in self.quirks.preprocess(pipe, value, params, call):
                 self.quirks.check_features(pipe, features, call.forward)
                 yield features
         except PipeqError:
@@ -147,22 +141,11 @@ class TransformersPipeline(Pipeline):
             ) from error
 
     def forward(self, features: list[Mapping[str, Any]], params: Mapping[str, Any]) -> list[Any]:
-        pipe, call = self.pipe(), self.call_params(params)
-        if len(features) == 1:
-            # A mapping of its own: forward passes take entries out of theirs.
-            return [pipe.forward(copy.copy(features[0]), **call.forward)]
-        # The same choice of parts as in transformers' own Pipeline.get_iterator.
-        collate = pad_collate_fn(pipe.tokenizer, pipe.feature_extractor or pipe.image_processor)
-        batch = pipe.forward(collate(features), **call.forward)
-        outputs = list(PipelineIterator([batch], lambda output: output, {}, loader_batch_size=len(features)))
-        padded = max((one["input_ids"].shape[1] for one in features if "input_ids" in one), default=0)
-        trim = self.quirks.trim
-        return [trim(pipe, out, one, padded, call.forward) for out, one in zip(outputs, features, strict=True)]
+        return self.quirks.forward(self.pipe(), features, self.call_params(params))
 
     def postprocess(self, outputs: list[Any], params: Mapping[str, Any]) -> Any:
-        pipe, call = self.pipe(), self.call_params(params)
         try:
-            return pipe.postprocess(outputs if isinstance(pipe, ChunkPipeline) else outputs[0], **call.postprocess)
+            return self.quirks.postprocess(self.pipe(), outputs, self.call_params(params))
         except Exception as error:
             raise PipeqError(
                 ErrorCode.INFERENCE_FAILED,
@@ -245,12 +228,11 @@ def warm_up(pipeline: TransformersPipeline) -> None:
 
 def _nbytes(features: Mapping[str, Any]) -> int:
     tensors = sum(value.nbytes for value in features.values() if isinstance(value, torch.Tensor))
-    return tensors + OBJECT_BYTES
+    images = sum(value.width * value.height * 3 for value in features.values() if isinstance(value, Image.Image))
+    return tensors + images + OBJECT_BYTES
 
 
 def _sample(task_type: TaskType) -> Any:
-    from PIL import Image
-
     samples = {Media.IMAGE: Image.new("RGB", (64, 64)), Media.TEXT: "warm up", Media.CHAT: "warm up"}
     if task_type.main is not None:
         return samples[task_type.fields[task_type.main]]

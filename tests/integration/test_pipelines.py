@@ -18,7 +18,7 @@ from producers.errors import PipeqError
 from tests import tiny_models
 from tests.parity import assert_same, plain
 from worker.loading import load
-from worker.quirks import SOLO
+from worker.pipelines import SOLO
 from worker.settings import PipelineSettings
 from worker.transformers_pipeline import TransformersPipeline as Loaded
 

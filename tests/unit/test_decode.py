@@ -11,7 +11,8 @@ from PIL import Image
 
 from producers.errors import ErrorCode, PipeqError
 from tests.unit.media import image_bytes, pcm, picture, wav
-from worker.decode import decode_image, decode_text, looks_like
+from worker.decode import decode_image, decode_text
+from worker.looks import looks_like
 
 MAX_PIXELS = 1_000_000
 

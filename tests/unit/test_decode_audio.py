@@ -14,7 +14,8 @@ import pytest
 
 from producers.errors import ErrorCode, PipeqError
 from tests.unit.media import RATE, encoded, image_bytes, pcm, picture, pitch, wav
-from worker.decode import decode_audio, decode_image
+from worker.audio import decode_audio
+from worker.decode import decode_image
 
 MAX_PIXELS = 1_000_000
 

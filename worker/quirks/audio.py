@@ -1,0 +1,176 @@
+"""Audio in or out."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from transformers.utils.chat_template_utils import Chat
+
+from producers.errors import ErrorCode, PipeqError
+from worker.audio import Audio
+from worker.pipelines import SOLO
+from worker.quirks.base import CallParams, Quirks
+from worker.quirks.vision import labels_key
+
+
+def samples(value: Any) -> NDArray[np.float32]:
+    """Audio as a whole, shape ``(samples,)``."""
+    return value.whole() if isinstance(value, Audio) else value
+
+
+class SpeechRecognition(Quirks):
+    """Whisper pads to 30 s by itself; CTC models decode every frame, those of padding too, unless they are cut."""
+
+    def __init__(self, pipe: transformers.Pipeline) -> None:
+        super().__init__(pipe)
+        self.whisper = pipe.type == "seq2seq_whisper"
+        config = pipe.model.config
+        # Group norm mixes padding into every frame, mask or not, so such models only batch equal lengths.
+        self.pads = (
+            pipe.type == "ctc"
+            and getattr(config, "feat_extract_norm", None) == "layer"
+            and hasattr(pipe.model, "_get_feat_extract_output_lengths")
+        )
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        # The pipeline empties the dictionary it is given.
+        return {"raw": samples(value), "sampling_rate": pipe.feature_extractor.sampling_rate}
+
+    def preprocess(
+        self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any], call: CallParams
+    ) -> Iterator[Mapping[str, Any]]:
+        chunk_s, stride_s = call.preprocess.get("chunk_length_s") or 0, call.preprocess.get("stride_length_s")
+        if not chunk_s or not isinstance(value, Audio):
+            yield from super().preprocess(pipe, value, params, call)
+            return
+        # As the pipeline's own preprocessing does it, but while the file is decoded: an hour of audio is never there
+        # as a whole.
+        rate, unit = pipe.feature_extractor.sampling_rate, pipe._align_to
+        stride_s = chunk_s / 6 if stride_s is None else stride_s
+        left_s, right_s = stride_s if isinstance(stride_s, list) else (stride_s, stride_s)
+        chunk, left, right = (round(seconds * rate / unit) * unit for seconds in (chunk_s, left_s, right_s))
+        if chunk < left + right or chunk <= left:
+            raise PipeqError(
+                ErrorCode.INVALID_PARAMS,
+                f"chunk_length_s={chunk_s:g} is no longer than its strides ({left_s:g} and {right_s:g} s) together",
+            )
+        for start, piece, is_last in windows(value.blocks(), chunk, chunk - left - right):
+            own_left = left if start else 0
+            if piece.size > own_left:
+                features = pipe.feature_extractor(
+                    piece, sampling_rate=rate, return_tensors="pt", return_attention_mask=True
+                )
+                features = features if pipe.dtype is None else features.to(dtype=pipe.dtype)
+                yield {"is_last": is_last, "stride": (piece.size, own_left, 0 if is_last else right), **features}
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        silence = np.zeros(pipe.feature_extractor.sampling_rate, dtype=np.float32)
+        return silence, {"max_new_tokens": 2} if pipe.type.startswith("seq2seq") else {}
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        frames = features.get("input_features")
+        if self.whisper and frames is not None and frames.shape[-1] > 3000:
+            return SOLO  # long-form decoding slides each item's window by what that item said
+        if self.whisper and forward.get("return_timestamps") == "word":
+            return SOLO  # in a batch its alignment moves words by a frame of 20 ms
+        if forward.get("return_language"):
+            return SOLO  # the pipeline reads the language of the batch's first item only
+        return super().group(features, forward)
+
+    def trim(
+        self,
+        pipe: transformers.Pipeline,
+        output: Any,
+        features: Mapping[str, Any],
+        padded: int,
+        forward: Mapping[str, Any],
+    ) -> Any:
+        if not self.pads or features.get("attention_mask") is None:
+            return output
+        frames = int(pipe.model._get_feat_extract_output_lengths(features["attention_mask"].sum(-1))[0])
+        return {**output, "tokens": output["tokens"][:, :frames]}
+
+
+def windows(
+    blocks: Iterator[NDArray[np.float32]], length: int, step: int
+) -> Iterator[tuple[int, NDArray[np.float32], bool]]:
+    """Overlapping pieces of a stream of samples.
+
+    Args:
+        blocks: the samples, shape ``(any,)`` each.
+        length: samples in a piece; the last one may be shorter.
+        step: samples from the beginning of one to that of the next.
+
+    Yields:
+        Where the piece begins, its samples, and whether it is the last.
+    """
+    start, kept = 0, np.empty(0, dtype=np.float32)
+    more = True
+    while True:
+        pieces, size = [kept], kept.size
+        # One sample more than a piece says whether it is the last.
+        while more and size <= length:
+            block = next(blocks, None)
+            more = block is not None
+            if block is not None:
+                pieces.append(block)
+                size += block.size
+        kept = np.concatenate(pieces) if len(pieces) > 1 else kept
+        yield start, kept[:length], kept.size <= length
+        if kept.size <= length:
+            return
+        start, kept = start + step, kept[step:]
+
+
+class AudioClassification(Quirks):
+    """Padding changes the scores of most of these models, so only equal lengths share a batch."""
+
+    pads = False
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        return samples(value)
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return np.zeros(pipe.feature_extractor.sampling_rate, dtype=np.float32), {}
+
+
+class ZeroShotAudio(AudioClassification):
+    """A batch has one set of labels: the pipeline reads those of the first item only."""
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return super().sample(pipe)[0], {"candidate_labels": ["a", "b"]}
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        return (super().group(features, forward), labels_key(features))
+
+
+class TextToAudio(Quirks):
+    """Alone: models fill up the shorter ones of a batch, and draw their noise for the whole batch."""
+
+    def call_params(self, params: dict[str, Any]) -> dict[str, Any]:
+        params = dict(params)
+        for name in ("forward_params", "generate_kwargs"):
+            if isinstance(params.get(name), dict):
+                # A speaker's voice, for instance, is a tensor: in JSON a list of numbers.
+                params[name] = {key: _tensor(value) for key, value in params[name].items()}
+        return params
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        return Chat(value) if isinstance(value, list) else value
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        return SOLO
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]] | None:
+        voice = {"speaker_embeddings": [[0.0] * 512]} if pipe.model.config.model_type == "speecht5" else {}
+        generates = pipe.model.can_generate() and not voice
+        return "hi", {"forward_params": voice, **({"generate_kwargs": {"max_new_tokens": 4}} if generates else {})}
+
+
+def _tensor(value: Any) -> Any:
+    return torch.tensor(value) if isinstance(value, list) and value and not isinstance(value[0], str) else value

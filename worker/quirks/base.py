@@ -1,0 +1,186 @@
+"""The plain way through a pipeline of transformers, in its three steps; everything else is a difference from it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from transformers.pipelines.base import ChunkPipeline, pad_collate_fn
+from transformers.pipelines.pt_utils import PipelineIterator
+
+from producers.errors import ErrorCode, PipeqError
+from worker.pipelines import SOLO
+
+#: Features that transformers pads along their second dimension (pipelines/base.py: ``_pad``).
+PADDED = frozenset(
+    "input_ids attention_mask token_type_ids special_tokens_mask offset_mapping p_mask input_values".split()
+)
+#: An image patch of this many pixels counts like one token (ViT's 16 x 16).
+PATCH_PIXELS = 256
+#: A mel spectrogram of this many frames counts like one token (Whisper's encoder halves 100 frames a second).
+FRAMES_PER_TOKEN = 2
+#: This many samples count like one token (wav2vec2's 20 ms at 16 kHz).
+SAMPLES_PER_TOKEN = 320
+
+
+@dataclass(frozen=True)
+class CallParams:
+    """One call's parameters, each where the pipeline wants it."""
+
+    preprocess: dict[str, Any]
+    forward: dict[str, Any]
+    postprocess: dict[str, Any]
+
+    @property
+    def forward_key(self) -> str:
+        """Equal for calls that may share a forward pass."""
+        return json.dumps(self.forward, sort_keys=True, default=lambda value: type(value).__name__)
+
+
+class Quirks:
+    """The plain way. ``pipe`` is always the calling thread's own copy of the pipeline."""
+
+    #: Features of different lengths are padded to the longest; False: only equal shapes share a batch.
+    pads = True
+
+    def __init__(self, pipe: transformers.Pipeline) -> None:
+        self.limit = position_limit(pipe.model)
+        tokenizer = pipe.tokenizer
+        if tokenizer is not None and tokenizer.pad_token_id is None:
+            # Without it nothing can be padded; the mask hides whatever is there.
+            eos = tokenizer.eos_token_id
+            if eos is None:
+                self.pads = False
+                tokenizer.pad_token_id = 0
+            else:
+                tokenizer.pad_token_id = eos
+
+    def call_params(self, params: dict[str, Any]) -> dict[str, Any]:
+        """What ``pipe._sanitize_parameters`` takes: what ``pipe(x, **params)`` would make of the parameters.
+
+        Raises:
+            PipeqError: ``invalid_params``.
+        """
+        return params
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        """What ``pipe.preprocess`` takes for one input: decoded media, text, or an object of them."""
+        return value
+
+    def preprocess(
+        self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any], call: CallParams
+    ) -> Iterator[Mapping[str, Any]]:
+        """One input -> the features of its items, one after the other: one, or one a chunk."""
+        made = pipe.preprocess(self.call_input(pipe, value, params), **call.preprocess)
+        yield from made if isinstance(pipe, ChunkPipeline) else (made,)
+
+    def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: CallParams) -> list[Any]:
+        """Features of one group -> each item's output, as if it had run alone."""
+        if len(features) == 1:
+            # A mapping of its own: forward passes take entries out of theirs.
+            return [pipe.forward(copy.copy(features[0]), **call.forward)]
+        # The same choice of parts as in transformers' own Pipeline.get_iterator.
+        collate = pad_collate_fn(pipe.tokenizer, pipe.feature_extractor or pipe.image_processor)
+        batch = pipe.forward(collate(features), **call.forward)
+        outputs = list(PipelineIterator([batch], lambda output: output, {}, loader_batch_size=len(features)))
+        padded = max((one["input_ids"].shape[1] for one in features if "input_ids" in one), default=0)
+        return [
+            self.trim(pipe, output, one, padded, call.forward) for output, one in zip(outputs, features, strict=True)
+        ]
+
+    def postprocess(self, pipe: transformers.Pipeline, outputs: list[Any], call: CallParams) -> Any:
+        """The outputs of one input's items, in order -> its result."""
+        return pipe.postprocess(outputs if isinstance(pipe, ChunkPipeline) else outputs[0], **call.postprocess)
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]] | None:
+        """A tiny input and parameters for the warm-up; None for the one made from the fields' media."""
+        return None
+
+    def check_features(
+        self, pipe: transformers.Pipeline, features: Mapping[str, Any], forward: Mapping[str, Any]
+    ) -> None:
+        """Raises ``invalid_input`` for more tokens than the model has positions.
+
+        On a GPU such an item would not fail alone: it kills the CUDA context.
+        """
+        tokens = features.get("input_ids")
+        if self.limit is not None and isinstance(tokens, torch.Tensor) and tokens.shape[-1] > self.limit:
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                f"the text is {tokens.shape[-1]} tokens, the model takes {self.limit}: shorten it"
+                ", or cut it with the parameter truncation=true where the pipeline has it",
+            )
+
+    def cost(self, features: Mapping[str, Any]) -> int:
+        """What the item costs in a forward pass, in tokens or what weighs about as much."""
+        if (tokens := features.get("input_ids")) is not None:
+            return max(1, tokens.shape[-1])
+        if (frames := features.get("input_features")) is not None:
+            return max(1, frames.shape[-1] // FRAMES_PER_TOKEN)
+        if (samples := features.get("input_values")) is not None:
+            return max(1, samples.shape[-1] // SAMPLES_PER_TOKEN)
+        for value in features.values():
+            if isinstance(value, torch.Tensor) and value.ndim >= 4:
+                return max(1, value[0].numel() // (3 * PATCH_PIXELS))
+        return 1
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        """Items with equal groups may share a batch; :data:`SOLO` for one that may not."""
+        tokens = features.get("input_ids")
+        if isinstance(tokens, torch.Tensor) and not tokens.shape[-1]:
+            return SOLO  # nothing but padding: what a model makes of that depends on its company
+        return signature(features, PADDED if self.pads else frozenset())
+
+    def trim(
+        self,
+        pipe: transformers.Pipeline,
+        output: Any,
+        features: Mapping[str, Any],
+        padded: int,
+        forward: Mapping[str, Any],
+    ) -> Any:
+        """Undoes in one item's output what padding the batch did to it.
+
+        Args:
+            pipe: the calling thread's copy of the pipeline.
+            output: the model's output for the item, with a leading dimension of 1.
+            features: the item's own features, unpadded.
+            padded: length to which the batch was padded, in the second dimension.
+            forward: the parameters of the forward pass.
+        """
+        return output
+
+    def result(self, result: Any, value: Any, params: Mapping[str, Any]) -> Any:
+        """The result of a task with one input, where ``pipe(x)`` wraps it differently from ``pipe([x])[0]``."""
+        return result
+
+
+def signature(features: Mapping[str, Any], padded: frozenset[str]) -> Hashable:
+    """What must be equal for features to be collated: names, types, and the shapes that are not padded."""
+    parts: list[Hashable] = []
+    for key in sorted(features):
+        value = features[key]
+        if not isinstance(value, torch.Tensor):
+            parts.append((key, type(value).__name__))
+            continue
+        if value.ndim and value.shape[0] != 1:
+            return SOLO  # an image that became several, for instance: transformers would split it wrongly
+        shape = tuple(value.shape[2:] if key in padded and value.ndim >= 2 else value.shape)
+        parts.append((key, str(value.dtype), value.ndim, shape))
+    return tuple(parts)
+
+
+def position_limit(model: Any) -> int | None:
+    """Most tokens that a model with a learned table of positions takes; None where positions are computed."""
+    names = ("position_embeddings", "wpe", "embed_positions")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding) and name.rsplit(".", 1)[-1] in names:
+            # RoBERTa and its kin count positions from behind their padding index, OPT and BART from an offset.
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return int(module.num_embeddings - getattr(module, "offset", first))
+    return None

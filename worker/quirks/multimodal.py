@@ -1,0 +1,109 @@
+"""Several media in one input, and tables."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Hashable, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import transformers
+from transformers.utils.chat_template_utils import Chat
+
+from producers.errors import ErrorCode, PipeqError
+from worker.pipelines import SOLO
+from worker.quirks.base import Quirks
+
+
+class DocumentQuestionAnswering(Quirks):
+    """Its masks are plain lists that nothing pads, so only items of equal length share a batch."""
+
+    pads = False
+
+    def __init__(self, pipe: transformers.Pipeline) -> None:
+        super().__init__(pipe)
+        self.reads_words = "VisionEncoderDecoder" not in str(pipe.model_type)
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        boxes = value.get("word_boxes")
+        if boxes is not None:
+            _check_word_boxes(boxes)
+        elif self.reads_words and value.get("image") is None:
+            raise PipeqError(ErrorCode.INVALID_INPUT, "the input has neither an `image` nor `word_boxes`: send one")
+        elif self.reads_words and not _tesseract():
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                "reading words off an image takes tesseract, which this worker lacks: send `word_boxes` with the "
+                "image, or install the tesseract program and the Python package pytesseract beside the worker",
+            )
+        return value
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        from PIL import Image
+
+        words = [["invoice", [0, 0, 100, 100]], ["42", [100, 0, 200, 100]]]
+        return {"image": Image.new("RGB", (64, 64)), "question": "what number?", "word_boxes": words}, {}
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        return super().group(features, forward) if self.reads_words else SOLO
+
+
+class ImageTextToText(Quirks):
+    """A chat with images, or text and images; what is generated is cut where it would have ended alone."""
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        if isinstance(value, dict) and "images" not in value:
+            value = value["text"]
+        return Chat(value) if isinstance(value, list) else value
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return "warm up", {"max_new_tokens": 2}
+
+
+class AnyToAny(ImageTextToText):
+    """Alone: its processors differ in all they return."""
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        return SOLO
+
+
+class TableQuestionAnswering(Quirks):
+    """Alone: the table travels along as a data frame, which nothing collates."""
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        import pandas as pd
+
+        return {**value, "table": pd.DataFrame(value["table"])}
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        return SOLO
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return {"table": {"a": ["1", "2"]}, "query": "how many ?"}, {}
+
+
+class Decision(Quirks):
+    """Alone: the pipeline runs a forward pass for each prompt itself."""
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        return SOLO
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return {"state": "warm up", "questions": {"warm": {"type": "noul", "instructions": "warm?"}}}, {}
+
+
+def _check_word_boxes(boxes: Any) -> None:
+    for at, entry in enumerate(boxes if isinstance(boxes, list) else [None]):
+        word, box = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+        numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(x, int) and 0 <= x <= 1000 for x in box)
+        # Models look up a box's width and height: a negative one is no index.
+        if not isinstance(word, str) or box is None or not numbers or box[0] > box[2] or box[1] > box[3]:
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                f"word_boxes[{at}] is not [word, [left, top, right, bottom]] with whole numbers from 0 to 1000, left "
+                "not beyond right and top not beyond bottom",
+            )
+
+
+def _tesseract() -> bool:
+    return find_spec("pytesseract") is not None and shutil.which("tesseract") is not None

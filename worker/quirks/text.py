@@ -1,0 +1,132 @@
+"""Text in: classification, embeddings, and what generates text from text."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+import transformers
+from transformers.utils.chat_template_utils import Chat
+
+from producers.errors import ErrorCode, PipeqError
+from worker.pipelines import SOLO
+from worker.quirks.base import Quirks
+
+
+class TextClassification(Quirks):
+    """``pipe("text")`` wraps its single result in a list, ``pipe(["text"])`` and ``pipe({"text": ...})`` do not."""
+
+    def result(self, result: Any, value: Any, params: Mapping[str, Any]) -> Any:
+        return [result] if isinstance(value, str) and "top_k" not in params else result
+
+
+class TokenClassification(Quirks):
+    """A text beyond ``stride`` is cut into chunks; a list of words is one input."""
+
+    def call_params(self, params: dict[str, Any]) -> dict[str, Any]:
+        # What the pipeline's call adds, and its preprocessing insists on.
+        return {"is_split_into_words": False, "delimiter": None, **params}
+
+
+class ZeroShotClassification(Quirks):
+    """Each candidate label is a chunk of its own."""
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return "warm up", {"candidate_labels": ["a", "b"]}
+
+
+class FeatureExtraction(Quirks):
+    """Returns a row a token: rows of padding are cut off."""
+
+    def trim(
+        self,
+        pipe: transformers.Pipeline,
+        output: Any,
+        features: Mapping[str, Any],
+        padded: int,
+        forward: Mapping[str, Any],
+    ) -> Any:
+        rows, own = output[0], features["input_ids"].shape[1]
+        if rows.ndim < 3 or rows.shape[1] != padded:
+            return output
+        return (rows[:, -own:] if pipe.tokenizer.padding_side == "left" else rows[:, :own],)
+
+
+class TextEmbedding(Quirks):
+    """One vector a text: pooled on the device, so that the rows of tokens never leave it."""
+
+
+class TextGeneration(Quirks):
+    """Takes chats; a batch is padded on the left and runs until its longest generation ends."""
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        return Chat(value) if isinstance(value, list) else value
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return "warm up", {"max_new_tokens": 2}
+
+    def check_features(
+        self, pipe: transformers.Pipeline, features: Mapping[str, Any], forward: Mapping[str, Any]
+    ) -> None:
+        super().check_features(pipe, features, forward)
+        if self.limit is None or pipe.device.type == "cpu":
+            return  # a CPU raises at the first token too many, if it gets that far
+        settings = pipe._get_set_generation_params(pipe._prepare_generate_kwargs(dict(forward)))
+        prompt, more = features["input_ids"].shape[-1], settings.get("max_new_tokens")
+        if more is not None and prompt + more > self.limit:
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                f"the prompt is {prompt} tokens, with max_new_tokens={more} beyond the model's {self.limit}: set "
+                f"max_new_tokens to {max(self.limit - prompt, 0)} at most, or shorten the prompt",
+            )
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        length = features["input_ids"].shape[1]
+        if not length:
+            return SOLO
+        base = super().group(features, forward)
+        # These count from the beginning of the padded prompt, so only equal prompts mean the same by them.
+        return (base, length) if {"max_length", "min_length"} & forward.keys() else base
+
+    def trim(
+        self,
+        pipe: transformers.Pipeline,
+        output: Any,
+        features: Mapping[str, Any],
+        padded: int,
+        forward: Mapping[str, Any],
+    ) -> Any:
+        own = features["input_ids"].shape[1]
+        sequences = output["generated_sequence"][..., padded - own :]
+        config = pipe.model.generation_config
+        eos = forward.get("eos_token_id", config.eos_token_id)
+        pad = forward.get("pad_token_id", config.pad_token_id)
+        if "stop_strings" in forward:
+            # Ended by a string, a sequence has no end token of its own before the padding.
+            eos = None
+        ends = end_of_generation(sequences[0, :, own:], eos, pipe.tokenizer.pad_token_id if pad is None else pad)
+        return {
+            **output,
+            "generated_sequence": sequences[..., : own + ends],
+            "input_ids": output["input_ids"][:, padded - own :],
+        }
+
+
+def end_of_generation(generated: torch.Tensor, eos: int | list[int] | None, pad: int) -> int:
+    """How many of the generated tokens an item would have had alone.
+
+    Args:
+        generated: ``[sequences, tokens]``, filled up with ``pad`` after each sequence's end.
+        eos: the end-of-sequence token or tokens; None where sequences end otherwise.
+        pad: the padding token.
+    """
+    length = generated.shape[-1]
+    if not generated.numel():
+        return length
+    # Sequences that ended otherwise: without the padding at their end.
+    ends = torch.where((generated != pad).any(-1), length - (generated != pad).flip(-1).int().argmax(-1), 0)
+    if eos is not None:
+        is_eos = torch.isin(generated, torch.tensor(eos))
+        ends = torch.where(is_eos.any(-1), is_eos.int().argmax(-1) + 1, length)
+    return int(ends.max())

@@ -1,0 +1,133 @@
+"""Images and video in."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import transformers
+
+from producers.errors import ErrorCode, PipeqError
+from worker.pipelines import SOLO
+from worker.quirks.base import CallParams, Quirks
+from worker.video import Video
+
+
+def labels_key(features: Mapping[str, Any]) -> Hashable:
+    """Equal for items with the same candidate labels, tokenized in the same way."""
+    return tuple(
+        (name, tuple(value.flatten().tolist())) for text in features["text_inputs"] for name, value in text.items()
+    )
+
+
+class ZeroShotImage(Quirks):
+    """A batch has one set of labels: the pipeline reads those of the first item only."""
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        return (super().group(features, forward), labels_key(features))
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return blank(), {"candidate_labels": ["a", "b"]}
+
+
+class ZeroShotObjectDetection(Quirks):
+    """Each candidate label is a chunk of its own."""
+
+    def call_params(self, params: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in params.items() if name != "candidate_labels"}
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        fields = value if isinstance(value, dict) else {"image": value}
+        labels = fields.get("candidate_labels", params.get("candidate_labels"))
+        if not is_labels(labels):
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                'candidate_labels is missing: give it with the image, {"image": ..., "candidate_labels": ["cat"]}, or '
+                "as a parameter",
+            )
+        return {"image": fields["image"], "candidate_labels": labels}
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return {"image": blank(), "candidate_labels": ["a"]}, {}
+
+
+class KeypointMatching(Quirks):
+    """Two images make one input; the pipeline cannot collate several."""
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        images = value["images"] if isinstance(value, dict) else value
+        if len(images) != 2:
+            raise PipeqError(ErrorCode.INVALID_INPUT, f"keypoint-matching takes two images, there are {len(images)}")
+        return images
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        return SOLO
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return [blank(), blank()], {}
+
+
+class MaskGeneration(Quirks):
+    """Its preprocessing runs the vision encoder, so all of it happens on the device's thread, image by image."""
+
+    def preprocess(
+        self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any], call: CallParams
+    ) -> Iterator[Mapping[str, Any]]:
+        yield {"image": value, "preprocess": call.preprocess}
+
+    def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: CallParams) -> list[Any]:
+        return [
+            [pipe.forward(points, **call.forward) for points in pipe.preprocess(one["image"], **one["preprocess"])]
+            for one in features
+        ]
+
+    def postprocess(self, pipe: transformers.Pipeline, outputs: list[Any], call: CallParams) -> Any:
+        return pipe.postprocess(outputs[0], **call.postprocess)
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        return SOLO
+
+    def cost(self, features: Mapping[str, Any]) -> int:
+        return 1
+
+
+class VideoClassification(Quirks):
+    """Frames are picked while the video is decoded; the pipeline itself would open whatever a string names."""
+
+    def preprocess(
+        self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any], call: CallParams
+    ) -> Iterator[Mapping[str, Any]]:
+        count = call.preprocess.get("num_frames") or pipe.model.config.num_frames
+        every = call.preprocess.get("frame_sampling_rate") or 1
+        # The positions that the pipeline takes.
+        indices = np.linspace(0, count * every - 1, num=count, dtype=np.int64).tolist()
+        frames = value.frames(indices) if isinstance(value, Video) else value[indices]
+        if len(frames) < count:
+            name = value.name if isinstance(value, Video) else "the video"
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                f"{name} has {len(frames)} of the {count} frames that are asked for (num_frames={count}, "
+                f"frame_sampling_rate={every}): take fewer, or closer together",
+            )
+        if getattr(pipe, "video_processor", None) is not None:
+            made = pipe.video_processor(list(frames), return_tensors="pt")
+        else:
+            made = pipe.image_processor(list(frames), return_tensors="pt")
+        yield made.to(pipe.dtype)
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return np.zeros((pipe.model.config.num_frames, 64, 64, 3), dtype=np.uint8), {}
+
+
+def blank() -> Any:
+    """A small image for the warm-up."""
+    from PIL import Image
+
+    return Image.new("RGB", (64, 64))
+
+
+def is_labels(value: Any) -> bool:
+    """Whether a value is text, or a list of texts, and not empty."""
+    one_or_more = value if isinstance(value, list) else [value]
+    return bool(value) and all(isinstance(label, str) for label in one_or_more)
