@@ -36,6 +36,9 @@ class Ref(BaseModel):
     media_type: str | None = None
     #: Hexadecimal SHA-256 of the bytes; a worker that reads something else fails the task.
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
+    #: What a worker says of an object that it wrote, so that a result can be the next task's input as it is.
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
 
     def __init__(self, uri: str | None = None, **fields: Any) -> None:
         if uri is not None:

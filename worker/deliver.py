@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -26,6 +27,7 @@ from worker.backend import Annotation, Retry, annotation
 from worker.dead_letter import dead_letter, raw_frame
 from worker.leases import Leases, place
 from worker.outage import outage
+from worker.outputs import Object, convert
 from worker.retries import Retries
 from worker.settings import ResultSettings, Settings
 from worker.store import Store
@@ -36,9 +38,26 @@ logger = logging.getLogger(__name__)
 #: Without a store, results up to this size stay in the record, in bytes.
 INLINE_LIMIT = 8 * 2**20
 UPLOAD_THREADS = 16
+RESULT_TYPE = "application/json"
 
 #: What the task's body does while the tracer runs it: returns the result, or raises.
 outcome: ContextVar[Callable[[], Any] | None] = ContextVar("outcome", default=None)
+
+
+@dataclass(frozen=True)
+class _Upload:
+    """Something to be written to the store: a task's result, or an object that it speaks of."""
+
+    work: Work
+    uri: str
+    data: bytes
+    media_type: str
+
+    def is_result(self) -> bool:
+        return self.media_type == RESULT_TYPE
+
+    def is_part(self) -> bool:
+        return self.media_type != RESULT_TYPE
 
 
 class Deliverer:
@@ -67,8 +86,10 @@ class Deliverer:
         if not works:
             return
         self._read_records(works)
-        uploads = [upload for work in works if (upload := self._complete(work)) is not None]
-        list(self._uploads.map(self._upload, uploads))
+        uploads = [upload for work in works for upload in self._complete(work)]
+        # A result is written after the objects it speaks of.
+        for kind in (_Upload.is_part, _Upload.is_result):
+            list(self._uploads.map(self._upload, filter(kind, uploads)))
         traced, broken = [], []
         for work in works:
             if (leases := self._fence(work)) is not None:
@@ -128,41 +149,55 @@ class Deliverer:
         for work, record in zip(unread, records, strict=True):
             work.record = json.loads(record) if record else {}
 
-    def _complete(self, work: Work) -> tuple[Work, str, bytes] | None:
-        """Turns outputs into the result. Returns what is to be uploaded, if it does not stay in the record."""
+    def _complete(self, work: Work) -> list[_Upload]:
+        """Turns outputs into the result. Returns what is to be uploaded, what does not stay in the record."""
         if work.error is not None:
-            return None
+            return []
         try:
             with work.timed("deliver"):
-                return self._place(work, _value(work))
+                return self._place(work, *convert(_value(work), work.echoes))
         except PipeqError as error:
             work.fail(error)
         except Exception as error:
             logger.exception("task %s", work.id, extra={"action": "deliver"})
             work.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
         finally:
-            work.outputs, work.inputs = [], []
-        return None
+            work.outputs, work.inputs, work.echoes = [], [], {}
+        return []
 
-    def _place(self, work: Work, value: Any) -> tuple[Work, str, bytes] | None:
-        data = encode(value)
+    def _place(self, work: Work, value: Any, objects: list[Object]) -> list[_Upload]:
+        """Decides what stays in the record, what goes into the store, and under which names."""
         results, message = self._settings.results, work.message
-        if message is not None and message.output is not None:
-            return work, message.output.object_uri(work.id), data
-        if len(data) > results.inline_max_bytes:
-            if results.store is not None:
-                return work, f"{results.store.rstrip('/')}/{work.id}.json", data
-            _check_inline(len(data), results)
+        asked = message.output.object_uri(work.id) if message is not None and message.output is not None else None
+        place = asked or (f"{results.store.rstrip('/')}/{work.id}.json" if results.store is not None else None)
+        uploads: list[_Upload] = []
+        inline = sum(one.inline_size for one in objects)
+        if objects and place is not None and (asked is not None or inline > results.inline_max_bytes):
+            for one in objects:
+                one.put_at(f"{place.removesuffix('.json')}.objects/{one.name}")
+                uploads.append(_Upload(work, one.entry["uri"], one.data, one.media_type))
+        else:
+            if place is None:
+                _check_inline(inline, results)
+            for one in objects:
+                one.put_inline()
+        data = encode(value)
+        if place is not None and (asked is not None or len(data) > results.inline_max_bytes):
+            return [*uploads, _Upload(work, place, data, RESULT_TYPE)]
+        _check_inline(len(data), results)
         work.result = json.loads(data)
-        return None
+        return uploads
 
-    def _upload(self, upload: tuple[Work, str, bytes]) -> None:
-        work, uri, data = upload
+    def _upload(self, upload: _Upload) -> None:
+        work, uri = upload.work, upload.uri
+        if work.error is not None:
+            return
         try:
             with work.timed("deliver"):
-                self._store.put(uri, data, "application/json")
-            work.result = {"uri": uri}
-            work.result_uri = uri
+                self._store.put(uri, upload.data, upload.media_type)
+            if upload.is_result():
+                work.result = {"uri": uri}
+                work.result_uri = uri
         except PipeqError as error:
             work.fail(error)
         except Exception as error:
@@ -229,20 +264,13 @@ def body(*_: Any, **__: Any) -> Any:
 
 
 def encode(value: Any) -> bytes:
-    """A pipeline's output as JSON: numpy scalars become numbers, arrays and tensors nested lists, tuples lists."""
+    """A converted output as JSON."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain).encode()
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
         raise PipeqError(
             ErrorCode.INFERENCE_FAILED, "the model's output holds NaN or infinity; is its dtype too narrow?"
         ) from error
-
-
-def _plain(value: Any) -> Any:
-    # Of numpy and torch, without importing them: a worker without models has neither.
-    if callable(tolist := getattr(value, "tolist", None)):
-        return tolist()
-    raise PipeqError(ErrorCode.OUTPUT_FAILED, f"the output holds a {type(value).__name__}, which is not JSON", False)
 
 
 def _value(work: Work) -> Any:

@@ -198,6 +198,7 @@ class Engine:
                     decoded = decode.decode(slot.media, slot.data, name, self._settings.inputs, rate)
                 self._hold(work, _nbytes(decoded) - len(slot.data))
                 slot.fill(decoded)
+                work.echoes[id(decoded)] = slot.ref.model_dump(exclude_none=True)
 
     def _run_device(self) -> None:
         try:
