@@ -45,10 +45,25 @@ def short_clips() -> list[np.ndarray]:
     return [audio(seconds, seed) for seed, seconds in enumerate((1.0, 0.6, 1.9, 1.0))]
 
 
+def sounds() -> list[np.ndarray]:
+    """Clips that do not all sound the same: tones of rising pitch in noise of growing volume."""
+    heard = []
+    for at, noise in enumerate(clips()):
+        time = np.arange(len(noise)) / 16000
+        tone = np.sin(2 * np.pi * 150 * 3**at * time) * 0.5
+        heard.append((tone + noise * (at + 0.1)).astype(np.float32))
+    return heard
+
+
 def images() -> list[Image.Image]:
     rng = np.random.RandomState(0)
     sizes = [(64, 48), (30, 40), (100, 20), (64, 48)]
     return [Image.fromarray(rng.randint(0, 255, (h, w, 3), np.uint8)) for w, h in sizes]
+
+
+def large_images() -> list[Image.Image]:
+    """The same, twice as wide and high."""
+    return [image.resize((image.width * 2, image.height * 2)) for image in images()]
 
 
 def image_pairs() -> list[tuple[Image.Image, Image.Image]]:

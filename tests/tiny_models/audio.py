@@ -45,7 +45,7 @@ def ctc_layer_norm(path: Path) -> None:
     _ctc(path, "layer", mask=True)
 
 
-def _whisper(path: Path, seconds: int) -> None:
+def _whisper(path: Path, seconds: int, **more: object) -> None:
     """The encoder has a position for every 20 ms of the ``seconds`` that all clips are padded to."""
     byte_bpe("<|endoftext|>").model.save(str(path))
     languages = ["<|en|>", "<|de|>"]
@@ -74,6 +74,7 @@ def _whisper(path: Path, seconds: int) -> None:
         decoder_start_token_id=token("<|startoftranscript|>"),
         suppress_tokens=None,
         begin_suppress_tokens=None,
+        **more,
     )
     model = hf.WhisperForConditionalGeneration(config)
     model.generation_config = hf.GenerationConfig(
@@ -102,7 +103,7 @@ def whisper(path: Path) -> None:
 @builder
 def whisper_short(path: Path) -> None:
     """Hears 2 s at a time, so it is quick; what is longer goes through long-form decoding."""
-    _whisper(path, 2)
+    _whisper(path, 2, init_std=0.5)
 
 
 @builder
@@ -129,7 +130,7 @@ def speech2text(path: Path) -> None:
         pad_token_id=1,
         eos_token_id=2,
         decoder_start_token_id=2,
-        init_std=0.3,
+        init_std=0.5,
     )
     extractor = hf.Speech2TextFeatureExtractor(feature_size=16, num_mel_bins=16)
     save(path, hf.Speech2TextForConditionalGeneration(config), tokenizer, extractor)
@@ -172,9 +173,9 @@ def audio_layer_norm(path: Path) -> None:
 @builder
 def spectrogram_transformer(path: Path) -> None:
     """Pads or cuts every clip to the same number of mel frames."""
-    config = hf.ASTConfig(num_mel_bins=16, max_length=64, patch_size=8, num_labels=4, initializer_range=0.2, **SMALL)
+    config = hf.ASTConfig(num_mel_bins=16, max_length=64, patch_size=8, num_labels=4, initializer_range=0.1, **SMALL)
     model = hf.ASTForAudioClassification(config)
-    spread(5, model.classifier)
+    spread(3, model.classifier.dense)
     save(path, model, hf.ASTFeatureExtractor(num_mel_bins=16, max_length=64))
 
 
@@ -268,7 +269,7 @@ def musicgen(path: Path) -> None:
     )
     codec = hf.EncodecConfig(
         sampling_rate=16000,
-        target_bandwidths=[1.6],
+        target_bandwidths=[32.0],
         codebook_size=64,
         codebook_dim=16,
         hidden_size=16,
@@ -291,6 +292,8 @@ def musicgen(path: Path) -> None:
     model = hf.MusicgenForConditionalGeneration(
         hf.MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=decoder)
     )
+    for layer in model.audio_encoder.quantizer.layers:
+        layer.codebook.embed.normal_()  # zero at first: every code would sound the same
     model.generation_config = hf.GenerationConfig(
         decoder_start_token_id=64, pad_token_id=64, bos_token_id=64, do_sample=False, guidance_scale=3.0, max_length=40
     )

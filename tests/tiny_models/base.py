@@ -66,7 +66,7 @@ def byte_bpe(*special: str) -> Tokenizer:
     return tokenizer
 
 
-def gpt_tokenizer(*special: str) -> hf.PreTrainedTokenizerFast:
+def gpt_tokenizer(*special: str, **more: object) -> hf.PreTrainedTokenizerFast:
     """Without a pad token, as GPT-2's is. The end of text is token 0, ``special`` the tokens from 1 on."""
     end = "<|endoftext|>"
     return hf.PreTrainedTokenizerFast(
@@ -76,6 +76,7 @@ def gpt_tokenizer(*special: str) -> hf.PreTrainedTokenizerFast:
         unk_token=end,
         model_max_length=512,
         model_input_names=["input_ids", "attention_mask"],
+        **more,
     )
 
 

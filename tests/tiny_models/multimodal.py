@@ -30,10 +30,10 @@ def _contrastive(length: int) -> tuple[dict[str, object], dict[str, object]]:
 
 @builder
 def clip(path: Path) -> None:
-    text, vision = _contrastive(16)
+    text, vision = _contrastive(64)
     model = hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
     processor = hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=SQUARE)
-    save(path, model, _short_wordpiece(16), processor)
+    save(path, model, _short_wordpiece(64), processor)
 
 
 @builder
@@ -41,6 +41,7 @@ def siglip(path: Path) -> None:
     """Scores each label by itself, and pads every text to 64 tokens."""
     text, vision = _contrastive(64)
     model = hf.SiglipModel(hf.SiglipConfig(text_config={**text, "projection_size": 32}, vision_config=vision))
+    model.logit_scale.data.fill_(2.0)
     save(path, model, _short_wordpiece(64), hf.SiglipImageProcessor(size=SQUARE))
 
 
@@ -48,16 +49,14 @@ def siglip(path: Path) -> None:
 def owlvit(path: Path) -> None:
     text, vision = _contrastive(16)
     model = hf.OwlViTForObjectDetection(hf.OwlViTConfig(text_config=text, vision_config=vision, projection_dim=32))
-    spread(20, model.class_head.logit_shift, model.class_head.logit_scale)
+    # Random boxes and scores would be at the ends of their ranges, where rounding decides.
+    spread(0.1, model.box_head, model.class_head.logit_shift, model.class_head.logit_scale)
     save(path, model, _short_wordpiece(16), hf.OwlViTImageProcessor(size=SQUARE))
 
 
 def _vlm_tokenizer(*special: str) -> hf.PreTrainedTokenizerFast:
-    """With a pad token: the processor pads, before anybody could set one."""
-    tokenizer = gpt_tokenizer("<|pad|>", *special)
-    tokenizer.pad_token = "<|pad|>"
-    tokenizer.padding_side = "left"
-    return tokenizer
+    """With a pad token: a processor pads before anybody could set one."""
+    return gpt_tokenizer("<|pad|>", *special, pad_token="<|pad|>", padding_side="left")
 
 
 def _llama(tokenizer: hf.PreTrainedTokenizerFast) -> hf.LlamaConfig:

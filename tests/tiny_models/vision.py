@@ -38,9 +38,7 @@ def resnet(path: Path) -> None:
     save(path, hf.ResNetModel(config), hf.ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875))
 
 
-@builder
-def segformer(path: Path) -> None:
-    """Semantic segmentation."""
+def _segformer() -> tuple[hf.SegformerConfig, hf.SegformerImageProcessor]:
     config = hf.SegformerConfig(
         num_encoder_blocks=4,
         depths=[1] * 4,
@@ -50,9 +48,23 @@ def segformer(path: Path) -> None:
         num_labels=3,
         initializer_range=0.2,
     )
+    return config, hf.SegformerImageProcessor(size={"height": 64, "width": 64})
+
+
+@builder
+def segformer(path: Path) -> None:
+    """Semantic segmentation."""
+    config, processor = _segformer()
     model = hf.SegformerForSemanticSegmentation(config)
     spread(50, model.decode_head.classifier)
-    save(path, model, hf.SegformerImageProcessor(size={"height": 64, "width": 64}))
+    save(path, model, processor)
+
+
+@builder
+def segformer_encoder(path: Path) -> None:
+    """Has no pooled output."""
+    config, processor = _segformer()
+    save(path, hf.SegformerModel(config), processor)
 
 
 @builder
@@ -81,6 +93,7 @@ def mask2former(path: Path) -> None:
     )
     model = hf.Mask2FormerForUniversalSegmentation(config)
     spread(20, model.class_predictor)
+    spread(5, model.model.transformer_module.decoder.mask_predictor.mask_embedder)
     save(path, model, hf.Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}))
 
 
@@ -113,26 +126,30 @@ def _detr_processor() -> hf.DetrImageProcessor:
 
 @builder
 def detr(path: Path) -> None:
-    model = hf.DetrForObjectDetection(_detr(32, init_std=0.5))
-    spread(5, model.class_labels_classifier)
+    model = hf.DetrForObjectDetection(_detr(32, init_std=0.2))
+    spread(5, model.model.query_position_embeddings)
     save(path, model, _detr_processor())
 
 
 @builder
 def detr_panoptic(path: Path) -> None:
     """Panoptic segmentation without more libraries."""
-    model = hf.DetrForSegmentation(_detr(64, init_std=0.5))
-    spread(5, model.detr.class_labels_classifier)
+    model = hf.DetrForSegmentation(_detr(64, init_std=0.2))
+    spread(5, model.detr.model.query_position_embeddings, model.mask_head.output_conv)
+    model.detr.class_labels_classifier.bias.data[-1] = -5  # the last class is: no object
     save(path, model, _detr_processor())
 
 
 @builder
 def yolos(path: Path) -> None:
     config = hf.YolosConfig(
-        image_size=[32, 32], patch_size=8, num_detection_tokens=5, num_labels=4, initializer_range=0.3, **SMALL
+        image_size=[32, 32], patch_size=8, num_detection_tokens=5, num_labels=4, initializer_range=0.1, **SMALL
     )
-    processor = hf.YolosImageProcessor(size={"shortest_edge": 32, "longest_edge": 48})
-    save(path, hf.YolosForObjectDetection(config), processor)
+    processor = hf.YolosImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    model = hf.YolosForObjectDetection(config)
+    model.vit.embeddings.detection_tokens.data.normal_()  # zero at first: every box would be the same
+    spread(3, model.class_labels_classifier)
+    save(path, model, processor)
 
 
 @builder
@@ -150,14 +167,14 @@ def dpt(path: Path) -> None:
         head_in_index=-1,
         is_hybrid=False,
         reassemble_factors=[4, 2, 1, 0.5],
-        initializer_range=0.2,
+        initializer_range=0.1,
     )
     save(path, hf.DPTForDepthEstimation(config), hf.DPTImageProcessor(size=SQUARE))
 
 
 @builder
 def glpn(path: Path) -> None:
-    """Keeps the size of an image, but for a multiple of 32."""
+    """Keeps the size of an image, down to a multiple of 32; fails with images less than that wide or high."""
     config = hf.GLPNConfig(
         depths=[1] * 4,
         hidden_sizes=[8, 8, 16, 16],
@@ -191,8 +208,9 @@ def superglue(path: Path) -> None:
         matching_threshold=0.0,
         initializer_range=0.5,
     )
-    processor = hf.SuperGlueImageProcessor(size={"height": 48, "width": 64})
-    save(path, hf.SuperGlueForKeypointMatching(config), processor)
+    model = hf.SuperGlueForKeypointMatching(config)
+    spread(50, model.final_projection)
+    save(path, model, hf.SuperGlueImageProcessor(size={"height": 48, "width": 64}))
 
 
 @builder
@@ -202,8 +220,6 @@ def lightglue(path: Path) -> None:
         descriptor_dim=16,
         num_hidden_layers=2,
         num_attention_heads=2,
-        depth_confidence=-1.0,
-        width_confidence=-1.0,
         filter_threshold=0.0,
         initializer_range=0.5,
     )
