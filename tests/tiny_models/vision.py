@@ -136,7 +136,8 @@ def detr_panoptic(path: Path) -> None:
     """Panoptic segmentation without more libraries."""
     model = hf.DetrForSegmentation(_detr(64, init_std=0.2))
     spread(5, model.detr.model.query_position_embeddings, model.mask_head.output_conv)
-    model.detr.class_labels_classifier.bias.data[-1] = -5  # the last class is: no object
+    spread(3, model.detr.class_labels_classifier)  # below a score of 0.5 there is no segment
+    model.detr.class_labels_classifier.bias.data[-1] = -10  # the last class is: no object
     save(path, model, _detr_processor())
 
 
