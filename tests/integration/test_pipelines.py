@@ -9,56 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from producers.errors import PipeqError
 from tests import tiny_models
 from tests.parity import assert_same, plain
+from tests.samples import WORDS, audio, chats, clips, documents, images, texts
 from worker.loading import load
 from worker.pipelines import SOLO
 from worker.settings import PipelineSettings
 from worker.transformers_pipeline import TransformersPipeline as Loaded
 
 torch.set_num_threads(1)
-WORDS = "the quick brown fox jumps over lazy dog invoice 42 euros sports politics hello world user".split()
-
-
-def texts(count: int = 12) -> list[str]:
-    rng = random.Random(1)
-    return [" ".join(rng.choices(WORDS, k=rng.randint(1, 30))) for _ in range(count)]
-
-
-def audio(seconds: float, seed: int = 0) -> np.ndarray:
-    return (np.random.RandomState(seed).randn(int(seconds * 16000)) * 0.1).astype(np.float32)
-
-
-def clips() -> list[np.ndarray]:
-    return [audio(seconds, seed) for seed, seconds in enumerate((1.0, 0.6, 2.3, 1.0, 3.1))]
-
-
-def images() -> list[Image.Image]:
-    rng = np.random.RandomState(0)
-    sizes = [(64, 48), (30, 40), (100, 20), (64, 48)]
-    return [Image.fromarray(rng.randint(0, 255, (h, w, 3), np.uint8)) for w, h in sizes]
-
-
-def documents() -> list[dict[str, Any]]:
-    boxes = [["invoice", [10, 10, 60, 20]], ["42", [70, 10, 90, 20]], ["euros", [95, 10, 130, 20]]]
-    return [
-        {"question": "what is the total ?", "image": images()[0], "word_boxes": boxes},
-        {"question": "what is the total amount euros ?", "word_boxes": boxes},
-        {"question": "what is the amount ?", "word_boxes": boxes},
-        {"question": "what is the total ?", "word_boxes": boxes * 40},
-        {"question": "who is the user ?", "word_boxes": boxes},
-    ]
-
-
-def chats() -> list[Any]:
-    return [[{"role": "user", "content": text}] for text in texts(5)] + texts(3)
-
 
 GREEDY = {"max_new_tokens": 12, "do_sample": False}
 CASES = [

@@ -1,0 +1,97 @@
+"""What the builders share: their registry, tokenizers trained in memory, and what keeps random scores apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+CORPUS = [
+    "the quick brown fox jumps over the lazy dog",
+    "this example is about sports politics .",
+    "what is the total amount ? invoice 42 euros",
+    "hello world user assistant",
+] * 3
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+BUILDERS: dict[str, Callable[[Path], None]] = {}
+
+
+def builder(function: Callable[[Path], None]) -> Callable[[Path], None]:
+    BUILDERS[function.__name__] = function
+    return function
+
+
+def build(name: str, folder: Path) -> Path:
+    """Writes the checkpoint ``name`` below ``folder`` unless it is there."""
+    path = folder / name
+    if not path.exists():
+        torch.manual_seed(0)
+        path.mkdir(parents=True)
+        BUILDERS[name](path)
+    return path
+
+
+def wordpiece(max_length: int = 512) -> hf.PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=max_length,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def byte_bpe(*special: str) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=list(special), initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+def gpt_tokenizer(*special: str, **more: object) -> hf.PreTrainedTokenizerFast:
+    """Without a pad token, as GPT-2's is. The end of text is token 0, ``special`` the tokens from 1 on."""
+    end = "<|endoftext|>"
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=byte_bpe(end, *special),
+        eos_token=end,
+        bos_token=end,
+        unk_token=end,
+        model_max_length=512,
+        model_input_names=["input_ids", "attention_mask"],
+        **more,
+    )
+
+
+def spread(factor: float, *modules: torch.nn.Module) -> None:
+    """Multiplies the weights of heads, so that what a random model says is not decided by rounding."""
+    with torch.no_grad():
+        for module in modules:
+            for parameter in module.parameters():
+                parameter.mul_(factor)
+
+
+def save(path: Path, *parts: object) -> None:
+    for part in parts:
+        part.save_pretrained(path)  # type: ignore[attr-defined]
+
+
+def bert(**more: object) -> hf.BertConfig:
+    return hf.BertConfig(**{"vocab_size": 400, "max_position_embeddings": 512, **SMALL, **more})
