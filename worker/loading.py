@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from worker.pipelines import Pipeline
-from worker.settings import PipelineSettings
-from worker.task_types import find
+from worker.settings import PipelineSettings, S3Settings
+from worker.task_types import find, is_task_type
 
 
 def needs_torch(name: str, settings: PipelineSettings) -> bool:
     """Whether loading this pipeline imports torch and transformers, which takes seconds."""
-    return find(settings.task or name).has_model
+    task = settings.task or name
+    return not is_task_type(task) or find(task).has_model
 
 
-def load(name: str, settings: PipelineSettings, device: str) -> Pipeline:
+def load(name: str, settings: PipelineSettings, device: str, s3: S3Settings | None = None) -> Pipeline:
     """Loads and warms up one pipeline.
 
     Args:
-        name: its name, which is its task type where ``settings.task`` is absent.
+        name: its name, which is its task type where ``settings.task`` is absent; where it is none either, the model
+            says what it is for.
         settings: its section of the settings.
         device: where it goes unless its settings say otherwise: ``cpu``, ``cuda:0``, ``auto``, ...
+        s3: how to reach S3, for models that are there.
 
     Raises:
         PipeqError: ``invalid_settings``, naming the pipeline and why it cannot be loaded.
     """
     if needs_torch(name, settings):
-        from worker import transformers_pipeline
+        from worker import models
 
-        return transformers_pipeline.load(name, settings, device)
+        return models.load(name, settings, device, s3)
     from worker import constant_pipeline
 
     return constant_pipeline.load(name, settings)

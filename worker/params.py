@@ -42,7 +42,7 @@ _NEVER = frozenset(
     "tesseract_config timeout".split()
 )
 #: Parameters that hold parameters of the tokenizer, or of generate, in turn.
-_NESTED_TOKENIZER = frozenset({"tokenize_kwargs", "tokenizer_encode_kwargs", "tokenizer_kwargs"})
+_NESTED_TOKENIZER = frozenset({"tokenize_kwargs", "tokenizer_encode_kwargs", "tokenizer_kwargs", "processor_kwargs"})
 _NESTED_GENERATION = "generate_kwargs"
 
 _INT, _NUMBER, _BOOL, _TEXT = (int,), (int, float), (bool,), (str,)
@@ -58,6 +58,22 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "hypothesis_template": _TEXT,
     "multi_label": _BOOL,
     "normalize": _BOOL,
+    "threshold": _NUMBER,
+    "mask_threshold": _NUMBER,
+    "overlap_mask_area_threshold": _NUMBER,
+    "subtask": _TEXT,
+    "aggregation_strategy": _TEXT,
+    "is_split_into_words": _BOOL,
+    "num_frames": _INT,
+    "frame_sampling_rate": _INT,
+    "points_per_batch": _INT,
+    "points_per_crop": _INT,
+    "pool": _BOOL,
+    "sequential": _BOOL,
+    "handle_impossible_answer": _BOOL,
+    "align_to_words": _BOOL,
+    "src_lang": _TEXT,
+    "tgt_lang": _TEXT,
     "return_full_text": _BOOL,
     "chunk_length_s": _NUMBER,
     "stride_length_s": (int, float, list),
@@ -86,10 +102,11 @@ class Accepted:
     """The names that one pipeline's call accepts."""
 
     def __init__(self, task_type: TaskType, pipe: transformers.Pipeline) -> None:
-        signature = inspect.signature(type(pipe)._sanitize_parameters)
         named = {
             name
-            for name, parameter in signature.parameters.items()
+            for own in (vars(one).get("_sanitize_parameters") for one in type(pipe).__mro__)
+            if own is not None
+            for name, parameter in inspect.signature(own).parameters.items()
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         }
         self.generation = _generation_params(pipe) if task_type.generation else frozenset()

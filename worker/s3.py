@@ -97,6 +97,15 @@ class S3:
 
             yield response.get("ContentLength"), read
 
+    def version(self, bucket: str, key: str) -> str:
+        """Differs where an object's content does: its ETag.
+
+        Raises:
+            S3Error: names neither bucket nor key.
+        """
+        with _translated():
+            return str(self._connected().head_object(Bucket=bucket, Key=key)["ETag"])
+
     def put(self, bucket: str, key: str, data: bytes, media_type: str) -> None:
         """Writes an object in one request.
 

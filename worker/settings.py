@@ -137,7 +137,8 @@ class PipelineSettings(_Section):
 
     #: Task type; the pipeline's name where it is absent.
     task: str | None = None
-    #: A local folder or a name on the Hub; transformers' default for the task where it is absent.
+    #: A local folder, a name on the Hub, or an archive (``s3://bucket/model.tar.gz``); transformers' default for the
+    #: task where it is absent.
     model: str | None = None
     revision: str | None = None
     #: ``cpu``, ``cuda:0``, ...; the worker's device where it is absent.
@@ -146,7 +147,25 @@ class PipelineSettings(_Section):
     device_map: str | dict[str, int | str] | None = None
     #: ``float32``, ``float16``, ``bfloat16`` or ``auto`` (as the model was saved).
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    #: Parts of its own, each a folder or a name on the Hub; the model's where they are absent.
+    tokenizer: str | None = None
+    image_processor: str | None = None
+    feature_extractor: str | None = None
+    processor: str | None = None
+    #: Of text-to-audio models that make spectrograms.
+    vocoder: str | None = None
+    #: A LoRA or another adapter of PEFT, put onto the model: a folder or a name on the Hub.
+    adapter: str | None = None
+    #: ``eager``, ``sdpa``, ``flash_attention_2``, ...; what transformers thinks best where it is absent.
+    attn_implementation: str | None = None
+    #: For ``device_map``: device (``0``, ``cpu``) -> most memory, for instance ``10GiB``.
+    max_memory: dict[str, str] | None = None
+    #: For ``device_map``: where what fits nowhere else is kept on disk.
+    offload_folder: Path | None = None
+    #: Whether the Hub's repository may bring code that runs here.
     trust_remote_code: bool = False
+    #: Whether weights may be other than safetensors: loading a pickle runs what is in it.
+    allow_pickle: bool = False
     #: Most items in one batch.
     max_batch_size: int = Field(default=64, gt=0)
     #: Most padded cost in one batch (tokens, frames or pixels: see the task type); by default it depends on the device.

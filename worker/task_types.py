@@ -243,7 +243,6 @@ _VISION_ROWS = (
         company="same shape",
         own=True,
         objects="PNG",
-        quirks="ImageToImage",
         note="dropped by transformers 5",
     ),
 )
@@ -334,7 +333,7 @@ _MULTIMODAL_ROWS = (
         "a list of `{input_text, generated_text}`",
         main="text",
         optional=frozenset({"images"}),
-        chat_media=(Media.IMAGE, Media.VIDEO),
+        chat_media=(Media.IMAGE,),
         generation="generate_kwargs",
         company="same shape",
         quirks="ImageTextToText",
@@ -346,12 +345,12 @@ _MULTIMODAL_ROWS = (
         "a list of `{input_text, generated_text}`, or audio or an image",
         main="text",
         optional=frozenset({"images"}),
-        chat_media=(Media.IMAGE, Media.VIDEO, Media.AUDIO),
+        chat_media=(Media.IMAGE, Media.AUDIO),
         generation="generate_kwargs",
         company="alone",
         objects="audio: WAV; images: PNG",
         quirks="AnyToAny",
-        needs=("torchvision",),
+        note="models of images and video take torchvision",
     ),
 )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,14 +17,12 @@ from producers.errors import ErrorCode, PipeqError
 from producers.status import ModelInfo
 from worker import quirks
 from worker.batcher import Limits
-from worker.extra_tasks import TextEmbeddingPipeline
 from worker.params import Accepted
 from worker.pipelines import SOLO, Pipeline, Prepared
 from worker.quirks import CallParams, Quirks
 from worker.quirks.vision import is_labels
 from worker.settings import PipelineSettings
 from worker.task_type import Media, TaskType
-from worker.task_types import find
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +37,6 @@ LAUNCH_COST_ACCELERATOR = 4096
 OBJECT_BYTES = 4096
 #: What of a pipeline keeps state between calls, so that each thread needs one of its own.
 _PARTS = ("tokenizer", "feature_extractor", "image_processor", "video_processor", "processor")
-#: Task types that are ours, with the transformers pipeline they build on.
-_OURS = {"text-embedding": ("feature-extraction", TextEmbeddingPipeline)}
 
 
 class TransformersPipeline(Pipeline):
@@ -164,58 +159,6 @@ class TransformersPipeline(Pipeline):
         self.accepted.check(params, self.name)
         if params:
             self.call_params(params)
-
-
-def load(name: str, settings: PipelineSettings, device: str) -> TransformersPipeline:
-    """See :func:`worker.loading.load`."""
-    task_type = find(settings.task or name)
-    base, pipeline_class = _OURS.get(task_type.name, (task_type.name, None))
-    began = time.monotonic()
-    where = settings.device or resolve_device(device)
-    kwargs: dict[str, Any] = {"device_map": settings.device_map} if settings.device_map else {"device": where}
-    if settings.revision:
-        kwargs["revision"] = settings.revision
-    try:
-        pipe = transformers.pipeline(
-            base,
-            model=settings.model,
-            dtype=settings.dtype,
-            trust_remote_code=settings.trust_remote_code,
-            pipeline_class=pipeline_class,
-            model_kwargs=dict(settings.model_kwargs),
-            **kwargs,
-        )
-        pipeline = TransformersPipeline(name, task_type, settings, pipe)
-        loaded = time.monotonic()
-        warm_up(pipeline)
-    except PipeqError:
-        raise
-    except Exception as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise PipeqError(
-            ErrorCode.INVALID_SETTINGS,
-            f"pipeline {name!r}: cannot load {settings.model or 'the default model of ' + base}: "
-            f"{type(error).__name__}: {first_line}",
-        ) from error
-    logger.info(
-        "loaded %s: %s on %s in %.1f s, warm-up %.1f s",
-        name,
-        pipeline.model.id,
-        pipeline.model.device,
-        loaded - began,
-        time.monotonic() - loaded,
-        extra={"action": "load", "pipeline": name},
-    )
-    return pipeline
-
-
-def resolve_device(device: str) -> str:
-    """``auto`` -> the first accelerator, else the CPU."""
-    if device != "auto":
-        return device
-    if torch.cuda.is_available():
-        return "cuda:0"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def warm_up(pipeline: TransformersPipeline) -> None:

@@ -62,7 +62,7 @@ def test_five_hundred_texts_five_of_them_bad(redis_url: str, minilm: Path, tmp_p
 
 
 def embedding_pipeline(model: Path) -> transformers.Pipeline:
-    from worker.extra_tasks import TextEmbeddingPipeline
+    from worker.tasks.text_embedding import TextEmbeddingPipeline
 
     return transformers.pipeline(
         "feature-extraction", model=str(model), pipeline_class=TextEmbeddingPipeline, device="cpu"

@@ -8,11 +8,15 @@ from importlib.util import find_spec
 from typing import Any
 
 import transformers
+from transformers.pipelines.any_to_any import Chat as AnyChat
 from transformers.utils.chat_template_utils import Chat
 
 from producers.errors import ErrorCode, PipeqError
 from worker.pipelines import SOLO
+from worker.quirks.audio import samples
 from worker.quirks.base import Quirks
+from worker.quirks.text import end_of_generation
+from worker.quirks.vision import blank
 
 
 class DocumentQuestionAnswering(Quirks):
@@ -48,8 +52,23 @@ class DocumentQuestionAnswering(Quirks):
         return super().group(features, forward) if self.reads_words else SOLO
 
 
+class VisualQuestionAnswering(Quirks):
+    """Questions of any length share a batch where their images have one shape."""
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        params = {"max_new_tokens": 2} if pipe.model.can_generate() else {}
+        return {"image": blank(), "question": "what?"}, params
+
+
 class ImageTextToText(Quirks):
     """A chat with images, or text and images; what is generated is cut where it would have ended alone."""
+
+    def __init__(self, pipe: transformers.Pipeline) -> None:
+        super().__init__(pipe)
+        # Generation goes on at the right end: padding there would come between. The pipeline does not see to it.
+        for tokenizer in (pipe.tokenizer, getattr(pipe.processor, "tokenizer", None)):
+            if tokenizer is not None:
+                tokenizer.padding_side = "left"
 
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         if isinstance(value, dict) and "images" not in value:
@@ -59,9 +78,44 @@ class ImageTextToText(Quirks):
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return "warm up", {"max_new_tokens": 2}
 
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        # Which kind of prompt it is, a chat or text, does not matter to the model.
+        return super().group({key: value for key, value in features.items() if key != "text"}, forward)
+
+    def trim(
+        self,
+        pipe: transformers.Pipeline,
+        output: Any,
+        features: Mapping[str, Any],
+        padded: int,
+        forward: Mapping[str, Any],
+    ) -> Any:
+        own = features["input_ids"].shape[1] if "input_ids" in features else 0
+        sequences = output["generated_sequence"]
+        # Encoders and decoders give what was written alone; the others the prompt before it.
+        start = padded - own if own and not pipe.model.config.is_encoder_decoder else 0
+        own = own if start or (sequences.shape[-1] > own and not pipe.model.config.is_encoder_decoder) else 0
+        config, written = pipe.model.generation_config, sequences[..., start:]
+        params = forward.get("generate_kwargs") or {}
+        eos = None if "stop_strings" in params else params.get("eos_token_id", config.eos_token_id)
+        pad = params.get("pad_token_id", config.pad_token_id)
+        pad = pipe.tokenizer.pad_token_id if pad is None else pad
+        rows = written.reshape(-1, written.shape[-1])
+        ends = end_of_generation(rows[:, own:], eos, pad)
+        return {
+            **output,
+            "generated_sequence": written[..., : own + ends],
+            "input_ids": output["input_ids"][:, padded - own :] if own else output["input_ids"],
+        }
+
 
 class AnyToAny(ImageTextToText):
-    """Alone: its processors differ in all they return."""
+    """Alone: its processors differ in all they return, and pad on different sides."""
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        value = super().call_input(pipe, value, params)
+        # A class of its own, of the same name.
+        return AnyChat([_heard(turn) for turn in value.messages]) if isinstance(value, Chat) else value
 
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
         return SOLO
@@ -90,6 +144,14 @@ class Decision(Quirks):
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return {"state": "warm up", "questions": {"warm": {"type": "noul", "instructions": "warm?"}}}, {}
+
+
+def _heard(turn: dict[str, Any]) -> dict[str, Any]:
+    """A turn of a chat, its audio as samples."""
+    if not isinstance(turn["content"], list):
+        return turn
+    parts = [{**part, "audio": samples(part["audio"])} if "audio" in part else part for part in turn["content"]]
+    return {**turn, "content": parts}
 
 
 def _check_word_boxes(boxes: Any) -> None:

@@ -113,6 +113,20 @@ class TextGeneration(Quirks):
         }
 
 
+class Text2Text(Quirks):
+    """An encoder reads a padded batch with its mask; what a batch fills sequences up with, the pipeline cuts off."""
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return "warm up", {"max_new_tokens": 2}
+
+
+class QuestionAnswering(Quirks):
+    """A long context is cut into chunks, each with what maps its tokens to characters."""
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return {"question": "what?", "context": "warm up"}, {}
+
+
 def end_of_generation(generated: torch.Tensor, eos: int | list[int] | None, pad: int) -> int:
     """How many of the generated tokens an item would have had alone.
 

@@ -65,7 +65,7 @@ class KeypointMatching(Quirks):
         return SOLO
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
-        return [blank(), blank()], {}
+        return {"images": [blank(), blank()]}, {}
 
 
 class MaskGeneration(Quirks):
@@ -118,6 +118,15 @@ class VideoClassification(Quirks):
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return np.zeros((pipe.model.config.num_frames, 64, 64, 3), dtype=np.uint8), {}
+
+
+class ImageToText(Quirks):
+    """Images of one shape share a batch; what it fills sequences up with, decoding leaves out."""
+
+    pads = False
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return blank(), {"max_new_tokens": 2}
 
 
 def blank() -> Any:

@@ -1,4 +1,4 @@
-"""Pipeline classes for task types that transformers does not have."""
+"""Sentence embeddings: one vector a text."""
 
 from __future__ import annotations
 

@@ -1,0 +1,206 @@
+"""Loads pipelines of transformers: which task type a model is for, where its parts are, on what it runs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from producers.errors import ErrorCode, PipeqError
+from worker import tasks
+from worker.model_archive import unpacked
+from worker.settings import PipelineSettings, S3Settings
+from worker.task_type import TaskType
+from worker.task_types import find, is_task_type
+from worker.transformers_pipeline import TransformersPipeline, warm_up
+
+logger = logging.getLogger(__name__)
+
+#: Task types that models are asked for in turn; the first one whose classes hold the model's own is its.
+_BY_CLASS = (
+    "automatic-speech-recognition text-to-audio audio-classification zero-shot-audio-classification "
+    "video-classification image-classification image-segmentation object-detection zero-shot-object-detection "
+    "depth-estimation keypoint-matching mask-generation zero-shot-image-classification document-question-answering "
+    "table-question-answering visual-question-answering image-to-image text-generation text-classification "
+    "token-classification question-answering fill-mask text2text-generation image-text-to-text any-to-any"
+).split()
+_TRANSLATORS = frozenset({"marian", "m2m_100", "mbart", "nllb-moe", "fsmt"})
+
+
+def load(name: str, settings: PipelineSettings, device: str, s3: S3Settings | None = None) -> TransformersPipeline:
+    """See :func:`worker.loading.load`."""
+    began = time.monotonic()
+    task = settings.task or name
+    try:
+        model = unpacked(settings.model, s3 or S3Settings()) if settings.model else None
+        if not is_task_type(task):
+            task = task_of(name, model, settings)
+        task_type = find(task)
+        _check_packages(name, task_type)
+        pipe = _build(task, task_type, model, settings, device)
+        pipeline = TransformersPipeline(name, task_type, settings, pipe)
+        loaded = time.monotonic()
+        warm_up(pipeline)
+    except PipeqError:
+        raise
+    except Exception as error:
+        raise PipeqError(
+            ErrorCode.INVALID_SETTINGS,
+            f"pipeline {name!r}: cannot load {settings.model or 'the default model of ' + task}: "
+            f"{type(error).__name__}: {_reason(error)}",
+        ) from error
+    logger.info(
+        "loaded %s: %s%s for %s on %s in %.1f s, warm-up %.1f s",
+        name,
+        pipeline.model.id,
+        "" if settings.model else " (the default model)",
+        task,
+        pipeline.model.device,
+        loaded - began,
+        time.monotonic() - loaded,
+        extra={"action": "load", "pipeline": name},
+    )
+    return pipeline
+
+
+def task_of(name: str, model: str | None, settings: PipelineSettings) -> str:
+    """The task type that a model is for, by its configuration; nothing is asked of the Hub but that file.
+
+    Raises:
+        PipeqError: ``invalid_settings``, where there is no model, or no task type for it.
+    """
+    if model is None:
+        find(name)  # raises, with the names there are
+    if (Path(str(model)) / "modules.json").is_file():
+        return "text-embedding"  # a folder of sentence-transformers
+    config = transformers.AutoConfig.from_pretrained(
+        model, revision=settings.revision or "main", trust_remote_code=settings.trust_remote_code
+    )
+    found = task_of_config(config)
+    if found is None:
+        raise PipeqError(
+            ErrorCode.INVALID_SETTINGS,
+            f"pipeline {name!r}: {settings.model} does not say what it is for (its class is "
+            f"{', '.join(config.architectures or ['unknown'])}): set `task`",
+        )
+    logger.info("%s: %s is for %s", name, settings.model, found, extra={"action": "task"})
+    return found
+
+
+def task_of_config(config: Any) -> str | None:
+    """The task type of a model's configuration; None where its class belongs to none."""
+    architecture = (config.architectures or [""])[0]
+    labels = {str(label).lower() for label in (config.id2label or {}).values()}
+    if architecture.endswith("ForSequenceClassification"):
+        if {"entailment", "contradiction"} <= labels:
+            return "zero-shot-classification"
+        return "text-ranking" if config.num_labels == 1 and config.problem_type is None else "text-classification"
+    for task in _BY_CLASS:
+        if architecture in _class_names(task):
+            break
+    else:
+        vision = hasattr(config, "image_size") or hasattr(config, "patch_size")
+        if architecture in _names(transformers.AutoModel):
+            return "image-feature-extraction" if vision else "feature-extraction"
+        return "image-to-text" if architecture == "VisionEncoderDecoderModel" else None
+    if task == "text2text-generation":
+        if config.model_type in _TRANSLATORS:
+            return "translation"
+        parts = list(getattr(config, "task_specific_params", None) or {})
+        return "summarization" if parts == ["summarization"] or config.model_type == "pegasus" else task
+    if task == "image-text-to-text" and config.model_type in ("vision-encoder-decoder", "blip", "git"):
+        return "image-to-text"
+    return task
+
+
+def _class_names(task: str) -> set[str]:
+    if task in tasks.OWN:
+        return _names(tasks.OWN[task].model)
+    entry = transformers.pipelines.SUPPORTED_TASKS[task]
+    return set().union(*(_names(one) for one in entry["pt"]))
+
+
+def _names(auto_class: Any) -> set[str]:
+    found: set[str] = set()
+    for names in auto_class._model_mapping._model_mapping.values():
+        found |= set(names) if isinstance(names, list | tuple) else {names}
+    return found
+
+
+def _check_packages(name: str, task_type: TaskType) -> None:
+    if missing := task_type.missing():
+        raise PipeqError(
+            ErrorCode.INVALID_SETTINGS,
+            f"pipeline {name!r}: {task_type.name} takes {' and '.join(missing)}, which is not installed beside this "
+            "worker",
+        )
+
+
+def _build(
+    task: str, task_type: TaskType, model: str | None, settings: PipelineSettings, device: str
+) -> transformers.Pipeline:
+    kwargs: dict[str, Any] = {
+        name: value
+        for name, value in (
+            ("revision", settings.revision),
+            ("tokenizer", settings.tokenizer),
+            ("image_processor", settings.image_processor),
+            ("feature_extractor", settings.feature_extractor),
+            ("processor", settings.processor),
+        )
+        if value is not None
+    }
+    if settings.device_map is not None:
+        kwargs["device_map"] = settings.device_map
+    else:
+        kwargs["device"] = settings.device or resolve_device(device)
+    if settings.vocoder is not None:
+        kwargs["vocoder"] = transformers.SpeechT5HifiGan.from_pretrained(settings.vocoder)
+    pipe = transformers.pipeline(
+        tasks.register(task) if task_type.own else task_type.name,
+        model=model,
+        dtype=settings.dtype,
+        trust_remote_code=settings.trust_remote_code,
+        model_kwargs=_model_kwargs(settings),
+        **kwargs,
+    )
+    if settings.adapter is not None:
+        pipe.model.load_adapter(settings.adapter)
+    return pipe
+
+
+def _model_kwargs(settings: PipelineSettings) -> dict[str, Any]:
+    kwargs: dict[str, Any] = dict(settings.model_kwargs)
+    if not settings.allow_pickle:
+        kwargs["use_safetensors"] = True
+    if settings.attn_implementation is not None:
+        kwargs["attn_implementation"] = settings.attn_implementation
+    if settings.max_memory is not None:
+        # In TOML every key is text; accelerate wants the numbers of devices as such.
+        sizes = settings.max_memory.items()
+        kwargs["max_memory"] = dict((int(key) if key.isdigit() else key, size) for key, size in sizes)  # noqa: C402
+    if settings.offload_folder is not None:
+        kwargs["offload_folder"] = str(settings.offload_folder)
+    return kwargs
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` -> the first accelerator, else the CPU."""
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda:0"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what transformers says, and what to do where that is known."""
+    text = str(error).strip()
+    first = text.partition("\n")[0]
+    if "safetensors" in text and "use_safetensors" not in first:
+        return first + " (only safetensors are loaded: a pickle runs code; `allow_pickle = true` allows it)"
+    return first

@@ -1,0 +1,108 @@
+"""What the pipelines share that call ``generate``: whose settings win, and where each item's sequences end."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import torch
+import transformers
+
+#: What transformers 4 took for not set in a model's generation_config.json: its own defaults of the time, which many
+#: checkpoints spell out.
+_UNSET: dict[str, tuple[Any, ...]] = {"num_beams": (None, 1), "max_length": (None, 20)}
+#: Prefix of the private names under which ``worker.tasks.load`` registers our classes with transformers.
+PRIVATE = "pipeq-"
+
+
+class GenerationPipeline(transformers.Pipeline):
+    """A pipeline whose forward pass may be ``model.generate``.
+
+    From weakest to strongest: :attr:`defaults`, the model's generation_config.json, the part of ``config.json`` for
+    this task (T5's ``task_specific_params``), the parameters of the call.
+    """
+
+    _pipeline_calls_generate = True
+    _load_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+
+    #: Generation parameters where nobody sets them.
+    defaults: ClassVar[dict[str, Any]] = {"max_new_tokens": 256}
+    #: Put before each text.
+    prefix: str | None = None
+
+    def __init__(self, *args: Any, task: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, task=task.removeprefix(PRIVATE), **kwargs)
+        self.task_params = dict((getattr(self.model.config, "task_specific_params", None) or {}).get(self.task) or {})
+        self.prefix = self.task_params.pop("prefix", self.prefix)
+
+    def generate(self, model_inputs: dict[str, Any], params: dict[str, Any]) -> torch.Tensor:
+        """One ``generate`` over a batch.
+
+        Args:
+            model_inputs: keyword arguments of ``generate``: tensors with a leading dimension of the batch's size.
+            params: generation parameters of the call, and whatever else the model's ``generate`` takes.
+
+        Returns:
+            ``[batch, sequences, tokens]``: ``num_return_sequences`` for each item.
+        """
+        batch = next(len(value) for value in model_inputs.values() if isinstance(value, torch.Tensor))
+        config, others = self.generation_config(params)
+        # A configuration rather than loose parameters: BLIP names some of them itself, and twice is an error.
+        sequences = self.model.generate(**model_inputs, generation_config=config, **others)
+        return sequences.reshape(batch, -1, sequences.shape[-1])
+
+    def generation_config(self, params: dict[str, Any]) -> tuple[transformers.GenerationConfig, dict[str, Any]]:
+        """The parameters of a call -> the whole configuration of ``generate``, and what does not belong in one."""
+        params = {**self._generate_kwargs, **params}
+        config = params.pop("generation_config", None) or copy.deepcopy(self.model.generation_config)
+        defaults = {name: value for name, value in self.defaults.items() if _is_unset(config, name)}
+        if not _is_unset(config, "max_length"):
+            defaults.pop("max_new_tokens", None)
+        task = dict(self.task_params)
+        if "max_new_tokens" in defaults:
+            task.pop("max_length", None)  # generate would let max_new_tokens win, and warn at every call
+        if self.tokenizer is not None and config.pad_token_id is None:
+            defaults["pad_token_id"] = self.tokenizer.pad_token_id
+        if "max_length" in params and "max_new_tokens" not in params:
+            defaults.pop("max_new_tokens", None)
+            config.max_new_tokens = None  # likewise: a length that the call asks for is not to be ignored
+        config.update(**defaults)
+        config.update(**{name: value for name, value in task.items() if hasattr(config, name)})
+        return config, config.update(**params)
+
+
+def lengths(sequences: torch.Tensor, eos: int | list[int] | torch.Tensor | None, pad: int | None) -> torch.Tensor:
+    """How long each item's longest sequence is, so that what others in the batch needed can be cut off.
+
+    Args:
+        sequences: ``[batch, sequences, tokens]``, each filled up with ``pad``.
+        eos: what ends a sequence; not looked for at the first token, where BART's decoder starts with it.
+        pad: the padding token.
+
+    Returns:
+        ``[batch]``.
+    """
+    total = sequences.shape[-1]
+    at = torch.arange(1, total + 1, device=sequences.device)
+    if eos is None:
+        ends = torch.where(sequences.ne(-1 if pad is None else pad), at, 1)
+        return ends.amax(-1).amax(-1)
+    is_eos = torch.isin(sequences, torch.as_tensor(eos, device=sequences.device))
+    is_eos[..., 0] = False
+    return torch.where(is_eos, at, total).amin(-1).amax(-1)
+
+
+def assisted(pipe: GenerationPipeline) -> dict[str, Any]:
+    """The assistant model of ``pipe``, as parameters of ``generate``."""
+    found: dict[str, Any] = {}
+    if getattr(pipe, "assistant_model", None) is not None:
+        found["assistant_model"] = pipe.assistant_model
+    if getattr(pipe, "assistant_tokenizer", None) is not None:
+        found |= {"tokenizer": pipe.tokenizer, "assistant_tokenizer": pipe.assistant_tokenizer}
+    return found
+
+
+def _is_unset(config: transformers.GenerationConfig, name: str) -> bool:
+    return getattr(config, name, None) in _UNSET.get(name, (None,))

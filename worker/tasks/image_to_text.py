@@ -1,0 +1,59 @@
+"""Captions: a text about an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+
+from worker.tasks.generation import GenerationPipeline, assisted, lengths
+
+
+class ImageToTextPipeline(GenerationPipeline):
+    """An image -> ``[{"generated_text": str}, ...]``, one for each of ``num_return_sequences``.
+
+    Parameters of a call, as in transformers 4: ``max_new_tokens``, ``generate_kwargs``, ``prompt`` (how the text
+    begins, for models that can be told; not those of an encoder and a decoder without more).
+    """
+
+    _load_image_processor = True
+    _load_tokenizer = True
+
+    def _sanitize_parameters(
+        self,
+        max_new_tokens: int | None = None,
+        generate_kwargs: dict[str, Any] | None = None,
+        prompt: str | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        forward = {**(generate_kwargs or {}), **assisted(self)}
+        if max_new_tokens is not None:
+            if "max_new_tokens" in forward:
+                raise ValueError("max_new_tokens is given twice, once inside generate_kwargs")
+            forward["max_new_tokens"] = max_new_tokens
+        return {} if prompt is None else {"prompt": prompt}, forward, {}
+
+    def preprocess(self, inputs: Image.Image, prompt: str | None = None) -> dict[str, Any]:
+        """An image -> the processor's features, with a leading dimension of 1, and the prompt's tokens."""
+        kind = self.model.config.model_type
+        if prompt is not None and kind == "vision-encoder-decoder":
+            raise ValueError("this model takes no prompt")
+        header = {"header_text": prompt} if prompt is not None and kind == "pix2struct" else {}
+        features = dict(self.image_processor(images=inputs, return_tensors="pt", **header).to(self.dtype))
+        if prompt is not None and kind == "git":
+            tokens = [self.tokenizer.cls_token_id, *self.tokenizer(prompt, add_special_tokens=False).input_ids]
+            features["input_ids"] = torch.tensor([tokens])
+        elif prompt is not None and kind != "pix2struct":
+            features.update(self.tokenizer(prompt, return_tensors="pt"))
+        return features
+
+    def _forward(self, model_inputs: dict[str, Any], **params: Any) -> dict[str, Any]:
+        """Features of a batch -> ``output_ids`` ``[batch, sequences, tokens]`` and their ``lengths``."""
+        sequences = self.generate(dict(model_inputs), params)
+        config, _ = self.generation_config(params)
+        return {"output_ids": sequences, "lengths": lengths(sequences, config.eos_token_id, config.pad_token_id)}
+
+    def postprocess(self, model_outputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """Sequences of token ids -> text."""
+        sequences = model_outputs["output_ids"][0]
+        return [{"generated_text": self.tokenizer.decode(one, skip_special_tokens=True)} for one in sequences]
