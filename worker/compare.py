@@ -31,7 +31,7 @@ def differences(got: Any, want: Any, where: str = "result") -> Iterator[str]:
             return
         for at, (mine, theirs) in enumerate(zip(got, want, strict=True)):
             yield from differences(mine, theirs, f"{where}[{at}]")
-    elif hasattr(want, "shape") and getattr(want, "ndim", 0):
+    elif hasattr(want, "shape") and want.ndim:
         yield from _arrays(got, want, where)
     elif isinstance(want, float | np.floating):
         if not isinstance(got, float | int | np.number) or not _close(float(got), float(want)):

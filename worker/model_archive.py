@@ -74,10 +74,10 @@ def _fetch(store: S3, bucket: str, key: str, model: str, folder: Path) -> None:
         content.mkdir()
         if model.endswith(".zip"):
             with zipfile.ZipFile(archive) as packed:
-                packed.extractall(content)  # it leaves out what would lead outside
+                packed.extractall(content)  # noqa: S202 - it leaves out what would lead outside
         else:
             with tarfile.open(archive) as packed:
-                packed.extractall(content, filter="data")  # noqa: S202
+                packed.extractall(content, filter="data")
         try:
             content.rename(folder)
         except OSError:

@@ -20,7 +20,7 @@ from worker.batcher import Limits
 from worker.params import Accepted
 from worker.pipelines import SOLO, Pipeline, Prepared
 from worker.quirks import CallParams, Quirks
-from worker.quirks.vision import is_labels
+from worker.quirks.vision import is_labels, picture
 from worker.settings import PipelineSettings
 from worker.task_type import Media, TaskType
 
@@ -147,6 +147,15 @@ class TransformersPipeline(Pipeline):
                 f"{self.name!r} cannot read the model's output: {type(error).__name__}: {error}",
             ) from error
 
+    def alone(self, value: Any, params: Mapping[str, Any]) -> Any:
+        """What transformers' own pipeline answers, called as its users call it: what this class must answer, too.
+
+        Args:
+            value: one decoded input; it may be changed.
+            params: as :meth:`merge` returns them; they may be changed.
+        """
+        return self.quirks.alone(self.pipe(), value, params)
+
     def result(self, result: Any, value: Any, params: Mapping[str, Any]) -> Any:
         return self.quirks.result(result, value, params)
 
@@ -176,7 +185,7 @@ def _nbytes(features: Mapping[str, Any]) -> int:
 
 
 def _sample(task_type: TaskType) -> Any:
-    samples = {Media.IMAGE: Image.new("RGB", (64, 64)), Media.TEXT: "warm up", Media.CHAT: "warm up"}
+    samples = {Media.IMAGE: picture(), Media.TEXT: "warm up", Media.TEXTS: "warm up", Media.CHAT: "warm up"}
     if task_type.main is not None:
         return samples[task_type.fields[task_type.main]]
     return {name: samples[media] for name, media in task_type.fields.items() if media in samples}

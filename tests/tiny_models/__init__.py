@@ -6,4 +6,4 @@ Seeded, so they never change.
 from tests.tiny_models import audio, multimodal, own, text, vision
 from tests.tiny_models.base import BUILDERS, build
 
-__all__ = ["BUILDERS", "audio", "build", "multimodal", "text", "vision"]
+__all__ = ["BUILDERS", "audio", "build", "multimodal", "own", "text", "vision"]

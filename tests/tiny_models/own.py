@@ -81,7 +81,7 @@ def bart(path: Path) -> None:
 @builder
 def vilt(path: Path) -> None:
     """Visual question answering among a list of answers."""
-    names = {at: name for at, name in enumerate(["fox", "dog", "42", "yes", "no"])}
+    names = dict(enumerate(["fox", "dog", "42", "yes", "no"]))
     size = {"image_size": 32, "patch_size": 8, "max_image_length": -1, "max_position_embeddings": 64}
     config = hf.ViltConfig(vocab_size=400, initializer_range=0.3, **size, **SMALL)
     config.id2label, config.label2id = names, {name: at for at, name in names.items()}

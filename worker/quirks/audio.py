@@ -23,6 +23,11 @@ def samples(value: Any) -> NDArray[np.float32]:
     return value.whole() if isinstance(value, Audio) else value
 
 
+def hiss(pipe: transformers.Pipeline) -> NDArray[np.float32]:
+    """A second of audio for the warm-up; not silence, for models that scale by what they hear."""
+    return (np.random.default_rng(0).standard_normal(pipe.feature_extractor.sampling_rate) * 0.1).astype(np.float32)
+
+
 class SpeechRecognition(Quirks):
     """Whisper pads to 30 s by itself; CTC models decode every frame, those of padding too, unless they are cut."""
 
@@ -68,9 +73,11 @@ class SpeechRecognition(Quirks):
                 features = features if pipe.dtype is None else features.to(dtype=pipe.dtype)
                 yield {"is_last": is_last, "stride": (piece.size, own_left, 0 if is_last else right), **features}
 
+    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        return pipe(self.call_input(pipe, value, params), **params)
+
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
-        silence = np.zeros(pipe.feature_extractor.sampling_rate, dtype=np.float32)
-        return silence, {"max_new_tokens": 2} if pipe.type.startswith("seq2seq") else {}
+        return hiss(pipe), {"max_new_tokens": 2} if pipe.type.startswith("seq2seq") else {}
 
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
         frames = features.get("input_features")
@@ -135,8 +142,11 @@ class AudioClassification(Quirks):
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         return samples(value)
 
+    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        return pipe(samples(value), **params)
+
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
-        return np.zeros(pipe.feature_extractor.sampling_rate, dtype=np.float32), {}
+        return hiss(pipe), {}
 
 
 class ZeroShotAudio(AudioClassification):
@@ -165,6 +175,9 @@ class TextToAudio(Quirks):
 
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
         return SOLO
+
+    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        return pipe(self.call_input(pipe, value, params), **self.call_params(dict(params)))
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]] | None:
         voice = {"speaker_embeddings": [[0.0] * 512]} if pipe.model.config.model_type == "speecht5" else {}

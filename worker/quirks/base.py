@@ -155,6 +155,10 @@ class Quirks:
         """
         return output
 
+    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        """What a user of transformers would call for this input; the answer that a batch must give, too."""
+        return pipe(value, **params)
+
     def result(self, result: Any, value: Any, params: Mapping[str, Any]) -> Any:
         """The result of a task with one input, where ``pipe(x)`` wraps it differently from ``pipe([x])[0]``."""
         return result

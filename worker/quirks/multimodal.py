@@ -16,7 +16,7 @@ from worker.pipelines import SOLO
 from worker.quirks.audio import samples
 from worker.quirks.base import Quirks
 from worker.quirks.text import end_of_generation
-from worker.quirks.vision import blank
+from worker.quirks.vision import picture
 
 
 class DocumentQuestionAnswering(Quirks):
@@ -43,21 +43,24 @@ class DocumentQuestionAnswering(Quirks):
         return value
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
-        from PIL import Image
-
         words = [["invoice", [0, 0, 100, 100]], ["42", [100, 0, 200, 100]]]
-        return {"image": Image.new("RGB", (64, 64)), "question": "what number?", "word_boxes": words}, {}
+        return {"image": picture(), "question": "what number?", "word_boxes": words}, {}
 
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
         return super().group(features, forward) if self.reads_words else SOLO
 
 
 class VisualQuestionAnswering(Quirks):
-    """Questions of any length share a batch where their images have one shape."""
+    """Questions of any length share a batch where their images have one shape, and the model tells padding apart."""
+
+    def __init__(self, pipe: transformers.Pipeline) -> None:
+        super().__init__(pipe)
+        # BLIP's decoder looks at every token of the question, padding too (its generate makes a mask of ones).
+        self.pads = not pipe.model.can_generate()
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         params = {"max_new_tokens": 2} if pipe.model.can_generate() else {}
-        return {"image": blank(), "question": "what?"}, params
+        return {"image": picture(), "question": "what?"}, params
 
 
 class ImageTextToText(Quirks):
@@ -74,6 +77,11 @@ class ImageTextToText(Quirks):
         if isinstance(value, dict) and "images" not in value:
             value = value["text"]
         return Chat(value) if isinstance(value, list) else value
+
+    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        if isinstance(value, dict) and "images" in value:
+            return pipe(images=value["images"], text=value["text"], **params)
+        return pipe(text=value["text"] if isinstance(value, dict) else value, **params)
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return "warm up", {"max_new_tokens": 2}
@@ -128,6 +136,9 @@ class TableQuestionAnswering(Quirks):
         import pandas as pd
 
         return {**value, "table": pd.DataFrame(value["table"])}
+
+    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        return pipe(self.call_input(pipe, value, params), **params)
 
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
         return SOLO

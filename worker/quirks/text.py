@@ -28,6 +28,17 @@ class TokenClassification(Quirks):
         # What the pipeline's call adds, and its preprocessing insists on.
         return {"is_split_into_words": False, "delimiter": None, **params}
 
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        if isinstance(value, list) and not params.get("is_split_into_words"):
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT, "a list of words needs the parameter is_split_into_words=true and a delimiter"
+            )
+        return value
+
+    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        # A list of words is wrapped once more.
+        return pipe([value], **params)[0] if isinstance(value, list) else pipe(value, **params)
+
 
 class ZeroShotClassification(Quirks):
     """Each candidate label is a chunk of its own."""
@@ -113,11 +124,18 @@ class TextGeneration(Quirks):
         }
 
 
+class FillMask(Quirks):
+    """It needs a mask in each text."""
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return f"warm {pipe.tokenizer.mask_token}", {}
+
+
 class Text2Text(Quirks):
     """An encoder reads a padded batch with its mask; what a batch fills sequences up with, the pipeline cuts off."""
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
-        return "warm up", {"max_new_tokens": 2}
+        return "warm up", {"max_new_tokens": 2, "min_length": 0}
 
 
 class QuestionAnswering(Quirks):

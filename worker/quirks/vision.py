@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import transformers
+from PIL import Image
 
 from producers.errors import ErrorCode, PipeqError
 from worker.pipelines import SOLO
@@ -28,7 +30,7 @@ class ZeroShotImage(Quirks):
         return (super().group(features, forward), labels_key(features))
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
-        return blank(), {"candidate_labels": ["a", "b"]}
+        return picture(), {"candidate_labels": ["a", "b"]}
 
 
 class ZeroShotObjectDetection(Quirks):
@@ -48,8 +50,11 @@ class ZeroShotObjectDetection(Quirks):
             )
         return {"image": fields["image"], "candidate_labels": labels}
 
+    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        return pipe(self.call_input(pipe, value, params), **self.call_params(dict(params)))
+
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
-        return {"image": blank(), "candidate_labels": ["a"]}, {}
+        return {"image": picture(), "candidate_labels": ["a"]}, {}
 
 
 class KeypointMatching(Quirks):
@@ -64,8 +69,11 @@ class KeypointMatching(Quirks):
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
         return SOLO
 
+    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        return pipe(self.call_input(pipe, value, params), **params)
+
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
-        return {"images": [blank(), blank()]}, {}
+        return {"images": [picture(), picture()]}, {}
 
 
 class MaskGeneration(Quirks):
@@ -116,6 +124,13 @@ class VideoClassification(Quirks):
             made = pipe.image_processor(list(frames), return_tensors="pt")
         yield made.to(pipe.dtype)
 
+    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        # It takes the name of a file, and nothing else.
+        with tempfile.NamedTemporaryFile(suffix=".video") as file:
+            file.write(value.data)
+            file.flush()
+            return pipe(file.name, **params)
+
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return np.zeros((pipe.model.config.num_frames, 64, 64, 3), dtype=np.uint8), {}
 
@@ -126,14 +141,13 @@ class ImageToText(Quirks):
     pads = False
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
-        return blank(), {"max_new_tokens": 2}
+        return picture(), {"max_new_tokens": 2}
 
 
-def blank() -> Any:
-    """A small image for the warm-up."""
-    from PIL import Image
-
-    return Image.new("RGB", (64, 64))
+def picture() -> Image.Image:
+    """A small image for the warm-up; not of one colour, for models that scale by what they see."""
+    ramp = np.arange(64 * 64 * 3, dtype=np.uint32).reshape(64, 64, 3) % 251
+    return Image.fromarray(ramp.astype(np.uint8))
 
 
 def is_labels(value: Any) -> bool:

@@ -1,0 +1,220 @@
+"""A batch gives each input the answer that transformers' pipeline gives it alone: every task type, mixed sizes.
+
+The reference is transformers' own pipeline, called as its users call it. Where the row of a task type says that its
+items run alone, or with their like only, the test says how large the largest batch was to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from producers.errors import PipeqError
+from tests import samples, tiny_models
+from tests.samples import WORDS, audio, chats, clips, documents, images, texts
+from worker.batcher import Limits
+from worker.doctor import check
+from worker.loading import load
+from worker.settings import PipelineSettings
+from worker.task_types import TASK_TYPES
+from worker.transformers_pipeline import TransformersPipeline
+from worker.video import Video
+
+torch.set_num_threads(1)
+
+GREEDY = {"max_new_tokens": 12, "do_sample": False}
+NESTED = {"generate_kwargs": {"max_new_tokens": 8, "do_sample": False}}
+LABELS = {"candidate_labels": ["fox", "lazy dog", "politics and sports"]}
+PAIRS = [{"text": a, "text_pair": b} for a, b in zip(texts(), texts()[::-1], strict=True)]
+LONG = [{"question": "what is the total ?", "context": " ".join(texts(n))} for n in (1, 9, 4, 12)]
+
+
+def asked() -> list[dict[str, Any]]:
+    return [{"image": image, "question": text} for image, text in zip(images(), texts(4), strict=True)]
+
+
+def pairs_of_images() -> list[dict[str, Any]]:
+    return [{"images": list(pair)} for pair in samples.image_pairs()]
+
+
+def words() -> list[list[str]]:
+    return [text.split() for text in texts(5)]
+
+
+#: task type, tiny model, inputs, parameters, items in the largest batch at least
+Case = tuple[str, str, Callable[[], list[Any]] | list[Any], dict[str, Any], int]
+CASES: list[Case] = [
+    ("text-classification", "classifier", texts, {}, 12),
+    ("text-classification", "classifier", texts, {"top_k": 2}, 12),
+    ("text-classification", "classifier", PAIRS, {}, 12),
+    ("text-classification", "classifier", texts, {"truncation": True, "max_length": 8}, 12),
+    ("token-classification", "token_classifier", texts, {}, 12),
+    ("token-classification", "token_classifier", texts, {"aggregation_strategy": "simple"}, 12),
+    ("token-classification", "token_classifier", texts, {"aggregation_strategy": "max", "ignore_labels": []}, 12),
+    ("token-classification", "token_classifier", words, {"is_split_into_words": True, "delimiter": " "}, 5),
+    ("fill-mask", "masked_bert", lambda: samples.masked_texts("[MASK]"), {}, 5),
+    ("fill-mask", "masked_roberta", lambda: samples.masked_texts("<mask>"), {"top_k": 2}, 5),
+    ("fill-mask", "masked_bert", lambda: samples.masked_texts("[MASK]"), {"targets": ["fox", "dog"]}, 5),
+    ("zero-shot-classification", "nli", texts(5), LABELS, 15),
+    ("zero-shot-classification", "nli", texts(5), {"candidate_labels": "sports, fox", "multi_label": True}, 10),
+    ("feature-extraction", "encoder", texts, {}, 12),
+    ("feature-extraction", "encoder", texts, {"return_tensors": True}, 12),
+    ("text-embedding", "encoder", texts, {}, 12),
+    ("text-embedding", "encoder", texts, {"normalize": False}, 12),
+    ("text-ranking", "cross_encoder", PAIRS, {}, 12),
+    ("text-ranking", "cross_encoder", PAIRS, {"function_to_apply": "none", "max_length": 20}, 12),
+    ("text-generation", "gpt2", texts, GREEDY, 12),
+    ("text-generation", "gpt2", texts, {**GREEDY, "return_full_text": False}, 12),
+    ("text-generation", "gpt2", texts, {**GREEDY, "return_tensors": True}, 12),
+    ("text-generation", "gpt2", texts, {**GREEDY, "num_beams": 2, "num_return_sequences": 2}, 12),
+    ("text-generation", "gpt2", texts, {"max_length": 40, "do_sample": False}, 2),
+    ("text-generation", "gpt2", texts, {**GREEDY, "stop_sequence": "fox"}, 12),
+    ("text-generation", "gpt2", texts, {**GREEDY, "eos_token_id": list(range(100, 300)), "return_tensors": True}, 12),
+    ("text-generation", "gpt2", [*texts(3), ""], {**GREEDY, "return_full_text": False}, 3),
+    ("text-generation", "llama", chats, GREEDY, 5),
+    ("text2text-generation", "t5", texts, {"max_new_tokens": 8}, 12),
+    ("text2text-generation", "bart", texts, {"max_new_tokens": 8, "num_beams": 1, "return_tensors": True}, 12),
+    ("text2text-generation", "t5", texts, {**GREEDY, "eos_token_id": list(range(20, 60)), "return_tensors": True}, 12),
+    ("summarization", "t5", texts, {"max_new_tokens": 8, "num_beams": 1, "min_length": 2}, 12),
+    ("translation", "t5", texts, {"max_new_tokens": 8, "num_beams": 1}, 12),
+    ("translation_en_to_de", "t5", texts, {"max_new_tokens": 8, "num_beams": 2}, 12),
+    ("question-answering", "reader", LONG, {}, 4),
+    ("question-answering", "reader", LONG, {"top_k": 3, "handle_impossible_answer": True, "doc_stride": 16}, 4),
+    ("table-question-answering", "tapas", samples.tables, {}, 1),
+    ("table-question-answering", "tapas_cells", samples.tables, {"sequential": True}, 1),
+    ("decision", "decision_chat", samples.decisions, {}, 1),
+    ("decision", "decision_head", samples.decisions, {}, 1),
+    ("image-classification", "vit", images, {"top_k": 2}, 4),
+    ("image-feature-extraction", "vit_encoder", images, {"pool": True}, 4),
+    ("image-feature-extraction", "dinov2", images, {}, 2),
+    ("image-feature-extraction", "resnet", images, {"return_tensors": True}, 4),
+    ("image-segmentation", "segformer", images, {}, 4),
+    ("image-segmentation", "detr_panoptic", images, {"threshold": 0.0}, 2),
+    ("object-detection", "detr", images, {"threshold": 0.0}, 2),
+    ("object-detection", "yolos", images, {"threshold": 0.0}, 2),
+    ("depth-estimation", "dpt", images, {}, 4),
+    ("depth-estimation", "glpn", samples.large_images, {}, 2),
+    ("keypoint-matching", "superglue", pairs_of_images, {}, 1),
+    ("keypoint-matching", "lightglue", pairs_of_images, {"threshold": 0.1}, 1),
+    ("zero-shot-image-classification", "clip", images, LABELS, 4),
+    ("zero-shot-image-classification", "siglip", images, LABELS, 4),
+    ("zero-shot-object-detection", "owlvit", samples.queries, {"threshold": 0.0, "top_k": 3}, 7),
+    ("zero-shot-object-detection", "owlvit", images, {**LABELS, "threshold": 0.0}, 12),
+    ("image-to-image", "upscaler", images, {}, 2),
+    ("automatic-speech-recognition", "ctc_group_norm", clips, {}, 2),
+    ("automatic-speech-recognition", "ctc_layer_norm", clips, {}, 5),
+    ("automatic-speech-recognition", "ctc_layer_norm", clips, {"return_timestamps": "word"}, 5),
+    ("automatic-speech-recognition", "ctc_layer_norm", clips, {"chunk_length_s": 1.0, "stride_length_s": 0.2}, 5),
+    ("automatic-speech-recognition", "ctc_group_norm", clips, {"chunk_length_s": 1.0, "return_timestamps": "char"}, 5),
+    ("automatic-speech-recognition", "whisper", clips, {"max_new_tokens": 12, "language": "en"}, 5),
+    (
+        "automatic-speech-recognition",
+        "whisper",
+        lambda: [*clips(), audio(42), audio(35, 1)],
+        {"max_new_tokens": 12, "return_timestamps": "word", "chunk_length_s": 30},
+        1,
+    ),
+    (
+        "automatic-speech-recognition",
+        "whisper",
+        lambda: [*clips(), audio(42)],
+        {"max_new_tokens": 12, "return_timestamps": True},
+        5,
+    ),
+    ("automatic-speech-recognition", "whisper", clips, {"max_new_tokens": 12, "return_language": True}, 1),
+    ("automatic-speech-recognition", "whisper_short", samples.short_clips, {**NESTED, "return_timestamps": True}, 4),
+    ("automatic-speech-recognition", "speech2text", samples.sounds, NESTED, 2),
+    ("automatic-speech-recognition", "speech_encoder_decoder", samples.sounds, NESTED, 2),
+    ("audio-classification", "audio_group_norm", samples.sounds, {}, 2),
+    ("audio-classification", "audio_layer_norm", samples.sounds, {"top_k": 1}, 2),
+    ("audio-classification", "spectrogram_transformer", samples.sounds, {"function_to_apply": "sigmoid"}, 5),
+    ("zero-shot-audio-classification", "clap", samples.sounds, LABELS, 5),
+    ("text-to-audio", "vits_quiet", texts(4), {}, 1),
+    ("text-to-audio", "musicgen", texts(4), NESTED, 1),
+    ("document-question-answering", "layoutlm", documents, {}, 2),
+    ("document-question-answering", "layoutlm", documents, {"top_k": 3, "max_seq_len": 64, "doc_stride": 16}, 2),
+    ("visual-question-answering", "vilt", asked, {"top_k": 2}, 2),
+    ("visual-question-answering", "blip_vqa", lambda: [*asked(), *asked()], {"max_new_tokens": 8}, 2),
+    ("image-to-text", "captioner", images, {"max_new_tokens": 8}, 4),
+    ("image-to-text", "blip_caption", images, {"max_new_tokens": 8, "prompt": "the fox"}, 4),
+    ("image-text-to-text", "llava", samples.image_chats, NESTED, 3),
+    ("image-text-to-text", "llava", samples.image_chats, {**NESTED, "return_full_text": False}, 3),
+    ("image-text-to-text", "llava_next", samples.image_chats, {"max_new_tokens": 8, "return_tensors": True}, 2),
+    ("any-to-any", "qwen2_audio", samples.audio_chats, NESTED, 1),
+]
+#: The fullest batches that there can be, whatever their padding.
+FULLEST = Limits(max_size=64, max_cost=10**9, launch_cost=10**9, max_wait_s=0)
+#: Task types without a case above, and why.
+ELSEWHERE = {
+    "constant": "no model",
+    "video-classification": "test_videos: its pipeline takes files",
+    "mask-generation": "test_what_cannot_run_here: takes torchvision",
+}
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny: Path) -> Callable[[str, str], TransformersPipeline]:
+    found: dict[tuple[str, str], TransformersPipeline] = {}
+
+    def get(task: str, model: str) -> TransformersPipeline:
+        if (task, model) not in found:
+            settings = PipelineSettings(task=task, model=str(tiny_models.build(model, tiny)))
+            pipeline = load("it", settings, "cpu")
+            assert isinstance(pipeline, TransformersPipeline)
+            found[task, model] = pipeline
+        return found[task, model]
+
+    return get
+
+
+def name_of(case: Case) -> str:
+    task, model, _, params, _ = case
+    return "-".join([task, model, *map(str, params)])
+
+
+def compare(pipeline: TransformersPipeline, values: list[Any], params: dict[str, Any], batch: int) -> None:
+    report = check(pipeline, values, params, limits=FULLEST)
+    assert report.failed == {}
+    assert report.wrong == {}
+    assert report.largest_batch >= batch, f"nothing was batched, so nothing was tested: {report.batches}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_batched_is_the_same_as_alone(loaded: Callable[[str, str], TransformersPipeline], case: Case) -> None:
+    task, model, inputs, params, batch = case
+    compare(loaded(task, model), inputs() if callable(inputs) else inputs, params, batch)
+
+
+@pytest.mark.parametrize("model", ["videomae", "timesformer"])
+def test_videos(loaded: Callable[[str, str], TransformersPipeline], tmp_path: Path, model: str) -> None:
+    pipeline = loaded("video-classification", model)
+    videos = [Video(path.read_bytes(), path.name, 10**6, 1000) for path in samples.videos(tmp_path)]
+    compare(pipeline, videos, {"top_k": 2}, 4)
+    if model == "videomae":
+        with pytest.raises(PipeqError, match=r"0.mp4 has 2 of the 4 frames .* \(num_frames=4, frame_sampling_rate=5\)"):
+            next(pipeline.prepare(videos[0], pipeline.merge({"frame_sampling_rate": 5})))
+
+
+def test_what_cannot_run_here(tiny: Path) -> None:
+    """Mask generation needs a part of torchvision at its very end."""
+    row = TASK_TYPES["mask-generation"]
+    if not row.missing():
+        pytest.skip("torchvision is here: see CASES")
+    with pytest.raises(PipeqError, match="mask-generation takes torchvision, which is not installed") as caught:
+        load("it", PipelineSettings(task="mask-generation", model=str(tiny_models.build("sam", tiny))), "cpu")
+    assert caught.value.code == "invalid_settings"
+
+
+def test_every_task_type_has_a_case() -> None:
+    tested = {case[0] for case in CASES} | ELSEWHERE.keys()
+    assert TASK_TYPES.keys() - tested == set()
+
+
+def test_words_without_the_parameter_are_refused(loaded: Callable[[str, str], TransformersPipeline]) -> None:
+    pipeline = loaded("token-classification", "token_classifier")
+    with pytest.raises(PipeqError, match="is_split_into_words=true"):
+        next(pipeline.prepare(WORDS, pipeline.merge({})))
