@@ -29,6 +29,8 @@ class Slot:
     media: Media
     ref: Ref
     data: bytes | None = None
+    #: Whether it is part of a chat: processors take audio there as samples.
+    in_chat: bool = False
 
     def fill(self, value: Any) -> None:
         """Puts the decoded value in its place."""
@@ -171,6 +173,7 @@ class _Reader:
             raise PipeqError(ErrorCode.INVALID_INPUT, f"{where}: a part of type {kind} needs the field `{kind}`")
         read = {key: one for key, one in part.items() if key not in (*_PART_KEYS, "media_type", "sha256")}
         self._read_value(read, kind, Media(kind), value, f"{where}: {kind}")
+        self._slots[-1].in_chat = True
         return read
 
     def _add(self, container: Any, key: Any, media: Media, ref: Ref) -> None:

@@ -160,17 +160,40 @@ def _build(
         kwargs["device"] = settings.device or resolve_device(device)
     if settings.vocoder is not None:
         kwargs["vocoder"] = transformers.SpeechT5HifiGan.from_pretrained(settings.vocoder)
+    model_kwargs = _model_kwargs(settings)
+    if task_type.name == "decision" and model is not None:
+        kwargs |= _without_head(model, settings, kwargs, model_kwargs)
     pipe = transformers.pipeline(
         tasks.register(task) if task_type.own else task_type.name,
-        model=model,
-        dtype=settings.dtype,
+        **{"model": model, "dtype": settings.dtype, "model_kwargs": model_kwargs, **kwargs},
         trust_remote_code=settings.trust_remote_code,
-        model_kwargs=_model_kwargs(settings),
-        **kwargs,
     )
     if settings.adapter is not None:
         pipe.model.load_adapter(settings.adapter)
     return pipe
+
+
+def _without_head(
+    model: str, settings: PipelineSettings, kwargs: dict[str, Any], model_kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments for a chat model that is to decide by the logits of its labels, as any can; none for another one.
+
+    transformers 5.23 takes a model of type qwen2, for instance, for one with a head for decisions, and fills up one of
+    its own default size, of billions of parameters, with random numbers.
+    """
+    where = {"revision": settings.revision or "main"}
+    config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=settings.trust_remote_code, **where)
+    if any(name.endswith("ForDecision") for name in config.architectures or ()):
+        return {}
+    if transformers.JevForDecision.checkpoint_config(model, **where)[0] is not None:
+        return {}
+    placed = {"device_map": kwargs.pop("device_map")} if "device_map" in kwargs else {}
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        model, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code, **where, **placed, **model_kwargs
+    )
+    if placed:
+        kwargs.pop("device", None)
+    return {"model": loaded, "tokenizer": settings.tokenizer or model, "model_kwargs": {}}
 
 
 def _model_kwargs(settings: PipelineSettings) -> dict[str, Any]:

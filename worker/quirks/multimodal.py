@@ -13,7 +13,6 @@ from transformers.utils.chat_template_utils import Chat
 
 from producers.errors import ErrorCode, PipeqError
 from worker.pipelines import SOLO
-from worker.quirks.audio import samples
 from worker.quirks.base import Quirks
 from worker.quirks.text import end_of_generation
 from worker.quirks.vision import picture
@@ -123,7 +122,7 @@ class AnyToAny(ImageTextToText):
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         value = super().call_input(pipe, value, params)
         # A class of its own, of the same name.
-        return AnyChat([_heard(turn) for turn in value.messages]) if isinstance(value, Chat) else value
+        return AnyChat(value.messages) if isinstance(value, Chat) else value
 
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
         return SOLO
@@ -155,14 +154,6 @@ class Decision(Quirks):
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return {"state": "warm up", "questions": {"warm": {"type": "noul", "instructions": "warm?"}}}, {}
-
-
-def _heard(turn: dict[str, Any]) -> dict[str, Any]:
-    """A turn of a chat, its audio as samples."""
-    if not isinstance(turn["content"], list):
-        return turn
-    parts = [{**part, "audio": samples(part["audio"])} if "audio" in part else part for part in turn["content"]]
-    return {**turn, "content": parts}
 
 
 def _check_word_boxes(boxes: Any) -> None:
