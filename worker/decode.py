@@ -82,7 +82,7 @@ def decode_table(data: bytes, name: str) -> dict[str, list[str]]:
     return {column: [row[at] for row in rows[1:]] for at, column in enumerate(rows[0])}
 
 
-def decode(media: Media, data: bytes, name: str, limits: InputSettings, rate: int) -> Any:
+def decode(media: Media, data: bytes, name: str, limits: InputSettings, rate: int, in_chat: bool = False) -> Any:
     """What bytes stand for, as a pipeline's preparation takes it.
 
     Args:
@@ -91,6 +91,7 @@ def decode(media: Media, data: bytes, name: str, limits: InputSettings, rate: in
         name: what errors call them.
         limits: how large they may be.
         rate: the sampling rate of audio, in Hz.
+        in_chat: whether it is part of a chat, where audio is wanted as samples.
 
     Returns:
         Text, columns of a table, an RGB image; :class:`Audio` and :class:`Video` are decoded while they are read.
@@ -101,7 +102,8 @@ def decode(media: Media, data: bytes, name: str, limits: InputSettings, rate: in
     if media is Media.IMAGE:
         return decode_image(data, name, limits.max_pixels)
     if media is Media.AUDIO:
-        return Audio(data, name, rate, limits.max_audio_s)
+        audio = Audio(data, name, rate, limits.max_audio_s)
+        return audio.whole() if in_chat else audio
     if media is Media.VIDEO:
         return Video(data, name, limits.max_pixels, limits.max_video_frames)
     if media is Media.TABLE:

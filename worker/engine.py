@@ -22,7 +22,6 @@ from redis.exceptions import RedisError
 from producers.errors import ErrorCode, PipeqError
 from producers.status import BatchInfo
 from worker import decode, prepare
-from worker.audio import Audio
 from worker.batcher import Batch, Batcher, Closed
 from worker.budget import Budget
 from worker.fetch import Fetcher, ref_name
@@ -196,9 +195,7 @@ class Engine:
                 assert slot.data is not None
                 with _located(work, at):
                     name, rate = ref_name(slot.ref), work.pipeline.sampling_rate
-                    decoded = decode.decode(slot.media, slot.data, name, self._settings.inputs, rate)
-                    if slot.in_chat and isinstance(decoded, Audio):
-                        decoded = decoded.whole()
+                    decoded = decode.decode(slot.media, slot.data, name, self._settings.inputs, rate, slot.in_chat)
                 self._hold(work, _nbytes(decoded) - len(slot.data))
                 slot.fill(decoded)
                 work.echoes[id(decoded)] = slot.ref.model_dump(exclude_none=True)

@@ -102,17 +102,9 @@ class Accepted:
     """The names that one pipeline's call accepts."""
 
     def __init__(self, task_type: TaskType, pipe: transformers.Pipeline) -> None:
-        named = {
-            name
-            for own in (vars(one).get("_sanitize_parameters") for one in type(pipe).__mro__)
-            if own is not None
-            for name, parameter in inspect.signature(own).parameters.items()
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        }
         self.generation = _generation_params(pipe) if task_type.generation else frozenset()
-        extra = {_NESTED_GENERATION} if task_type.generation else set()
         beside = self.generation if task_type.generation == "call" else frozenset()
-        self.names = (named | task_type.params | beside | extra) - _NEVER - WORKERS_OWN.keys()
+        self.names = named_params(task_type, type(pipe)) | beside - _NEVER - WORKERS_OWN.keys()
 
     def check(self, params: Mapping[str, Any], pipeline: str) -> None:
         """Raises PipeqError ``invalid_params`` for the first parameter that may not be set."""
@@ -126,6 +118,31 @@ class Accepted:
                 for key, one in value.items():
                     _check_name(key, inner, pipeline, f"{name}.{key}")
                     _check_type(key, one, pipeline)
+
+
+def named_params(task_type: TaskType, pipeline: type[transformers.Pipeline]) -> frozenset[str]:
+    """The parameters that a task type and its pipeline class name; those of ``generate`` come on top."""
+    named = {
+        name
+        for own in (vars(one).get("_sanitize_parameters") for one in pipeline.__mro__)
+        if own is not None
+        for name, parameter in inspect.signature(own).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    extra = {_NESTED_GENERATION} if task_type.generation else set()
+    return frozenset(named | task_type.params | extra) - _NEVER - WORKERS_OWN.keys()
+
+
+def json_type(name: str) -> dict[str, Any]:
+    """JSON Schema of a parameter; empty where transformers alone knows."""
+    types = _TYPES.get(name)
+    if types is None:
+        return {}
+    if types == _NUMBER:
+        return {"type": "number"}
+    names = {int: "integer", float: "number", bool: "boolean", str: "string", list: "array"}
+    found = [names[one] for one in types]
+    return {"type": found[0] if len(found) == 1 else found}
 
 
 def _check_name(name: str, accepted: frozenset[str] | set[str], pipeline: str, shown: str) -> None:

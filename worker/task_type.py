@@ -77,6 +77,8 @@ class TaskType:
     has_model: bool = True
     #: Python packages it takes beyond pipeq's own.
     needs: tuple[str, ...] = ()
+    #: Why its batches are not compared with transformers' own answers in the tests; empty where they are.
+    untested: str = ""
     #: What else a user should know.
     note: str = ""
     aliases: tuple[str, ...] = ()

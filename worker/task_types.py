@@ -200,6 +200,7 @@ _VISION_ROWS = (
         objects="masks: PNG",
         quirks="MaskGeneration",
         needs=("torchvision",),
+        untested="its last step takes torchvision; the steps before it are tested",
         note="its points run in batches of their own (`points_per_batch`)",
     ),
     TaskType(
@@ -368,6 +369,7 @@ _ROWS = (
         main="value",
         cost="nothing",
         has_model=False,
+        untested="no model",
         note="no model: to try out and measure what is around one",
     ),
 )

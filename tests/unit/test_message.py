@@ -132,4 +132,4 @@ def test_an_error_is_rebuilt_from_its_arguments(code: ErrorCode) -> None:
 
 
 def test_the_exported_schema_is_current() -> None:
-    assert (ROOT / "docs" / "message.schema.json").read_text(encoding="utf-8") == json_schema(), "run `make schema`"
+    assert (ROOT / "docs" / "message.schema.json").read_text(encoding="utf-8") == json_schema(), "run `make docs`"

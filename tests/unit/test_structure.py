@@ -16,8 +16,8 @@ CONTRACT = {"message", "queues", "status", "errors", "redis_url"}
 
 
 def modules() -> dict[str, Path]:
-    files = [*(ROOT / "producers").glob("*.py"), *(ROOT / "worker").glob("*.py")]
-    return {f"{path.parent.name}.{path.stem}".removesuffix(".__init__"): path for path in files}
+    files = [*(ROOT / "producers").rglob("*.py"), *(ROOT / "worker").rglob("*.py")]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
 
 
 def imports(path: Path) -> set[str]:
