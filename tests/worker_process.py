@@ -51,8 +51,15 @@ class WorkerProcess:
 
     def peak_mib(self) -> float:
         """Largest resident set so far, in MiB."""
+        return self._memory_mib("VmHWM")
+
+    def resident_mib(self) -> float:
+        """Resident set now, in MiB."""
+        return self._memory_mib("VmRSS")
+
+    def _memory_mib(self, name: str) -> float:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(name))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from producers.redis_url import connect, without_password
 from worker import settings as settings_module
 from worker import supervisor
 from worker.settings import Settings, SettingsError
+from worker.task_types import is_task_type
 
 logger = logging.getLogger("worker")
 
@@ -36,7 +37,7 @@ Examples:
   pipeq worker text-generation --include myapp.tasks
 """
 )
-@click.argument("tasks", nargs=-1, metavar="[TASK[=MODEL]]...")
+@click.argument("tasks", nargs=-1, metavar="[TASK[=MODEL] | MODEL]...")
 @click.option("--config", type=click.Path(path_type=Path), help="Settings file (pipelines.toml).")
 @click.option("--allow", multiple=True, metavar="URI", help="Prefix that inputs may be read from; may be repeated.")
 @click.option("--devices", metavar="auto|cpu|0,1", help="One worker process for each device, restarted when it dies.")
@@ -60,12 +61,14 @@ def worker(
 ) -> None:
     """Serve pipelines: load them, then take tasks off their queues.
 
-    Each TASK[=MODEL] adds a pipeline named after its task type, with a local folder or a name on the Hub as its
-    model, or the model that transformers takes by default.
+    Each TASK[=MODEL] adds a pipeline named after its task type, with a local folder, a name on the Hub or an archive
+    on S3 as its model, or the model that transformers takes by default. NAME=MODEL, or MODEL alone, is for what the
+    model's configuration says.
     """
     try:
+        named = [_named(text) for text in tasks]
         settings = settings_module.from_command_line(
-            config, tasks, allow, redis_url, log_format, include, celery_queues
+            config, named, allow, redis_url, log_format, include, celery_queues
         )
         if check:
             click.echo(settings.model_dump_json(indent=2))
@@ -76,6 +79,18 @@ def worker(
     except PipeqError as error:
         click.echo(f"pipeq: {error}", err=True)
         ctx.exit(EXIT_SETTINGS)
+
+
+def _named(text: str) -> str:
+    """``MODEL`` -> ``TASK=MODEL``; anything else as it is."""
+    if "=" in text or is_task_type(text) or not ("/" in text or Path(text).is_dir()):
+        return text
+    from worker.model_archive import unpacked
+    from worker.models import task_of
+    from worker.settings import PipelineSettings, S3Settings
+
+    model = unpacked(text, S3Settings())
+    return f"{task_of(text, model, PipelineSettings(model=text))}={text}"
 
 
 def run(settings: Settings) -> int:

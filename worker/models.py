@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 #: Task types that models are asked for in turn; the first one whose classes hold the model's own is its.
 _BY_CLASS = (
-    "automatic-speech-recognition text-to-audio audio-classification zero-shot-audio-classification "
-    "video-classification image-classification image-segmentation object-detection zero-shot-object-detection "
-    "depth-estimation keypoint-matching mask-generation zero-shot-image-classification document-question-answering "
-    "table-question-answering visual-question-answering image-to-image text-generation text-classification "
-    "token-classification question-answering fill-mask text2text-generation image-text-to-text any-to-any"
+    "automatic-speech-recognition text-to-audio audio-classification video-classification image-classification "
+    "image-segmentation object-detection zero-shot-object-detection depth-estimation keypoint-matching mask-generation "
+    "zero-shot-image-classification document-question-answering table-question-answering visual-question-answering "
+    "image-to-image text-generation text-classification token-classification question-answering text2text-generation "
+    "fill-mask image-text-to-text any-to-any"
 ).split()
 _TRANSLATORS = frozenset({"marian", "m2m_100", "mbart", "nllb-moe", "fsmt"})
 
@@ -95,7 +95,9 @@ def task_of_config(config: Any) -> str | None:
     """The task type of a model's configuration; None where its class belongs to none."""
     architecture = (config.architectures or [""])[0]
     labels = {str(label).lower() for label in (config.id2label or {}).values()}
-    if architecture.endswith("ForSequenceClassification"):
+    if config.model_type == "clap":
+        return "zero-shot-audio-classification"
+    if architecture.endswith("ForSequenceClassification") and architecture not in _class_names("audio-classification"):
         if {"entailment", "contradiction"} <= labels:
             return "zero-shot-classification"
         return "text-ranking" if config.num_labels == 1 and config.problem_type is None else "text-classification"
