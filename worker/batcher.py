@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from bisect import insort
-from collections import Counter
-from collections.abc import Hashable
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
@@ -39,6 +39,9 @@ class Batchable(Protocol):
 
 T = TypeVar("T", bound=Batchable)
 
+#: Share of the window's bytes beyond which a lane is full as soon as two batches wait in it.
+ENOUGH = 0.25
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -64,6 +67,23 @@ class Batch(Generic[T]):
         """Share of the padded cost that is padding, 0 to 1."""
         padded = max(item.cost for item in self.items) * len(self.items)
         return 1 - sum(item.cost for item in self.items) / padded if padded else 0.0
+
+
+@dataclass
+class _Lane:
+    """What waits of one lane."""
+
+    count: int = 0
+    cost: int = 0
+    nbytes: int = 0
+
+    def add(self, item: Batchable) -> None:
+        self.count, self.cost, self.nbytes = self.count + 1, self.cost + item.cost, self.nbytes + item.nbytes
+
+    def remove(self, items: Sequence[Batchable]) -> None:
+        self.count -= len(items)
+        self.cost -= sum(item.cost for item in items)
+        self.nbytes -= sum(item.nbytes for item in items)
 
 
 @dataclass(slots=True, eq=False)
@@ -153,7 +173,7 @@ class Batcher(Generic[T]):
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._bytes: Counter[Hashable] = Counter()
+        self._lanes: dict[Hashable, _Lane] = defaultdict(_Lane)
         self._groups: dict[Hashable, _Group[T]] = {}
         self._order = 0
         self._closed = False
@@ -170,23 +190,26 @@ class Batcher(Generic[T]):
             Closed: the batcher was closed.
         """
         with self._changed:
-            # One item is always let in, however large.
-            self._changed.wait_for(
-                lambda: (
-                    self._closed
-                    or not self._bytes[item.lane]
-                    or self._bytes[item.lane] + item.nbytes <= self._max_bytes
-                )
-            )
+            lane = self._lanes[item.lane]
+            self._changed.wait_for(lambda: self._closed or not self._is_full(lane, item, limits))
             if self._closed:
                 raise Closed
             self._order += 1
-            self._bytes[item.lane] += item.nbytes
+            lane.add(item)
             group = self._groups.get(item.group)
             if group is None:
                 group = self._groups[item.group] = _Group(limits)
             group.add(_Waiting(item, item.cost, time.monotonic(), self._order))
             self._changed.notify_all()
+
+    def _is_full(self, lane: _Lane, item: T, limits: Limits) -> bool:
+        """Whether an item has to wait outside. One is always let in, however large."""
+        total = lane.nbytes + item.nbytes
+        if not lane.count or total <= self._max_bytes * ENOUGH:
+            return False
+        # What lies about and takes memory should be of use: two batches are enough to choose from.
+        has_two = lane.count >= 2 * limits.max_size or lane.cost >= 2 * limits.max_cost
+        return has_two or total > self._max_bytes
 
     def take(self) -> Batch[T] | None:
         """Waits for the next batch; None once the batcher is closed.
@@ -207,7 +230,7 @@ class Batcher(Generic[T]):
                 items = group.take()
                 if not group.by_cost:
                     del self._groups[key]
-                self._bytes[items[0].lane] -= sum(item.nbytes for item in items)
+                self._lanes[items[0].lane].remove(items)
                 self._changed.notify_all()
                 return Batch(items)
             return None

@@ -160,3 +160,19 @@ def test_a_full_lane_holds_up_no_other() -> None:
     batches = [batcher.take() for _ in range(3)]
     full.join()
     assert sorted(row.lane for batch in batches if batch for row in batch.items) == ["a", "a", "b"]
+
+
+def test_beyond_two_batches_little_more_is_kept() -> None:
+    """Of an hour of audio in chunks, for instance, no more than what batches can be chosen from."""
+    batcher: Batcher[Row] = Batcher(100)
+    for _ in range(4):
+        batcher.put(Row(50, nbytes=10), LIMITS)  # a batch is two of them
+    late = threading.Thread(target=batcher.put, args=(Row(50, nbytes=10), LIMITS))
+    late.start()
+    late.join(0.1)
+    assert late.is_alive()
+    for _ in range(6):
+        batcher.put(Row(1, "b", nbytes=10, lane="b"), LIMITS)  # small ones: not two batches yet
+    batcher.take()
+    late.join(5)
+    assert not late.is_alive()

@@ -1,0 +1,135 @@
+"""What a message's inputs may look like, by task type, and how references inside are found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from producers.errors import PipeqError
+from worker.inputs import Input, read_inputs
+from worker.task_type import Media
+from worker.task_types import TASK_TYPES, find
+
+REF = {"uri": "s3://b/a.png"}
+
+
+def read(task: str, value: Any) -> Input:
+    (one,), _ = read_inputs(find(task), [value])
+    return one
+
+
+def media_of(one: Input) -> list[Media]:
+    return [slot.media for slot in one.slots]
+
+
+def test_a_plain_value_and_an_object_are_the_same() -> None:
+    for value in (REF, "s3://b/a.png", {"image": REF}, {"image": "s3://b/a.png"}):
+        one = read("image-classification", value)
+        assert media_of(one) == [Media.IMAGE]
+        one.slots[0].fill("pixels")
+        assert one.call_value == "pixels"
+
+
+def test_a_list_is_several_inputs() -> None:
+    inputs, is_list = read_inputs(find("image-classification"), [REF, REF])
+    assert (len(inputs), is_list) == (2, True)
+
+
+def test_images_of_one_input() -> None:
+    one = read("keypoint-matching", {"images": [REF, "file:///a.png"]})
+    assert media_of(one) == [Media.IMAGE] * 2
+    for slot, pixels in zip(one.slots, "ab", strict=True):
+        slot.fill(pixels)
+    assert one.call_value == {"images": ["a", "b"]} or one.call_value == ["a", "b"]
+
+
+def test_a_chat_with_media_in_every_form() -> None:
+    parts = [
+        {"type": "image", "image": REF},
+        {"type": "image", "url": "https://host/a.png"},
+        {"type": "image", "uri": "s3://b/c.png", "media_type": "image/png"},
+        {"type": "image", "base64": "AAAA"},
+        {"type": "text", "text": "what?"},
+    ]
+    chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": "that"}]
+    inputs, is_list = read_inputs(find("image-text-to-text"), chat)
+    assert not is_list
+    (one,) = inputs
+    assert media_of(one) == [Media.IMAGE] * 4
+    assert all(slot.in_chat for slot in one.slots)
+    for at, slot in enumerate(one.slots):
+        slot.fill(at)
+    assert one.call_value[0]["content"] == [
+        *({"type": "image", "image": at} for at in range(4)),
+        {"type": "text", "text": "what?"},
+    ]
+    # The message itself is as it was.
+    assert parts[0] == {"type": "image", "image": REF}
+
+
+def test_words_of_one_input() -> None:
+    assert read("token-classification", ["a", "b"]).call_value == ["a", "b"]
+    inputs, _ = read_inputs(find("token-classification"), ["a b", "c"])
+    assert [one.call_value for one in inputs] == ["a b", "c"]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"a": ["1", "2"], "b": ["x", ""]},
+        {"a": [1, 2], "b": ["x", None]},
+        [{"a": 1, "b": "x"}, {"a": 2}],
+    ],
+)
+def test_a_table_is_columns_of_text(table: Any) -> None:
+    one = read("table-question-answering", {"table": table, "query": "how many?"})
+    assert one.call_value["table"] == {"a": ["1", "2"], "b": ["x", ""]}
+
+
+def test_a_table_may_be_a_reference() -> None:
+    assert media_of(read("table-question-answering", {"table": REF, "query": "how many?"})) == [Media.TABLE]
+
+
+@pytest.mark.parametrize(
+    ("task", "value", "sentence"),
+    [
+        ("image-classification", 7, "image is a number, not a reference"),
+        ("image-classification", "cat", 'image is the text "cat", not a reference to image bytes'),
+        ("image-classification", {"picture": REF}, "unknown field 'picture'"),
+        ("visual-question-answering", {"image": REF}, "field 'question' is missing"),
+        ("visual-question-answering", "what?", 'got text; visual-question-answering takes {"image": a reference'),
+        ("text-classification", [1], "text is a list, not text"),
+        ("text-generation", [{"role": "user", "content": [{"type": "text", "text": "x"}]}], "`content` must be text"),
+        ("image-text-to-text", [{"role": "user", "content": [{"type": "audio"}]}], "a `type` of text, image"),
+        ("image-text-to-text", [{"role": "user", "content": [{"type": "image"}]}], "needs the field `image`"),
+        ("image-text-to-text", [{"role": "user", "content": [{"type": "text"}]}], "needs the field `text`"),
+        ("table-question-answering", {"table": {"a": [1], "b": []}, "query": "x"}, "columns of one length"),
+        ("table-question-answering", {"table": {}, "query": "x"}, "columns of one length"),
+        ("keypoint-matching", {"images": [7]}, "images[0] is a number"),
+        ("image-classification", {"uri": "ftp://a"}, "the reference is not valid"),
+    ],
+)
+def test_what_is_refused_says_what_and_where(task: str, value: Any, sentence: str) -> None:
+    with pytest.raises(PipeqError) as caught:
+        read(task, value)
+    assert caught.value.code == "invalid_input"
+    assert caught.value.message.startswith("inputs[0]: ")
+    assert sentence in caught.value.message
+
+
+@pytest.mark.parametrize("name", TASK_TYPES)
+def test_every_row_holds_together(name: str) -> None:
+    row = TASK_TYPES[name]
+    assert row.optional <= row.fields.keys()
+    assert row.main is None or row.main in row.fields
+    assert {parameter for parameter, _ in row.required} <= row.params
+    assert not row.chat_media or Media.CHAT in row.fields.values()
+
+
+def test_aliases() -> None:
+    assert find("ner").name == "token-classification"
+    assert find("vqa").name == "visual-question-answering"
+    assert find("translation_en_to_de").name == "translation"
+    with pytest.raises(PipeqError, match="'translate' is no task type"):
+        find("translate")
