@@ -1,0 +1,45 @@
+"""Classify a Hugging Face dataset by column, as with KeyDataset, then by an iterator that never ends up in memory.
+
+    pipeq worker text-classification=distilbert/distilbert-base-uncased-finetuned-sst-2-english
+    python examples/dataset.py [NAME ON THE HUB OR FOLDER] [COLUMN] [SPLIT]
+
+Needs `datasets`: pip install "pipeq[examples]".
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from datasets import load_dataset
+
+from producers import Client, TaskStatus
+
+DEFAULTS = ["cornell-movie-review-data/rotten_tomatoes", "text", "test"]
+PIPELINE = "text-classification"
+WINDOW = 500
+
+name, column, split = sys.argv[1:4] + DEFAULTS[len(sys.argv[1:4]) :]
+client = Client()
+
+
+def answers(texts: Iterable[str]) -> Iterator[TaskStatus]:
+    """A status for each text, with two windows in flight at most, however long the iterator is."""
+    texts = iter(texts)
+    waiting = client.submit_many(PIPELINE, islice(texts, WINDOW))
+    while waiting:
+        # Queued before the last one is waited for, so that the worker never runs dry.
+        following = client.submit_many(PIPELINE, islice(texts, WINDOW))
+        yield from client.as_completed(waiting, timeout_s=600)
+        waiting = following
+
+
+# A column of datasets 4 is read while it is iterated over. All the tasks are queued; results come as they are done.
+ids = client.submit_many(PIPELINE, load_dataset(name, split=split)[column])
+row_of = {task: row for row, task in enumerate(ids)}
+for status in client.as_completed(ids, timeout_s=600):
+    print(f"row {row_of[status.id]}: {client.result(status.id)[0]['label']}")
+
+stream = load_dataset(name, split=split, streaming=True)
+labels = Counter(client.result(status.id)[0]["label"] for status in answers(row[column] for row in stream))
+print(f"streamed {labels.total()}: {dict(sorted(labels.items()))}")
