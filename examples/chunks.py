@@ -7,9 +7,8 @@ Chunks overlap, so that no word is cut, and the worker joins what they say into 
 """
 
 import sys
-from pathlib import Path
 
-from producers import Client
+from producers import Client, Ref
 
 SAMPLE = "https://raw.githubusercontent.com/openai/whisper/main/tests/jfk.flac"
 
@@ -20,7 +19,7 @@ seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 4.0
 with Client() as client:
     task = client.submit(
         "automatic-speech-recognition",
-        source if "://" in source else Path(source),
+        Ref.of(source),
         params={"chunk_length_s": seconds, "stride_length_s": seconds / 6, "return_timestamps": "word"},
     )
     status = client.wait(task, timeout_s=3600)

@@ -24,4 +24,4 @@ with Client() as client:
     answer = client.result(task)[0]["generated_text"][-1]
     print(f"{answer['role']}: {answer['content']}")
     if status.model:
-        print(f"({status.model.id} as {status.model.dtype}, first layer on {status.model.device})")
+        print(f"({status.model.id} as {status.model.dtype}, on {status.model.device})")

@@ -8,9 +8,8 @@ for each file gives each its own status, and its result as soon as it is there.
 """
 
 import sys
-from pathlib import Path
 
-from producers import Client
+from producers import Client, Ref
 
 SAMPLES = [
     "https://raw.githubusercontent.com/openai/whisper/main/tests/jfk.flac",
@@ -21,7 +20,7 @@ sources = sys.argv[1:] or SAMPLES
 
 with Client() as client:
     # Any iterable will do, a generator too: it is read as the tasks are queued, 500 of them in a round trip.
-    files = (source if "://" in source else Path(source) for source in sources)
+    files = map(Ref.of, sources)
     ids = client.submit_many("automatic-speech-recognition", files)
     source_of = dict(zip(ids, sources, strict=True))
     for status in client.as_completed(ids, timeout_s=600):

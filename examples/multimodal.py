@@ -16,7 +16,7 @@ SAMPLE = (
 
 source = sys.argv[1] if len(sys.argv) > 1 else SAMPLE
 question = sys.argv[2] if len(sys.argv) > 2 else "What animals are in the picture?"
-image = Ref(source) if "://" in source else Ref.from_path(source)
+image = Ref.of(source)
 
 with Client() as client:
     # Inputs of several fields are an object. Both tasks are queued before either is waited for.

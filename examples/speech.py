@@ -7,15 +7,14 @@ A file of your own must be on a disk that the worker sees, too, below what it ma
 """
 
 import sys
-from pathlib import Path
 
-from producers import Client
+from producers import Client, Ref
 
 SAMPLE = "https://raw.githubusercontent.com/openai/whisper/main/tests/jfk.flac"
 
 source = sys.argv[1] if len(sys.argv) > 1 else SAMPLE
 # Audio that is a string is a URI, as in transformers; a Path becomes file:// and absolute.
-audio = source if "://" in source else Path(source)
+audio = Ref.of(source)
 
 with Client() as client:
     task = client.submit("automatic-speech-recognition", audio)

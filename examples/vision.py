@@ -7,16 +7,15 @@ A small image may also travel in the message: `Ref.from_bytes(data)`, up to 256 
 """
 
 import sys
-from pathlib import Path
 
-from producers import Client
+from producers import Client, Ref
 
 FIXTURES = "https://raw.githubusercontent.com/huggingface/transformers/main/tests/fixtures/tests_samples"
 
 sources = sys.argv[1:] or [f"{FIXTURES}/COCO/000000039769.png", f"{FIXTURES}/COCO/apple.jpg"]
 
 with Client() as client:
-    images = [source if "://" in source else Path(source) for source in sources]
+    images = [Ref.of(source) for source in sources]
     # A list in one task: one result for each image, in their order.
     task = client.submit("image-classification", images, params={"top_k": 3})
     for source, labels in zip(sources, client.result(task, timeout_s=120), strict=True):

@@ -23,7 +23,7 @@ from producers.envelope import Envelope, new_id
 from producers.errors import ErrorCode, PipeqError, RedisUnavailableError, WaitTimeoutError
 from producers.message import TaskMessage, plain
 from producers.redis_url import connect, without_password
-from producers.results import read_result
+from producers.results import read_object, read_result
 from producers.status import State, TaskStatus
 
 #: One script call queues at most this many tasks ...
@@ -342,21 +342,33 @@ class Client:
                         f"for instance {first}",
                     )
 
-    def result(self, task_id: str, timeout_s: float | None = None) -> Any:
+    def result(self, task: str | TaskStatus, timeout_s: float | None = None) -> Any:
         """Waits until a task ends and returns the pipeline's output, fetched from the store where it lies there.
+
+        Args:
+            task: its id; or its status, as :meth:`as_completed` yields it, which need not be looked up again.
+            timeout_s: how long to wait; for ever where it is absent.
 
         Raises:
             PipeqError: the task's own error, ``cancelled`` or ``expired``.
             WaitTimeoutError: it did not end in time; it goes on.
         """
-        status = self.wait(task_id, timeout_s)
+        status = task if isinstance(task, TaskStatus) and task.is_final else self.wait(_id(task), timeout_s)
         if status.error is not None:
             raise status.error.to_exception()
         if status.state is State.CANCELLED:
-            raise PipeqError(ErrorCode.CANCELLED, f"task {task_id} was cancelled")
+            raise PipeqError(ErrorCode.CANCELLED, f"task {status.id} was cancelled")
         if status.state is State.EXPIRED:
-            raise PipeqError(ErrorCode.EXPIRED, f"task {task_id} expired before a worker took it")
+            raise PipeqError(ErrorCode.EXPIRED, f"task {status.id} expired before a worker took it")
         return status.result if status.result_uri is None else read_result(status.result_uri)
+
+    def read(self, part: Mapping[str, Any]) -> bytes:
+        """The bytes of an object in a result (an image, audio, an array), wherever they are.
+
+        Raises:
+            PipeqError: ``output_failed``, when it cannot be read.
+        """
+        return read_object(part)
 
     def pipelines(self) -> dict[str, dict[str, Any]]:
         """Every pipeline that a worker has ever served: name -> task type and model."""
@@ -482,3 +494,7 @@ def _message_id(raw: bytes) -> str | None:
         return str(json.loads(raw)["headers"]["id"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _id(task: str | TaskStatus) -> str:
+    return task if isinstance(task, str) else task.id

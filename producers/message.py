@@ -79,6 +79,12 @@ class Ref(BaseModel):
         return cls(uri=Path(path).resolve().as_uri())
 
     @classmethod
+    def of(cls, source: str | Path) -> Self:
+        """A reference to what somebody typed: a URI is one, anything else is a path that the worker can open, too."""
+        is_uri = isinstance(source, str) and source.partition("://")[0] in SCHEMES
+        return cls(uri=str(source)) if is_uri else cls.from_path(source)
+
+    @classmethod
     def is_ref(cls, value: Any) -> bool:
         """Whether a value of ``inputs`` is a reference: an object with ``uri`` or ``base64``."""
         return isinstance(value, dict) and ("uri" in value or "base64" in value)

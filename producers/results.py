@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -20,6 +22,21 @@ def read_result(uri: str) -> Any:
         return json.loads(_read(uri))
     except (OSError, ValueError) as error:
         raise PipeqError(ErrorCode.OUTPUT_FAILED, f"cannot read the result {uri}: {error}") from error
+
+
+def read_object(part: Mapping[str, Any]) -> bytes:
+    """The bytes of an object in a result: an image, audio, an array.
+
+    Args:
+        part: what stands for it in the result, with ``uri`` or ``base64``.
+
+    Raises:
+        PipeqError: ``output_failed``, when it cannot be read.
+    """
+    try:
+        return base64.b64decode(part["base64"]) if "base64" in part else _read(part["uri"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PipeqError(ErrorCode.OUTPUT_FAILED, f"cannot read the object {part.get('uri', '')}: {error}") from error
 
 
 def _read(uri: str) -> bytes:

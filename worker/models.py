@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -225,7 +226,9 @@ def resolve_device(device: str) -> str:
 def _reason(error: Exception) -> str:
     """The first line of what transformers says, and what to do where that is known."""
     text = str(error).strip()
-    first = text.partition("\n")[0]
+    # Where several classes were tried, transformers quotes a traceback for each: their last lines say why.
+    causes = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception|NotFound): .+$", text, re.MULTILINE)
+    first = "; ".join(dict.fromkeys(causes)) or text.partition("\n")[0]
     if "safetensors" in text and "use_safetensors" not in first:
         return first + " (only safetensors are loaded: a pickle runs code; `allow_pickle = true` allows it)"
     return first

@@ -53,7 +53,7 @@ class TransformersPipeline(Pipeline):
             id=str(settings.model or pipe.model.name_or_path),
             revision=settings.revision or getattr(pipe.model.config, "_commit_hash", None),
             dtype=str(pipe.model.dtype).removeprefix("torch."),
-            device=str(self.device),
+            device=_devices(pipe),
         )
         self.limits = Limits(
             max_size=settings.max_batch_size,
@@ -176,6 +176,16 @@ def warm_up(pipeline: TransformersPipeline) -> None:
     merged = {**pipeline.settings.params, **params}
     outputs = [pipeline.forward([features], merged)[0] for features in pipeline.preprocess(value, merged)]
     pipeline.postprocess(outputs, merged)
+
+
+def _devices(pipe: transformers.Pipeline) -> str:
+    """Where a model lies: one device, or all that accelerate has spread it over."""
+    spread = getattr(pipe.model, "hf_device_map", None) or {"": pipe.device}
+    return ", ".join(dict.fromkeys(_device_name(device) for device in spread.values()))
+
+
+def _device_name(device: Any) -> str:
+    return f"cuda:{device}" if isinstance(device, int) else str(device)
 
 
 def _nbytes(features: Mapping[str, Any]) -> int:

@@ -168,7 +168,7 @@ def test_device_map(stage: Stage) -> None:
     ]
     [answer] = stage.ask("large-chat", chat, max_new_tokens=60)
     assert said == f"assistant: {answer['generated_text'][-1]['content']}"
-    assert re.fullmatch(r"\(.*/llama as bfloat16, first layer on cpu\)", where)
+    assert re.fullmatch(r"\(.*/llama as bfloat16, on cpu, disk\)", where)
     # The settings did place it: what the CPU has no room for is on the disk.
     loaded = load("large-chat", settings.load(stage.config).pipelines["large-chat"], "cpu")
     assert set(loaded._pipe.model.hf_device_map.values()) == {"cpu", "disk"}

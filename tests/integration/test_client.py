@@ -22,6 +22,7 @@ from producers import queues as names
 from producers.client import CHUNK_TASKS, RECHECK_S
 from producers.errors import ErrorCode
 from producers.redis_url import without_password
+from producers.status import ErrorInfo, TaskStatus
 
 PIPELINE = "text-classification"
 
@@ -737,3 +738,21 @@ def test_nothing_else_warns(client: Client) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         client.submit(PIPELINE, "x")
+
+
+def test_the_result_of_a_status_is_not_looked_up_again(client: Client) -> None:
+    status = TaskStatus(id="gone", state=State.SUCCEEDED, pipeline="p", result={"score": 1.5})
+    assert client.result(status) == {"score": 1.5}
+    error = ErrorInfo(code="invalid_input", message="no", retryable=False)
+    with pytest.raises(PipeqError, match="no"):
+        client.result(TaskStatus(id="gone", state=State.FAILED, pipeline="p", error=error))
+
+
+def test_objects_of_a_result_are_read_wherever_they_are(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "a b.png").write_bytes(b"pixels")
+    assert client.read({"uri": (tmp_path / "a b.png").as_uri(), "media_type": "image/png"}) == b"pixels"
+    assert client.read({"base64": "cGl4ZWxz"}) == b"pixels"
+    with pytest.raises(PipeqError, match="output_failed: cannot read the object"):
+        client.read({"uri": (tmp_path / "none").as_uri()})
+    with pytest.raises(PipeqError, match="output_failed"):
+        client.read({"media_type": "image/png"})

@@ -148,6 +148,7 @@ def test_a_device_map_spreads_a_model_over_memory_and_disk(
     assert answer(pipeline, **params) == answer(whole, **params)
     placed = {str(device) for device in getattr(pipeline._pipe.model, "hf_device_map", {"": "cpu"}).values()}
     assert placed == ({"cpu", "disk"} if memory else {"cpu"})
+    assert set(pipeline.model.device.split(", ")) == placed
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's own call
@@ -204,6 +205,13 @@ def test_a_model_in_an_archive_on_s3(s3: S3Server, tiny: Path, tmp_path: Path, k
         assert pipeline.model.id == one.model
         assert_same(answer(pipeline), plain)
     assert len([name for name in os.listdir(tmp_path / "cache" / "models") if not name.startswith(".")]) == 1
+
+
+def test_why_a_model_cannot_be_loaded(tiny: Path) -> None:
+    """transformers tries several classes, and says why none will do behind a page of tracebacks."""
+    spread = settings(tiny, "llama", device_map="auto", max_memory={"0": "1GiB", "cpu": "1GiB"})
+    with pytest.raises(PipeqError, match=r"accelerator|Device 0 is not available|CUDA"):
+        load("text-generation", spread, "cpu")
 
 
 def test_an_archive_that_leads_outside_is_refused(s3: S3Server, tmp_path: Path) -> None:

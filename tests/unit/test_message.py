@@ -133,3 +133,9 @@ def test_an_error_is_rebuilt_from_its_arguments(code: ErrorCode) -> None:
 
 def test_the_exported_schema_is_current() -> None:
     assert (ROOT / "docs" / "message.schema.json").read_text(encoding="utf-8") == json_schema(), "run `make docs`"
+
+
+def test_a_reference_to_what_somebody_typed(tmp_path: Path) -> None:
+    assert Ref.of("s3://b/a.png").uri == "s3://b/a.png"
+    assert Ref.of("a.png").uri == (Path.cwd() / "a.png").as_uri()
+    assert Ref.of(tmp_path / "a.png").uri == (tmp_path / "a.png").as_uri()
