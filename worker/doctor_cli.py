@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -56,9 +55,7 @@ def doctor(
         click.echo(f"pipeq: {error}", err=True)
         ctx.exit(EXIT_SETTINGS)
     click.echo(json.dumps(found, indent=2) if as_json else "\n".join(_lines(found)))
-    sys.stdout.flush()
-    # Threads of the model's libraries may still run.
-    os._exit(EXIT_DIFFERS if found["differ"] or found["failed"] else 0)
+    ctx.exit(EXIT_DIFFERS if found["differ"] or found["failed"] else 0)
 
 
 def _examine(settings: Settings, name: str, source: IO[str], params: dict[str, Any]) -> dict[str, Any]:

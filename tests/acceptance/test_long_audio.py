@@ -20,7 +20,7 @@ from tests.worker_process import worker
 
 torch.set_num_threads(1)
 
-MINUTES = float(os.environ.get("MINUTES", "4"))
+MINUTES = float(os.environ.get("MINUTES", "2"))
 #: What a worker may take beyond what it takes when it is idle, however long the audio, in MiB.
 MOST_MIB = 600 if MINUTES >= 30 else 300
 RATE = 16_000

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
 from tests import samples, tiny_models
+from worker.doctor_cli import doctor as command
 from worker.outputs import wav
 
 
-def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "producers", "doctor", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+def doctor(*arguments: str) -> Result:
+    return CliRunner().invoke(command, arguments)
 
 
 def lines(path: Path, values: list[Any]) -> str:
@@ -27,7 +26,7 @@ def lines(path: Path, values: list[Any]) -> str:
 def test_what_is_the_same(tiny: Path, tmp_path: Path) -> None:
     model, inputs = tiny_models.build("classifier", tiny), lines(tmp_path / "texts.jsonl", samples.texts())
     done = doctor(f"text-classification={model}", "--inputs", inputs, "--params", '{"top_k": 2}')
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "12 of 12 answers are the same" in done.stdout
 
 
@@ -35,7 +34,7 @@ def test_what_differs_and_what_fails(tiny: Path, tmp_path: Path) -> None:
     model, inputs = tiny_models.build("gpt2", tiny), lines(tmp_path / "texts.jsonl", [*samples.texts(3), "fox " * 700])
     params = {"do_sample": True, "temperature": 5.0, "max_new_tokens": 20}
     done = doctor(f"text-generation={model}", "--inputs", inputs, "--params", json.dumps(params), "--json")
-    assert done.returncode == 1, done.stderr
+    assert done.exit_code == 1, done.stderr
     found = json.loads(done.stdout)
     assert set(found["differ"]) == {"0", "1", "2"}
     assert "generated_text is" in found["differ"]["0"][0]
@@ -56,7 +55,7 @@ def test_chunks_of_a_file_are_those_of_the_whole(tiny: Path, tmp_path: Path) -> 
         allow = f"{tmp_path.as_uri()}/"
         done = doctor(pipeline, "--inputs", inputs, "--params", params, "--allow", allow, "--json")
         found = json.loads(done.stdout)
-        assert (done.returncode, found["differ"], found["failed"]) == (0, {}, {})
+        assert (done.exit_code, found["differ"], found["failed"]) == (0, {}, {})
         assert found["largest_batch"] > 5
 
 
@@ -68,5 +67,5 @@ def test_what_cannot_be_read(tiny: Path, tmp_path: Path, line: str, sentence: st
     (tmp_path / "bad.jsonl").write_text(line + "\n")
     model = tiny_models.build("classifier", tiny)
     done = doctor(f"text-classification={model}", "--inputs", str(tmp_path / "bad.jsonl"))
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert sentence in done.stderr
