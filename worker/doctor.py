@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,10 @@ class _Item:
     lane: str = ""
 
 
+def _silent(what: str, done: int, total: int) -> None:
+    """Nobody watches."""
+
+
 def check(
     pipeline: TransformersPipeline,
     values: list[Any],
@@ -65,6 +69,7 @@ def check(
     *,
     limits: Limits | None = None,
     shuffle: int | None = 0,
+    progress: Callable[[str, int, int], None] = _silent,
 ) -> Report:
     """Compares each input's answer in a batch with the one of transformers' pipeline called for it alone.
 
@@ -73,6 +78,7 @@ def check(
         values: decoded inputs.
         params: parameters of the call, over the pipeline's own.
         limits: of the batches; the pipeline's own by default.
+        progress: called with what is done, how much of it, and of how much.
         shuffle: seed of the order in which items arrive, so that chunks of different inputs mix; None for theirs.
 
     Raises:
@@ -80,9 +86,10 @@ def check(
     """
     report, merged = Report(), pipeline.merge(params)
     began = time.monotonic()
-    got = _batched(pipeline, values, merged, limits or pipeline.limits, report, shuffle)
+    got = _batched(pipeline, values, merged, limits or pipeline.limits, report, shuffle, progress)
     report.batched_s = time.monotonic() - began
     for index, value in enumerate(values):
+        progress("one by one", index, len(values))
         began = time.monotonic()
         try:
             # Copies: several pipelines change what they are given.
@@ -94,6 +101,7 @@ def check(
             report.alone_s += time.monotonic() - began
         if index in got and (found := list(differences(got[index], want))):
             report.wrong[index] = found
+    progress("one by one", len(values), len(values))
     return report
 
 
@@ -104,6 +112,7 @@ def _batched(
     limits: Limits,
     report: Report,
     shuffle: int | None,
+    progress: Callable[[str, int, int], None],
 ) -> dict[int, Any]:
     items: list[_Item] = []
     task = _Task(params, pipeline)
@@ -124,6 +133,7 @@ def _batched(
         assert batch is not None
         report.batches.append(len(batch.items))
         infer(pipeline, batch.items)  # type: ignore[arg-type]
+        progress("in batches", len(items) - len(batcher), len(items))
     outputs: dict[int, list[_Item]] = {}
     for item in sorted(items, key=lambda one: one.chunk):
         outputs.setdefault(item.index, []).append(item)

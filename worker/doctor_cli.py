@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import click
+from rich.console import Console
+from rich.progress import Progress, TaskID
 
 from producers.errors import ErrorCode, PipeqError
 from worker import settings as settings_module
@@ -75,8 +77,15 @@ def _examine(settings: Settings, name: str, source: IO[str], params: dict[str, A
     if not isinstance(pipeline, TransformersPipeline):
         raise PipeqError(ErrorCode.INVALID_SETTINGS, f"{name!r} has no model to compare with")
     values = list(_decoded(settings, pipeline, source))
-    click.echo(f"{len(values)} inputs, in batches and then one by one ...", err=True)
-    report = check(pipeline, values, params, shuffle=None)
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        bar: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in bar:
+                bar[what] = bars.add_task(what, total=total)
+            bars.update(bar[what], completed=done)
+
+        report = check(pipeline, values, params, shuffle=None, progress=show)
     return {
         "pipeline": name,
         "task": pipeline.task_type.name,
