@@ -67,6 +67,9 @@ class TaskType:
     #: What an item's cost counts.
     cost: Literal["tokens", "pixels", "frames", "samples", "nothing"] = "tokens"
     company: Company = "any length"
+    #: Parameters that a batch's items must have in common, beside those of the forward pass: the pipeline reads them
+    #: of the first item only.
+    group_by: tuple[str, ...] = ()
     #: Which parts of the result are no JSON, and what they become.
     objects: str = ""
     #: Class in ``worker/quirks``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import threading
 import uuid
@@ -115,7 +116,8 @@ class TransformersPipeline(Pipeline):
 
     def prepare(self, value: Any, params: Mapping[str, Any]) -> Iterator[Prepared]:
         forward = self.call_params(params)
-        shared = (self.name, forward.forward_key)
+        alike = [json.dumps(params.get(name)) for name in self.task_type.group_by]
+        shared = (self.name, forward.forward_key, *alike)
         for features in self.preprocess(value, params):
             own = self.quirks.group(features, forward.forward)
             group = (*shared, uuid.uuid4().hex if own == SOLO else own)

@@ -6,6 +6,7 @@ items run alone, or with their like only, the test says how large the largest ba
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests import samples, tiny_models
 from tests.samples import WORDS, audio, chats, clips, documents, images, texts
 from worker import docs
 from worker.batcher import Limits
+from worker.compare import differences
 from worker.doctor import check
 from worker.loading import load
 from worker.quirks import CallParams, make
@@ -223,6 +225,48 @@ def test_every_task_type_has_a_case_or_a_reason() -> None:
 def test_the_docs_say_what_the_table_says() -> None:
     for name, content in docs.files().items():
         assert (docs.ROOT / name).read_text(encoding="utf-8") == content, f"{name}: run `make docs`"
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "inputs"),
+    [
+        ("zero-shot-image-classification", "clip", images),
+        ("zero-shot-audio-classification", "clap", samples.sounds),
+    ],
+)
+def test_labels_of_other_tasks_are_not_taken(
+    loaded: Callable[[str, str], TransformersPipeline], task: str, model: str, inputs: Callable[[], list[Any]]
+) -> None:
+    """The pipeline reads the labels of a batch's first item only."""
+    pipeline, groups = loaded(task, model), set()
+    for labels in (["fox", "dog"], ["dog", "fox"], ["fox", "dog"]):
+        for template in ("a {}", "no {}"):
+            params = pipeline.merge({"candidate_labels": labels, "hypothesis_template": template})
+            groups |= {row.group for row in pipeline.prepare(inputs()[0], params)}
+    assert len(groups) == 4
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "value", "params"),
+    [
+        ("feature-extraction", "encoder", "the fox", {"tokenize_kwargs": {"max_length": 4, "truncation": True}}),
+        ("image-text-to-text", "llava", "the fox", {**NESTED, "generate_kwargs": {"do_sample": False}}),
+        ("automatic-speech-recognition", "whisper", clips()[0], {"generate_kwargs": {"max_new_tokens": 4}}),
+        ("zero-shot-classification", "nli", "the fox", {**LABELS, "hypothesis_template": "This is {}."}),
+        ("table-question-answering", "tapas", samples.tables()[0], {}),
+    ],
+)
+def test_neither_parameters_nor_inputs_are_changed(
+    loaded: Callable[[str, str], TransformersPipeline], task: str, model: str, value: Any, params: dict[str, Any]
+) -> None:
+    """transformers fills in and empties what it is given; a retry, or another chunk, needs it as it was."""
+    pipeline = loaded(task, model)
+    merged = pipeline.merge({**params, **({"max_new_tokens": 4} if task == "image-text-to-text" else {})})
+    before = copy.deepcopy((value, merged))
+    for _ in range(2):
+        rows = list(pipeline.prepare(value, merged))
+        pipeline.postprocess([pipeline.forward([row.features], merged)[0] for row in rows], merged)
+    assert list(differences((value, merged), before)) == []
 
 
 def test_words_without_the_parameter_are_refused(loaded: Callable[[str, str], TransformersPipeline]) -> None:

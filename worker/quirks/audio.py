@@ -15,7 +15,6 @@ from producers.errors import ErrorCode, PipeqError
 from worker.audio import Audio
 from worker.pipelines import SOLO
 from worker.quirks.base import CallParams, Quirks
-from worker.quirks.vision import labels_key
 
 
 def samples(value: Any) -> NDArray[np.float32]:
@@ -150,13 +149,10 @@ class AudioClassification(Quirks):
 
 
 class ZeroShotAudio(AudioClassification):
-    """A batch has one set of labels: the pipeline reads those of the first item only."""
+    """Its labels are parameters, and a batch has one set of them."""
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return super().sample(pipe)[0], {"candidate_labels": ["a", "b"]}
-
-    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
-        return (super().group(features, forward), labels_key(features))
 
 
 class TextToAudio(Quirks):

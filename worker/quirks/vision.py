@@ -16,18 +16,8 @@ from worker.quirks.base import CallParams, Quirks
 from worker.video import Video
 
 
-def labels_key(features: Mapping[str, Any]) -> Hashable:
-    """Equal for items with the same candidate labels, tokenized in the same way."""
-    return tuple(
-        (name, tuple(value.flatten().tolist())) for text in features["text_inputs"] for name, value in text.items()
-    )
-
-
 class ZeroShotImage(Quirks):
-    """A batch has one set of labels: the pipeline reads those of the first item only."""
-
-    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
-        return (super().group(features, forward), labels_key(features))
+    """Its labels are parameters, and a batch has one set of them."""
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return picture(), {"candidate_labels": ["a", "b"]}
