@@ -72,7 +72,7 @@ class GenerationPipeline(transformers.Pipeline):
         config = copy.deepcopy(model.generation_config)
         defaults = dict(self.defaults)
         if config.max_length not in _NO_LENGTH:
-            defaults["max_new_tokens"] = None
+            defaults["max_new_tokens"] = config.max_new_tokens
         if self.tokenizer is not None and config.pad_token_id is None:
             defaults["pad_token_id"] = self.tokenizer.pad_token_id
         config.update(**defaults)
