@@ -34,13 +34,18 @@ def build(name: str, folder: Path) -> Path:
     return path
 
 
-def wordpiece(max_length: int = 512) -> hf.PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+def wordpiece(max_length: int = 512, **more: object) -> hf.PreTrainedTokenizerFast:
+    """Words of more than four letters are two tokens. Not trained: the trainer numbers tokens anew at each run."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = sorted({word for text in CORPUS for word in text.split()})
+    letters = sorted({letter for word in words for letter in word})
+    pieces = [*letters, *(f"##{letter}" for letter in letters), *(word for word in words if len(word) <= 4)]
+    pieces += [piece for word in words if len(word) > 4 for piece in (word[:3], f"##{word[3:]}")]
+    vocabulary = {piece: at for at, piece in enumerate(dict.fromkeys([*special, *pieces]))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -52,7 +57,7 @@ def wordpiece(max_length: int = 512) -> hf.PreTrainedTokenizerFast:
         sep_token="[SEP]",
         mask_token="[MASK]",
         model_max_length=max_length,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **{"model_input_names": ["input_ids", "token_type_ids", "attention_mask"], **more},
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import transformers as hf
+from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES
 
-from tests.tiny_models.base import SMALL, bert, builder, gpt_tokenizer, save, spread, wordpiece
+from tests.tiny_models.base import CORPUS, SMALL, bert, builder, gpt_tokenizer, save, spread, wordpiece
 from tests.tiny_models.vision import SQUARE, VIT
 
 
@@ -28,6 +29,19 @@ def reader(path: Path) -> None:
     model = hf.BertForQuestionAnswering(bert(initializer_range=0.2))
     spread(8, model.qa_outputs)
     save(path, model, wordpiece(64))
+
+
+@builder
+def left_reader(path: Path) -> None:
+    """Reads the context first, and pads on the left, as XLNet does."""
+    save(path, hf.BertForQuestionAnswering(bert(initializer_range=0.2)), wordpiece(64, padding_side="left"))
+
+
+@builder
+def byte_reader(path: Path) -> None:
+    """Without a class token, and with spaces in its tokens."""
+    tokenizer = gpt_tokenizer("<pad>", pad_token="<pad>")
+    save(path, hf.BertForQuestionAnswering(bert(initializer_range=0.2)), tokenizer)
 
 
 @builder
@@ -76,6 +90,34 @@ def bart(path: Path) -> None:
         init_std=0.3,
     )
     save(path, hf.BartForConditionalGeneration(config), _plain_wordpiece())
+
+
+@builder
+def translator(path: Path) -> None:
+    """Translates between many languages: its tokenizer wants two of them at every call."""
+    words = sorted({word for text in CORPUS for word in text.split()})
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    pieces = [(piece, 0.0) for piece in [*special, *FAIRSEQ_LANGUAGE_CODES, "<mask>"]]
+    pieces += [(f"\u2581{word}", -3.0) for word in words]
+    pieces += [(letter, -8.0) for letter in ["\u2581", *sorted(set("".join(words)))]]
+    tokenizer = hf.MBartTokenizer(vocab=pieces, src_lang="en_XX", tgt_lang="de_DE")
+    config = hf.MBartConfig(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=512,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+        init_std=0.3,
+    )
+    save(path, hf.MBartForConditionalGeneration(config), tokenizer)
 
 
 @builder
@@ -141,6 +183,16 @@ def blip_caption(path: Path) -> None:
     model = hf.BlipForConditionalGeneration(config)
     spread(6, model.vision_model.post_layernorm, model.vision_model.embeddings.patch_embedding)
     save(path, model, _plain_wordpiece(), hf.BlipImageProcessor(size=SQUARE))
+
+
+@builder
+def git_caption(path: Path) -> None:
+    """Captions by a decoder that sees the image before its text."""
+    names = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    vision = {"image_size": 32, "patch_size": 8, **SMALL}
+    config = hf.GitConfig(vision_config=vision, vocab_size=len(wordpiece()), initializer_range=0.3, **names, **SMALL)
+    tokenizer = wordpiece(model_input_names=["input_ids", "attention_mask"])
+    save(path, hf.GitForCausalLM(config), tokenizer, hf.CLIPImageProcessor(size=SQUARE, crop_size=SQUARE))
 
 
 @builder

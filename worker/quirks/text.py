@@ -12,6 +12,7 @@ from transformers.utils.chat_template_utils import Chat
 from producers.errors import ErrorCode, PipeqError
 from worker.pipelines import SOLO
 from worker.quirks.base import Quirks
+from worker.tasks.text2text import TranslationPipeline
 
 
 class TextClassification(Quirks):
@@ -135,7 +136,16 @@ class Text2Text(Quirks):
     """An encoder reads a padded batch with its mask; what a batch fills sequences up with, the pipeline cuts off."""
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
-        return "warm up", {"max_new_tokens": 2, "min_length": 0}
+        params: dict[str, Any] = {"max_new_tokens": 2, "min_length": 0}
+        if isinstance(pipe, TranslationPipeline) and hasattr(pipe.tokenizer, "_build_translation_inputs"):
+            # This tokenizer insists on languages, which come with the tasks.
+            params |= dict.fromkeys(("src_lang", "tgt_lang"), pipe.tokenizer.src_lang)
+        return "warm up", params
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        base, language = super().group(features, forward), features.get("forced_bos_token_id")
+        # A batch is written in one language.
+        return base if base == SOLO or language is None else (base, language)
 
 
 class QuestionAnswering(Quirks):

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 import transformers
 
-#: What transformers 4 took for not set in a model's generation_config.json: its own defaults of the time, which many
+#: A length that transformers 4 took for not set in a model's generation_config.json: its own default, which many
 #: checkpoints spell out.
-_UNSET: dict[str, tuple[Any, ...]] = {"num_beams": (None, 1), "max_length": (None, 20)}
+_NO_LENGTH = (None, 20)
 #: Prefix of the private names under which ``worker.tasks.load`` registers our classes with transformers.
 PRIVATE = "pipeq-"
 
@@ -18,8 +18,10 @@ PRIVATE = "pipeq-"
 class GenerationPipeline(transformers.Pipeline):
     """A pipeline whose forward pass may be ``model.generate``.
 
-    From weakest to strongest: :attr:`defaults`, the model's generation_config.json, the part of ``config.json`` for
-    this task (T5's ``task_specific_params``), the parameters of the call.
+    From weakest to strongest: the model's generation_config.json, :attr:`defaults`, the part of ``config.json`` for
+    this task (T5's ``task_specific_params``), the parameters of the call. A ``max_length`` of generation_config.json
+    takes the place of the default ``max_new_tokens``. All as in transformers 4.57.6, but for one thing: there the
+    default ``max_new_tokens`` won over a ``max_length`` of the call, which was ignored with a warning.
     """
 
     _pipeline_calls_generate = True
@@ -27,7 +29,7 @@ class GenerationPipeline(transformers.Pipeline):
     _load_video_processor = False
     _load_feature_extractor = False
 
-    #: Generation parameters where nobody sets them.
+    #: Generation parameters where neither the task's part nor the call sets them.
     defaults: ClassVar[dict[str, Any]] = {"max_new_tokens": 256}
     #: Put before each text.
     prefix: str | None = None
@@ -36,6 +38,7 @@ class GenerationPipeline(transformers.Pipeline):
         super().__init__(*args, task=task.removeprefix(PRIVATE), **kwargs)
         self.task_params = dict((getattr(self.model.config, "task_specific_params", None) or {}).get(self.task) or {})
         self.prefix = self.task_params.pop("prefix", self.prefix)
+        self._settings = self._settle()
 
     def generate(self, model_inputs: dict[str, Any], params: dict[str, Any]) -> torch.Tensor:
         """One ``generate`` over a batch.
@@ -55,22 +58,30 @@ class GenerationPipeline(transformers.Pipeline):
 
     def generation_config(self, params: dict[str, Any]) -> tuple[transformers.GenerationConfig, dict[str, Any]]:
         """The parameters of a call -> the whole configuration of ``generate``, and what does not belong in one."""
-        params = {**self._generate_kwargs, **params}
-        config = params.pop("generation_config", None) or copy.deepcopy(self.model.generation_config)
-        defaults = {name: value for name, value in self.defaults.items() if _is_unset(config, name)}
-        if not _is_unset(config, "max_length"):
-            defaults.pop("max_new_tokens", None)
-        task = dict(self.task_params)
-        if "max_new_tokens" in defaults:
-            task.pop("max_length", None)  # generate would let max_new_tokens win, and warn at every call
+        config = copy.deepcopy(self._settings)
+        params = {name: value for name, value in {**self._generate_kwargs, **params}.items() if value is not None}
+        if "max_length" in params and "max_new_tokens" not in params:
+            config.max_new_tokens = None  # generate would let it win, and a length that a call asks for is to count
+        return config, config.update(**params)
+
+    def _settle(self) -> transformers.GenerationConfig:
+        """What holds for every call that does not say otherwise."""
+        model = self.model
+        if not model.can_generate():
+            return transformers.GenerationConfig()
+        config = copy.deepcopy(model.generation_config)
+        defaults = dict(self.defaults)
+        if config.max_length not in _NO_LENGTH:
+            defaults["max_new_tokens"] = config.max_new_tokens
         if self.tokenizer is not None and config.pad_token_id is None:
             defaults["pad_token_id"] = self.tokenizer.pad_token_id
-        if "max_length" in params and "max_new_tokens" not in params:
-            defaults.pop("max_new_tokens", None)
-            config.max_new_tokens = None  # likewise: a length that the call asks for is not to be ignored
         config.update(**defaults)
-        config.update(**{name: value for name, value in task.items() if hasattr(config, name)})
-        return config, config.update(**params)
+        config.update(**{name: value for name, value in self.task_params.items() if hasattr(config, name)})
+        if config.max_new_tokens is not None:
+            config.max_length = None  # max_new_tokens wins, and generate would warn at every call
+        # Where a call's configuration says None, generate asks the model's: what is decided here must not come back.
+        model.generation_config.max_new_tokens = model.generation_config.max_length = None
+        return config
 
 
 def lengths(sequences: torch.Tensor, eos: int | list[int] | torch.Tensor | None, pad: int | None) -> torch.Tensor:
@@ -102,7 +113,3 @@ def assisted(pipe: GenerationPipeline) -> dict[str, Any]:
     if getattr(pipe, "assistant_tokenizer", None) is not None:
         found |= {"tokenizer": pipe.tokenizer, "assistant_tokenizer": pipe.assistant_tokenizer}
     return found
-
-
-def _is_unset(config: transformers.GenerationConfig, name: str) -> bool:
-    return getattr(config, name, None) in _UNSET.get(name, (None,))

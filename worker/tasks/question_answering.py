@@ -85,6 +85,7 @@ class QuestionAnsweringPipeline(ChunkPipeline):
             doc_stride = min(max_seq_len // 2, _DOC_STRIDE)
         if doc_stride > max_seq_len:
             raise ValueError(f"doc_stride is {doc_stride}, beyond max_seq_len, {max_seq_len}")
+        self._check_room(question, context, max_seq_len, doc_stride)
         first = self._question_first
         encoded = self.tokenizer(
             question if first else context,
@@ -152,6 +153,20 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         best = sorted(found, key=lambda answer: answer["score"], reverse=True)[:top_k]
         return best[0] if len(best) == 1 else best
 
+    def _check_room(self, question: str, context: str, max_seq_len: int, doc_stride: int) -> None:
+        """Raises for a question that leaves a chunk of the context too little room: the tokenizer panics at that."""
+
+        def tokens(text: str) -> int:
+            return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+        room = max_seq_len - self.tokenizer.num_special_tokens_to_add(pair=True) - tokens(question)
+        if doc_stride >= room and tokens(context) > room:
+            raise ValueError(
+                f"the question leaves {max(room, 0)} of max_seq_len={max_seq_len} tokens to the context, which is "
+                f"longer and cut into chunks that overlap by doc_stride={doc_stride}: shorten the question, or set "
+                "another max_seq_len or doc_stride"
+            )
+
     @property
     def _question_first(self) -> bool:
         # XLNet and its like read the context first, and pad on the left.
@@ -185,6 +200,7 @@ class QuestionAnsweringPipeline(ChunkPipeline):
             order = order[np.argsort(-flat[order])]
         starts, ends = np.unravel_index(order, spans.shape)
         possible = ~excluded.numpy()
+        possible[0] = True  # as in transformers 4, whatever the token: its probability is 0 by now
         kept = possible[starts] & possible[ends]
         starts, ends = starts[kept], ends[kept]
         return starts, ends, spans[starts, ends], null

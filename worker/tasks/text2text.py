@@ -51,7 +51,12 @@ class Text2TextPipeline(GenerationPipeline):
         return features
 
     def _forward(self, model_inputs: dict[str, Any], **params: Any) -> dict[str, Any]:
-        """Features ``[batch, tokens]`` -> ``output_ids`` ``[batch, sequences, tokens]`` and their ``lengths``."""
+        """Features ``[batch, tokens]`` -> ``output_ids`` ``[batch, sequences, tokens]`` and their ``lengths``.
+
+        A ``forced_bos_token_id`` among them, of a translation, is the same for all: see ``worker/quirks/text.py``.
+        """
+        if isinstance(language := model_inputs.get("forced_bos_token_id"), list):
+            model_inputs["forced_bos_token_id"] = language[0]
         sequences = self.generate(model_inputs, params)
         config, _ = self.generation_config(params)
         return {"output_ids": sequences, "lengths": lengths(sequences, config.eos_token_id, config.pad_token_id)}

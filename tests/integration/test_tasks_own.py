@@ -1,0 +1,122 @@
+"""Our pipelines for what transformers 5 dropped: they answer as transformers 4.57.6 did.
+
+``transformers_4_57_6.json`` holds what it answered. It was made so: the checkpoints of ``tests/transformers_4.py`` on
+disk, loaded under transformers 4.57.6 with ``pipeline(task, model=folder, tokenizer=..., image_processor=...)``, the
+tokenizer as ``PreTrainedTokenizerFast`` (``MBartTokenizerFast`` of tokenizer.json for the translator), the image
+processor as the class and with the arguments of ``tests/tiny_models/own.py``, and ``tie_word_embeddings=False`` in T5's
+configuration, which version 5 writes under another name; each input was a call of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from producers.errors import PipeqError
+from tests.parity import assert_same, plain
+from tests.transformers_4 import build, decoded
+from worker.batcher import Limits
+from worker.compare import differences
+from worker.doctor import check
+from worker.loading import load
+from worker.settings import PipelineSettings
+from worker.transformers_pipeline import TransformersPipeline
+
+torch.set_num_threads(1)
+
+#: ``{"task", "model", "params", "inputs", "results"}`` each.
+CASES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "transformers_4_57_6.json").read_text())
+#: The fullest batches that there can be, whatever their padding.
+FULLEST = Limits(max_size=64, max_cost=10**9, launch_cost=10**9, max_wait_s=0)
+LANGUAGES = {"src_lang": "en_XX", "tgt_lang": "de_DE", "max_new_tokens": 8}
+TEXTS = ["the quick brown fox", "hello", "is this invoice about sports ?"]
+
+Loaded = Callable[[str, str], TransformersPipeline]
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny: Path) -> Loaded:
+    found: dict[tuple[str, str], TransformersPipeline] = {}
+
+    def get(task: str, model: str) -> TransformersPipeline:
+        if (task, model) not in found:
+            pipeline = load("it", PipelineSettings(task=task, model=str(build(model, tiny))), "cpu")
+            assert isinstance(pipeline, TransformersPipeline)
+            found[task, model] = pipeline
+        return found[task, model]
+
+    return get
+
+
+def name_of(case: dict[str, Any]) -> str:
+    return "-".join([case["task"], case["model"], *map(str, case["params"])])
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_the_answers_of_transformers_4(loaded: Loaded, case: dict[str, Any]) -> None:
+    pipeline, inputs = loaded(case["task"], case["model"]), [decoded(value) for value in case["inputs"]]
+    for value, want in zip(inputs, case["results"], strict=True):
+        got = pipeline.alone(value, dict(case["params"]))
+        if isinstance(got, Image.Image):
+            assert not list(differences(got, Image.fromarray(np.array(want, np.uint8))))
+        else:
+            assert_same(plain(got), want)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if len(case["inputs"]) > 1], ids=name_of)
+def test_a_batch_answers_the_same(loaded: Loaded, case: dict[str, Any]) -> None:
+    pipeline = loaded(case["task"], case["model"])
+    report = check(pipeline, [decoded(value) for value in case["inputs"]], case["params"], limits=FULLEST)
+    assert report.failed == {}
+    assert report.wrong == {}
+
+
+def test_a_length_that_the_call_asks_for_counts(loaded: Loaded) -> None:
+    """In transformers 4.57.6 the default of 256 new tokens won: the one difference that is meant."""
+    for task, model in (("text2text-generation", "bart"), ("text2text-generation", "bart_beams")):
+        params = {"max_length": 6, "min_length": 6, "return_tensors": True}
+        tokens = loaded(task, model).alone("hello", params)[0]["generated_token_ids"]
+        assert len(tokens) == 6
+
+
+def test_a_batch_is_translated_into_one_language(loaded: Loaded) -> None:
+    pipeline = loaded("translation", "translator")
+    german, french = (LANGUAGES | {"tgt_lang": language} for language in ("de_DE", "fr_XX"))
+    report = check(pipeline, TEXTS, german, limits=FULLEST)
+    assert (report.failed, report.wrong, report.largest_batch) == ({}, {}, 3)
+    assert pipeline.alone(TEXTS[0], {**german, "return_tensors": True})[0]["translation_token_ids"][1] == 6
+    groups = [next(pipeline.prepare(TEXTS[0], params)).group for params in (german, french, german)]
+    assert groups[0] == groups[2] != groups[1]
+
+
+def test_a_translator_without_languages_is_refused(loaded: Loaded) -> None:
+    with pytest.raises(PipeqError, match=r"invalid_input: .*`src_lang` and a `tgt_lang`"):
+        next(loaded("translation", "translator").prepare("hello", {}))
+
+
+def test_a_question_that_leaves_no_room_is_refused(loaded: Loaded) -> None:
+    """The tokenizer would panic, and write a backtrace to the log."""
+    pipeline = loaded("question-answering", "reader")
+    question = {"question": "what is the total amount of this ? " * 3, "context": "the fox . " * 40}
+    with pytest.raises(PipeqError, match=r"invalid_input: .*leaves 28 of max_seq_len=64 tokens to the context"):
+        list(pipeline.prepare(question, pipeline.merge({"max_seq_len": 64})))
+    assert len(list(pipeline.prepare(question, pipeline.merge({"doc_stride": 2})))) > 1
+    assert len(list(pipeline.prepare({**question, "context": "the fox ."}, {}))) == 1
+
+
+def test_a_reader_that_pads_on_the_left_answers_from_the_context(loaded: Loaded) -> None:
+    """In transformers 4.57.6 it could answer with a part of the question, at that part's position in the context."""
+    pipeline = loaded("question-answering", "left_reader")
+    question = {"question": "who jumps ?", "context": "hello world . the fox"}
+    features = next(iter(pipeline.preprocess(question, {})))
+    readable = features["input_ids"][features["p_mask"] == 0].tolist()
+    assert pipeline.pipe().tokenizer.decode(readable) == "[CLS] hello world. the fox"
+    for answer in pipeline.alone(question, {"top_k": 5}):
+        assert answer["answer"] == question["context"][answer["start"] : answer["end"]] != ""
