@@ -62,6 +62,7 @@ MODELS: dict[str, tuple[str, str, float, Change]] = {
     "translator": ("translation", "translator", 3, _ends(0)),
     "vilt": ("visual-question-answering", "vilt", 2, _nothing),
     "blip_vqa": ("visual-question-answering", "blip_vqa", 2, _nothing),
+    "blip2": ("visual-question-answering", "blip2", 2, _nothing),
     "captioner": ("image-to-text", "captioner", 2, _nothing),
     "blip_caption": ("image-to-text", "blip_caption", 2, _nothing),
     "git_caption": ("image-to-text", "git_caption", 2, _nothing),

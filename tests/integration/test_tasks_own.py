@@ -21,7 +21,7 @@ from PIL import Image
 
 from producers.errors import PipeqError
 from tests.parity import assert_same, plain
-from tests.transformers_4 import build, decoded
+from tests.transformers_4 import build, decoded, gradient
 from worker.batcher import Limits
 from worker.compare import differences
 from worker.doctor import check
@@ -120,3 +120,67 @@ def test_a_reader_that_pads_on_the_left_answers_from_the_context(loaded: Loaded)
     assert pipeline.pipe().tokenizer.decode(readable) == "[CLS] hello world. the fox"
     for answer in pipeline.alone(question, {"top_k": 5}):
         assert answer["answer"] == question["context"][answer["start"] : answer["end"]] != ""
+
+
+PICTURES = [gradient(48, 40, 0), Image.new("RGB", (30, 50), "red"), Image.new("RGB", (60, 20), "white")]
+
+
+@pytest.mark.parametrize(
+    ("task", "params"),
+    [("visual-question-answering", {}), ("image-to-text", {"prompt": "what is it ?"})],
+)
+def test_blip2_looks_at_the_image(loaded: Loaded, task: str, params: dict[str, Any]) -> None:
+    """In transformers 4.57.6 its text had no room for the image: another difference that is meant."""
+    pipeline, visual = loaded(task, "blip2"), task.startswith("visual")
+    inputs = [{"image": image, "question": "what is it ?"} if visual else image for image in PICTURES]
+    params = params | ({"max_new_tokens": 8} if visual else {"generate_kwargs": {"max_new_tokens": 8}})
+    assert len({str(pipeline.alone(value, params)) for value in inputs}) > 1
+    report = check(pipeline, inputs, params, limits=FULLEST)
+    assert (report.failed, report.wrong, report.largest_batch) == ({}, {}, 3)
+
+
+def test_strings_that_stop(loaded: Loaded) -> None:
+    pipeline, params = loaded("translation", "translator"), {**LANGUAGES, "num_beams": 1, "min_length": 8}
+    free = pipeline.alone(TEXTS[0], params)[0]["translation_text"]
+    params |= {"stop_strings": [free[:2]], "return_tensors": True}
+    tokens = pipeline.alone(TEXTS[0], params)[0]["translation_token_ids"].tolist()
+    assert len(free) > 2
+    assert pipeline.pipe().tokenizer.decode(tokens, skip_special_tokens=True) == free[:2]
+    report = check(pipeline, TEXTS, params, limits=FULLEST)
+    assert (report.failed, report.wrong, report.largest_batch) == ({}, {}, 3)
+
+
+@pytest.mark.parametrize(("name", "value"), [("encoder_no_repeat_ngram_size", 2), ("encoder_repetition_penalty", 2.0)])
+def test_what_reads_the_padding_of_a_text_batches_equal_lengths(loaded: Loaded, name: str, value: float) -> None:
+    pipeline, params = loaded("text2text-generation", "t5"), {"max_new_tokens": 12, name: value, "return_tensors": True}
+    report = check(pipeline, [*TEXTS, *TEXTS], params, limits=FULLEST)
+    assert (report.failed, report.wrong, report.largest_batch) == ({}, {}, 2)
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "params", "sentence"),
+    [
+        ("visual-question-answering", "vilt", {"max_new_tokens": 3}, "it takes no max_new_tokens"),
+        ("visual-question-answering", "vilt", {"top_k": 0}, "top_k is 0"),
+        ("summarization", "bart", {"stop_sequence": ""}, "makes no token"),
+    ],
+)
+def test_parameters_without_a_meaning_are_refused(
+    loaded: Loaded, task: str, model: str, params: dict[str, Any], sentence: str
+) -> None:
+    pipeline = loaded(task, model)
+    with pytest.raises(PipeqError, match=f"invalid_params: .*{sentence}"):
+        pipeline.call_params(pipeline.merge(params))
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "text"),
+    [
+        ("visual-question-answering", "vilt", {"image": __file__, "question": "what ?"}),
+        ("image-to-text", "git_caption", "http://example.com/a.png"),
+        ("image-to-image", "upscaler", __file__),
+    ],
+)
+def test_text_is_never_opened_as_an_image(loaded: Loaded, task: str, model: str, text: Any) -> None:
+    with pytest.raises(TypeError, match="the image is str, not a decoded image"):
+        loaded(task, model).pipe()(text)

@@ -202,3 +202,20 @@ def upscaler(path: Path) -> None:
         image_size=16, patch_size=1, embed_dim=16, depths=[2], num_heads=[2], window_size=8, upscale=2, num_channels=3
     )
     save(path, hf.Swin2SRForImageSuperResolution(config), hf.Swin2SRImageProcessor(size_divisor=8))
+
+
+@builder
+def blip2(path: Path) -> None:
+    """Answers and captions by a decoder of text alone, which sees the image where its text makes room for it."""
+    tokenizer = gpt_tokenizer("<|pad|>", "<image>", pad_token="<|pad|>")
+    names = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    size = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+    text = {"model_type": "opt", "vocab_size": len(tokenizer), "max_position_embeddings": 512, "init_std": 0.4}
+    config = hf.Blip2Config(
+        vision_config={**VIT, "initializer_range": 0.4},
+        qformer_config={"vocab_size": 400, "encoder_hidden_size": 32, "initializer_range": 0.4, **SMALL},
+        text_config={**text, **size, **names, "num_attention_heads": 2},
+        num_query_tokens=4,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    save(path, hf.Blip2ForConditionalGeneration(config), tokenizer, hf.BlipImageProcessor(size=SQUARE))

@@ -144,8 +144,12 @@ class Text2Text(Quirks):
 
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
         base, language = super().group(features, forward), features.get("forced_bos_token_id")
+        if base == SOLO:
+            return SOLO
+        # These read the encoder's tokens without its mask, so only texts of one length mean the same by them.
+        unmasked = {"encoder_no_repeat_ngram_size", "encoder_repetition_penalty"} & forward.keys()
         # A batch is written in one language.
-        return base if base == SOLO or language is None else (base, language)
+        return (base, language, features["input_ids"].shape[1] if unmasked else None)
 
 
 class QuestionAnswering(Quirks):

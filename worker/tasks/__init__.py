@@ -42,7 +42,7 @@ OWN: dict[str, OwnTask] = {
     "text-ranking": OwnTask(
         TextRankingPipeline,
         transformers.AutoModelForSequenceClassification,
-        ("cross-encoder/ms-marco-MiniLM-L6-v2", "main"),
+        ("cross-encoder/ms-marco-MiniLM-L6-v2", "c5ee24c"),
         "text",
     ),
     "question-answering": OwnTask(

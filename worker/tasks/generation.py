@@ -52,6 +52,8 @@ class GenerationPipeline(transformers.Pipeline):
         """
         batch = next(len(value) for value in model_inputs.values() if isinstance(value, torch.Tensor))
         config, others = self.generation_config(params)
+        if config.stop_strings:
+            others.setdefault("tokenizer", self.tokenizer)
         # A configuration rather than loose parameters: BLIP names some of them itself, and twice is an error.
         sequences = self.model.generate(**model_inputs, generation_config=config, **others)
         return sequences.reshape(batch, -1, sequences.shape[-1])
@@ -113,3 +115,15 @@ def assisted(pipe: GenerationPipeline) -> dict[str, Any]:
     if getattr(pipe, "assistant_tokenizer", None) is not None:
         found |= {"tokenizer": pipe.tokenizer, "assistant_tokenizer": pipe.assistant_tokenizer}
     return found
+
+
+def put_image_before(features: dict[str, Any], config: Any) -> None:
+    """Makes room for the image before BLIP-2's text, ``input_ids`` and ``attention_mask`` of ``[1, tokens]``.
+
+    Without it the model writes and does not look: what the pipelines of transformers 4.57.6 did.
+    """
+    if config.model_type != "blip-2" or config.image_token_id is None:
+        return
+    room = torch.full((1, config.num_query_tokens), config.image_token_id)
+    features["input_ids"] = torch.cat([room, features["input_ids"]], dim=1)
+    features["attention_mask"] = torch.cat([torch.ones_like(room), features["attention_mask"]], dim=1)

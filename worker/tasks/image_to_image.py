@@ -9,6 +9,8 @@ import torch
 import transformers
 from PIL import Image
 
+from worker.tasks.images import decoded
+
 
 class ImageToImagePipeline(transformers.Pipeline):
     """An image -> an image. It takes no parameters."""
@@ -24,7 +26,7 @@ class ImageToImagePipeline(transformers.Pipeline):
 
     def preprocess(self, inputs: Image.Image) -> Any:
         """An image -> ``pixel_values`` ``[1, channels, height, width]``."""
-        return self.image_processor(images=[inputs], return_tensors="pt").to(self.dtype)
+        return self.image_processor(images=[decoded(inputs)], return_tensors="pt").to(self.dtype)
 
     def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"reconstruction": self.model(**model_inputs).reconstruction}

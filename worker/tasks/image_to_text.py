@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from worker.tasks.generation import GenerationPipeline, assisted, lengths
+from worker.tasks.generation import GenerationPipeline, assisted, lengths, put_image_before
+from worker.tasks.images import decoded
 
 
 class ImageToTextPipeline(GenerationPipeline):
@@ -39,12 +40,15 @@ class ImageToTextPipeline(GenerationPipeline):
         if prompt is not None and kind == "vision-encoder-decoder":
             raise ValueError("this model takes no prompt")
         header = {"header_text": prompt} if prompt is not None and kind == "pix2struct" else {}
-        features = dict(self.image_processor(images=inputs, return_tensors="pt", **header).to(self.dtype))
+        features = dict(self.image_processor(images=decoded(inputs), return_tensors="pt", **header).to(self.dtype))
         if prompt is not None and kind == "git":
             tokens = [self.tokenizer.cls_token_id, *self.tokenizer(prompt, add_special_tokens=False).input_ids]
             features["input_ids"] = torch.tensor([tokens])
         elif prompt is not None and kind != "pix2struct":
-            features.update(self.tokenizer(prompt, return_tensors="pt"))
+            text = dict(self.tokenizer(prompt, return_tensors="pt"))
+            text.pop("token_type_ids", None)  # which no generate takes
+            put_image_before(text, self.model.config)
+            features.update(text)
         return features
 
     def _forward(self, model_inputs: dict[str, Any], **params: Any) -> dict[str, Any]:

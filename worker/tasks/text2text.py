@@ -35,7 +35,10 @@ class Text2TextPipeline(GenerationPipeline):
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         forward = {**more, **(generate_kwargs or {}), **assisted(self)}
         if stop_sequence is not None:
-            forward["eos_token_id"] = self.tokenizer.encode(stop_sequence, add_special_tokens=False)[0]
+            tokens = self.tokenizer.encode(stop_sequence, add_special_tokens=False)
+            if not tokens:
+                raise ValueError(f"stop_sequence is {stop_sequence!r}, which makes no token")
+            forward["eos_token_id"] = tokens[0]
         postprocess = {"return_tensors": return_tensors, "clean_up_tokenization_spaces": clean_up_tokenization_spaces}
         return (
             {} if truncation is None else {"truncation": truncation},
@@ -59,7 +62,9 @@ class Text2TextPipeline(GenerationPipeline):
             model_inputs["forced_bos_token_id"] = language[0]
         sequences = self.generate(model_inputs, params)
         config, _ = self.generation_config(params)
-        return {"output_ids": sequences, "lengths": lengths(sequences, config.eos_token_id, config.pad_token_id)}
+        # Ended by a string, a sequence has no end token of its own before the padding.
+        eos = None if config.stop_strings else config.eos_token_id
+        return {"output_ids": sequences, "lengths": lengths(sequences, eos, config.pad_token_id)}
 
     def postprocess(
         self,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker.tasks.generation import GenerationPipeline, assisted, lengths
+from worker.tasks.generation import GenerationPipeline, assisted, lengths, put_image_before
+from worker.tasks.images import decoded
 
 
 class VisualQuestionAnsweringPipeline(GenerationPipeline):
@@ -25,10 +26,15 @@ class VisualQuestionAnsweringPipeline(GenerationPipeline):
         generate_kwargs: dict[str, Any] | None = None,
         **more: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        generation = {**more, **(generate_kwargs or {})}
+        if generation and not self.model.can_generate():
+            raise ValueError(f"this model chooses an answer, it takes no {', '.join(generation)}")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k is {top_k}, not 1 or more")
         preprocess = {"padding": padding, "truncation": truncation}
         return (
             {name: value for name, value in preprocess.items() if value is not None},
-            {**more, **(generate_kwargs or {}), **assisted(self)},
+            {**generation, **assisted(self)},
             {} if top_k is None else {"top_k": top_k},
         )
 
@@ -37,7 +43,10 @@ class VisualQuestionAnsweringPipeline(GenerationPipeline):
     ) -> dict[str, Any]:
         """A question and an image -> the tokenizer's features, ``[1, tokens]``, and those of the image."""
         features = self.tokenizer(inputs["question"], return_tensors="pt", padding=padding, truncation=truncation)
-        features.update(self.image_processor(images=inputs["image"], return_tensors="pt").to(self.dtype))
+        put_image_before(features, self.model.config)
+        if self.model.can_generate():
+            features.pop("token_type_ids", None)  # which no generate takes
+        features.update(self.image_processor(images=decoded(inputs["image"]), return_tensors="pt").to(self.dtype))
         return features
 
     def _forward(self, model_inputs: dict[str, Any], **params: Any) -> dict[str, Any]:
