@@ -155,6 +155,11 @@ class Text2Text(Quirks):
 class QuestionAnswering(Quirks):
     """A long context is cut into chunks, each with what maps its tokens to characters."""
 
+    def __init__(self, pipe: transformers.Pipeline) -> None:
+        super().__init__(pipe)
+        # On the left, padding would move a text along the model's table of positions.
+        self.pads = self.pads and pipe.tokenizer.padding_side == "right"
+
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return {"question": "what?", "context": "warm up"}, {}
 
