@@ -284,10 +284,11 @@ def _value(work: Work) -> Any:
 
 
 def _check_inline(size: int, results: ResultSettings) -> None:
-    if size > INLINE_LIMIT:
+    limit = max(INLINE_LIMIT, results.inline_max_bytes)
+    if size > limit:
         raise PipeqError(
             ErrorCode.OUTPUT_FAILED,
-            f"the result is {size} bytes, at most {INLINE_LIMIT} stay inline: set `store` in [results] of the worker's "
+            f"the result is {size} bytes, at most {limit} stay inline: set `store` in [results] of the worker's "
             'settings, for instance store = "s3://results/", or submit the task with an output',
             False,
         )

@@ -14,6 +14,7 @@ import transformers
 from producers.errors import ErrorCode, PipeqError
 from worker import tasks
 from worker.model_archive import unpacked
+from worker.probe import padding_changes
 from worker.settings import PipelineSettings, S3Settings
 from worker.task_type import TaskType
 from worker.task_types import find, is_task_type
@@ -46,6 +47,7 @@ def load(name: str, settings: PipelineSettings, device: str, s3: S3Settings | No
         pipeline = TransformersPipeline(name, task_type, settings, pipe)
         loaded = time.monotonic()
         warm_up(pipeline)
+        _check_padding(pipeline)
     except PipeqError:
         raise
     except Exception as error:
@@ -68,6 +70,24 @@ def load(name: str, settings: PipelineSettings, device: str, s3: S3Settings | No
     return pipeline
 
 
+def _check_padding(pipeline: TransformersPipeline) -> None:
+    if not pipeline.quirks.pads:
+        return
+    try:
+        changes = padding_changes(pipeline)
+    except Exception as error:
+        # Nothing that a task would not find out, too; and then it fails alone.
+        logger.debug("%s: padding not probed: %r", pipeline.name, error, extra={"action": "probe"})
+        return
+    if changes:
+        pipeline.quirks.pads = False
+        logger.warning(
+            "%s: padding changes the answers of this model: only inputs of equal length share a batch",
+            pipeline.name,
+            extra={"action": "probe", "pipeline": pipeline.name},
+        )
+
+
 def task_of(name: str, model: str | None, settings: PipelineSettings) -> str:
     """The task type that a model is for, by its configuration; nothing is asked of the Hub but that file.
 
@@ -78,9 +98,13 @@ def task_of(name: str, model: str | None, settings: PipelineSettings) -> str:
         find(name)  # raises, with the names there are
     if (Path(str(model)) / "modules.json").is_file():
         return "text-embedding"  # a folder of sentence-transformers
-    config = transformers.AutoConfig.from_pretrained(
-        model, revision=settings.revision or "main", trust_remote_code=settings.trust_remote_code
-    )
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            model, revision=settings.revision or "main", trust_remote_code=settings.trust_remote_code
+        )
+    except Exception as error:
+        sentence = f"{settings.model} is no model that can be read: {_reason(error)}"
+        raise PipeqError(ErrorCode.INVALID_SETTINGS, f"pipeline {name!r}: {sentence}") from error
     found = task_of_config(config)
     if found is None:
         raise PipeqError(

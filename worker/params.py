@@ -95,6 +95,13 @@ _TYPES: dict[str, tuple[type, ...]] = {
 #: Lengths, in tokens, that nothing needs to be beyond; padding to them takes memory before a model can refuse.
 _LENGTHS = frozenset({"max_length", "pad_to_multiple_of", "stride", "max_seq_len", "doc_stride", "max_question_len"})
 _LONGEST = 2**17
+#: Values of parameters that transformers refuses by a bare key.
+_VALUES = {
+    "function_to_apply": ("sigmoid", "softmax", "none"),
+    "aggregation_strategy": ("none", "simple", "first", "average", "max"),
+}
+#: Numbers of things that there are none less than one of.
+_AT_LEAST_ONE = frozenset({"max_new_tokens", "num_beams", "num_return_sequences"})
 _WORDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
 
 
@@ -167,6 +174,13 @@ def _check_type(name: str, value: Any, pipeline: str) -> None:
         raise PipeqError(
             ErrorCode.INVALID_PARAMS, f"parameter {name!r} of {pipeline!r} is {value}, not 0 to {_LONGEST}"
         )
+    if name in _VALUES and isinstance(value, str) and value.lower() not in _VALUES[name]:
+        allowed = ", ".join(_VALUES[name])
+        raise PipeqError(
+            ErrorCode.INVALID_PARAMS, f"parameter {name!r} of {pipeline!r} is {value!r}, not one of {allowed}"
+        )
+    if name in _AT_LEAST_ONE and isinstance(value, int) and value < 1:
+        raise PipeqError(ErrorCode.INVALID_PARAMS, f"parameter {name!r} of {pipeline!r} is {value}, not 1 or more")
     # In Python true is a number; in JSON it is not.
     if value is None or types is None or (isinstance(value, types) and (bool in types or not isinstance(value, bool))):
         return

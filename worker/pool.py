@@ -101,8 +101,15 @@ class TaskPool(BasePool):
         return _Handle(work)
 
     def _read(self, request: Any) -> TaskMessage:
-        if request.args:
-            raise PipeqError(ErrorCode.INVALID_MESSAGE, "the task takes keyword arguments only: pipeline, inputs, ...")
+        fields = dict(request.kwargs)
+        if len(request.args) == 1 and "inputs" not in fields:
+            fields["inputs"] = request.args[0]  # what comes before it in a chain
+        elif request.args:
+            raise PipeqError(
+                ErrorCode.INVALID_MESSAGE,
+                "the task takes keyword arguments (pipeline, inputs, ...), and one positional one for its inputs where "
+                "they are not among them",
+            )
         size, limit = len(request.body), self._runtime.settings.max_message_bytes
         if size > limit:
             raise PipeqError(
@@ -110,7 +117,7 @@ class TaskPool(BasePool):
                 f"the message is {size} bytes, at most {limit} are allowed (`max_message_bytes`): send the input by "
                 "reference",
             )
-        message = TaskMessage.parse(request.kwargs)
+        message = TaskMessage.parse(fields)
         queue = (request.delivery_info or {}).get("routing_key")
         if queue and queue != message.pipeline:
             raise PipeqError(

@@ -36,7 +36,7 @@ _TEXT_ROWS = (
         main="text",
         chunks=True,
         quirks="TokenClassification",
-        note="a list of words with `is_split_into_words`; `stride` cuts long texts into chunks",
+        note='a list of words, `[["Anna", "went"]]`, with `is_split_into_words`; `stride` cuts long texts into chunks',
         aliases=("ner",),
     ),
     TaskType("fill-mask", _TEXT, "a list of `{token_str, score, sequence}`", main="text", quirks="FillMask"),

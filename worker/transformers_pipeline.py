@@ -174,10 +174,15 @@ class TransformersPipeline(Pipeline):
 
 def warm_up(pipeline: TransformersPipeline) -> None:
     """Runs a tiny input through every stage, so that the first task pays for no lazy set-up."""
-    value, params = pipeline.quirks.sample(pipeline.pipe()) or (_sample(pipeline.task_type), {})
+    value, params = sample_of(pipeline)
     merged = {**pipeline.settings.params, **params}
     outputs = [pipeline.forward([features], merged)[0] for features in pipeline.preprocess(value, merged)]
     pipeline.postprocess(outputs, merged)
+
+
+def sample_of(pipeline: TransformersPipeline) -> tuple[Any, dict[str, Any]]:
+    """A tiny input of a pipeline, and parameters for it."""
+    return pipeline.quirks.sample(pipeline.pipe()) or (_sample(pipeline.task_type), {})
 
 
 def _devices(pipe: transformers.Pipeline) -> str:

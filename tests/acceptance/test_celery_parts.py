@@ -148,6 +148,9 @@ def test_everything_a_stock_producer_may_ask_for(mixed: tuple[WorkerProcess, Cli
 
     # Post-processing in a chain, on the same machine.
     assert chain(infer(), named(app, "shout")).apply_async().get(timeout=30) == "CONSTANT"
+    # What comes before it in a chain is its input, where it has none.
+    second = app.signature("pipeq.infer", kwargs={"pipeline": "constant"}, queue="constant")
+    assert chain(named(app, "shout", "x"), second).apply_async().get(timeout=30) == "constant"
     after = named(app, "shout", "x", immutable=True)
     assert chord([infer()] * 3, after).apply_async().get(timeout=30) == "X"
     linked = infer().apply_async(link=named(app, "shout", task_id="linked"))

@@ -103,6 +103,12 @@ def test_what_is_neither_task_type_nor_model_is_refused() -> None:
         load("reviews", PipelineSettings(), "cpu")
 
 
+def test_a_model_alone_that_is_none_says_so(tmp_path: Path) -> None:
+    done = CliRunner().invoke(worker, [str(tmp_path / "no" / "model"), "--check"])
+    assert done.exit_code == 2
+    assert "is no model that can be read" in done.output
+
+
 def test_a_default_model_is_named(tiny: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
     """There is no Hub here: the default is a tiny one."""
     entry = transformers.pipelines.SUPPORTED_TASKS["text-classification"]

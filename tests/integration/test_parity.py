@@ -57,6 +57,8 @@ CASES: list[Case] = [
     ("text-classification", "classifier", texts, {"top_k": 2}, 12),
     ("text-classification", "classifier", PAIRS, {}, 12),
     ("text-classification", "classifier", texts, {"truncation": True, "max_length": 8}, 12),
+    ("text-classification", "fnet", lambda: texts() * 2, {"top_k": 3}, 2),
+    ("text-classification", "gpt2_classifier", texts, {}, 12),
     ("token-classification", "token_classifier", texts, {}, 12),
     ("token-classification", "token_classifier", texts, {"aggregation_strategy": "simple"}, 12),
     ("token-classification", "token_classifier", texts, {"aggregation_strategy": "max", "ignore_labels": []}, 12),
@@ -78,6 +80,8 @@ CASES: list[Case] = [
     ("text-generation", "gpt2", texts, {**GREEDY, "num_beams": 2, "num_return_sequences": 2}, 12),
     ("text-generation", "gpt2", texts, {"max_length": 40, "do_sample": False}, 2),
     ("text-generation", "gpt2", texts, {**GREEDY, "stop_sequence": "fox"}, 12),
+    ("text-generation", "gpt2", texts, {**GREEDY, "stop_strings": ["e", "q"]}, 12),
+    ("text-generation", "gpt2", lambda: texts() * 2, {**GREEDY, "no_repeat_ngram_size": 1}, 2),
     ("text-generation", "gpt2", texts, {**GREEDY, "eos_token_id": list(range(100, 300)), "return_tensors": True}, 12),
     ("text-generation", "gpt2", [*texts(3), ""], {**GREEDY, "return_full_text": False}, 3),
     ("text-generation", "llama", chats, GREEDY, 5),
@@ -267,6 +271,14 @@ def test_neither_parameters_nor_inputs_are_changed(
         rows = list(pipeline.prepare(value, merged))
         pipeline.postprocess([pipeline.forward([row.features], merged)[0] for row in rows], merged)
     assert list(differences((value, merged), before)) == []
+
+
+def test_a_model_is_asked_whether_padding_changes_its_answers(
+    loaded: Callable[[str, str], TransformersPipeline],
+) -> None:
+    assert not loaded("text-classification", "fnet").quirks.pads
+    assert loaded("text-classification", "classifier").quirks.pads
+    assert loaded("text-generation", "gpt2").quirks.pads
 
 
 def test_words_without_the_parameter_are_refused(loaded: Callable[[str, str], TransformersPipeline]) -> None:

@@ -65,6 +65,8 @@ def test_too_many_tokens_is_refused_before_the_device_sees_it(
         ("text-classification", "classifier", {"batch_size": 4}, "set `max_batch_size` in"),
         ("text-classification", "classifier", {"device": "cpu"}, "belongs to the worker"),
         ("text-generation", "gpt2", {"custom_generate": "somebody/code"}, "cannot be set by a task"),
+        ("text-classification", "classifier", {"function_to_apply": "softmx"}, "not one of sigmoid, softmax, none"),
+        ("text-generation", "gpt2", {"max_new_tokens": 0}, "is 0, not 1 or more"),
         ("text-generation", "gpt2", {"max_new_token": 1}, "did you mean 'max_new_tokens'"),
         ("automatic-speech-recognition", "whisper", {"generate_kwargs": {"nonsense": 1}}, "generate_kwargs.nonsense"),
         ("feature-extraction", "encoder", {"tokenize_kwargs": {"maxlen": 1}}, "did you mean 'max_length'"),

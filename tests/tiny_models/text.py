@@ -161,3 +161,21 @@ def decision_head(path: Path) -> None:
         "{{ question.options | join(' ') }}<|mark|>\n{% endfor %}"
     )
     save(path, model, tokenizer)
+
+
+@builder
+def fnet(path: Path) -> None:
+    """Mixes tokens by Fourier transforms, without a mask: padding changes its answers."""
+    config = hf.FNetConfig(
+        vocab_size=400, hidden_size=32, num_hidden_layers=2, intermediate_size=64, num_labels=3, initializer_range=0.3
+    )
+    save(path, hf.FNetForSequenceClassification(config), wordpiece())
+
+
+@builder
+def gpt2_classifier(path: Path) -> None:
+    """Without a pad token, neither in its tokenizer nor in its configuration."""
+    tokenizer = gpt_tokenizer()
+    size = {"n_positions": 512, "n_embd": 32, "n_layer": 2, "n_head": 2, "num_labels": 3, "initializer_range": 0.3}
+    config = hf.GPT2Config(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, **size)
+    save(path, hf.GPT2ForSequenceClassification(config), tokenizer)

@@ -51,6 +51,8 @@ class Quirks:
     def __init__(self, pipe: transformers.Pipeline) -> None:
         self.limit = position_limit(pipe.model)
         tokenizer = pipe.tokenizer
+        #: Whether what fills a batch up is what ends a text, too.
+        self.pads_with_end = tokenizer is not None and tokenizer.pad_token_id in (None, tokenizer.eos_token_id)
         if tokenizer is not None and tokenizer.pad_token_id is None:
             # Without it nothing can be padded; the mask hides whatever is there.
             eos = tokenizer.eos_token_id
@@ -59,6 +61,9 @@ class Quirks:
                 tokenizer.pad_token_id = 0
             else:
                 tokenizer.pad_token_id = eos
+                if getattr(pipe.model.config, "pad_token_id", None) is None:
+                    # GPT-2's classifiers refuse a batch without one, and look for a text's last token by it.
+                    pipe.model.config.pad_token_id = eos
 
     def call_params(self, params: dict[str, Any]) -> dict[str, Any]:
         """What ``pipe._sanitize_parameters`` takes: what ``pipe(x, **params)`` would make of the parameters.
@@ -87,6 +92,9 @@ class Quirks:
         # The same choice of parts as in transformers' own Pipeline.get_iterator.
         collate = pad_collate_fn(pipe.tokenizer, pipe.feature_extractor or pipe.image_processor)
         batch = pipe.forward(collate(features), **call.forward)
+        if "mems" in batch:
+            # XLNet's memory has its batch in another dimension, and nobody reads it.
+            batch = {name: one for name, one in batch.items() if name != "mems"}
         outputs = list(PipelineIterator([batch], lambda output: output, {}, loader_batch_size=len(features)))
         padded = max((one["input_ids"].shape[1] for one in features if "input_ids" in one), default=0)
         return [

@@ -83,6 +83,9 @@ class ImageTextToText(Quirks):
         return pipe(text=value["text"] if isinstance(value, dict) else value, **params)
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        if getattr(pipe.processor, "chat_template", None) is None:
+            # BLIP and its like, which do not chat: none of them goes without an image.
+            return {"images": [picture()], "text": "warm up"}, {"max_new_tokens": 2}
         return "warm up", {"max_new_tokens": 2}
 
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from transformers.utils.chat_template_utils import Chat
 
 from producers.errors import ErrorCode, PipeqError
 from worker.pipelines import SOLO
-from worker.quirks.base import Quirks
+from worker.quirks.base import CallParams, Quirks
 from worker.tasks.text2text import TranslationPipeline
 
 
@@ -98,8 +99,20 @@ class TextGeneration(Quirks):
         if not length:
             return SOLO
         base = super().group(features, forward)
-        # These count from the beginning of the padded prompt, so only equal prompts mean the same by them.
-        return (base, length) if {"max_length", "min_length"} & forward.keys() else base
+        # These count from the beginning of the padded prompt, so only equal prompts mean the same by them; and where
+        # there is no token for padding but the one that ends a text, that one counts as said already.
+        same_length = {"max_length", "min_length"} | ({"no_repeat_ngram_size"} if self.pads_with_end else set())
+        return (base, length) if same_length & forward.keys() else base
+
+    def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: CallParams) -> list[Any]:
+        if "stop_strings" in call.forward:
+            # generate looks for them in text, and no task can hand it a tokenizer.
+            call = replace(call, forward={**call.forward, "tokenizer": pipe.tokenizer})
+        return super().forward(pipe, features, call)
+
+    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        more = {"tokenizer": pipe.tokenizer} if "stop_strings" in params else {}
+        return pipe(value, **params, **more)
 
     def trim(
         self,
