@@ -130,6 +130,15 @@ def test_parts_of_its_own(tiny: Path, tmp_path: Path) -> None:
     assert_same(answer(pipeline), answer(load("text-classification", settings(tiny, "classifier"), "cpu")))
 
 
+def test_a_vocoder_and_a_voice(tiny: Path) -> None:
+    """A model of spectrograms needs both; a voice is a list of numbers in the message."""
+    one = settings(tiny, "speecht5", vocoder=str(tiny_models.build("vocoder", tiny)))
+    pipeline = load("text-to-speech", one, "cpu")
+    result = answer(pipeline, "hello fox", forward_params={"speaker_embeddings": [[0.1] * 512]})
+    assert result["sampling_rate"] == 16_000
+    assert result["audio"].size > 0
+
+
 def test_dtype_and_attention(tiny: Path) -> None:
     pipeline = load(
         "text-classification", settings(tiny, "classifier", dtype="bfloat16", attn_implementation="eager"), "cpu"

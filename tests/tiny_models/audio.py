@@ -299,3 +299,39 @@ def musicgen(path: Path) -> None:
     )
     extractor = hf.EncodecFeatureExtractor(sampling_rate=16000)
     save(path, model, hf.MusicgenProcessor(feature_extractor=extractor, tokenizer=tokenizer))
+
+
+@builder
+def speecht5(path: Path) -> None:
+    """Makes spectrograms, which :func:`vocoder` turns into audio."""
+    config = hf.SpeechT5Config(
+        vocab_size=400,
+        hidden_size=24,
+        encoder_layers=1,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=32,
+        num_mel_bins=8,
+        speech_decoder_prenet_units=16,
+        speech_decoder_postnet_units=16,
+        speech_decoder_postnet_layers=2,
+        speaker_embedding_dim=512,
+        max_text_positions=64,
+        max_speech_positions=200,
+    )
+    save(path, hf.SpeechT5ForTextToSpeech(config), wordpiece(64))
+
+
+@builder
+def vocoder(path: Path) -> None:
+    config = hf.SpeechT5HifiGanConfig(
+        model_in_dim=8,
+        upsample_rates=[4, 4],
+        upsample_kernel_sizes=[8, 8],
+        upsample_initial_channel=16,
+        resblock_kernel_sizes=[3],
+        resblock_dilation_sizes=[[1, 3]],
+    )
+    save(path, hf.SpeechT5HifiGan(config))
