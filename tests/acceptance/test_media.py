@@ -87,7 +87,7 @@ def test_an_image_with_a_question_and_word_boxes(service: Service) -> None:
 
 
 def test_large_results_go_to_the_store(service: Service) -> None:
-    text = "the quick brown fox " * 100
+    text = "the quick brown fox " * 60
     status = service.client.wait(service.client.submit("feature-extraction", text), timeout_s=30)
     assert status.state is State.SUCCEEDED, status.error
     assert status.result_uri == f"s3://results/store/{status.id}.json"
