@@ -100,11 +100,11 @@ class ImageTextToText(Quirks):
         padded: int,
         forward: Mapping[str, Any],
     ) -> Any:
-        own = features["input_ids"].shape[1] if "input_ids" in features else 0
         sequences = output["generated_sequence"]
-        # Encoders and decoders give what was written alone; the others the prompt before it.
-        start = padded - own if own and not pipe.model.config.is_encoder_decoder else 0
-        own = own if start or (sequences.shape[-1] > own and not pipe.model.config.is_encoder_decoder) else 0
+        # A decoder repeats the prompt, padding first; an encoder and a decoder give what was written alone.
+        repeats = "input_ids" in features and not pipe.model.config.is_encoder_decoder and sequences.shape[-1] >= padded
+        own = features["input_ids"].shape[1] if repeats else 0
+        start = padded - own if repeats else 0
         config, written = pipe.model.generation_config, sequences[..., start:]
         params = forward.get("generate_kwargs") or {}
         eos = None if "stop_strings" in params else params.get("eos_token_id", config.eos_token_id)
