@@ -1,0 +1,85 @@
+"""READING: bytes from Redis -> JSON, or nothing. Before: any GET, HGET, LRANGE ... After: whoever judges the fields.
+
+Whoever may write to Redis chooses what stands there: text that is no JSON, 50,000 brackets, numbers of 5,000 digits.
+What comes from here is plain Python of a bounded depth, whose numbers fit into a float; its fields are still unjudged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+#: Deepest nesting that is read: json, pydantic and cjson give up at depths of their own, each with another error.
+MAX_DEPTH = 200
+#: Most digits of an integer: the largest float has 309.
+MAX_DIGITS = 300
+
+_LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_BRACKET = re.compile(rb"[\[{\]}]")
+
+
+class UnreadableError(ValueError):
+    """It is no JSON that can be read. Its argument says why."""
+
+
+def json_value(raw: bytes | str | None) -> Any:
+    """Any JSON.
+
+    Raises:
+        UnreadableError: nothing is there, or it is no JSON, nested too deep, or holds an integer of too many digits.
+    """
+    if raw is None:
+        raise UnreadableError("there is nothing")
+    if isinstance(raw, str):
+        raw = raw.encode("utf-8", "surrogatepass")
+    # Decoded here, strictly: json would also take UTF-16 and UTF-32, whose brackets and digits are not counted below.
+    if _depth_is_over(raw):
+        raise UnreadableError(f"it is nested deeper than {MAX_DEPTH} levels")
+    try:
+        # A function for each integer costs time: only where a run of digits is too long, if perhaps inside a string.
+        return json.loads(raw.decode(), parse_int=_integer if _LONG_NUMBER.search(raw) else None)
+    except UnreadableError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UnreadableError("it is no JSON") from error
+
+
+def json_object(raw: bytes | str | None) -> dict[str, Any] | None:
+    """A JSON object; None where there is nothing, or anything else. Never raises."""
+    try:
+        value = json_value(raw)
+    except UnreadableError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def number(value: object) -> float | None:
+    """A finite number; None for anything else, booleans among it. Never raises."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise UnreadableError(f"it holds an integer of more than {MAX_DIGITS} digits")
+    return int(digits)
+
+
+def _depth_is_over(raw: bytes) -> bool:
+    # Few brackets cannot nest deep: nearly every record and message ends here.
+    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
+        return False
+    depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub(b"", raw)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > MAX_DEPTH:
+            return True
+    return False
