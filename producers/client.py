@@ -468,7 +468,7 @@ def _decode(raw: bytes | str | None) -> dict[str, Any] | None:
 
 
 def _check_id(task_id: str | None) -> None:
-    if task_id is not None and (not isinstance(task_id, str) or not queues.TASK_ID.fullmatch(task_id)):
+    if task_id is not None and not queues.is_task_id(task_id):
         raise PipeqError(ErrorCode.INVALID_MESSAGE, f"the task id {task_id!r} is not {queues.TASK_ID_WORDS}")
 
 

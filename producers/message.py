@@ -15,6 +15,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from producers.errors import ErrorCode, PipeqError
+from producers.queues import object_name
 
 #: Schemes a reference may use.
 SCHEMES = ("s3", "file", "https")
@@ -106,8 +107,8 @@ class Output(BaseModel):
         return uri
 
     def object_uri(self, task_id: str) -> str:
-        """The URI of the object that a task's result becomes."""
-        return f"{self.uri}{task_id}.json" if self.uri.endswith("/") else self.uri
+        """The URI of the object that a task's result becomes; see :func:`producers.queues.object_name`."""
+        return f"{self.uri}{object_name(task_id)}.json" if self.uri.endswith("/") else self.uri
 
 
 class TaskMessage(BaseModel):

@@ -6,8 +6,9 @@ lays them out (kombu 5.7, transport/redis.py: ``Channel._q_for_pri``): a stock C
 
 from __future__ import annotations
 
+import hashlib
 import re
-from typing import Final
+from typing import Final, TypeGuard
 
 #: The Celery task that every message names.
 TASK_NAME: Final = "pipeq.infer"
@@ -40,9 +41,12 @@ PENDING_TTL_S: Final = 7 * 86400
 #: How long a record is kept after its task ended, unless the worker's settings say otherwise.
 RESULT_TTL_S: Final = 86400
 
-#: A task's id: it becomes part of the names of keys, channels and files.
-TASK_ID: Final = re.compile(r"[\w.:@+=-]{1,200}", re.ASCII)
-TASK_ID_WORDS: Final = "1 to 200 letters, digits and any of . : @ + = - _"
+#: A task's id is free text, as Celery's are, up to this many bytes of UTF-8.
+TASK_ID_MAX_BYTES: Final = 1000
+TASK_ID_WORDS: Final = f"text of 1 to {TASK_ID_MAX_BYTES} bytes of UTF-8"
+#: An id that is the name of its objects as it is, and what stands for other bytes of an id.
+_PLAIN_NAME: Final = re.compile(r"[\w.:@+=-]{1,200}", re.ASCII)
+_NOT_PLAIN: Final = re.compile(rb"[^\w.:@+=-]")
 
 #: Largest message, in bytes of its JSON form. Larger inputs go by reference.
 MAX_MESSAGE_BYTES: Final = 256 * 1024
@@ -59,6 +63,38 @@ def list_key(queue: str, priority: int = DEFAULT_PRIORITY) -> str:
 def list_keys(queue: str) -> list[str]:
     """All lists of a queue, first served first."""
     return [list_key(queue, step) for step in PRIORITY_STEPS]
+
+
+def is_readable_id(value: object) -> TypeGuard[str]:
+    """Whether a record can stand under this as a task's id: what fails without a better id fails under it."""
+    return isinstance(value, str) and value != "" and _utf8(value) is not None
+
+
+def is_task_id(value: object) -> TypeGuard[str]:
+    """Whether this can be a task's id: any text that Celery takes, up to :data:`TASK_ID_MAX_BYTES`."""
+    return is_readable_id(value) and len(value.encode()) <= TASK_ID_MAX_BYTES
+
+
+def object_name(task_id: str) -> str:
+    """The name of a task's objects in a store, without an extension: no two ids share one, none holds a slash.
+
+    An id of letters, digits and ``. : @ + = - _`` is its own name. In another, ``~`` and two hexadecimal digits stand
+    for each other byte of its UTF-8; what gets longer than a file's name may be becomes ``~~`` and its SHA-256.
+
+    Raises:
+        UnicodeEncodeError: it is no readable id.
+    """
+    if _PLAIN_NAME.fullmatch(task_id):
+        return task_id
+    name = _NOT_PLAIN.sub(lambda match: b"~%02X" % match[0][0], task_id.encode()).decode("ascii")
+    return name if len(name) <= 200 else "~~" + hashlib.sha256(task_id.encode()).hexdigest()
+
+
+def _utf8(text: str) -> bytes | None:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
+        return None
 
 
 def record_key(task_id: str) -> str:

@@ -126,7 +126,7 @@ class Consumer(CeleryConsumer):
         logger.error("on %s: %s", queue, error, extra={"action": "dead_letter"})
         letter = dead_letter(task_id, error.code, error.message, raw_frame(message))
         key = queues.dead_letter_key(queue)
-        if isinstance(task_id, str) and queues.TASK_ID.fullmatch(task_id):
+        if queues.is_readable_id(task_id):
             status = {
                 "error": {"code": error.code, "message": error.message, "retryable": False},
                 "finished_at": time.time(),
@@ -171,8 +171,8 @@ def _broken(message: Any) -> str | None:
     if headers["task"] != queues.TASK_NAME:
         return None
     task_id, retries = headers.get("id"), headers.get("retries")
-    if not isinstance(task_id, str) or not queues.TASK_ID.fullmatch(task_id):
-        return f"its id {task_id!r} is not {queues.TASK_ID_WORDS}"
+    if not queues.is_task_id(task_id):
+        return f"its id {str(task_id)[:100]!r} is not {queues.TASK_ID_WORDS}"
     if retries is not None and (not isinstance(retries, int) or isinstance(retries, bool) or retries < 0):
         return f"its number of retries is {retries!r}"
     payload = message.payload

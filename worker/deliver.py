@@ -169,7 +169,9 @@ class Deliverer:
         """Decides what stays in the record, what goes into the store, and under which names."""
         results, message = self._settings.results, work.message
         asked = message.output.object_uri(work.id) if message is not None and message.output is not None else None
-        place = asked or (f"{results.store.rstrip('/')}/{work.id}.json" if results.store is not None else None)
+        place = asked or (
+            f"{results.store.rstrip('/')}/{queues.object_name(work.id)}.json" if results.store is not None else None
+        )
         uploads: list[_Upload] = []
         inline = sum(one.inline_size for one in objects)
         if objects and place is not None and (asked is not None or inline > results.inline_max_bytes):

@@ -128,8 +128,8 @@ def test_no_time_is_beyond_measure(client: Client, seconds: float) -> None:
         client.submit(PIPELINE, "x", expires_s=seconds)
 
 
-@pytest.mark.parametrize("task_id", [77, "", "../up", "a b", "\udc80", "x" * 201])
-def test_an_id_that_cannot_be_part_of_a_name_is_refused(client: Client, task_id: Any) -> None:
+@pytest.mark.parametrize("task_id", [77, "", "\udc80", "x" * 1001])
+def test_an_id_that_is_no_text_or_too_long_is_refused(client: Client, task_id: Any) -> None:
     with pytest.raises(PipeqError, match="the task id"):
         client.submit(PIPELINE, "x", task_id=task_id)
 

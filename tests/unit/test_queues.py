@@ -1,5 +1,8 @@
 """The names in Redis: a stock Celery producer must push where we read."""
 
+import re
+from urllib.parse import unquote
+
 import pytest
 from kombu.transport.redis import PRIORITY_STEPS, Channel
 
@@ -41,3 +44,48 @@ def test_a_record_is_where_celery_keeps_it() -> None:
 
 def test_a_worker_may_miss_some_heartbeats() -> None:
     assert queues.WORKER_TTL_S >= 3 * queues.HEARTBEAT_S
+
+
+IDS = [
+    "report 5",
+    "user/42",
+    "äöü",
+    "a" * 201,
+    "..",
+    "a%20b",
+    "~",
+    "a\nb",
+    "\0",
+    "日本" * 100,
+    " ",
+    "a~20b",
+    "../" * 300,
+]
+
+
+@pytest.mark.parametrize("task_id", IDS)
+def test_any_text_is_an_id_and_names_an_object_below_its_folder(task_id: str) -> None:
+    assert queues.is_task_id(task_id)
+    name = queues.object_name(task_id)
+    # Also once somebody has decoded it: a file:// URI is.
+    assert unquote(name) == name
+    assert re.fullmatch(r"[\w.:@+=~-]{1,200}", name, re.ASCII)
+
+
+def test_no_two_ids_share_an_object() -> None:
+    names = [queues.object_name(one) for one in [*IDS, *(f"a{chr(code)}" for code in range(0xD800))]]
+    names += [queues.object_name(name) for name in names if "~" in name]
+    assert len(set(names)) == len(names)
+    assert queues.object_name("id-1.:@+=_") == "id-1.:@+=_"
+
+
+@pytest.mark.parametrize("value", ["", "\ud800", None, 5, b"a", ["a"]])
+def test_what_no_record_can_stand_under_is_no_id(value: object) -> None:
+    assert not queues.is_readable_id(value)
+    assert not queues.is_task_id(value)
+
+
+def test_an_id_has_a_longest() -> None:
+    assert queues.is_task_id("ä" * 500)
+    assert not queues.is_task_id("ä" * 501)
+    assert queues.is_readable_id("ä" * 501)
