@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
+
+from producers import shown
 
 
 def connect(url: str, *, retries: int = 1) -> redis.Redis:
@@ -39,6 +39,4 @@ def connect(url: str, *, retries: int = 1) -> redis.Redis:
 
 def without_password(url: str) -> str:
     """The same URL with its password, in whatever form it is given, replaced by ``***``."""
-    url = re.sub(r"([?&](?:password|credentials)=)[^&]*", r"\1***", url)
-    # Up to the last `@`, however many a password that somebody forgot to quote has in it.
-    return re.sub(r"^([^:/]+://)([^:@/]*)(?::.*)?@", r"\1\2:***@", url)
+    return shown.uri(url)

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import unquote, unquote_to_bytes
 
+from producers import shown
 from producers.errors import ErrorCode, PipeqError
 from worker.settings import SettingsError
-
-#: Longest URI that an error repeats whole, in characters.
-_SHOWN_LENGTH = 300
 
 # Only what a URI may hold, and no "\" and no "@" before the path: other parsers disagree on where the host ends then.
 _HTTPS = re.compile(
@@ -25,15 +23,8 @@ _PRINTABLE = re.compile(r"[!-~]*")
 
 
 def display(uri: str) -> str:
-    """The URI as errors and logs may show it: without user, password and signature (https keeps neither query)."""
-    if uri.lower().startswith("https:"):
-        uri, question, _ = uri.partition("?")
-        uri = uri.partition("#")[0] + ("?..." if question else "")
-        # A URL that parses has no user and password. In any other they may hold slashes: cut up to the last "@".
-        if "@" in uri and not _parses(uri):
-            uri = "https://...@" + uri.rpartition("@")[2]
-    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in uri)
-    return shown if len(shown) <= _SHOWN_LENGTH else shown[:_SHOWN_LENGTH] + "..."
+    """The URI as errors and logs may show it: without user, password and signature."""
+    return shown.uri(uri)
 
 
 @dataclass(frozen=True)
@@ -79,14 +70,6 @@ class HttpsUrl:
 
     def __str__(self) -> str:
         return f"https://{self.netloc}{self.target}"
-
-
-def _parses(url: str) -> bool:
-    try:
-        HttpsUrl.parse(url)
-    except ValueError:
-        return False
-    return True
 
 
 def _climbs(path: str) -> bool:
