@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 #: Of `producers`, the worker sees the contract, and how to connect to Redis.
-CONTRACT = {"message", "queues", "status", "errors", "redis_url", "shown"}
+CONTRACT = {"message", "queues", "status", "errors", "redis_url", "shown", "reading"}
 
 
 def modules() -> dict[str, Path]:
