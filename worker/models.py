@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from producers.errors import ErrorCode, PipeqError
-from worker import tasks
+from worker import tasks, weights
 from worker.model_archive import unpacked
 from worker.probe import padding_changes
 from worker.settings import PipelineSettings, S3Settings
@@ -37,13 +37,16 @@ def load(name: str, settings: PipelineSettings, device: str, s3: S3Settings | No
     """See :func:`worker.loading.load`."""
     began = time.monotonic()
     task = settings.task or name
+    reports: list[weights.Report] = []
     try:
         model = unpacked(settings.model, s3 or S3Settings()) if settings.model else None
         if not is_task_type(task):
             task = task_of(name, model, settings)
         task_type = find(task)
         _check_packages(name, task_type)
-        pipe = _build(task, task_type, model, settings, device)
+        with weights.watched() as reports:
+            pipe = _build(task, task_type, model, settings, device)
+        _check_weights(name, task_type, settings, pipe, reports)
         pipeline = TransformersPipeline(name, task_type, settings, pipe)
         loaded = time.monotonic()
         warm_up(pipeline)
@@ -51,10 +54,13 @@ def load(name: str, settings: PipelineSettings, device: str, s3: S3Settings | No
     except PipeqError:
         raise
     except Exception as error:
+        # transformers raises for them, too, but does not say which.
+        other = weights.shapes(reports)
+        reason = f"weights of another shape than its configuration says: {other}" if other else _reason(error)
         raise PipeqError(
             ErrorCode.INVALID_SETTINGS,
             f"pipeline {name!r}: cannot load {settings.model or 'the default model of ' + task}: "
-            f"{type(error).__name__}: {_reason(error)}",
+            f"{type(error).__name__}: {reason}",
         ) from error
     logger.info(
         "loaded %s: %s%s for %s on %s in %.1f s, warm-up %.1f s",
@@ -68,6 +74,29 @@ def load(name: str, settings: PipelineSettings, device: str, s3: S3Settings | No
         extra={"action": "load", "pipeline": name},
     )
     return pipeline
+
+
+def _check_weights(
+    name: str,
+    task_type: TaskType,
+    settings: PipelineSettings,
+    pipe: transformers.Pipeline,
+    reports: list[weights.Report],
+) -> None:
+    """Refuses a model, or a vocoder, with weights that were never trained."""
+    lacking = weights.lacking(reports, [pipe.model, getattr(pipe, "vocoder", None)], task_type.name)
+    if not lacking:
+        return
+    which, model = weights.shown(lacking), settings.model or pipe.model.name_or_path
+    if settings.allow_missing_weights:
+        sentence = "%s: %s lacks weights, random numbers take their place: %s"
+        logger.warning(sentence, name, model, which, extra={"action": "load", "pipeline": name})
+        return
+    raise PipeqError(
+        ErrorCode.INVALID_SETTINGS,
+        f"pipeline {name!r}: {model} lacks weights that {task_type.name} needs, so its answers would be random: "
+        f"{which}; take a model that was trained for {task_type.name}, or set `allow_missing_weights = true`",
+    )
 
 
 def _check_padding(pipeline: TransformersPipeline) -> None:

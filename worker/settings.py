@@ -166,6 +166,9 @@ class PipelineSettings(_Section):
     trust_remote_code: bool = False
     #: Whether weights may be other than safetensors: loading a pickle runs what is in it.
     allow_pickle: bool = False
+    #: Whether a model may start without weights that its checkpoint lacks: random numbers take their place, and the
+    #: answers are random, too.
+    allow_missing_weights: bool = False
     #: Most items in one batch.
     max_batch_size: int = Field(default=64, gt=0)
     #: Most padded cost in one batch (tokens, frames or pixels: see the task type); by default it depends on the device.
