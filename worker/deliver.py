@@ -155,7 +155,8 @@ class Deliverer:
             return []
         try:
             with work.timed("deliver"):
-                return self._place(work, *convert(_value(work), work.echoes))
+                assert work.pipeline is not None
+                return self._place(work, *convert(_value(work), work.echoes, work.pipeline.task_type.audio_key))
         except PipeqError as error:
             work.fail(error)
         except Exception as error:

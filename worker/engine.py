@@ -156,6 +156,7 @@ class Engine:
         work.params = pipeline.merge(message.params)
         work.inputs, work.is_list = read_inputs(pipeline.task_type, message.inputs)
         work.outputs = [[] for _ in work.inputs]
+        work.echoes = {id(read): sent for one in work.inputs for read, sent in one.turns}
         if any(one.slots for one in work.inputs):
             self._lane(work).fetching.submit(self._guarded, work, self._fetch)
         else:

@@ -6,6 +6,7 @@ Everything that can be refused without reading a byte is refused here, with a se
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +14,12 @@ from pydantic import ValidationError
 
 from producers.errors import ErrorCode, PipeqError
 from producers.message import Ref, describe
+from producers.reading import number
 from worker.task_type import Media, TaskType
 
 #: Keys of a chat's part that may hold its reference, beside the one named after its type.
 _PART_KEYS = ("url", "path", "uri", "base64")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(eq=False)
@@ -47,6 +50,8 @@ class Input:
     is_plain: bool
     #: Where in the fields there are references.
     slots: list[Slot] = field(default_factory=list)
+    #: The turns of chats, each as it was read and as it was sent: an output that repeats one repeats what was sent.
+    turns: list[tuple[Any, Any]] = field(default_factory=list)
 
     @property
     def call_value(self) -> Any:
@@ -63,9 +68,32 @@ def read_inputs(task_type: TaskType, inputs: Any) -> tuple[list[Input], bool]:
     Raises:
         PipeqError: ``invalid_input``, naming the input and the field.
     """
+    _check_values(inputs)
     if isinstance(inputs, list) and not (_takes_chats(task_type) and is_chat(inputs)):
         return [_located(f"inputs[{at}]", task_type, value) for at, value in enumerate(inputs)], True
     return [_located("inputs", task_type, inputs)], False
+
+
+def _check_values(inputs: Any) -> None:
+    """Refuses what JSON can spell and no answer can repeat: NaN, numbers beyond a float, half a surrogate pair."""
+    left = [inputs]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.keys()
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, str):
+            if not value.isascii() and _SURROGATE.search(value):
+                raise PipeqError(
+                    ErrorCode.INVALID_INPUT,
+                    "a text in the inputs holds half a surrogate pair (U+D800 to U+DFFF), which is no character",
+                )
+        elif isinstance(value, int | float) and not isinstance(value, bool) and number(value) is None:
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT, "the inputs hold a number that is NaN, infinite, or too large for a float"
+            )
 
 
 def is_chat(value: Any) -> bool:
@@ -94,6 +122,7 @@ class _Reader:
     def __init__(self, task_type: TaskType) -> None:
         self._type = task_type
         self._slots: list[Slot] = []
+        self._turns: list[tuple[Any, Any]] = []
 
     def read(self, value: Any) -> Input:
         task_type = self._type
@@ -108,12 +137,12 @@ class _Reader:
             for name in task_type.fields:
                 if value.get(name) is not None:
                     self._read_value(fields, name, task_type.fields[name], value[name], name)
-            return Input(fields, len(task_type.fields) == 1, self._slots)
+            return Input(fields, len(task_type.fields) == 1, self._slots, self._turns)
         if task_type.main is None:
             raise self._wrong(f"got {_kind(value)}")
         fields = {}
         self._read_value(fields, task_type.main, task_type.fields[task_type.main], value, task_type.main)
-        return Input(fields, True, self._slots)
+        return Input(fields, True, self._slots, self._turns)
 
     def _read_value(self, container: Any, key: Any, media: Media, value: Any, name: str) -> None:
         """Checks a value and puts it, or a slot for it, into its container."""
@@ -138,7 +167,8 @@ class _Reader:
         elif isinstance(value, str):
             return
         elif media is Media.CHAT and is_chat(value):
-            container[key] = [self._read_turn(at, turn) for at, turn in enumerate(value)]
+            container[key] = turns = [self._read_turn(at, turn) for at, turn in enumerate(value)]
+            self._turns += zip(turns, value, strict=True)
         elif media is not Media.TEXTS or not _is_texts(value):
             raise self._wrong(f"{name} is {_kind(value)}, not text")
 
@@ -147,7 +177,7 @@ class _Reader:
         if not isinstance(role, str):
             raise PipeqError(ErrorCode.INVALID_INPUT, f"turn {at} of the chat: `role` must be text")
         if isinstance(content, str):
-            return turn
+            return dict(turn)
         allowed = ("text", *self._type.chat_media)
         if len(allowed) == 1 or not isinstance(content, list):
             parts = ", or a list of parts" if len(allowed) > 1 else ""

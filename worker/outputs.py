@@ -3,6 +3,9 @@
 Images and masks become PNG, audio WAV, arrays and tensors NPY (safetensors where numpy has no such type). numpy's
 scalars become numbers, vectors and tuples lists. An object stands in the JSON as ``{"uri": ...}`` or ``{"base64":
 ...}`` with its media type, shape and dtype, so that it can be the input of another task as it is.
+
+Outputs repeat what producers sent: chats, labels, names of questions. So nothing is an object because of the keys of a
+mapping, and no key becomes part of an object's name unless it is one of :data:`NAMES`.
 """
 
 from __future__ import annotations
@@ -23,6 +26,10 @@ from producers.errors import ErrorCode, PipeqError
 
 #: Modes that PNG has; others are converted to RGB.
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+#: Keys of outputs that name the objects below them. Anything else is called by its place in the mapping.
+NAMES = frozenset(
+    "audio bounding_boxes depth generated_audio generated_image mask masks predicted_depth rle_mask scores".split()
+)
 _IMAGE_DTYPES = {"1": "bool", "I;16": "uint16", "I": "uint16"}
 #: Extension of an object's name, by its media type.
 _EXTENSIONS = {
@@ -37,7 +44,7 @@ _EXTENSIONS = {
 class Object:
     """One part of a result that is no JSON."""
 
-    #: Where it was in the output, for instance ``0/mask``.
+    #: Where it was in the output, for instance ``0/mask``: numbers and :data:`NAMES`, joined by slashes.
     path: str
     data: bytes
     media_type: str
@@ -63,35 +70,40 @@ class Object:
         self.entry["uri"] = uri
 
 
-def convert(output: Any, echoes: Mapping[int, Any] | None = None) -> tuple[Any, list[Object]]:
+def convert(
+    output: Any, echoes: Mapping[int, Any] | None = None, audio_key: str | None = None
+) -> tuple[Any, list[Object]]:
     """What a pipeline returned -> JSON, and the objects in it.
 
     Args:
         output: numbers, text, lists, dictionaries, arrays, tensors, images, audio, in any nesting.
-        echoes: ``id`` of a decoded input -> what the producer sent for it: an output that repeats its input (a chat
-            with images, for instance) repeats the reference, not the pixels.
+        echoes: ``id`` of a part of the input, as it was read -> what the producer sent for it: an output that repeats
+            its input (a chat with images, for instance) repeats what was sent, not the pixels.
+        audio_key: for a task type whose results are audio, the key of its samples (:attr:`TaskType.audio_key`).
 
     Raises:
         PipeqError: ``output_failed`` for anything else.
     """
     found: list[Object] = []
-    return _Converter(found, echoes or {}).convert(output, ()), found
+    return _Converter(found, echoes or {}, audio_key).convert(output, (), is_result=True), found
 
 
 class _Converter:
-    def __init__(self, found: list[Object], echoes: Mapping[int, Any]) -> None:
+    def __init__(self, found: list[Object], echoes: Mapping[int, Any], audio_key: str | None) -> None:
         self._found = found
         self._echoes = echoes
+        self._audio_key = audio_key
 
-    def convert(self, value: Any, path: tuple[str, ...]) -> Any:
+    def convert(self, value: Any, path: tuple[str, ...], is_result: bool = False) -> Any:
+        """One value at a place of the output; ``is_result`` for the output itself, and the entries of its lists."""
         if value is None or isinstance(value, bool | int | float | str):
             return value.value if isinstance(value, Enum) else value
         if id(value) in self._echoes:
             return self._echoes[id(value)]
         if isinstance(value, Mapping):
-            return self._convert_mapping(value, path)
+            return self._convert_mapping(value, path, is_result)
         if isinstance(value, list | tuple):
-            return [self.convert(one, (*path, str(at))) for at, one in enumerate(value)]
+            return [self.convert(one, (*path, str(at)), is_result) for at, one in enumerate(value)]
         if isinstance(value, Image.Image):
             dtype = _IMAGE_DTYPES.get(value.mode, "uint8")
             return self._add(path, _png(value), "image/png", _image_shape(value), dtype)
@@ -109,12 +121,23 @@ class _Converter:
             False,
         )
 
-    def _convert_mapping(self, value: Mapping[Any, Any], path: tuple[str, ...]) -> dict[str, Any]:
-        if value.keys() == {"audio", "sampling_rate"}:
-            samples, rate = np.asarray(_array(value["audio"])), int(value["sampling_rate"])
-            entry = self._add((*path, "audio"), wav(samples, rate), "audio/wav", samples.shape, str(samples.dtype))
-            return {"audio": entry, "sampling_rate": rate}
-        return {str(key): self.convert(one, (*path, str(key))) for key, one in value.items()}
+    def _convert_mapping(self, value: Mapping[Any, Any], path: tuple[str, ...], is_result: bool) -> dict[str, Any]:
+        converted: dict[str, Any] = {}
+        for at, (key, one) in enumerate(value.items()):
+            below = (*path, key if key in NAMES else str(at))
+            is_audio = is_result and key == self._audio_key
+            converted[str(key)] = self._convert_audio(value, below) if is_audio else self.convert(one, below)
+        return converted
+
+    def _convert_audio(self, value: Mapping[Any, Any], path: tuple[str, ...]) -> Any:
+        samples, rate = value[self._audio_key], int(value["sampling_rate"])
+        if isinstance(samples, list | tuple):  # several, each of its own length
+            return [self._add_audio(_array(one), rate, (*path, str(at))) for at, one in enumerate(samples)]
+        return self._add_audio(_array(samples), rate, path)
+
+    def _add_audio(self, samples: Any, rate: int, path: tuple[str, ...]) -> dict[str, Any]:
+        samples = np.asarray(samples)
+        return self._add(path, wav(samples, rate), "audio/wav", samples.shape, str(samples.dtype))
 
     def _convert_tensor(self, value: Any, path: tuple[str, ...]) -> Any:
         try:
@@ -142,9 +165,7 @@ class _Converter:
         self, path: tuple[str, ...], data: bytes, media_type: str, shape: tuple[int, ...], dtype: str
     ) -> dict[str, Any]:
         entry = {"media_type": media_type, "shape": list(shape), "dtype": dtype}
-        # Keys of an output are names in transformers' code, but a label may come from anywhere.
-        safe = "/".join("".join(c if c.isalnum() or c in "-_." else "_" for c in part) for part in path)
-        self._found.append(Object(safe or "result", data, media_type, entry))
+        self._found.append(Object("/".join(path) or "result", data, media_type, entry))
         return entry
 
 

@@ -72,6 +72,9 @@ class TaskType:
     group_by: tuple[str, ...] = ()
     #: Which parts of the result are no JSON, and what they become.
     objects: str = ""
+    #: Where a result is audio, the key of its samples, beside ``sampling_rate``. Nothing else is ever taken for audio:
+    #: a mapping of these two keys may come from a producer.
+    audio_key: str | None = None
     #: Class in ``worker/quirks``.
     quirks: str = "Quirks"
     #: Whether the pipeline class is ours: transformers dropped it, or never had it.

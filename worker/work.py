@@ -50,7 +50,7 @@ class Work:
     inputs: list[Input] = field(default_factory=list)
     #: Whether the producer sent a list, so that the result is one too.
     is_list: bool = False
-    #: ``id`` of a decoded part of a chat -> the reference that the producer sent: outputs that repeat it get that.
+    #: ``id`` of a turn of a chat, or of a decoded part -> what the producer sent for it, for outputs that repeat it.
     echoes: dict[int, Any] = field(default_factory=dict)
     #: For each input the model's outputs, one a chunk.
     outputs: list[list[Any]] = field(default_factory=list)

@@ -60,11 +60,11 @@ def test_depth_keeps_16_bits() -> None:
 
 def test_boolean_planes_are_masks_and_other_arrays_npy() -> None:
     mask, rows = np.eye(4, dtype=bool), np.random.RandomState(0).randn(3, 4).astype(np.float32)
-    entry, objects = convert({"masks": [mask], "rows": torch.from_numpy(rows)})
-    assert [one.name for one in objects] == ["masks/0.png", "rows.npy"]
+    entry, objects = convert({"masks": [mask], "predicted_depth": torch.from_numpy(rows)})
+    assert [one.name for one in objects] == ["masks/0.png", "predicted_depth.npy"]
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(objects[0].data))), mask)
     assert np.array_equal(np.load(io.BytesIO(objects[1].data), allow_pickle=False), rows)
-    assert entry["rows"] == {"media_type": "application/x-npy", "shape": [3, 4], "dtype": "float32"}
+    assert entry["predicted_depth"] == {"media_type": "application/x-npy", "shape": [3, 4], "dtype": "float32"}
 
 
 def test_what_numpy_has_no_type_for_is_safetensors() -> None:
@@ -79,7 +79,7 @@ def test_what_numpy_has_no_type_for_is_safetensors() -> None:
 @pytest.mark.parametrize("channels", [1, 2])
 def test_audio_is_wav_without_loss(channels: int) -> None:
     samples = np.random.RandomState(0).uniform(-1, 1, (channels, 16_000)).astype(np.float32)
-    entry, [one] = convert({"audio": samples, "sampling_rate": 16_000})
+    entry, [one] = convert({"audio": samples, "sampling_rate": 16_000}, audio_key="audio")
     assert entry["sampling_rate"] == 16_000
     assert entry["audio"]["shape"] == [channels, 16_000]
     assert (one.name, one.media_type) == ("audio.wav", "audio/wav")
@@ -108,9 +108,70 @@ def test_an_object_is_an_input_again() -> None:
     assert np.array_equal(np.asarray(decode_image(data, "it", 10**6)), np.asarray(image))
 
 
-def test_names_hold_no_path_of_their_own() -> None:
-    _, [one] = convert({"../../etc": picture()})
-    assert one.name == ".._.._etc.png"
+#: What a producer may call something of its own.
+KEYS = [
+    "../../etc",
+    "..",
+    ".",
+    "a/b",
+    "",
+    "0",
+    "\0",
+    "mask/../..",
+    "Mask",
+    "x" * 500,
+    "äöü",
+    "audio.wav",
+    "victim.objects",
+]
+
+
+def test_names_are_made_of_numbers_and_known_words_and_none_twice() -> None:
+    """Whatever the keys are, wherever they lie."""
+    leaf = {key: picture() for key in [*KEYS, "mask", "depth"]}
+    nested = {key: [leaf, {key: {key: picture()}}] for key in KEYS}
+    _, objects = convert([nested, {"masks": [picture(), picture()]}, leaf])
+    assert len(objects) == 13 * (15 + 1) + 2 + 15
+    names = [one.name for one in objects]
+    assert len(set(names)) == len(names)
+    parts = {part for name in names for part in name.removesuffix(".png").split("/")}
+    assert {part for part in parts if not part.isdecimal()} == {"mask", "masks", "depth"}
+    # None is a folder and a file at once.
+    assert not {name.removesuffix(".png") for name in names} & {name.rpartition("/")[0] for name in names}
+
+
+#: Mappings that look like audio, or nearly.
+LOOKALIKES: list[Any] = [
+    {"audio": audio, "sampling_rate": rate}
+    for audio in (
+        [0.5] * 20,
+        [[0.5], [0.5]],
+        [[0.5], []],
+        [],
+        None,
+        "x",
+        {"audio": [1], "sampling_rate": 1},
+        10**30,
+        [None],
+    )
+    for rate in (16_000, 0, -1, 10**30, None, "x", [], {"a": 1}, 1.5)
+]
+
+
+@pytest.mark.parametrize("audio_key", [None, "", "audio"])
+def test_what_looks_like_audio_inside_a_result_is_data(audio_key: str) -> None:
+    """Only a result itself is audio, and only where the task type says so."""
+    for one in LOOKALIKES:
+        inside = [{"generated_text": [{"role": "user", "content": "x", **one, "more": one}]}]
+        assert convert(inside, audio_key=audio_key) == (inside, [])
+        assert convert({"": one}) == ({"": one}, [])
+
+
+def test_several_sounds_of_different_lengths_are_a_file_each() -> None:
+    sounds = [np.zeros(10, np.float32), np.zeros(20, np.float32)]
+    entry, objects = convert([{"audio": sounds, "sampling_rate": 16_000}], audio_key="audio")
+    assert [one.name for one in objects] == ["0/audio/0.wav", "0/audio/1.wav"]
+    assert [one["shape"] for one in entry[0]["audio"]] == [[10], [20]]
 
 
 def test_anything_else_is_an_error_that_names_it() -> None:

@@ -1,0 +1,117 @@
+"""Some task types repeat what a producer sent: it comes back as it was sent, and never as an object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from producers import Client, Ref, State, embedded
+from tests import samples, tiny_models
+from tests.worker_process import worker
+from worker.outputs import wav
+
+GREEDY = {"generate_kwargs": {"max_new_tokens": 2, "do_sample": False}}
+MODELS = {
+    "text-generation": "llama",
+    "image-text-to-text": "llava",
+    "any-to-any": "qwen2_audio",
+    "decision": "decision_chat",
+    "zero-shot-classification": "nli",
+}
+
+SOUND = {"audio": [0.5] * 2000, "sampling_rate": 16_000}
+CLIMBING = {"..": {"..": {"victim.objects": SOUND}}}
+#: What a turn or a part may hold beside what it must.
+MORE: list[dict[str, Any]] = [
+    SOUND,
+    CLIMBING,
+    {"audio": None, "sampling_rate": "x"},
+    {"audio": [[0.5], []], "sampling_rate": 0},
+    {"mask": {"base64": "AAAA"}, "generated_text": [SOUND], "more": {"audio": SOUND, "sampling_rate": SOUND}},
+    {"uri_": "s3://b/k", "messages": [SOUND], "deep": [[[[CLIMBING]]]], "": "", "\0": "\n"},
+]
+
+
+@dataclass(frozen=True)
+class Served:
+    client: Client
+    inputs: Path
+    results: Path
+
+    def answer(self, pipeline: str, inputs: Any, params: dict[str, Any] | None = None) -> Any:
+        """The result of a task, after which its store holds nothing but that."""
+        task = self.client.submit(pipeline, inputs, params=params)
+        status = self.client.wait(task, timeout_s=60)
+        assert status.state is State.SUCCEEDED, status.error
+        written = [path for path in self.results.rglob("*") if path.is_file()]
+        assert written == [self.results / f"{task}.json"]
+        result = self.client.result(task, timeout_s=10)
+        written[0].unlink()
+        return result
+
+
+@pytest.fixture(scope="module")
+def served(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("echoes")
+    inputs, results = folder / "inputs", folder / "deep" / "er" / "results"
+    inputs.mkdir()
+    results.mkdir(parents=True)
+    config = folder / "pipelines.toml"
+    # Everything goes to the store, so that nothing hides inline.
+    lines = [
+        f'[inputs]\nallow = ["{inputs.as_uri()}/"]\n[results]\nstore = "{results.as_uri()}/"\ninline_max_bytes = 1'
+    ]
+    lines += [f'[pipelines.{task}]\nmodel = "{tiny_models.build(model, tiny)}"' for task, model in MODELS.items()]
+    config.write_text("\n".join(lines))
+    with (
+        embedded.valkey() as url,
+        worker(folder, url, "--config", config) as process,
+        Client(url) as client,
+    ):
+        process.wait_ready(client, *MODELS)
+        yield Served(client, inputs, results)
+
+
+@pytest.mark.parametrize("more", MORE)
+def test_a_turn_comes_back_as_it_was_sent(served: Served, more: dict[str, Any]) -> None:
+    chat = [{**more, "role": "system", "content": "hello"}, {**more, "role": "user", "content": "hello world"}]
+    got = served.answer("text-generation", chat, GREEDY["generate_kwargs"])
+    assert got[0]["generated_text"][:-1] == chat
+    # One that is gone on with holds what the model wrote, and no more.
+    chat = [{"role": "user", "content": "hello"}, {**more, "role": "assistant", "content": "hello"}]
+    got = served.answer("text-generation", [chat, chat], GREEDY["generate_kwargs"])
+    assert [one[0]["generated_text"][0] for one in got] == chat[:1] * 2
+    assert got[0][0]["generated_text"][1].keys() == {"role", "content"}
+
+
+@pytest.mark.parametrize("more", MORE)
+@pytest.mark.parametrize("pipeline", ["image-text-to-text", "any-to-any"])
+def test_a_part_comes_back_as_it_was_sent(served: Served, pipeline: str, more: dict[str, Any]) -> None:
+    kind = "image" if pipeline == "image-text-to-text" else "audio"
+    path = served.inputs / f"one.{kind}"
+    if kind == "image":
+        samples.images()[0].save(path, "PNG")
+    else:
+        path.write_bytes(wav(samples.audio(1.0), 16_000))
+    more = {key: value for key, value in more.items() if key != kind}
+    ref = Ref.from_path(path).model_dump(exclude_none=True)
+    parts = [{**more, "type": kind, kind: ref}, {**more, "type": "text", "text": "what is it ?"}]
+    chat = [{**more, "role": "user", "content": parts}]
+    got = served.answer(pipeline, chat, GREEDY)
+    assert got[0]["input_text"] == chat
+    assert got[0]["generated_text"][:-1] == chat
+
+
+def test_names_and_labels_come_back_as_they_were_sent(served: Served) -> None:
+    names = ["..", "../..", "audio", "sampling_rate", "a/b", "mask", "victim.objects"]
+    noul = {"type": "noul", "instructions": "Is it about sports?"}
+    got = served.answer(
+        "decision", {"state": [CLIMBING, SOUND["sampling_rate"]], "questions": dict.fromkeys(names, noul)}
+    )
+    assert list(got) == names
+    got = served.answer("zero-shot-classification", "fox", {"candidate_labels": names[2:]})
+    assert sorted(got["labels"]) == sorted(names[2:])
