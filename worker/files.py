@@ -79,6 +79,32 @@ def _check_regular(mode: int) -> None:
         raise NotRegularError(errno.EINVAL, "not a regular file")
 
 
+def create_below(root: str, relative: str) -> int:
+    """Creates a file for writing, and the folders on the way; the descriptor is the caller's to close.
+
+    Args:
+        root: a folder, trusted.
+        relative: the file's path below it, without ``..``.
+
+    Raises:
+        FileExistsError: something has this name already.
+        OSError: as ``open`` raises; ELOOP or ENOTDIR where a link is in the path.
+    """
+    parts, name = _split(relative)
+    with _folder(root, parts, create=True) as folder:
+        return os.open(name, _CREATE, 0o666, dir_fd=folder)
+
+
+def make_below(root: str, relative: str) -> None:
+    """Makes a folder, and those on the way, where they are not there yet.
+
+    Raises:
+        OSError: as ``mkdir`` raises; ELOOP or ENOTDIR where a link or a file is in the path.
+    """
+    with _folder(root, relative.split("/"), create=True):
+        pass
+
+
 def write_below(root: str, relative: str, data: bytes) -> None:
     """Writes a file as a whole or not at all; folders are made as needed, and a file of that name is replaced.
 

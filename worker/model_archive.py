@@ -6,14 +6,14 @@ import hashlib
 import logging
 import os
 import shutil
-import tarfile
 import tempfile
-import zipfile
 from pathlib import Path
 
+from producers import shown
 from producers.errors import ErrorCode, PipeqError
 from worker.s3 import S3, S3Error
-from worker.settings import S3Settings
+from worker.settings import ArchiveSettings, S3Settings
+from worker.unpack import ArchiveError, unpack
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +43,12 @@ def unpacked(model: str, s3: S3Settings) -> str:
         # Another version of the object is another folder.
         folder = cache_folder() / hashlib.sha256(f"{model}\n{version}".encode()).hexdigest()[:32]
         if not folder.is_dir():
-            _fetch(store, bucket, key, model, folder)
+            _fetch(store, bucket, key, model, folder, s3.archives)
     except S3Error as error:
         raise _problem(model, f"cannot be read: the store {error.reason}") from error
-    except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+    except ArchiveError as error:
+        raise _problem(model, f"cannot be unpacked: {error}") from error
+    except OSError as error:
         raise _problem(model, f"cannot be unpacked ({type(error).__name__}: {error})") from error
     finally:
         store.close()
@@ -60,24 +62,24 @@ def cache_folder() -> Path:
     return base / "models"
 
 
-def _fetch(store: S3, bucket: str, key: str, model: str, folder: Path) -> None:
-    logger.info("fetching %s", model, extra={"action": "fetch_model"})
+def _fetch(store: S3, bucket: str, key: str, model: str, folder: Path, limits: ArchiveSettings) -> None:
+    logger.info("fetching %s", shown.uri(model), extra={"action": "fetch_model"})
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside its place, so that the last step is a rename: who is killed leaves nothing half done.
     work = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder.parent))
     try:
-        archive = work / "archive"
+        archive = work / ("archive" + next(ending for ending in _ENDINGS if model.endswith(ending)))
+        size = 0
         with store.open(bucket, key) as (_, read), archive.open("wb") as file:
             while chunk := read(_CHUNK):
+                size += len(chunk)
+                if size > limits.max_bytes:
+                    raise ArchiveError(f"it has more than {limits.max_bytes} bytes ([s3.archives] max_bytes)")
                 file.write(chunk)
         content = work / "content"
         content.mkdir()
-        if model.endswith(".zip"):
-            with zipfile.ZipFile(archive) as packed:
-                packed.extractall(content)  # noqa: S202 - it leaves out what would lead outside
-        else:
-            with tarfile.open(archive) as packed:
-                packed.extractall(content, filter="data")
+        unpack(archive, content, limits)
+        archive.unlink()
         try:
             content.rename(folder)
         except OSError:
@@ -96,4 +98,4 @@ def _model_in(folder: Path, model: str) -> Path:
 
 
 def _problem(model: str, what: str) -> PipeqError:
-    return PipeqError(ErrorCode.INVALID_SETTINGS, f"the model {model} {what}")
+    return PipeqError(ErrorCode.INVALID_SETTINGS, f"the model {shown.uri(model)} {what}")

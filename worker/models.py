@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from producers.errors import ErrorCode, PipeqError
-from worker import tasks, weights
+from worker import pickles, tasks, weights
 from worker.model_archive import unpacked
 from worker.probe import padding_changes
 from worker.settings import PipelineSettings, S3Settings
@@ -44,10 +44,11 @@ def load(name: str, settings: PipelineSettings, device: str, s3: S3Settings | No
             task = task_of(name, model, settings)
         task_type = find(task)
         _check_packages(name, task_type)
-        with weights.watched() as reports:
+        with weights.watched() as reports, pickles.refused(settings.allow_pickle):
             pipe = _build(task, task_type, model, settings, device)
         _check_weights(name, task_type, settings, pipe, reports)
-        pipeline = TransformersPipeline(name, task_type, settings, pipe)
+        with pickles.refused(settings.allow_pickle):
+            pipeline = TransformersPipeline(name, task_type, settings, pipe)
         loaded = time.monotonic()
         warm_up(pipeline)
         _check_padding(pipeline)

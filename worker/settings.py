@@ -83,6 +83,19 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class ArchiveSettings(_Section):
+    """Bounds of a model that is an archive on S3: what unpacks to more stops the start."""
+
+    #: Most bytes, packed or unpacked.
+    max_bytes: Bytes = 512 * 2**30
+    #: Largest file in it, in bytes.
+    max_file_bytes: Bytes = 128 * 2**30
+    #: Most files and folders in it.
+    max_files: int = Field(default=10_000, gt=0)
+    #: Most bytes unpacked for each packed one, beyond 16 MiB. Weights hardly compress; a bomb of zeros gives 1,000.
+    max_ratio: float = Field(default=50, ge=1)
+
+
 class S3Settings(_Section):
     """How to reach S3. Credentials come from the usual AWS chain (environment, profile, role)."""
 
@@ -92,6 +105,8 @@ class S3Settings(_Section):
     region: str | None = None
     #: Address buckets in the path; ``auto`` does so where there is an endpoint URL.
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    #: Of models that are archives.
+    archives: ArchiveSettings = ArchiveSettings()
 
 
 class InputSettings(_Section):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from click.testing import CliRunner
@@ -195,6 +196,55 @@ def test_a_pickle_is_not_loaded_unless_it_is_allowed(tiny: Path, tmp_path: Path)
     assert answer(load("text-classification", PipelineSettings(model=str(folder), allow_pickle=True), "cpu"))
 
 
+def _as_pickle(folder: Path, to: Path, weights: str, pickle: str) -> Path:
+    shutil.copytree(folder, to)
+    torch.save(safetensors.torch.load_file(to / weights), to / pickle)
+    (to / weights).unlink()
+    return to
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's own call
+@pytest.mark.parametrize("part", ["vocoder", "default vocoder", "adapter", "language"])
+def test_no_part_of_a_model_is_loaded_from_a_pickle(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """The model's own weights are safetensors, and lie beside a part that is none."""
+    if "vocoder" in part:
+        task, model = "text-to-speech", settings(tiny, "speecht5")
+        folder = tiny_models.build("vocoder", tiny)
+        pickled = _as_pickle(folder, tmp_path / "part", "model.safetensors", "pytorch_model.bin")
+        more: dict[str, Any] = {"vocoder": str(pickled)}
+        if part == "default vocoder":
+            more = {}
+            monkeypatch.setattr("transformers.pipelines.text_to_audio.DEFAULT_VOCODER_ID", str(pickled))
+    elif part == "adapter":
+        import peft
+
+        task, model = "text-classification", settings(tiny, "classifier")
+        lora = peft.LoraConfig(r=4, target_modules=["query"], task_type="SEQ_CLS")
+        base = transformers.AutoModelForSequenceClassification.from_pretrained(model.model)
+        peft.get_peft_model(base, lora).save_pretrained(tmp_path / "whole")
+        more = {
+            "adapter": str(
+                _as_pickle(tmp_path / "whole", tmp_path / "part", "adapter_model.safetensors", "adapter_model.bin")
+            )
+        }
+    else:
+        # Speech models in many languages keep a file of weights for each; there is one, so that the door is asked.
+        task, folder = "automatic-speech-recognition", tmp_path / "part"
+        shutil.copytree(tiny_models.build("ctc_layer_norm", tiny), folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"adapter_attn_dim": 4}))
+        torch.save({}, folder / "adapter.deu.bin")
+        model, more = PipelineSettings(model=str(folder)), {"model_kwargs": {"target_lang": "deu"}}
+    with pytest.raises(PipeqError, match="allow_pickle = true") as caught:
+        load(task, model.model_copy(update=more), "cpu")
+    assert caught.value.code == "invalid_settings"
+    if "vocoder" in part:
+        assert load(task, model.model_copy(update=more | {"allow_pickle": True}), "cpu")
+    assert torch.load is torch.serialization.load
+
+
 @pytest.fixture
 def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S3Server:
     use_s3(s3_server, monkeypatch, tmp_path)
@@ -234,9 +284,10 @@ def test_an_archive_that_leads_outside_is_refused(s3: S3Server, tmp_path: Path) 
     with tarfile.open(tmp_path / "evil.tar", "w") as packed:
         packed.add(tmp_path / "x", "../../config.json")
     s3.client().upload_file(str(tmp_path / "evil.tar"), "inputs", "models/evil.tar")
-    with pytest.raises(PipeqError, match="cannot be unpacked"):
+    with pytest.raises(PipeqError, match=r"cannot be unpacked: its member '\.\./\.\./config\.json' would"):
         load("mine", PipelineSettings(model="s3://inputs/models/evil.tar"), "cpu", S3Settings())
     assert not (tmp_path / "cache" / "config.json").exists()
+    assert os.listdir(tmp_path / "cache" / "models") == []
 
 
 @pytest.mark.parametrize(
