@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from producers import shown
+
 
 class ErrorCode(StrEnum):
     """Why a task failed. Codes are part of the contract: they are added to, never renamed."""
@@ -71,7 +73,8 @@ class PipeqError(Exception):
 
     def __init__(self, code: str, message: str, retryable: bool | None = None) -> None:
         retryable = code in RETRYABLE if retryable is None else retryable
-        super().__init__(str(code), message, retryable)
+        # Foreign code raises with anything in its message, and this one goes where others read it.
+        super().__init__(str(code), shown.without_environment(message), retryable)
 
     @property
     def code(self) -> str:

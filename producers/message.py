@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
+from producers import shown
 from producers.errors import ErrorCode, PipeqError
 from producers.queues import object_name
 
@@ -56,7 +57,7 @@ class Ref(BaseModel):
     @classmethod
     def _known_scheme(cls, uri: str | None) -> str | None:
         if uri is not None and uri.partition("://")[0] not in SCHEMES:
-            raise ValueError(f"{uri!r} is not an s3://, file:// or https:// URI")
+            raise ValueError(f"{shown.uri(uri)!r} is not an s3://, file:// or https:// URI")
         return uri
 
     @field_validator("base64")
@@ -103,7 +104,7 @@ class Output(BaseModel):
     @classmethod
     def _known_scheme(cls, uri: str) -> str:
         if uri.partition("://")[0] not in ("s3", "file"):
-            raise ValueError(f"{uri!r} is not an s3:// or file:// URI")
+            raise ValueError(f"{shown.uri(uri)!r} is not an s3:// or file:// URI")
         return uri
 
     def object_uri(self, task_id: str) -> str:
@@ -158,7 +159,8 @@ def describe(error: ValidationError | TypeError) -> str:
     lines = []
     for item in error.errors(include_url=False, include_input=False):
         where = ".".join(str(part) for part in item["loc"]) or "message"
-        lines.append(f"{where}: {item['msg']}")
+        # Names of fields are foreign, too.
+        lines.append(f"{shown.line(where)}: {item['msg']}")
     return "; ".join(lines)
 
 

@@ -5,7 +5,11 @@ Nothing here decides what may be read: a text that no parser takes is shown, too
 
 from __future__ import annotations
 
+import os
 import re
+import time
+from functools import lru_cache
+from urllib.parse import unquote
 
 #: Most characters that are shown of one URI, or of one foreign text.
 MOST = 300
@@ -25,6 +29,9 @@ _SOCKET = re.compile(
     r"(?:(?P<user>[^:@/?#]*)(?P<password>:[^@/?#]*)?@)?(?P<host>)(?P<path>/[^?#]*)(?:\?(?P<query>[^#]*))?(?:#.*)?",
     re.DOTALL,
 )
+_SECRET_VARIABLE = re.compile("PASSW|PWD$|SECRET|TOKEN|_KEY$|CREDENTIAL|AUTH$", re.IGNORECASE)
+#: A shorter value may be a word of any sentence.
+_LEAST_SECRET = 8
 _SECRET_NAME = re.compile("pass|pwd|cred|secret|token|key|auth|sig", re.IGNORECASE)
 _HARMLESS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?|true|false|yes|no|none|required|optional", re.IGNORECASE)
 
@@ -67,6 +74,31 @@ def line(text: str, most: int = MOST) -> str:
         most: characters of the answer at most; a text that was cut ends in ``...``.
     """
     return _printable(" ".join(_INSIDE.sub(lambda match: uri(match[0]), text).split()), most)
+
+
+def without_environment(text: str) -> str:
+    """The same text, with ``***`` in the place of each secret of this process's environment.
+
+    A secret is the value of a variable whose name says so (``AWS_SECRET_ACCESS_KEY``, ``HF_TOKEN``), or the password in
+    a URL (``PIPEQ_REDIS_URL``); values of fewer than 8 characters, and paths, are none.
+    """
+    for secret in _secrets(int(time.monotonic())):
+        text = text.replace(secret, "***")
+    return text
+
+
+@lru_cache(maxsize=1)
+def _secrets(second: int) -> tuple[str, ...]:
+    # Once a second: errors come by thousands, and an environment hardly changes.
+    found = set()
+    for name, value in os.environ.items():
+        if _SECRET_VARIABLE.search(name) and not value.startswith(("/", ".")):
+            found.add(value)
+        elif "://" in value and "@" in value:
+            password = value.partition("://")[2].rpartition("@")[0].partition(":")[2]
+            found |= {password, unquote(password)}
+    # The longest first: one may hold another.
+    return tuple(sorted((one for one in found if len(one) >= _LEAST_SECRET), key=len, reverse=True))
 
 
 def _printable(text: str, most: int) -> str:

@@ -140,9 +140,11 @@ class AllowList:
         try:
             url = HttpsUrl.parse(entry)
         except ValueError as error:
-            raise SettingsError(f"{self._key}: {entry!r} cannot be used: {error}") from error
+            raise SettingsError(f"{self._key}: {display(entry)!r} cannot be used: {error}") from error
         if url.query or "#" in entry:
-            raise SettingsError(f"{self._key}: {entry!r} has a query or a fragment, which is not compared: drop it")
+            raise SettingsError(
+                f"{self._key}: {display(entry)!r} has a query or a fragment, which is not compared: drop it"
+            )
         return url
 
     def check_s3(self, uri: str) -> tuple[str, str]:

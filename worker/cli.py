@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from producers.errors import PipeqError
 from producers.redis_url import connect, without_password
 from worker import settings as settings_module
-from worker import supervisor
+from worker import shown_settings, supervisor
 from worker.settings import Settings, SettingsError
 from worker.task_types import is_task_type
 
@@ -72,7 +72,7 @@ def worker(
             config, named, allow, redis_url, log_format, include, celery_queues
         )
         if check:
-            click.echo(settings.model_dump_json(indent=2))
+            click.echo(shown_settings.as_json(settings))
             return
         if devices is not None:
             sys.exit(supervisor.supervise(supervisor.devices_of(devices), sys.argv, settings))

@@ -21,7 +21,7 @@ from celery.exceptions import Retry as CeleryRetry
 from celery.worker import state as celery_state
 from redis.exceptions import RedisError
 
-from producers import queues
+from producers import queues, shown
 from producers.errors import ErrorCode, PipeqError
 from worker.backend import Annotation, Retry, annotation
 from worker.dead_letter import dead_letter, raw_frame
@@ -205,7 +205,9 @@ class Deliverer:
             work.fail(error)
         except Exception as error:
             logger.exception("task %s: cannot write %s", work.id, uri, extra={"action": "deliver"})
-            work.fail(PipeqError(ErrorCode.OUTPUT_FAILED, f"cannot write {uri}: {error}", False))
+            work.fail(
+                PipeqError(ErrorCode.OUTPUT_FAILED, f"cannot write {shown.uri(uri)}: {shown.line(str(error))}", False)
+            )
 
     def _trace(self, work: Work) -> Any:
         """Runs Celery's tracer, whose body is :attr:`outcome`."""

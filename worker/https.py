@@ -16,6 +16,7 @@ from urllib.parse import urljoin
 import urllib3
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 
+from producers import shown
 from producers.errors import ErrorCode, PipeqError
 from worker.allow import AllowList, HttpsUrl, Network, display, is_public
 from worker.settings import InputSettings, SettingsError
@@ -122,7 +123,7 @@ class Https:
         try:
             found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
-            reason = f"{name} cannot be reached: {url.host} has no address ({error})"
+            reason = f"{name} cannot be reached: {url.host} has no address ({shown.line(str(error))})"
             raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason) from error
         # A scope ("%eth0") only occurs with link-local addresses, which are judged without it.
         addresses = list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
@@ -150,7 +151,7 @@ def _check_answer(response: urllib3.BaseHTTPResponse, name: str) -> None:
         return
     response.close()
     if status == 200:
-        reason = f"{name} comes with Content-Encoding {encoding[:40]!r}, though it was asked for without"
+        reason = f"{name} comes with Content-Encoding {shown.line(encoding, 40)!r}, though it was asked for without"
         raise PipeqError(ErrorCode.INPUT_UNDECODABLE, reason)
     if status in (404, 410):
         raise PipeqError(ErrorCode.INPUT_NOT_FOUND, f"{name} does not exist (HTTP {status})")
@@ -172,7 +173,7 @@ def _translated(name: str) -> Iterator[None]:
 def _unavailable(name: str, error: Exception) -> PipeqError:
     certificate = isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
     if certificate:
-        reason = f"{name}: its certificate is not trusted ({error}); see [inputs] ca_bundle"
+        reason = f"{name}: its certificate is not trusted ({shown.line(str(error))}); see [inputs] ca_bundle"
     else:
         reason = f"{name} cannot be read ({type(error).__name__})"
     return PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason, not certificate)

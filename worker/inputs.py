@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from producers import shown
 from producers.errors import ErrorCode, PipeqError
 from producers.message import Ref, describe
 from producers.reading import number
@@ -160,7 +161,7 @@ class _Reader:
             if not isinstance(value, str):
                 raise self._wrong(f"{name} is {_kind(value)}, not a reference")
             if "://" not in value:
-                raise self._wrong(f"{name} is the text {_short(value)}, not a reference to {media} bytes")
+                raise self._wrong(f"{name} is the text {_short(shown.uri(value))}, not a reference to {media} bytes")
             self._add(container, key, media, _read_ref({"uri": value}))
         elif media is Media.TABLE:
             container[key] = _read_table(value)

@@ -17,6 +17,27 @@ class TextFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        """The record's line: a break in it would let a producer write lines of his own."""
+        return _escaped(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's own name
+        """A traceback, which has several lines: indented, so that none looks like a record."""
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802 - logging's own name
+        """As a traceback."""
+        return _indented(super().formatStack(stack_info))
+
+
+def _escaped(text: str) -> str:
+    """Control characters, and those that change the direction of text, as Python writes them."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _indented(text: str) -> str:
+    return "\n".join("    " + _escaped(line) for line in text.splitlines())
+
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line, with the record's ``action`` and other extras."""

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager, suppress
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from producers import shown
 from worker.settings import S3Settings
 
 if TYPE_CHECKING:
@@ -87,12 +88,12 @@ class S3:
         Raises (the function too):
             S3Error: names neither bucket nor key.
         """
-        with _translated():
+        with self._translated():
             response = self._connected().get_object(Bucket=bucket, Key=key)
         with closing(response["Body"]) as body:
 
             def read(size: int) -> bytes:
-                with _translated():
+                with self._translated():
                     return body.read(size)
 
             yield response.get("ContentLength"), read
@@ -103,7 +104,7 @@ class S3:
         Raises:
             S3Error: names neither bucket nor key.
         """
-        with _translated():
+        with self._translated():
             return str(self._connected().head_object(Bucket=bucket, Key=key)["ETag"])
 
     def put(self, bucket: str, key: str, data: bytes, media_type: str) -> None:
@@ -112,7 +113,7 @@ class S3:
         Raises:
             S3Error: names neither bucket nor key.
         """
-        with _translated():
+        with self._translated():
             self._connected().put_object(Bucket=bucket, Key=key, Body=data, ContentType=media_type)
 
     def warm_up(self) -> None:
@@ -131,7 +132,7 @@ class S3:
         # Building a client takes a tenth of a second and is not thread-safe; using one is.
         with self._lock:
             if self._client is None:
-                with _translated():
+                with self._translated():
                     self._client = self._build()
             return self._client
 
@@ -141,7 +142,7 @@ class S3:
         from botocore.config import Config
 
         settings = self._settings
-        custom = settings.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        custom = self._endpoint
         style = settings.addressing_style
         if style == "auto" and custom:
             # http://bucket.localhost:9000 resolves almost nowhere.
@@ -160,38 +161,51 @@ class S3:
         session = boto3.session.Session(region_name=settings.region)
         return session.client("s3", endpoint_url=settings.endpoint_url, config=config)
 
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        import botocore.exceptions as aws
+        import urllib3.exceptions
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    import botocore.exceptions as aws
-    import urllib3.exceptions
+        try:
+            yield
+        except aws.ClientError as error:
+            raise _from_answer(error) from error
+        except (aws.HTTPClientError, aws.ConnectionError, urllib3.exceptions.HTTPError, OSError) as error:
+            raise S3Error(Fault.PASSING, f"cannot be reached ({self._line(error)})", type(error).__name__) from error
+        except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound) as error:
+            reason = f"cannot be asked: this worker has no AWS credentials ({self._line(error)})"
+            raise S3Error(Fault.REFUSED, reason, type(error).__name__) from error
+        except (
+            aws.IncompleteReadError,
+            aws.FlexibleChecksumError,
+            aws.CredentialRetrievalError,
+            aws.MetadataRetrievalError,
+        ) as error:
+            raise S3Error(Fault.PASSING, f"failed for now ({self._line(error)})", type(error).__name__) from error
+        except (aws.BotoCoreError, ValueError) as error:
+            # ValueError is what botocore makes of an endpoint URL that is none.
+            raise S3Error(
+                Fault.PERMANENT, f"cannot be asked for this ({self._line(error)})", type(error).__name__
+            ) from error
 
-    try:
-        yield
-    except aws.ClientError as error:
-        raise _from_answer(error) from error
-    except (aws.HTTPClientError, aws.ConnectionError, urllib3.exceptions.HTTPError, OSError) as error:
-        raise S3Error(Fault.PASSING, f"cannot be reached ({_line(error)})", type(error).__name__) from error
-    except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound) as error:
-        reason = f"cannot be asked: this worker has no AWS credentials ({_line(error)})"
-        raise S3Error(Fault.REFUSED, reason, type(error).__name__) from error
-    except (
-        aws.IncompleteReadError,
-        aws.FlexibleChecksumError,
-        aws.CredentialRetrievalError,
-        aws.MetadataRetrievalError,
-    ) as error:
-        raise S3Error(Fault.PASSING, f"failed for now ({_line(error)})", type(error).__name__) from error
-    except (aws.BotoCoreError, ValueError) as error:
-        # ValueError is what botocore makes of an endpoint URL that is none.
-        raise S3Error(Fault.PERMANENT, f"cannot be asked for this ({_line(error)})", type(error).__name__) from error
+    def _line(self, error: Exception) -> str:
+        text = str(error)
+        # botocore quotes the endpoint, which may have a user and a password in it; malformed, it ends nowhere.
+        if self._endpoint:
+            text = text.replace(self._endpoint, shown.uri(self._endpoint))
+        return shown.line(text)
+
+    @property
+    def _endpoint(self) -> str | None:
+        custom = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        return self._settings.endpoint_url or custom
 
 
 def _from_answer(error: Exception) -> S3Error:
     answer = getattr(error, "response", {})
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    code = str(answer.get("Error", {}).get("Code", status))
-    message = str(answer.get("Error", {}).get("Message", "")).rstrip(".")
+    code = shown.line(str(answer.get("Error", {}).get("Code", status)), 60)
+    message = shown.line(str(answer.get("Error", {}).get("Message", ""))).rstrip(".")
     said = f"{code}: {message}" if message else code
     if status in (429, 408) or status >= 500 or code in _THROTTLED:
         return S3Error(Fault.PASSING, f"failed for now ({said})", code)
@@ -201,7 +215,3 @@ def _from_answer(error: Exception) -> S3Error:
         # Not the message: AWS names the account and the role in it, which is nothing for producers.
         return S3Error(Fault.REFUSED, f"refused this worker's credentials ({code})", code)
     return S3Error(Fault.PERMANENT, f"does not take the request ({said})", code)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from producers import queues
+from producers import queues, shown
 from producers.errors import ErrorCode, PipeqError
 from producers.redis_url import connect, without_password
 
@@ -50,11 +50,11 @@ def _check_prefix(schemes: tuple[str, ...]) -> AfterValidator:
     def check(uri: str) -> str:
         scheme, sep, rest = uri.partition("://")
         if not sep or scheme not in schemes:
-            raise ValueError(f"{uri!r} does not begin with one of {', '.join(s + '://' for s in schemes)}")
+            raise ValueError(f"{shown.uri(uri)!r} does not begin with one of {', '.join(s + '://' for s in schemes)}")
         if scheme == "file" and not rest.startswith("/"):
-            raise ValueError(f"{uri!r} is not absolute: write file:///path/")
+            raise ValueError(f"{shown.uri(uri)!r} is not absolute: write file:///path/")
         if scheme != "file" and not rest.strip("/"):
-            raise ValueError(f"{uri!r} names no {'bucket' if scheme == 's3' else 'host'}")
+            raise ValueError(f"{shown.uri(uri)!r} names no {'bucket' if scheme == 's3' else 'host'}")
         return uri
 
     return AfterValidator(check)

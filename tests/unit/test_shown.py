@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import os
 import time
 
 import pytest
 
 from producers import shown
+from producers.errors import PipeqError
 
 REPLACED = "\N{REPLACEMENT CHARACTER}"
 
@@ -107,3 +110,24 @@ def test_long_texts_are_shown_quickly_and_cut(text: str) -> None:
         assert len(show(text * 100_000)) <= 300
         assert len(show("https://" + text * 100_000)) <= 300
     assert time.process_time() - began < 10
+
+
+def test_an_error_holds_no_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {
+        "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG",
+        "AWS_SESSION_TOKEN": "session-of-somebody",
+        "HF_TOKEN": "hf_abcdefghijkl",
+        "DB_PASSWORD": "correct horse",
+        "PIPEQ_REDIS_URL": "redis://:horse%2Fbattery@h/0",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SSH_KEY", "/home/somebody/.ssh/key")
+    monkeypatch.setenv("A_TOKEN", "true")
+    shown._secrets.cache_clear()
+    text = f"RuntimeError: true {dict(os.environ)!r} horse/battery /home/somebody/.ssh/key"
+    for error in (PipeqError("internal", text), copy.copy(PipeqError("internal", text))):
+        assert "RuntimeError: true" in error.message
+        assert error.message.endswith(" *** /home/somebody/.ssh/key")
+        assert not [secret for secret in (*secrets.values(), "horse%2Fbattery") if secret in error.message]
+    shown._secrets.cache_clear()
