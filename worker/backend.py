@@ -8,7 +8,7 @@ before (cancelled by its producer, finished by another worker), and a record car
 
 from __future__ import annotations
 
-import json
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,14 +18,22 @@ from typing import Any
 
 from celery import states
 from celery.backends.redis import RedisBackend
+from redis.exceptions import ResponseError
 
-from producers import queues
+from producers import queues, shown
+from producers.reading import json_object
 from worker import lua
 from worker.leases import Leases
 from worker.outage import outage
 
+logger = logging.getLogger(__name__)
+
 #: Most results that one call of the script stores.
 AT_ONCE = 500
+#: What finish.lua says in the place of "stored".
+LOST, CANNOT_WAIT, NO_LETTER = -1, -2, 2
+#: A record that holds no result is smaller than this, in bytes.
+LONGEST_OPEN = 2**20
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ class Buffer:
     entries: list[_Entry] = field(default_factory=list)
     #: Ids of tasks of which nothing was stored, because somebody else has them.
     lost: set[str] = field(default_factory=set)
+    #: Ids of tasks of which nothing was stored, because their message cannot wait for its next try.
+    cannot_wait: set[str] = field(default_factory=set)
 
 
 class Backend(RedisBackend):
@@ -121,6 +131,9 @@ class Backend(RedisBackend):
             note=note or Annotation({}),
             failed=state == states.FAILURE,
         )
+        # What redis-py cannot send fails here, for this task, rather than in the call for all of them.
+        for text in (entry.id, entry.record, entry.note.dead_letter_list, entry.note.dead_letter):
+            text.encode()
         if self._buffer is None:
             self._store([entry], Buffer())
         else:
@@ -145,7 +158,14 @@ class Backend(RedisBackend):
             args += (retry.due, retry.message) if retry else ("", "")
         reply = self._finish_script(keys=keys, args=args)
         outage.over("results")
-        buffer.lost.update(entry.id for entry, done in zip(entries, reply, strict=True) if done < 0)
+        for entry, done in zip(entries, reply, strict=True):
+            if done == LOST:
+                buffer.lost.add(entry.id)
+            elif done == CANNOT_WAIT:
+                buffer.cannot_wait.add(entry.id)
+            elif done == NO_LETTER:
+                where = shown.line(entry.note.dead_letter_list)
+                logger.error("%s is no list: a dead letter is lost", where, extra={"action": "dead_letter"})
 
     def on_connection_error(self, max_retries: Any, exc: BaseException, intervals: Any, retries: Any) -> Any:
         """Called between two tries; Celery's own has a line in the log for each."""
@@ -161,11 +181,11 @@ class Backend(RedisBackend):
         return int(expires or 0)
 
     def _status_before(self, key: str) -> dict[str, Any] | None:
-        raw = self.get(key)
         try:
-            return dict(json.loads(raw)["pipeq"]) if raw else None
-        except (ValueError, KeyError, TypeError):
+            before = (json_object(self.client.getrange(key, 0, LONGEST_OPEN)) or {}).get("pipeq")
+        except ResponseError:  # no string
             return None
+        return dict(before) if isinstance(before, dict) else None
 
 
 def _text(value: Any) -> str:

@@ -8,23 +8,48 @@
 -- ARGV[5..] id, number of retries and tag (empty for none of our leases) of each task, in turn
 -- Reply: for each task its deaths so far (-1: it has ended, do not run it; -2: its lease is gone, drop it) and its
 -- record (empty for none).
+--
+-- Anybody may have written anything under these keys: whatever is no record and no mark counts as none, for its own
+-- task alone.
 local FINAL = {SUCCESS = true, FAILURE = true, REVOKED = true}
+-- Beyond these many bytes it is no record of ours; and one that goes to a worker holds no result.
+local LONGEST, LONGEST_OPEN = 64 * 2^20, 2^20
+-- More than any worker counts to.
+local MOST = 1e6
+
+local function object(text)
+  if type(text) ~= 'string' or #text > LONGEST then
+    return {}
+  end
+  local ok, fields = pcall(cjson.decode, text)
+  return ok and type(fields) == 'table' and fields or {}
+end
+
+local function count(value)
+  local number = tonumber(value)
+  -- Of NaN every comparison is false.
+  return number and number >= 0 and number <= MOST and math.floor(number) or 0
+end
+
 local ids, retries, tags, records = {}, {}, {}, {}
 for i = 3, #KEYS do
   local at = 5 + (i - 3) * 3
-  ids[#ids + 1], retries[#retries + 1], tags[#tags + 1] = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
+  ids[#ids + 1], retries[#retries + 1], tags[#tags + 1] = ARGV[at], count(ARGV[at + 1]), ARGV[at + 2]
   records[#records + 1] = KEYS[i]
 end
+-- Of a key that holds no string MGET says that there is nothing; HMGET refuses one that is no hash.
 records = redis.call('MGET', unpack(records))
-local marks = redis.call('HMGET', KEYS[1], unpack(ids))
+local marks = redis.pcall('HMGET', KEYS[1], unpack(ids))
+if marks.err then
+  marks = {}
+end
 local leases = redis.call('ZMSCORE', KEYS[2], unpack(tags))
 local reply, running, ended = {}, {}, {}
 for i, id in ipairs(ids) do
   local record = records[i] or ''
-  local ok, fields = pcall(cjson.decode, record)
   if tags[i] ~= '' and not leases[i] then
     reply[#reply + 1] = -2
-  elseif ok and type(fields) == 'table' and FINAL[fields.status] then
+  elseif FINAL[object(record).status] then
     if marks[i] then
       ended[#ended + 1] = id
     end
@@ -32,10 +57,11 @@ for i, id in ipairs(ids) do
   else
     local deaths = 0
     if marks[i] then
-      local left = cjson.decode(marks[i])
-      -- The mark of a worker that lives is no death: the message was delivered twice.
-      local lives = left.worker == ARGV[1] or redis.call('EXISTS', ARGV[3] .. left.worker) == 1
-      deaths = left.deaths + (lives and 0 or 1)
+      local left = object(marks[i])
+      -- The mark of a worker that lives is no death: the message was delivered twice. One that names nobody is no mark.
+      local lives = type(left.worker) ~= 'string' or left.worker == ARGV[1]
+        or redis.call('EXISTS', ARGV[3] .. left.worker) == 1
+      deaths = count(left.deaths) + (lives and 0 or 1)
     end
     if deaths == 0 or ARGV[4] == '1' then
       running[#running + 1] = id
@@ -45,11 +71,13 @@ for i, id in ipairs(ids) do
     end
     reply[#reply + 1] = deaths
   end
-  reply[#reply + 1] = record
+  reply[#reply + 1] = #record <= LONGEST_OPEN and record or ''
 end
--- Removes what has ended, or nothing: even a Redis whose memory is full takes the next write after it.
-redis.call('HDEL', KEYS[1], '', unpack(ended))
+-- Removes what has ended, or nothing: it fails where Redis takes no writes, and after it even a Redis whose memory is
+-- full takes the next one.
+redis.call('ZREM', KEYS[2], '')
+redis.pcall('HDEL', KEYS[1], '', unpack(ended))
 if #running > 0 then
-  redis.call('HSET', KEYS[1], unpack(running))
+  redis.pcall('HSET', KEYS[1], unpack(running))
 end
 return reply

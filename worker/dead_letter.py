@@ -25,7 +25,10 @@ def dead_letter(task_id: str | None, code: str, reason: str, message: Any) -> st
             cause is mended, submit its inputs anew, under a new id.
     """
     entry = {"id": task_id, "code": str(code), "reason": reason, "failed_at": time.time(), "message": message}
-    return json.dumps(entry, default=repr)
+    try:
+        return json.dumps(entry, default=repr)
+    except (ValueError, TypeError, RecursionError) as error:
+        return json.dumps({**entry, "message": f"not JSON: {error}"})
 
 
 def raw_frame(message: Any) -> Any:

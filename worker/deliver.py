@@ -13,17 +13,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import redis
 from celery import Celery
 from celery.exceptions import Retry as CeleryRetry
 from celery.worker import state as celery_state
+from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from producers import queues, shown
 from producers.errors import ErrorCode, PipeqError
-from worker.backend import Annotation, Retry, annotation
+from producers.reading import json_object, number
+from worker.backend import LONGEST_OPEN, Annotation, Buffer, Retry, annotation
 from worker.dead_letter import dead_letter, raw_frame
 from worker.leases import Leases, place
 from worker.outage import outage
@@ -39,6 +42,8 @@ logger = logging.getLogger(__name__)
 INLINE_LIMIT = 8 * 2**20
 UPLOAD_THREADS = 16
 RESULT_TYPE = "application/json"
+#: Redis is away, or refuses.
+_AWAY = (RedisError, OSError, OperationalError)
 
 #: What the task's body does while the tracer runs it: returns the result, or raises.
 outcome: ContextVar[Callable[[], Any] | None] = ContextVar("outcome", default=None)
@@ -77,47 +82,74 @@ class Deliverer:
         self._uploads.shutdown(wait=False, cancel_futures=True)
 
     def deliver(self, works: list[Work]) -> None:
-        """Stores, publishes and acknowledges tasks that are through all other stages."""
+        """Stores, publishes and acknowledges tasks that are through all other stages.
+
+        Each ends, or goes back on its queue: nothing that one of them holds is of consequence for another.
+        """
         self._claim(works)
         for work in works:
-            if work.is_over or work.is_lost or work.is_terminated:
-                _drop(work)
-        works = [work for work in works if not (work.is_over or work.is_lost or work.is_terminated)]
+            if _is_gone(work):
+                self._end(work, _drop)
+        works = [work for work in works if not _is_gone(work)]
         if not works:
             return
-        self._read_records(works)
-        uploads = [upload for work in works for upload in self._complete(work)]
-        # A result is written after the objects it speaks of.
-        for kind in (_Upload.is_part, _Upload.is_result):
-            list(self._uploads.map(self._upload, filter(kind, uploads)))
-        traced, broken = [], []
-        for work in works:
-            if (leases := self._fence(work)) is not None:
-                leases.end([work.tag])
         try:
-            with self._app.backend.buffered() as stored:
-                for work in works:
-                    try:
-                        traced.append((work, self._trace(work)))
-                    except Exception as problem:
-                        broken.append((work, problem))
+            traced, broken, stored = self._publish(works)
         except Exception:
-            # Redis would not have the results for minutes.
-            for work, _ in traced:
+            # Redis would not have the results for minutes. Rather than keep a place in this worker they go back.
+            for work in works:
                 _put_back(work)
             raise
         # Strictly after the results are stored: a crash in between repeats work, never loses it.
         for work, ended in traced:
             if work.id in stored.lost:
                 work.is_lost = True
-                _drop(work)
-                continue
-            if (leases := self._fence(work)) is not None:
-                # The script that stored the result has acknowledged the message, too.
-                leases.release([work.tag])
-            work.acknowledge(ended)
+                self._end(work, _drop)
+            elif work.id in stored.cannot_wait:
+                sentence = f"it cannot wait for its next try: {queues.waiting_key(work.queue)} is no sorted set"
+                broken.append((work, PipeqError(ErrorCode.INTERNAL, sentence)))
+            else:
+                self._end(work, partial(self._acknowledge, ended=ended))
         for work, cause in broken:
-            self._give_up(work, cause)
+            self._end(work, partial(self._give_up, cause=cause))
+
+    def _publish(self, works: list[Work]) -> tuple[list[tuple[Work, Any]], list[tuple[Work, Exception]], Buffer]:
+        """Stores the results. Returns what Celery's tracer says of each, what it cannot end, and what was stored."""
+        self._read_records(works)
+        uploads = [upload for work in works for upload in self._complete(work)]
+        # A result is written after the objects it speaks of.
+        for kind in (_Upload.is_part, _Upload.is_result):
+            list(self._uploads.map(self._upload, filter(kind, uploads)))
+        traced: list[tuple[Work, Any]] = []
+        broken: list[tuple[Work, Exception]] = []
+        for work in works:
+            if (leases := self._fence(work)) is not None:
+                leases.end([work.tag])
+        with self._app.backend.buffered() as stored:
+            for work in works:
+                try:
+                    traced.append((work, self._trace(work)))
+                except Exception as problem:
+                    broken.append((work, problem))
+        return traced, broken, stored
+
+    def _acknowledge(self, work: Work, ended: Any) -> None:
+        if (leases := self._fence(work)) is not None:
+            # The script that stored the result has acknowledged the message, too.
+            leases.release([work.tag])
+        work.acknowledge(ended)
+
+    def _end(self, work: Work, step: Callable[[Work], None]) -> None:
+        """Takes the last step of one task. One that fails is no reason to keep the task, nor its neighbours."""
+        try:
+            step(work)
+        except Exception as cause:
+            try:
+                if not work.is_lost:
+                    self._give_up(work, cause)
+            except Exception:
+                logger.exception("task %s", work.id, extra={"action": "deliver"})
+            _let_go(work)
 
     def _claim(self, works: list[Work]) -> None:
         """Renews the leases now, so that links and chords, which the tracer fires, are fired for what is still ours."""
@@ -143,11 +175,15 @@ class Deliverer:
         if not unread:
             return
         try:
-            records = self._redis.mget([queues.record_key(work.id) for work in unread])
+            with self._redis.pipeline(transaction=False) as pipe:
+                for work in unread:
+                    pipe.getrange(queues.record_key(work.id), 0, LONGEST_OPEN)
+                # Of a key that holds no string the reply is an error.
+                records = pipe.execute(raise_on_error=False)
         except RedisError:
             records = [None] * len(unread)
         for work, record in zip(unread, records, strict=True):
-            work.record = json.loads(record) if record else {}
+            work.record = (json_object(record) if isinstance(record, bytes) else None) or {}
 
     def _complete(self, work: Work) -> list[_Upload]:
         """Turns outputs into the result. Returns what is to be uploaded, what does not stay in the record."""
@@ -238,13 +274,16 @@ class Deliverer:
     def _give_up(self, work: Work, cause: Exception) -> None:
         """Celery cannot end this task, because of something in its message: it fails without links and callbacks."""
         logger.error("task %s cannot be ended: %r", work.id, cause, exc_info=cause, extra={"action": "deliver"})
-        sentence = f"its message cannot be worked with: {type(cause).__name__}: {cause}"
-        work.error = PipeqError(ErrorCode.INVALID_MESSAGE, sentence)
+        sentence = f"its message cannot be worked with: {type(cause).__name__}: {shown.line(str(cause))}"
+        work.error = cause if isinstance(cause, PipeqError) else PipeqError(ErrorCode.INVALID_MESSAGE, sentence)
         letter = Annotation(_status(work, retrying=False), queues.dead_letter_key(work.queue), _dead_letter(work))
         # The message is acknowledged afterwards, whatever became of it here.
         token = annotation.set(letter)
         try:
             self._app.backend.mark_as_failure(work.id, work.error)
+        except _AWAY:
+            _put_back(work)
+            return
         finally:
             annotation.reset(token)
         celery_state.task_ready(work.request)
@@ -302,13 +341,14 @@ def _check_inline(size: int, results: ResultSettings) -> None:
 def _status(work: Work, *, retrying: bool) -> dict[str, Any]:
     """The task's status as its record keeps it, without the result."""
     now = time.time()
-    before = (work.record or {}).get("pipeq") or {}
-    submitted_at = before.get("submitted_at")
+    before = (work.record or {}).get("pipeq")
+    before = before if isinstance(before, dict) else {}
+    submitted_at = number(before.get("submitted_at"))
     timing = {"queue": round((work.received_at - submitted_at) * 1000, 3)} if submitted_at else {}
     status: dict[str, Any] = {
         "pipeline": work.pipeline.name if work.pipeline else (work.message.pipeline if work.message else None),
         "submitted_at": submitted_at,
-        "expires_at": before.get("expires_at"),
+        "expires_at": number(before.get("expires_at")),
         "started_at": work.started_at,
         "finished_at": None if retrying else now,
         "attempts": work.attempt or work.retries + 1,
@@ -329,10 +369,30 @@ def _dead_letter(work: Work) -> str:
     return dead_letter(work.id, work.error.code, work.error.message, raw_frame(work.request.message))
 
 
+def _is_gone(work: Work) -> bool:
+    return work.is_over or work.is_lost or work.is_terminated
+
+
 def _put_back(work: Work) -> None:
-    """Its result could not be stored: the message goes back on its queue rather than keep a place in this worker."""
-    celery_state.task_ready(work.request)
-    work.request.reject(requeue=True)
+    """Its result could not be stored: the message goes back on its queue."""
+    try:
+        celery_state.task_ready(work.request)
+        work.request.reject(requeue=True)
+    except Exception:
+        logger.exception("task %s goes back when its lease lapses", work.id, extra={"action": "deliver"})
+        if work.leases is not None:
+            work.leases.release([work.tag])
+
+
+def _let_go(work: Work) -> None:
+    """Its message is acknowledged, whatever Celery makes of it."""
+    try:
+        celery_state.task_ready(work.request)
+        work.request.acknowledge()
+    except Exception:
+        logger.exception("task %s", work.id, extra={"action": "deliver"})
+    if work.leases is not None:
+        work.leases.acknowledge(work.tag)  # of no effect where that has happened
 
 
 def _drop(work: Work) -> None:

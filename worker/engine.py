@@ -19,6 +19,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from producers import shown
 from producers.errors import ErrorCode, PipeqError
 from producers.status import BatchInfo
 from worker import decode, prepare
@@ -246,9 +247,15 @@ class Engine:
     def _begin(self, works: list[Work], *, alone: bool = False) -> None:
         """Marks tasks as running, unless a worker died with one and it does not run alone."""
         for work in works:
-            work.is_over = work.is_expired()
-            if not work.is_over:
-                work.start()
+            try:
+                work.is_over = work.is_expired()
+                if not work.is_over:
+                    work.start()
+            except Exception as error:
+                # Celery keeps books of what its messages say, and stumbles over what nobody foresaw.
+                logger.exception("task %s cannot begin", work.id, extra={"action": "batch"})
+                sentence = f"its message cannot be worked with: {type(error).__name__}: {shown.line(str(error))}"
+                work.fail(PipeqError(ErrorCode.INVALID_MESSAGE, sentence))
         works = [work for work in works if not work.needs_no_device]
         if not works:
             return
@@ -257,6 +264,8 @@ class Engine:
         except RedisError as error:
             # The marks are for those who watch; the results still find their way when Redis is back.
             outage.noticed("mark", error)
+        except Exception:
+            logger.exception("a batch runs without marks", extra={"action": "batch"})
         else:
             outage.over("mark")
 

@@ -7,13 +7,33 @@
 -- ARGV[2..] of each task, in turn: its id; its tag (empty: not one of our leases, its message is acknowledged elsewhere);
 --          its record; the record's lifetime in seconds (0: for ever); a dead letter (empty for none); when a retry is due,
 --          in seconds since the epoch (empty for none); the waiting message
--- Reply: for each task 1 if it was stored, 0 if it had ended before, -1 if its lease is gone (then nothing was done).
+-- Reply: for each task 1 if it was stored, 0 if it had ended before, -1 if its lease is gone, -2 if it cannot wait for its
+-- next try (after these two nothing was done); 2 if it was stored and its dead letter refused.
+--
+-- Anybody may have written anything under these keys: what is no record counts as none, and a key of another type is of
+-- consequence for its own task alone.
 local FINAL = {SUCCESS = true, FAILURE = true, REVOKED = true}
+-- Beyond these many bytes it is no record of ours.
+local LONGEST = 64 * 2^20
+
+local function has_ended(text)
+  if type(text) ~= 'string' or #text > LONGEST then
+    return false
+  end
+  local ok, fields = pcall(cjson.decode, text)
+  return ok and type(fields) == 'table' and FINAL[fields.status]
+end
+
+local function refused(reply)
+  return type(reply) == 'table' and reply.err
+end
+
 local count = (#KEYS - 3) / 3
 local records, tags = {}, {}
 for i = 1, count do
   records[i], tags[i] = KEYS[i * 3 + 1], ARGV[2 + (i - 1) * 7 + 1]
 end
+-- Of a key that holds no string MGET says that there is nothing, and SET replaces it.
 local before = redis.call('MGET', unpack(records))
 local leases = redis.call('ZMSCORE', KEYS[3], unpack(tags))
 -- Removes nothing: it fails where Redis takes no writes, and after it even a Redis whose memory is full takes the others.
@@ -24,35 +44,41 @@ for i = 1, count do
   if tags[i] ~= '' and not leases[i] then
     reply[i] = -1
   else
-    local ok, fields = pcall(cjson.decode, before[i] or '')
-    if ok and type(fields) == 'table' and FINAL[fields.status] then
+    if has_ended(before[i]) then
       reply[i] = 0
     else
       local record, lifetime, letter, due = ARGV[at + 2], tonumber(ARGV[at + 3]), ARGV[at + 4], ARGV[at + 5]
-      if lifetime > 0 then
-        redis.call('SET', records[i], record, 'EX', lifetime)
-      else
-        redis.call('SET', records[i], record)
-      end
-      redis.call('PUBLISH', records[i], record)
-      if letter ~= '' then
-        redis.call('LPUSH', KEYS[i * 3 + 2], letter)
-        redis.call('LTRIM', KEYS[i * 3 + 2], 0, ARGV[1] - 1)
-      end
-      if due ~= '' then
-        redis.call('ZADD', KEYS[i * 3 + 3], due, ARGV[at + 6])
-      end
       reply[i] = 1
+      -- First: what cannot wait must not be acknowledged.
+      if due ~= '' and refused(redis.pcall('ZADD', KEYS[i * 3 + 3], due, ARGV[at + 6])) then
+        reply[i] = -2
+      else
+        if lifetime > 0 then
+          redis.call('SET', records[i], record, 'EX', lifetime)
+        else
+          redis.call('SET', records[i], record)
+        end
+        redis.call('PUBLISH', records[i], record)
+        if letter ~= '' then
+          if refused(redis.pcall('LPUSH', KEYS[i * 3 + 2], letter)) then
+            reply[i] = 2
+          else
+            redis.call('LTRIM', KEYS[i * 3 + 2], 0, ARGV[1] - 1)
+          end
+        end
+      end
     end
-    ids[#ids + 1] = ARGV[at]
-    if tags[i] ~= '' then
-      acknowledged[#acknowledged + 1] = tags[i]
+    if reply[i] ~= -2 then
+      ids[#ids + 1] = ARGV[at]
+      if tags[i] ~= '' then
+        acknowledged[#acknowledged + 1] = tags[i]
+      end
     end
   end
 end
 -- Last: whatever was refused above, the messages are still there.
 if #ids > 0 then
-  redis.call('HDEL', KEYS[1], unpack(ids))
+  redis.pcall('HDEL', KEYS[1], unpack(ids))
 end
 if #acknowledged > 0 then
   redis.call('HDEL', KEYS[2], unpack(acknowledged))

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import redis
 
 from producers import queues
+from producers.reading import json_object
 from worker import lua
 from worker.work import Work
 
@@ -45,7 +46,7 @@ class Marks:
             args += (work.id, work.retries, work.tag)
         reply = self._begin(keys=keys, args=args)
         for work, died, record in zip(works, reply[::2], reply[1::2], strict=True):
-            work.record = json.loads(record) if record else {}
+            work.record = json_object(record) or {}
             work.is_over = died == ENDED
             work.is_lost = work.is_lost or died == LOST
             work.deaths = max(died, 0)

@@ -132,11 +132,14 @@ class TaskPool(BasePool):
             self._works.pop(work.number, None)
             self._inside.pop(work.id, None)
             for request in work.again:
-                celery_state.task_ready(request)
-                if work.is_lost:
-                    request.reject(requeue=True)  # this one is its successor
-                else:
-                    request.acknowledge()
+                try:
+                    celery_state.task_ready(request)
+                    if work.is_lost:
+                        request.reject(requeue=True)  # this one is its successor
+                    else:
+                        request.acknowledge()
+                except Exception:
+                    logger.exception("task %s", work.id, extra={"action": "deliver"})
 
     def _on_stalled(self, reason: str) -> None:
         """Called on the thread of the leases."""

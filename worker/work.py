@@ -10,12 +10,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from producers import queues
 from producers.errors import PipeqError
 from producers.message import TaskMessage
+from producers.reading import number
 from producers.status import BatchInfo
 from worker.inputs import Input
 from worker.leases import Leases
 from worker.pipelines import Pipeline
+
+#: More than anybody tries, and small enough for every counter.
+MOST_RETRIES = 1_000_000
 
 
 @dataclass(eq=False)
@@ -87,13 +92,15 @@ class Work:
 
     @property
     def queue(self) -> str:
-        """The queue its message came from."""
-        return str(self.request.delivery_info.get("routing_key") or "")
+        """The queue its message came from; empty where another transport than ours lets the message say nonsense."""
+        queue = (self.request.delivery_info or {}).get("routing_key")
+        return queue if queues.is_readable_id(queue) else ""
 
     @property
     def retries(self) -> int:
-        """Tries that ended in a passing fault."""
-        return int(self.request.request_dict.get("retries") or 0)
+        """Tries that ended in a passing fault; what the message says, as far as that is a number of tries."""
+        said = number(self.request.request_dict.get("retries"))
+        return int(min(max(said or 0, 0), MOST_RETRIES))
 
     def is_expired(self) -> bool:
         """Whether the task's expiry has passed. Celery looks only when the message arrives."""
