@@ -117,7 +117,7 @@ def run(settings: Settings) -> int:
         logger.info(
             "loading %s (%d of %d)", name, at, len(settings.pipelines), extra={"action": "load", "pipeline": name}
         )
-        pipelines[name] = load(name, section, settings.device, settings.s3)
+        pipelines[name] = load(name, section, settings.device, settings.s3, settings.param_limits)
     # In a container the process id and the host are the same after each restart; a name must not be.
     supervisor.end_with_parent()
     hostname = f"pipeq-{os.getpid()}-{secrets.token_hex(2)}@{socket.gethostname()}"

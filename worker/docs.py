@@ -15,7 +15,10 @@ import transformers
 from producers.message import Ref
 from worker import tasks
 from worker.inputs import WORDS, shape
-from worker.params import json_type, named_params
+from worker.params.accepted import ceilings, named_rules
+from worker.params.compound import Fields
+from worker.params.table import generation_rules
+from worker.settings import ParamLimits
 from worker.task_type import Media, TaskType
 from worker.task_types import TASK_TYPES
 
@@ -86,17 +89,11 @@ def _media_schema(media: Media) -> dict[str, Any]:
 
 def _params_schema(row: TaskType) -> dict[str, Any]:
     if not row.has_model:
-        return {"type": "object"}
-    names = named_params(row, _pipeline_class(row))
-    found: dict[str, Any] = {
-        "type": "object",
-        "properties": {name: json_type(name) for name in sorted(names)},
-    }
+        return {"type": "object", "properties": {"seconds": {"type": "number"}}, "additionalProperties": False}
+    rules = named_rules(row, _pipeline_class(row))
     if row.generation == "call":
-        found["description"] = "Beside these, every parameter of the model's generate()."
-    else:
-        found["additionalProperties"] = False
-    return found
+        rules = {**generation_rules(row.name), **rules}
+    return Fields(rules, {}).schema(ceilings(ParamLimits()))
 
 
 def _ref_schema() -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _examine(settings: Settings, name: str, source: IO[str], params: dict[str, A
     from worker.doctor import check
     from worker.transformers_pipeline import TransformersPipeline
 
-    pipeline = load(name, settings.pipelines[name], settings.device, settings.s3)
+    pipeline = load(name, settings.pipelines[name], settings.device, settings.s3, settings.param_limits)
     if not isinstance(pipeline, TransformersPipeline):
         raise PipeqError(ErrorCode.INVALID_SETTINGS, f"{name!r} has no model to compare with")
     values = list(_decoded(settings, pipeline, source))

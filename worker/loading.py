@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from worker.pipelines import Pipeline
-from worker.settings import PipelineSettings, S3Settings
+from worker.settings import ParamLimits, PipelineSettings, S3Settings
 from worker.task_types import find, is_task_type
 
 
@@ -13,7 +13,13 @@ def needs_torch(name: str, settings: PipelineSettings) -> bool:
     return not is_task_type(task) or find(task).has_model
 
 
-def load(name: str, settings: PipelineSettings, device: str, s3: S3Settings | None = None) -> Pipeline:
+def load(
+    name: str,
+    settings: PipelineSettings,
+    device: str,
+    s3: S3Settings | None = None,
+    limits: ParamLimits | None = None,
+) -> Pipeline:
     """Loads and warms up one pipeline.
 
     Args:
@@ -22,6 +28,7 @@ def load(name: str, settings: PipelineSettings, device: str, s3: S3Settings | No
         settings: its section of the settings.
         device: where it goes unless its settings say otherwise: ``cpu``, ``cuda:0``, ``auto``, ...
         s3: how to reach S3, for models that are there.
+        limits: ceilings of parameters; the usual ones where it is None.
 
     Raises:
         PipeqError: ``invalid_settings``, naming the pipeline and why it cannot be loaded.
@@ -29,7 +36,7 @@ def load(name: str, settings: PipelineSettings, device: str, s3: S3Settings | No
     if needs_torch(name, settings):
         from worker import models
 
-        return models.load(name, settings, device, s3)
+        return models.load(name, settings, device, s3, limits)
     from worker import constant_pipeline
 
     return constant_pipeline.load(name, settings)

@@ -147,6 +147,31 @@ class ResultSettings(_Section):
     dead_letter_max: int = Field(default=10_000, gt=0)
 
 
+class ParamLimits(_Section):
+    """Ceilings of the parameters that a task, or ``[pipelines.x.params]``, may set."""
+
+    #: Tokens that ``generate`` may write: ``max_new_tokens``, ``max_length`` and their like.
+    max_new_tokens: int = Field(default=32_768, gt=0)
+    #: Tokens that a text may be cut or filled up to: a tokenizer's ``max_length``, ``max_seq_len``, ``stride``.
+    max_tokens: int = Field(default=32_768, gt=0)
+    #: ``num_beams``.
+    max_beams: int = Field(default=32, gt=0)
+    #: ``num_return_sequences``.
+    max_sequences: int = Field(default=32, gt=0)
+    #: Labels, targets and the like that one task may name.
+    max_labels: int = Field(default=1000, gt=0)
+    #: ``top_k`` of pipelines that return the best few.
+    max_results: int = Field(default=1000, gt=0)
+    #: Frames of one video: ``num_frames``.
+    max_frames: int = Field(default=512, gt=0)
+    #: Width and height that an image may be scaled to, in pixels.
+    max_image_side: int = Field(default=2048, gt=0)
+    #: Tokens, or sequences of them, in lists such as ``suppress_tokens`` and ``bad_words_ids``.
+    max_list_items: int = Field(default=1000, gt=0)
+    #: Characters of all the strings that end one generation, together: each is looked for in every token there is.
+    max_stop_characters: int = Field(default=128, gt=0)
+
+
 class PipelineSettings(_Section):
     """One pipeline: a task type, a model, and how to batch it."""
 
@@ -214,6 +239,7 @@ class Settings(BaseSettings):
     s3: S3Settings = S3Settings()
     inputs: InputSettings = InputSettings()
     results: ResultSettings = ResultSettings()
+    param_limits: ParamLimits = ParamLimits()
     #: Name -> pipeline.
     pipelines: dict[str, PipelineSettings] = Field(default_factory=dict)
     #: Modules with ordinary Celery tasks (``@shared_task``), which run in CPU threads beside the pipelines. Also

@@ -34,7 +34,7 @@ class Media(StrEnum):
 
 #: Parameters of a tokenizer's call that a producer may set.
 TOKENIZER_PARAMS = frozenset(
-    {"truncation", "padding", "max_length", "stride", "add_special_tokens", "pad_to_multiple_of", "padding_side"}
+    {"truncation", "padding", "max_length", "add_special_tokens", "pad_to_multiple_of", "padding_side"}
 )
 
 #: In what company an item runs: with longer and shorter ones; with those of its own shape; with nobody.

@@ -66,14 +66,14 @@ _TEXT_ROWS = (
         main="text",
         own=True,
         quirks="TextEmbedding",
-        note="ours: as sentence-transformers makes it of the same checkpoint; `prompt_name`",
+        note="ours: mean pooling, length 1",
     ),
     TaskType(
         "text-ranking",
         {"text": Media.TEXT, "text_pair": Media.TEXT},
         "`{score}`",
         own=True,
-        note="ours: a cross-encoder; `text` is the query, `text_pair` the document; `prompt_name`",
+        note="ours: a cross-encoder; `text` is the query, `text_pair` the document",
     ),
     TaskType(
         "text-generation",
@@ -128,7 +128,6 @@ _TEXT_ROWS = (
         {"table": Media.TABLE, "query": Media.TEXTS},
         "`{answer, coordinates, cells, aggregator}`",
         company="alone",
-        generation="call",
         quirks="TableQuestionAnswering",
         needs=("pandas",),
     ),
@@ -196,6 +195,10 @@ _VISION_ROWS = (
         _IMAGE,
         "`{masks, scores}`",
         main="image",
+        params=frozenset(
+            "points_per_batch points_per_crop crops_n_layers crop_overlap_ratio crop_n_points_downscale_factor "
+            "pred_iou_thresh stability_score_thresh stability_score_offset mask_threshold crops_nms_thresh".split()
+        ),
         cost="pixels",
         company="alone",
         objects="masks: PNG",

@@ -18,11 +18,11 @@ from producers.errors import ErrorCode, PipeqError
 from producers.status import ModelInfo
 from worker import quirks
 from worker.batcher import Limits
-from worker.params import Accepted
+from worker.params.accepted import Accepted
 from worker.pipelines import SOLO, Pipeline, Prepared
 from worker.quirks import CallParams, Quirks
 from worker.quirks.vision import is_labels, picture
-from worker.settings import PipelineSettings
+from worker.settings import ParamLimits, PipelineSettings
 from worker.task_type import Media, TaskType
 
 logger = logging.getLogger(__name__)
@@ -43,12 +43,19 @@ _PARTS = ("tokenizer", "feature_extractor", "image_processor", "video_processor"
 class TransformersPipeline(Pipeline):
     """One of transformers' pipelines, taken apart into its stages."""
 
-    def __init__(self, name: str, task_type: TaskType, settings: PipelineSettings, pipe: transformers.Pipeline) -> None:
+    def __init__(
+        self,
+        name: str,
+        task_type: TaskType,
+        settings: PipelineSettings,
+        pipe: transformers.Pipeline,
+        limits: ParamLimits | None = None,
+    ) -> None:
         self.name = name
         self.task_type = task_type
         self.settings = settings
         self.quirks: Quirks = quirks.make(task_type.quirks, pipe)
-        self.accepted = Accepted(task_type, pipe)
+        self.accepted = Accepted(task_type, pipe, limits or ParamLimits())
         self.device = torch.device(pipe.device)
         self.model = ModelInfo(
             id=str(settings.model or pipe.model.name_or_path),
@@ -67,7 +74,7 @@ class TransformersPipeline(Pipeline):
         self._pipe = pipe
         self._local = threading.local()
         self._copying = threading.Lock()
-        self._check(settings.params)
+        self.settings = settings.model_copy(update={"params": self._own(settings.params)})
 
     def pipe(self) -> transformers.Pipeline:
         """The calling thread's copy: its own tokenizer and processors, everybody's model.
@@ -85,15 +92,20 @@ class TransformersPipeline(Pipeline):
         return own
 
     def merge(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        self.accepted.check(params, self.name)
-        merged = {**self.settings.params, **params}
+        merged = {**self.settings.params, **self.accepted.check(params, self.name)}
+        merged = {name: value for name, value in merged.items() if value is not None or self._means_all(name)}
         for name, example in self.task_type.required:
             if not is_labels(merged.get(name)):
                 raise PipeqError(
                     ErrorCode.INVALID_PARAMS,
                     f"{self.task_type.name} needs the parameter {name}, for instance {example}",
                 )
+        self.accepted.check_together(merged, self.name)
         return merged
+
+    def _means_all(self, name: str) -> bool:
+        """Whether null is a value of its own: everywhere else it means transformers' default."""
+        return name == "top_k" and self.task_type.name == "text-classification"
 
     def call_params(self, params: Mapping[str, Any]) -> CallParams:
         """Sorts parameters by where they are used, as ``pipe(x, **params)`` would.
@@ -165,11 +177,14 @@ class TransformersPipeline(Pipeline):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _check(self, params: Mapping[str, Any]) -> None:
+    def _own(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Checks the settings' own parameters; a missing required one may still come with the task."""
-        self.accepted.check(params, self.name)
-        if params:
-            self.call_params(params)
+        checked = self.accepted.check(params, self.name)
+        checked = {name: value for name, value in checked.items() if value is not None or self._means_all(name)}
+        self.accepted.check_together(checked, self.name)
+        if checked:
+            self.call_params(checked)
+        return checked
 
 
 def warm_up(pipeline: TransformersPipeline) -> None:

@@ -160,8 +160,8 @@ def test_what_reads_the_padding_of_a_text_batches_equal_lengths(loaded: Loaded, 
 @pytest.mark.parametrize(
     ("task", "model", "params", "sentence"),
     [
-        ("visual-question-answering", "vilt", {"max_new_tokens": 3}, "it takes no max_new_tokens"),
-        ("visual-question-answering", "vilt", {"top_k": 0}, "top_k is 0"),
+        ("visual-question-answering", "vilt", {"max_new_tokens": 3}, "this model does not generate"),
+        ("visual-question-answering", "vilt", {"top_k": 0}, "is 0, not 1 or more"),
         ("summarization", "bart", {"stop_sequence": ""}, "makes no token"),
     ],
 )
