@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,13 +15,18 @@ from typing import Any
 import click
 
 from producers import queues as names
+from producers import shown
 from producers.cli_group import OK, TASK_FAILED, say
 from producers.cli_inputs import read_inputs
 from producers.cli_results import output_of, print_results, say_why, state_code, worst
-from producers.cli_show import as_json, print_queues, status_block
-from producers.client import CHUNK_TASKS, Client
+from producers.cli_show import as_json, print_queues, status_block, status_json
+from producers.client import Client, RedisUrlError
 from producers.errors import PipeqError, WaitTimeoutError
-from producers.status import State
+from producers.status import State, TaskStatus
+from producers.submitting import CHUNK_TASKS
+
+#: An id that nobody knows is waited for this long, in seconds, where no time is given.
+UNKNOWN_S = 10.0
 
 
 def _example(*lines: str) -> str:
@@ -38,12 +45,24 @@ _timeout = click.option(
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
 
 
+_allow = click.option(
+    "--allow",
+    multiple=True,
+    metavar="URI",
+    help="Read results below this prefix, s3:// or file:// (your workers' store); may be repeated. "
+    "Default: PIPEQ_CLIENT_ALLOW.",
+)
+
+
 @contextmanager
-def _client(redis_url: str | None) -> Iterator[Client]:
+def _client(redis_url: str | None, allow: tuple[str, ...] = ()) -> Iterator[Client]:
     try:
-        client = Client(redis_url)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--redis-url") from error
+        client = Client(redis_url, allow=allow) if allow else Client(redis_url)
+    except RedisUrlError as error:
+        raise click.BadParameter(error.message, param_hint="--redis-url") from error
+    except PipeqError as error:
+        hint = "--allow" if allow else "PIPEQ_CLIENT_ALLOW"
+        raise click.BadParameter(error.message, param_hint=hint) from error
     with client, _warnings_as_lines():
         yield client
 
@@ -70,11 +89,24 @@ def _warnings_as_lines() -> Iterator[None]:
 def _parse_params(_: click.Context, __: click.Parameter, text: str) -> dict[str, Any]:
     try:
         params = json.loads(text)
-    except ValueError as error:
-        raise click.BadParameter(f"no JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        reason = f"no JSON: {error}" if isinstance(error, ValueError) else "nested too deep"
+        raise click.BadParameter(f"{reason}; {_write_params(text)}") from error
     if not isinstance(params, dict):
-        raise click.BadParameter("not a JSON object")
+        raise click.BadParameter(f"not a JSON object; {_write_params(text)}")
     return params
+
+
+def _write_params(text: str) -> str:
+    """What to write in the place of ``top_k=2``, or of anything else."""
+    assigned = re.fullmatch(r"\s*-*(\w+)\s*[=:]\s*(.{1,100})", text)
+    if assigned is None:
+        return """write one object, as in --params '{"top_k": 2}'"""
+    try:
+        value = json.loads(assigned[2])
+    except (ValueError, RecursionError):
+        value = {"True": True, "False": False, "None": None}.get(assigned[2], assigned[2])
+    return f"write --params {shlex.quote(as_json({assigned[1]: value}))}"
 
 
 @click.command(
@@ -110,6 +142,7 @@ def _parse_params(_: click.Context, __: click.Parameter, text: str) -> dict[str,
 @click.option("--no-check", is_flag=True, help="Queue even for a pipeline that no worker has ever served.")
 @_wait
 @_timeout
+@_allow
 @_json
 @_redis_url
 def submit(
@@ -123,6 +156,7 @@ def submit(
     no_check: bool,
     wait: bool,
     timeout: float | None,
+    allow: tuple[str, ...],
     in_json: bool,
     redis_url: str | None,
 ) -> None:
@@ -144,7 +178,7 @@ def submit(
     }
     waits = wait or timeout is not None
     ids: list[str] = []
-    with _client(redis_url) as client:
+    with _client(redis_url, allow) as client:
 
         def done(chunk: list[str]) -> None:
             if waits:
@@ -186,7 +220,7 @@ def _submit_all(
 
 
 def _print_submitted(client: Client, ids: list[str], in_json: bool) -> None:
-    for line in (s.model_dump_json() for s in client.status_many(ids)) if in_json else ids:
+    for line in (status_json(status) for status in client.status_many(ids)) if in_json else ids:
         click.echo(line)
 
 
@@ -194,27 +228,41 @@ def _print_submitted(client: Client, ids: list[str], in_json: bool) -> None:
 @click.argument("task_id", metavar="ID")
 @_wait
 @_timeout
+@_allow
 @_redis_url
-def result(task_id: str, wait: bool, timeout: float | None, redis_url: str | None) -> None:
+def result(task_id: str, wait: bool, timeout: float | None, allow: tuple[str, ...], redis_url: str | None) -> None:
     """Print a task's output as JSON.
 
-    It is fetched from the store where it lies there. Without --wait, a task that has not ended is exit code 3. With it,
-    an id that is not known yet is waited for too: a stock Celery producer's task has no record until a worker takes it.
+    It is fetched from the store where it lies there, if --allow names that. Without --wait, a task that has not ended
+    is exit code 3. With it, an id that is not known yet is waited for too, for 10 seconds or as long as --timeout says:
+    a stock Celery producer's task has no record until a worker takes it.
     """
-    with _client(redis_url) as client:
+    with _client(redis_url, allow) as client:
         status = client.status(task_id)
         if wait or timeout is not None:
-            try:
-                status = client.wait(task_id, timeout)
-            except WaitTimeoutError as error:
-                say(error.code, error.message)
-                status = client.status(task_id)
+            status = _waited_for(client, status, timeout)
         code = state_code(status)
         if code == OK:
-            click.echo(as_json(output_of(status)))
+            click.echo(as_json(output_of(client, status)))
         else:
             say_why(status)
     click.get_current_context().exit(code)
+
+
+def _waited_for(client: Client, status: TaskStatus, timeout: float | None) -> TaskStatus:
+    """The status when the task has ended, or when there was no more time for that."""
+    try:
+        if timeout is None and status.state is State.UNKNOWN:
+            return client.wait(status.id, UNKNOWN_S)
+        return client.wait(status.id, timeout)
+    except WaitTimeoutError as error:
+        now = client.status(status.id)
+        if timeout is not None:
+            say(error.code, error.message)
+        elif now.state is not State.UNKNOWN:
+            # Known by now: it is worth all the time it takes.
+            return client.wait(status.id)
+        return now
 
 
 @click.command(epilog=_example("pipeq status 6f1c0f5e-3c1c-4f0e-9b55-0a4b1f6d2a77 --json"))
@@ -229,7 +277,7 @@ def status(ids: tuple[str, ...], in_json: bool, redis_url: str | None) -> None:
     with _client(redis_url) as client:
         found = client.status_many(ids)
     for task in found:
-        click.echo(task.model_dump_json() if in_json else status_block(task))
+        click.echo(status_json(task) if in_json else status_block(task))
     click.get_current_context().exit(worst([state_code(task) for task in found]))
 
 
@@ -240,13 +288,20 @@ def status(ids: tuple[str, ...], in_json: bool, redis_url: str | None) -> None:
 def cancel(ids: tuple[str, ...], in_json: bool, redis_url: str | None) -> None:
     """Take tasks back, unless they have ended.
 
-    No worker need be up. Prints the state of each afterwards; exit code 1 where one had ended otherwise.
+    No worker need be up. Prints the state of each afterwards; exit code 1 where one had ended otherwise, or was not
+    known: a stock Celery producer's task is not, until a worker takes it, which will then drop it.
     """
     code = OK
     with _client(redis_url) as client:
-        for task_id in ids:
-            task = client.cancel(task_id)
-            click.echo(task.model_dump_json() if in_json else f"{task_id}  {task.state}")
+        for before in client.status_many(ids):
+            task = client.cancel(before.id)
+            if before.state is State.UNKNOWN and before.error is None:
+                task = before
+                say(
+                    before.state,
+                    f"task {before.id} was never seen, or is forgotten; a worker that gets it will drop it",
+                )
+            click.echo(status_json(task) if in_json else f"{shown.line(task.id)}  {task.state}")
             code = code if task.state is State.CANCELLED else TASK_FAILED
     click.get_current_context().exit(code)
 

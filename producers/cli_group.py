@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from producers import shown
 from producers.errors import ErrorCode, PipeqError, RedisUnavailableError, WaitTimeoutError
 
 #: Entry points of this group are commands of ``pipeq``; this is how the daemon's arrive, which we never import.
@@ -22,6 +23,9 @@ NOT_FINISHED = 3
 UNKNOWN_ID = 4
 REDIS_UNREACHABLE = 5
 REFUSED = 6
+
+#: Most of a message that a line on stderr shows.
+MESSAGE_CHARS = 2000
 
 EXIT_CODES = """\b
 Exit codes:
@@ -53,8 +57,8 @@ class LazyCommand:
 
 
 def say(code: str, message: str) -> None:
-    """One line on stderr, whatever the message holds."""
-    click.echo(f"pipeq: {code}: {' '.join(message.split())}", err=True)
+    """One line on stderr, whatever the message holds: it may be from a record, and a terminal obeys what it prints."""
+    click.echo(f"pipeq: {shown.line(code, 100)}: {shown.line(message, MESSAGE_CHARS)}", err=True)
 
 
 class LazyGroup(click.Group):
@@ -122,7 +126,8 @@ def exit_code(error: PipeqError) -> int:
         return REDIS_UNREACHABLE
     if isinstance(error, WaitTimeoutError):
         return NOT_FINISHED
-    return TASK_FAILED if error.code == ErrorCode.OUTPUT_FAILED else REFUSED
+    cannot_be_read = error.code in (ErrorCode.OUTPUT_FAILED, ErrorCode.INPUT_FORBIDDEN)
+    return TASK_FAILED if cannot_be_read else REFUSED
 
 
 def _plugins() -> dict[str, Any]:

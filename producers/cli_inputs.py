@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import mimetypes
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 
+from producers import shown
 from producers.message import SCHEMES, Ref
 
+#: Of files that are inputs and no media.
+_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".npy", ".pdf", ".flac", ".opus", ".webp", ".mkv")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://(?=\S*$)", re.IGNORECASE)
 _URI_PREFIXES = tuple(f"{scheme}://" for scheme in SCHEMES)
 
 
@@ -23,7 +29,7 @@ def read_inputs(arguments: Sequence[str], text: bool) -> Iterator[Any]:
         text: take all of them as plain text.
 
     Raises:
-        click.UsageError: a folder, or a line that is not UTF-8.
+        click.UsageError: a folder, what only looks like a file or a URI, or a line that is not UTF-8.
     """
     for argument in arguments:
         values = _stdin_lines() if argument == "-" else iter([argument])
@@ -47,8 +53,25 @@ def _parse_input(text: str) -> Any:
     if text.lstrip()[:1] in ("{", "["):
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
+    if os.path.isfile(text):
+        return Ref.from_path(text)
     if os.path.isdir(text):
         raise click.UsageError(f"{text!r} is a folder: name the files in it, or pass --text if it is text")
-    return Ref.from_path(text) if os.path.isfile(text) else text
+    if match := _SCHEME.match(text):
+        raise click.UsageError(
+            f"{shown.uri(text)}: {match[0]} is not read, only {', '.join(_URI_PREFIXES)}; pass --text if it is text"
+        )
+    if _is_a_files_name(text):
+        raise click.UsageError(f"there is no file {shown.line(text)!r} here; pass --text if it is text")
+    return text
+
+
+def _is_a_files_name(text: str) -> bool:
+    """Whether somebody who typed this meant a file: one word that is a path, or ends as media do."""
+    if text.split() != [text]:
+        return False
+    kind = mimetypes.guess_type(text)[0] or ""
+    is_media = kind.startswith(("image/", "audio/", "video/")) or text.lower().endswith(_SUFFIXES)
+    return is_media or text.startswith(("/", "./", "../", "~/"))

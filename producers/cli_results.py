@@ -8,10 +8,9 @@ from typing import Any
 import click
 
 from producers.cli_group import NOT_FINISHED, OK, TASK_FAILED, UNKNOWN_ID, exit_code, say
-from producers.cli_show import LateProgress, as_json
+from producers.cli_show import LateProgress, as_json, status_json
 from producers.client import Client
 from producers.errors import PipeqError, WaitTimeoutError
-from producers.results import read_result
 from producers.status import State, TaskStatus
 
 
@@ -31,7 +30,7 @@ def print_results(client: Client, ids: Sequence[str], timeout: float | None, in_
                 ended[status.id] = status
                 progress.advance()
                 while current in ended:
-                    codes.append(_print_result(ended[current], in_json, fetch))
+                    codes.append(_print_result(client, ended[current], in_json, fetch))
                     current = next(left, None)
     except (WaitTimeoutError, KeyboardInterrupt) as error:
         if isinstance(error, WaitTimeoutError):
@@ -40,20 +39,20 @@ def print_results(client: Client, ids: Sequence[str], timeout: float | None, in_
             say("interrupted", "the tasks go on")
         rest = [current, *left] if current is not None else []
         # Looked up once more: their ids must not be lost, and some may have ended behind a slow one.
-        codes += [_print_result(status, in_json, fetch) for status in client.status_many(rest)]
+        codes += [_print_result(client, status, in_json, fetch) for status in client.status_many(rest)]
     return worst(codes)
 
 
-def _print_result(status: TaskStatus, in_json: bool, fetch: bool) -> int:
+def _print_result(client: Client, status: TaskStatus, in_json: bool, fetch: bool) -> int:
     """One line on stdout, whatever became of the task; why it has no result goes to stderr."""
     code = state_code(status)
     if in_json:
-        click.echo(status.model_dump_json())
+        click.echo(status_json(status))
         return code
     output = None
     if code == OK:
         try:
-            output = output_of(status, fetch)
+            output = output_of(client, status, fetch)
         except PipeqError as error:
             say(error.code, f"task {status.id}: {error.message}")
             code = exit_code(error)
@@ -63,11 +62,11 @@ def _print_result(status: TaskStatus, in_json: bool, fetch: bool) -> int:
     return code
 
 
-def output_of(status: TaskStatus, fetch: bool = True) -> Any:
+def output_of(client: Client, status: TaskStatus, fetch: bool = True) -> Any:
     """What the pipeline put out; of one that lies in a store, only where, unless it shall be fetched."""
-    if status.result_uri is None:
-        return status.result
-    return read_result(status.result_uri) if fetch else {"uri": status.result_uri}
+    if status.result_uri is None or fetch:
+        return client.result(status)
+    return {"uri": status.result_uri}
 
 
 def say_why(status: TaskStatus) -> None:

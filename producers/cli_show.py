@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from threading import Lock, Timer
 from typing import TYPE_CHECKING, Any, Self
 
-from producers.client import QueueInfo
+from producers import shown
+from producers.queue_info import QueueInfo
 from producers.status import TaskStatus
 
 if TYPE_CHECKING:
@@ -19,21 +22,43 @@ if TYPE_CHECKING:
 PROGRESS_AFTER_S = 2.0
 #: A status shows this much of a result; ``pipeq result`` prints all of it.
 RESULT_CHARS = 200
+#: Most of an error's message that a status shows.
+ERROR_CHARS = 2000
+#: What JSON allows in a text and a terminal takes for an order, or for a change of direction; and lone surrogates.
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def as_json(value: Any) -> str:
-    """One line of JSON, readable in any script."""
-    return json.dumps(value, ensure_ascii=False)
+    """One line of JSON, readable in any script: NaN is null, and what a terminal would obey is escaped."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_without_nan(value), ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda match: json.dumps(match[0])[1:-1], text)
+
+
+def status_json(status: TaskStatus) -> str:
+    """A task's status as one line of JSON."""
+    return as_json(status.model_dump(mode="json"))
 
 
 def status_block(status: TaskStatus) -> str:
     """A task's status for people: its id and state, then a line for each thing that is known."""
-    return "\n".join([f"{status.id}  {status.state}", *(f"  {name:<10} {text}" for name, text in _lines(status))])
+    head = f"{shown.line(status.id)}  {status.state}"
+    return "\n".join([head, *(f"  {name:<10} {text}" for name, text in _lines(status))])
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return {name: _without_nan(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def _lines(status: TaskStatus) -> Iterator[tuple[str, str]]:
     if status.pipeline is not None:
-        yield "pipeline", status.pipeline
+        yield "pipeline", shown.line(status.pipeline)
     times = {
         "submitted": status.submitted_at,
         "started": status.started_at,
@@ -46,17 +71,18 @@ def _lines(status: TaskStatus) -> Iterator[tuple[str, str]]:
     if status.attempts:
         yield "attempts", str(status.attempts)
     if status.worker is not None:
-        yield "worker", status.worker
+        yield "worker", shown.line(status.worker)
     if status.model is not None:
-        yield "model", " ".join(str(part) for part in status.model.model_dump().values() if part is not None)
+        parts = (str(part) for part in status.model.model_dump().values() if part is not None)
+        yield "model", shown.line(" ".join(parts))
     if status.batch is not None:
         yield "batch", f"{status.batch.size} items, {status.batch.padding:.0%} padding"
     if status.timing_ms:
-        yield "timing", ", ".join(f"{stage} {ms:.0f} ms" for stage, ms in status.timing_ms.items())
+        yield "timing", shown.line(", ".join(f"{stage} {ms:.0f} ms" for stage, ms in status.timing_ms.items()))
     if status.error is not None:
-        yield "error", f"{status.error.code}: {status.error.message}"
+        yield "error", shown.line(f"{status.error.code}: {status.error.message}", ERROR_CHARS)
     if status.result_uri is not None:
-        yield "result", status.result_uri
+        yield "result", shown.uri(status.result_uri)
     elif status.result is not None:
         text = as_json(status.result)
         yield "result", text if len(text) <= RESULT_CHARS else f"{text[:RESULT_CHARS]}... (all: pipeq result)"
@@ -65,6 +91,7 @@ def _lines(status: TaskStatus) -> Iterator[tuple[str, str]]:
 def print_queues(queues: Sequence[QueueInfo]) -> None:
     """Prints a table, a pipeline a row."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("pipeline", box=None)
@@ -73,7 +100,9 @@ def print_queues(queues: Sequence[QueueInfo]) -> None:
     for queue in queues:
         counts = (queue.in_flight, queue.workers, queue.dead)
         oldest = "-" if queue.oldest_age_s is None else _duration(queue.oldest_age_s)
-        table.add_row(queue.pipeline, str(queue.depth), str(queue.waiting), oldest, *map(str, counts))
+        table.add_row(
+            escape(shown.line(queue.pipeline)), str(queue.depth), str(queue.waiting), oldest, *map(str, counts)
+        )
     # A pipe has no width: 80 columns would cut names that a script looks for.
     Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
 

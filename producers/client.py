@@ -1,6 +1,7 @@
 """The client: enqueue tasks, poll them by id, read their results, take them back.
 
-Everything a client writes goes through one Lua script, so that a task's record and its message come to be together.
+Arguments -> checks -> submitting (Redis); ids -> status, waiting -> results. What stands in Redis is data to be judged:
+no record, mark or heartbeat makes a method raise anything but a PipeqError.
 """
 
 from __future__ import annotations
@@ -10,51 +11,37 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from importlib import resources
+from difflib import get_close_matches
 from typing import Any, Self
 
-from redis.exceptions import AuthenticationError, ConnectionError, RedisError, TimeoutError  # noqa: A004
+from redis.exceptions import WatchError
 
-from producers import queues
-from producers.envelope import Envelope, new_id
-from producers.errors import ErrorCode, PipeqError, RedisUnavailableError, WaitTimeoutError
+from producers import checks, queues, shown
+from producers.envelope import Envelope, new_id, sha256_of
+from producers.errors import ErrorCode, PipeqError
 from producers.message import TaskMessage, plain
-from producers.redis_url import connect, without_password
+from producers.queue_info import QueueInfo, read_queue, registered
+from producers.read_allow import ReadAllow
+from producers.reading import json_object
+from producers.redis_url import connect
 from producers.results import read_object, read_result
+from producers.server import reachable, replies
 from producers.status import State, TaskStatus
+from producers.submitting import CHUNK_TASKS, Chunk, Place, Served, Submitter
+from producers.waiting import Wait
 
-#: One script call queues at most this many tasks ...
-CHUNK_TASKS = 500
-#: ... or this many bytes, so that it neither holds Redis up nor fills our memory.
-CHUNK_BYTES = 4 * 2**20
-#: Nothing is delayed, or expires, later than this, in seconds.
-LONGEST_S = 10 * 366 * 86400
-#: A wait looks again this often, in seconds, in case a notification was lost with a connection.
-RECHECK_S = 5.0
+#: An error names at most this many of the pipelines that there are.
+NAMES_SHOWN = 20
 
 
 class NoLiveWorkerWarning(UserWarning):
-    """The pipeline is known, but no worker serves it now: the task waits until one comes back."""
+    """No worker serves the pipeline now: the task waits until one has loaded it, or comes back."""
 
 
-@dataclass(frozen=True)
-class QueueInfo:
-    """One pipeline's queue, as ``pipeq queues`` shows it."""
-
-    pipeline: str
-    #: Messages that wait to be taken, and those that wait for their next try.
-    depth: int
-    waiting: int
-    #: Seconds since the oldest message was submitted; None for an empty queue or a stock Celery producer.
-    oldest_age_s: float | None
-    #: Tasks inside workers.
-    in_flight: int
-    workers: int
-    #: Messages in the dead-letter list.
-    dead: int
+class RedisUrlError(PipeqError, ValueError):
+    """The Redis URL cannot be used."""
 
 
 class Client:
@@ -62,18 +49,36 @@ class Client:
 
     Args:
         redis_url: ``redis://``, ``rediss://`` or ``unix://``; by default PIPEQ_REDIS_URL, then localhost.
+        allow: prefixes of what :meth:`result` and :meth:`read` may open, such as ``s3://results/``: the store of your
+            workers; by default those of PIPEQ_CLIENT_ALLOW. Where a submit of this client sent its output is added.
         max_message_bytes: larger messages are refused with ``input_too_large``; workers have the same limit.
 
-    Every method raises RedisUnavailableError where Redis cannot be reached.
+    Every method raises RedisUnavailableError where Redis cannot be reached, and PipeqError (``invalid_message``,
+    ``invalid_input``, ``invalid_params``) for an argument that cannot be used.
+
+    Raises (from the constructor):
+        PipeqError: ``invalid_settings``, naming the argument; a RedisUrlError for the URL.
     """
 
-    def __init__(self, redis_url: str | None = None, *, max_message_bytes: int = queues.MAX_MESSAGE_BYTES) -> None:
+    def __init__(
+        self,
+        redis_url: str | None = None,
+        *,
+        allow: Iterable[str] | str | None = None,
+        max_message_bytes: int = queues.MAX_MESSAGE_BYTES,
+    ) -> None:
         self.redis_url = redis_url or os.environ.get("PIPEQ_REDIS_URL") or "redis://localhost:6379/0"
-        self.max_message_bytes = max_message_bytes
+        self.max_message_bytes = checks.max_bytes(max_message_bytes)
+        self._allow = ReadAllow(allow)
         self._reply_to = new_id()
-        self._redis = connect(self.redis_url)
-        self._submit = self._redis.register_script(_script("submit.lua"))
-        self._compare_and_set = self._redis.register_script(_script("compare_and_set.lua"))
+        if not isinstance(self.redis_url, str):
+            raise RedisUrlError(ErrorCode.INVALID_SETTINGS, f"redis_url is a {type(redis_url).__name__}, not a text")
+        try:
+            self._redis = connect(self.redis_url)
+            self._writing = connect(self.redis_url, retries=0)
+        except ValueError as error:
+            raise RedisUrlError(ErrorCode.INVALID_SETTINGS, str(error)) from None
+        self._submitter = Submitter(self._writing)
 
     def __enter__(self) -> Self:
         return self
@@ -84,6 +89,7 @@ class Client:
     def close(self) -> None:
         """Closes the connections. The client can be used again; it then reconnects."""
         self._redis.close()
+        self._writing.close()
 
     def ping(self) -> None:
         """Raises RedisUnavailableError unless Redis answers."""
@@ -106,14 +112,15 @@ class Client:
         headers: Mapping[str, Any] | None = None,
         check: bool = True,
     ) -> str:
-        """Queues one task, in one round trip.
+        """Queues one task, in one round trip; the first to a pipeline takes one more, and a ``task_id`` two.
 
         Args:
             pipeline: the pipeline's name; its task type unless the worker named it otherwise.
             inputs: a value, an object of named values, or a list of either; :class:`Ref` for what is stored elsewhere.
             params: parameters of the pipeline's call, for this task alone.
             output: an ``s3://`` or ``file://`` URI where the result goes; one that ends in ``/`` is a prefix.
-            task_id: an id of your own; submitting one that has a record already changes nothing.
+            task_id: an id of your own; submitting the same again while its record lives changes nothing. Whoever knows
+                an id can read and cancel the task: let nobody guess it.
             priority: 0 is served first, 9 last.
             expires_s: seconds from now after which no worker shall begin.
             delay_s: seconds from now before which no worker shall begin.
@@ -129,6 +136,8 @@ class Client:
         Warns:
             NoLiveWorkerWarning: no worker serves the pipeline now.
         """
+        task_id = checks.new_task_id(task_id)
+        output = checks.output(output, many=False)
         ids = self._submit_all(
             pipeline, [(inputs, task_id)], params, output, priority, expires_s, delay_s, headers, check
         )
@@ -158,9 +167,8 @@ class Client:
             PipeqError: as :meth:`submit`; the tasks before the offending chunk stay queued, and ``submitted`` on the
                 error holds their ids.
         """
-        if output is not None and not output.endswith("/"):
-            raise PipeqError(ErrorCode.INVALID_MESSAGE, f"output {output!r} would hold many results: end it in '/'")
-        items = ((item, None) for item in inputs)
+        output = checks.output(output, many=True)
+        items = ((item, None) for item in checks.several("inputs", inputs, "inputs"))
         return self._submit_all(pipeline, items, params, output, priority, expires_s, delay_s, headers, check)
 
     def _submit_all(
@@ -175,66 +183,82 @@ class Client:
         headers: Mapping[str, Any] | None,
         check: bool,
     ) -> list[str]:
-        list_key = _list_key(pipeline, priority)
-        _check_seconds("expires_s", expires_s)
-        _check_seconds("delay_s", delay_s)
-        shared = {"params": plain(dict(params or {})), "output": {"uri": output} if output else None}
+        pipeline = checks.pipeline(pipeline)
+        place = Place(
+            pipeline, queues.list_key(pipeline, checks.priority(priority)), checks.seconds("delay_s", delay_s)
+        )
+        expires_s = checks.seconds("expires_s", expires_s)
+        headers = checks.headers(headers)
+        shared = {"params": checks.params(params), "output": {"uri": output} if output else None}
         submitted: list[str] = []
-        chunk = _Chunk()
-        live: int | None = None
+        chunk = Chunk()
+        served: Served | None = None
+        is_checked = not check
         try:
             for inputs, task_id in items:
-                _check_id(task_id)
                 now = time.time()
+                message = TaskMessage.parse({"pipeline": pipeline, "inputs": plain(inputs), **shared})
                 envelope = Envelope(
                     id=task_id or new_id(),
-                    message=TaskMessage.parse({"pipeline": pipeline, "inputs": plain(inputs), **shared}),
+                    message=message,
                     priority=priority,
                     submitted_at=now,
                     expires_at=None if expires_s is None else now + expires_s,
-                    headers=headers or {},
+                    headers=headers,
                     reply_to=self._reply_to,
+                    message_sha256=sha256_of(message) if task_id else "",
                 )
                 body = envelope.body()
                 if len(body) > self.max_message_bytes:
                     raise _too_large(len(body), self.max_message_bytes)
+                if not is_checked:
+                    self._check_known(pipeline)
+                    is_checked = True
+                if task_id is not None:
+                    with self._reachable():
+                        served = self._submitter.put_once(place, envelope, body)
+                    submitted.append(task_id)
+                    continue
                 chunk.add(envelope, body)
                 if chunk.is_full:
-                    live = self._flush(pipeline, list_key, chunk, check, delay_s)
+                    served = self._put(place, chunk)
                     submitted += chunk.ids
-                    chunk = _Chunk()
+                    chunk = Chunk()
             if chunk.ids:
-                live = self._flush(pipeline, list_key, chunk, check, delay_s)
+                served = self._put(place, chunk)
                 submitted += chunk.ids
         except PipeqError as error:
             error.submitted = submitted  # type: ignore[attr-defined]
             raise
-        if live == 0 and check:
-            warnings.warn(
-                f"no worker serves {pipeline!r} now: the tasks wait on their queue until one does",
-                NoLiveWorkerWarning,
-                stacklevel=3,
+        if output is not None:
+            self._allow.remember(output)
+        if served is not None and served.live == 0 and check:
+            says = (
+                f"a worker is loading {pipeline!r} now: the tasks wait on their queue until it is ready"
+                if served.loading
+                else f"no worker serves {pipeline!r} now: the tasks wait on their queue until one does"
             )
+            warnings.warn(says, NoLiveWorkerWarning, stacklevel=3)
         return submitted
 
-    def _flush(self, pipeline: str, list_key: str, chunk: _Chunk, check: bool, delay_s: float | None) -> int:
-        waiting = queues.waiting_key(pipeline)
-        keys = [queues.PIPELINES, queues.workers_key(pipeline), list_key, waiting, *map(queues.record_key, chunk.ids)]
-        alive_since = time.time() - queues.WORKER_TTL_S
-        lifetime = queues.PENDING_TTL_S + int(delay_s or 0)
-        # Whatever waits does so in Redis, not in a worker's memory as Celery's countdown does.
-        due = time.time() + delay_s if delay_s else 0
-        args = [pipeline, int(check), alive_since, lifetime, due, *chunk.records_and_messages]
+    def _put(self, place: Place, chunk: Chunk) -> Served:
         with self._reachable():
-            live = self._submit(keys=keys, args=args)
-        if live == -1:
-            known = ", ".join(sorted(self.pipelines())) or "none yet"
-            raise PipeqError(
-                ErrorCode.UNKNOWN_PIPELINE,
-                f"no worker has ever served {pipeline!r} (known: {known}); start one with `pipeq worker {pipeline}`, "
-                "or pass check=False to queue it all the same",
-            )
-        return int(live)
+            return self._submitter.put(place, chunk)
+
+    def _check_known(self, pipeline: str) -> None:
+        with self._reachable():
+            if self._submitter.is_known(pipeline):
+                return
+        known = sorted(self.pipelines())
+        meant = get_close_matches(pipeline, known, 1)
+        hint = f"did you mean {shown.line(meant[0])!r}? " if meant else ""
+        names = ", ".join(shown.line(name, 100) for name in known[:NAMES_SHOWN]) or "none yet"
+        more = f" and {len(known) - NAMES_SHOWN} more" if len(known) > NAMES_SHOWN else ""
+        raise PipeqError(
+            ErrorCode.UNKNOWN_PIPELINE,
+            f"no worker has ever served {pipeline!r} (known: {names}{more}): {hint}start one with "
+            f"`pipeq worker {pipeline}`, or pass check=False to queue it all the same",
+        )
 
     def cancel(self, task_id: str) -> TaskStatus:
         """Takes a task back, unless it has ended: a compare-and-set on its record, so no worker need be up.
@@ -245,33 +269,28 @@ class Client:
         Returns:
             The status afterwards: ``cancelled``, or how the task had ended before.
         """
-        key = queues.record_key(task_id)
-        while True:
-            with self._reachable():
-                raw = self._redis.get(key)
-            before = _decode(raw)
-            status = TaskStatus.from_record(task_id, before)
-            if status.is_final:
-                return status
-            record = {
-                "status": "REVOKED",
-                # Celery reads a revocation's reason from here.
-                "result": {
-                    "exc_type": "TaskRevokedError",
-                    "exc_message": ["cancelled"],
-                    "exc_module": "celery.exceptions",
-                },
-                "traceback": None,
-                "children": (before or {}).get("children", []),
-                "date_done": datetime.now(UTC).isoformat(),
-                "task_id": task_id,
-                "pipeq": {**_without_error((before or {}).get("pipeq") or {}), "finished_at": time.time()},
-            }
-            # Kept as long as the message may wait on its queue: only this record tells a worker to drop it.
-            args = [raw or b"", json.dumps(record), queues.PENDING_TTL_S]
-            with self._reachable():
-                if self._compare_and_set(keys=[key], args=args):
-                    return TaskStatus.from_record(task_id, record)
+        key = queues.record_key(checks.task_id(task_id))
+        with self._reachable():
+            while True:
+                with self._redis.pipeline() as pipe:
+                    pipe.watch(key)  # type: ignore[no-untyped-call]
+                    # MGET: nothing, too, where something stands that is no record.
+                    [raw] = pipe.mget([key])
+                    status = TaskStatus.read(task_id, raw)
+                    if status.is_final:
+                        return status
+                    record = _revoked(task_id, json_object(raw) or {})
+                    text = json.dumps(record)
+                    pipe.multi()
+                    # Kept as long as the message may wait on its queue: only this record tells a worker to drop it.
+                    pipe.set(key, text, ex=queues.PENDING_TTL_S)
+                    pipe.publish(key, text)
+                    try:
+                        pipe.execute()
+                    except WatchError:
+                        # Somebody wrote meanwhile, perhaps a result: look again.
+                        continue
+                return TaskStatus.from_record(task_id, record)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -281,17 +300,17 @@ class Client:
 
     def status_many(self, task_ids: Iterable[str]) -> list[TaskStatus]:
         """The status of each task, in order; up to 500 a round trip."""
-        ids = list(task_ids)
+        ids = checks.task_ids(task_ids)
         found: list[TaskStatus] = []
         for start in range(0, len(ids), CHUNK_TASKS):
             chunk = ids[start : start + CHUNK_TASKS]
             with self._reachable(), self._redis.pipeline(transaction=False) as pipe:
                 pipe.mget([queues.record_key(task_id) for task_id in chunk])
                 pipe.hmget(queues.RUNNING, chunk)
-                records, marks = pipe.execute()
+                records, marks = replies(pipe)
             found += [
-                TaskStatus.from_record(task_id, _decode(record), _decode(mark))
-                for task_id, record, mark in zip(chunk, records, marks, strict=True)
+                TaskStatus.read(task_id, record, mark)
+                for task_id, record, mark in zip(chunk, records, marks or [None] * len(chunk), strict=True)
             ]
         return found
 
@@ -306,41 +325,13 @@ class Client:
     def as_completed(self, task_ids: Iterable[str], timeout_s: float | None = None) -> Iterator[TaskStatus]:
         """Yields the status of each task when it has ended, first come first served. Woken by Redis, not by polling.
 
+        A Redis that goes away meanwhile is waited for until the time is up, or for 5 minutes without a ``timeout_s``.
+
         Raises:
             WaitTimeoutError: some did not end in time; they go on.
         """
-        pending = dict.fromkeys(task_ids)
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        channels = [queues.record_key(task_id) for task_id in pending]
-        with self._reachable(), self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]
-            for start in range(0, len(channels), CHUNK_TASKS):
-                pubsub.subscribe(*channels[start : start + CHUNK_TASKS])
-            while pending:
-                # Looked at only after subscribing, so that no task can end unseen in between.
-                wake_at = time.monotonic() + RECHECK_S
-                for status in self.status_many(pending):
-                    if status.is_final:
-                        del pending[status.id]
-                        yield status
-                    elif status.expires_at is not None:
-                        # Nobody publishes an expiry while no worker runs.
-                        wake_at = min(wake_at, time.monotonic() + max(status.expires_at - time.time(), 0) + 0.01)
-                while pending and (left := min(wake_at, deadline or wake_at) - time.monotonic()) > 0:
-                    message = pubsub.get_message(timeout=left)
-                    if message is None or message["type"] != "message":
-                        continue
-                    task_id = message["channel"].decode().removeprefix(queues.record_key(""))
-                    status = TaskStatus.from_record(task_id, _decode(message["data"]))
-                    if status.is_final and task_id in pending:
-                        del pending[task_id]
-                        yield status
-                if pending and deadline is not None and time.monotonic() >= deadline:
-                    first = next(iter(pending))
-                    raise WaitTimeoutError(
-                        ErrorCode.TIMEOUT,
-                        f"{len(pending)} of {len(channels)} tasks had not ended after {timeout_s} s, "
-                        f"for instance {first}",
-                    )
+        ids, timeout_s = checks.task_ids(task_ids), checks.seconds("timeout_s", timeout_s)
+        return Wait(self._redis, self._reachable, self.status_many, ids, timeout_s).ended()
 
     def result(self, task: str | TaskStatus, timeout_s: float | None = None) -> Any:
         """Waits until a task ends and returns the pipeline's output, fetched from the store where it lies there.
@@ -350,100 +341,65 @@ class Client:
             timeout_s: how long to wait; for ever where it is absent.
 
         Raises:
-            PipeqError: the task's own error, ``cancelled`` or ``expired``.
+            PipeqError: the task's own error, ``cancelled`` or ``expired``; ``input_forbidden``, where the result lies
+                outside what this client may read; ``output_failed``, where it cannot be read.
             WaitTimeoutError: it did not end in time; it goes on.
         """
-        status = task if isinstance(task, TaskStatus) and task.is_final else self.wait(_id(task), timeout_s)
+        timeout_s = checks.seconds("timeout_s", timeout_s)
+        if isinstance(task, TaskStatus):
+            status = task if task.is_final else self.wait(task.id, timeout_s)
+        else:
+            status = self.wait(task, timeout_s)
         if status.error is not None:
             raise status.error.to_exception()
         if status.state is State.CANCELLED:
             raise PipeqError(ErrorCode.CANCELLED, f"task {status.id} was cancelled")
         if status.state is State.EXPIRED:
             raise PipeqError(ErrorCode.EXPIRED, f"task {status.id} expired before a worker took it")
-        return status.result if status.result_uri is None else read_result(status.result_uri)
+        return status.result if status.result_uri is None else read_result(status.result_uri, self._allow)
 
     def read(self, part: Mapping[str, Any]) -> bytes:
         """The bytes of an object in a result (an image, audio, an array), wherever they are.
 
         Raises:
-            PipeqError: ``output_failed``, when it cannot be read.
+            PipeqError: ``input_forbidden``, where it lies outside what this client may read; ``output_failed``, where
+                it cannot be read.
         """
-        return read_object(part)
+        return read_object(part, self._allow)
 
     def pipelines(self) -> dict[str, dict[str, Any]]:
-        """Every pipeline that a worker has ever served: name -> task type and model."""
+        """Every pipeline that a worker has ever served: name -> task type and model; empty where that is unreadable."""
         with self._reachable():
-            found = self._redis.hgetall(queues.PIPELINES)
-        return {_text(name): json.loads(info) for name, info in found.items()}
+            return registered(self._redis.hgetall(queues.PIPELINES))
 
     def queues(self) -> list[QueueInfo]:
         """Depth, age and workers of every known pipeline's queue."""
-        return [self._queue(name) for name in sorted(self.pipelines())]
-
-    def _queue(self, pipeline: str) -> QueueInfo:
-        now = time.time()
-        lists = queues.list_keys(pipeline)
-        with self._reachable(), self._redis.pipeline(transaction=False) as pipe:
-            for key in lists:
-                pipe.llen(key)
-            for key in lists:
-                pipe.lindex(key, -1)
-            pipe.zrangebyscore(queues.workers_key(pipeline), now - queues.WORKER_TTL_S, "+inf")
-            pipe.llen(queues.dead_letter_key(pipeline))
-            pipe.zcard(queues.waiting_key(pipeline))
-            *per_list, workers, dead, waiting = pipe.execute()
         with self._reachable():
-            beats = self._redis.mget([queues.worker_key(w.decode()) for w in workers]) if workers else []
-        in_flight = sum((_decode(beat) or {}).get("in_flight", {}).get(pipeline, 0) for beat in beats)
-        oldest = [_message_id(raw) for raw in per_list[len(lists) :] if raw]
-        times = [s.submitted_at for s in self.status_many(filter(None, oldest)) if s.submitted_at is not None]
-        return QueueInfo(
-            pipeline=pipeline,
-            depth=sum(per_list[: len(lists)]),
-            waiting=waiting,
-            oldest_age_s=now - min(times) if times else None,
-            in_flight=in_flight,
-            workers=len(workers),
-            dead=dead,
-        )
+            return [read_queue(self._redis, name, self.status_many) for name in sorted(self.pipelines())]
 
-    @contextmanager
-    def _reachable(self) -> Iterator[None]:
-        try:
-            yield
-        except AuthenticationError as error:
-            raise RedisUnavailableError(
-                ErrorCode.REDIS_UNAVAILABLE, f"{without_password(self.redis_url)} refuses the password: {error}"
-            ) from error
-        except (ConnectionError, TimeoutError) as error:
-            raise RedisUnavailableError(
-                ErrorCode.REDIS_UNAVAILABLE,
-                f"cannot reach Redis at {without_password(self.redis_url)}: {error}",
-                True,
-            ) from error
-        except RedisError as error:
-            raise RedisUnavailableError(
-                ErrorCode.REDIS_UNAVAILABLE, f"Redis at {without_password(self.redis_url)} answers: {error}"
-            ) from error
+    def _reachable(self) -> AbstractContextManager[None]:
+        return reachable(self.redis_url)
 
 
-@dataclass
-class _Chunk:
-    """Tasks that are queued together."""
-
-    ids: list[str] = field(default_factory=list)
-    records_and_messages: list[str] = field(default_factory=list)
-    bytes: int = 0
-
-    def add(self, envelope: Envelope, body: str) -> None:
-        message = envelope.encode(body)
-        self.ids.append(envelope.id)
-        self.records_and_messages += (envelope.record(), message)
-        self.bytes += len(message)
-
-    @property
-    def is_full(self) -> bool:
-        return len(self.ids) >= CHUNK_TASKS or self.bytes >= CHUNK_BYTES
+def _revoked(task_id: str, before: dict[str, Any]) -> dict[str, Any]:
+    """The record of a task that was taken back, as Celery's own revocation writes it."""
+    ours = before.get("pipeq")
+    # A retrying task was to be retried for a fault that is of no interest any more.
+    kept = {name: value for name, value in ours.items() if name != "error"} if isinstance(ours, dict) else {}
+    return {
+        "status": "REVOKED",
+        # Celery reads a revocation's reason from here.
+        "result": {
+            "exc_type": "TaskRevokedError",
+            "exc_message": ["cancelled"],
+            "exc_module": "celery.exceptions",
+        },
+        "traceback": None,
+        "children": before.get("children", []),
+        "date_done": datetime.now(UTC).isoformat(),
+        "task_id": task_id,
+        "pipeq": {**kept, "finished_at": time.time()},
+    }
 
 
 def _too_large(size: int, limit: int) -> PipeqError:
@@ -451,50 +407,3 @@ def _too_large(size: int, limit: int) -> PipeqError:
         ErrorCode.INPUT_TOO_LARGE,
         f"the message is {size} bytes, at most {limit} are allowed: put the input on S3 and submit a Ref to it",
     )
-
-
-def _script(name: str) -> str:
-    return (resources.files(__package__) / name).read_text(encoding="utf-8")
-
-
-def _text(raw: bytes | str) -> str:
-    """redis-py is typed for both; ours does not decode."""
-    return raw.decode() if isinstance(raw, bytes) else raw
-
-
-def _decode(raw: bytes | str | None) -> dict[str, Any] | None:
-    """JSON of a record or a mark; None for nothing."""
-    return json.loads(raw) if raw else None
-
-
-def _check_id(task_id: str | None) -> None:
-    if task_id is not None and not queues.is_task_id(task_id):
-        raise PipeqError(ErrorCode.INVALID_MESSAGE, f"the task id {task_id!r} is not {queues.TASK_ID_WORDS}")
-
-
-def _list_key(pipeline: str, priority: int) -> str:
-    try:
-        return queues.list_key(pipeline, priority)
-    except (ValueError, TypeError) as error:
-        raise PipeqError(ErrorCode.INVALID_MESSAGE, f"priority {priority!r} is not 0 (first) to 9 (last)") from error
-
-
-def _check_seconds(name: str, seconds: float | None) -> None:
-    if seconds is not None and not (isinstance(seconds, int | float) and abs(seconds) <= LONGEST_S):
-        raise PipeqError(ErrorCode.INVALID_MESSAGE, f"{name} is {seconds!r}, not a number of seconds within ten years")
-
-
-def _without_error(status: dict[str, Any]) -> dict[str, Any]:
-    """A retrying task's status without the fault it was to be retried for."""
-    return {name: value for name, value in status.items() if name != "error"}
-
-
-def _message_id(raw: bytes) -> str | None:
-    try:
-        return str(json.loads(raw)["headers"]["id"])
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _id(task: str | TaskStatus) -> str:
-    return task if isinstance(task, str) else task.id

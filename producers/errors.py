@@ -54,6 +54,8 @@ class ErrorCode(StrEnum):
     MISSING_PACKAGE = "missing_package"
     #: A server of the demo or the tests did not start. Never the outcome of a task.
     NOT_RUNNING = "not_running"
+    #: What stands in Redis under a task's id is no record of one. Never the outcome of a task.
+    INVALID_RECORD = "invalid_record"
     #: The client cannot reach Redis. Never the outcome of a task.
     REDIS_UNAVAILABLE = "redis_unavailable"
 

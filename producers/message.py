@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from pathlib import Path
+import math
+from pathlib import Path, PurePath
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 from producers import shown
 from producers.errors import ErrorCode, PipeqError
 from producers.queues import object_name
+from producers.reading import MAX_DEPTH, MAX_DIGITS
 
 #: Schemes a reference may use.
 SCHEMES = ("s3", "file", "https")
@@ -43,9 +45,17 @@ class Ref(BaseModel):
     dtype: str | None = None
 
     def __init__(self, uri: str | None = None, **fields: Any) -> None:
+        """Reads a reference.
+
+        Raises:
+            PipeqError: ``invalid_input``, naming the field.
+        """
         if uri is not None:
             fields["uri"] = uri
-        super().__init__(**fields)
+        try:
+            super().__init__(**fields)
+        except (ValidationError, TypeError) as error:
+            raise PipeqError(ErrorCode.INVALID_INPUT, f"the reference is not valid: {describe(error)}") from error
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -57,7 +67,7 @@ class Ref(BaseModel):
     @classmethod
     def _known_scheme(cls, uri: str | None) -> str | None:
         if uri is not None and uri.partition("://")[0] not in SCHEMES:
-            raise ValueError(f"{shown.uri(uri)!r} is not an s3://, file:// or https:// URI")
+            raise ValueError(f"{shown.uri(uri)!r} is not an s3://, file:// or https:// URI{_hint(uri)}")
         return uri
 
     @field_validator("base64")
@@ -73,23 +83,42 @@ class Ref(BaseModel):
     @classmethod
     def from_bytes(cls, data: bytes, media_type: str | None = None) -> Self:
         """A reference that carries its bytes inline, for inputs that fit into a message (256 KiB)."""
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise PipeqError(ErrorCode.INVALID_INPUT, f"Ref.from_bytes takes bytes, not a {type(data).__name__}")
         return cls(base64=base64.b64encode(data).decode("ascii"), media_type=media_type)
 
     @classmethod
-    def from_path(cls, path: str | Path) -> Self:
+    def from_path(cls, path: str | PurePath) -> Self:
         """A ``file://`` reference to a file that the *worker* can open under the same path."""
-        return cls(uri=Path(path).resolve().as_uri())
+        try:
+            return cls(uri=Path(path).resolve().as_uri())
+        except (TypeError, ValueError, OSError) as error:
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT, f"{shown.line(repr(path))} is no path of a file: {error}"
+            ) from error
 
     @classmethod
-    def of(cls, source: str | Path) -> Self:
+    def of(cls, source: str | PurePath) -> Self:
         """A reference to what somebody typed: a URI is one, anything else is a path that the worker can open, too."""
-        is_uri = isinstance(source, str) and source.partition("://")[0] in SCHEMES
-        return cls(uri=str(source)) if is_uri else cls.from_path(source)
+        # Of an unknown scheme, too: nobody's file is called http://....
+        return cls(uri=source) if isinstance(source, str) and "://" in source else cls.from_path(source)
 
     @classmethod
     def is_ref(cls, value: Any) -> bool:
         """Whether a value of ``inputs`` is a reference: an object with ``uri`` or ``base64``."""
         return isinstance(value, dict) and ("uri" in value or "base64" in value)
+
+
+def _hint(uri: str) -> str:
+    """What somebody meant who wrote this in the place of a URI."""
+    scheme, is_uri, _ = uri.partition("://")
+    if not is_uri:
+        return ": for a file that the workers can open under the same path write Ref.from_path(...)"
+    if scheme.lower() in SCHEMES:
+        return f": write the scheme in small letters, {scheme.lower()}://"
+    if scheme.lower() == "http":
+        return ": what travels unencrypted is not read; write https://, or Ref.from_bytes(...) for small inputs"
+    return ": put the input on S3, or write Ref.from_bytes(...) for small ones"
 
 
 class Output(BaseModel):
@@ -168,20 +197,61 @@ def plain(value: Any) -> Any:
     """Replaces every :class:`Ref` inside ``value`` by its JSON form; paths become ``file://`` references.
 
     Raises:
-        PipeqError: ``invalid_input`` for bytes (say where they go) or anything else that is no JSON.
+        PipeqError: ``invalid_input`` for bytes (say where they go) or anything else that is no JSON: NaN and infinity,
+            text with a lone surrogate, an integer of over 300 digits, what is nested deeper than 190 levels.
     """
-    if isinstance(value, str | int | float | bool) or value is None:
+    return _plain(value, MAX_DEPTH - 10)
+
+
+def _plain(value: Any, depth: int) -> Any:
+    if isinstance(value, str):
+        return value if value.isascii() else _encodable(value)
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, int | float):
+        return _number(value)
     if isinstance(value, Ref):
-        return value.model_dump(exclude_none=True)
-    if isinstance(value, Path):
-        return {"uri": value.resolve().as_uri()}
+        return value.model_dump(mode="json", exclude_none=True)
+    if isinstance(value, PurePath):
+        return Ref.from_path(value).model_dump(exclude_none=True)
+    if depth == 0:
+        # A list that holds itself ends here, too.
+        raise _no_json(f"nested deeper than {MAX_DEPTH - 10} levels")
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {_key(key): _plain(item, depth - 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [_plain(item, depth - 1) for item in value]
     hint = "; wrap small ones in Ref.from_bytes(), put large ones on S3" if isinstance(value, bytes) else ""
     raise PipeqError(ErrorCode.INVALID_INPUT, f"{type(value).__name__} is not JSON and no Ref{hint}")
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _no_json(f"{shown.line(text, 50)!r} holds a lone surrogate at character {error.start}") from error
+    return text
+
+
+def _number(value: int | float) -> int | float:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise _no_json(f"{value} is no number of JSON: write null, or leave it out")
+    elif abs(value) >= 10**MAX_DIGITS:
+        raise _no_json(f"an integer of more than {MAX_DIGITS} digits")
+    return value
+
+
+def _key(key: Any) -> str:
+    if isinstance(key, str):
+        return _encodable(key)
+    if key is None or isinstance(key, bool | int | float):
+        return str(key)
+    raise _no_json(f"a {type(key).__name__} is no name of a field")
+
+
+def _no_json(what: str) -> PipeqError:
+    return PipeqError(ErrorCode.INVALID_INPUT, f"it is not JSON: {what}")
 
 
 def json_schema() -> str:

@@ -107,6 +107,11 @@ def workers_key(pipeline: str) -> str:
     return f"pipeq:workers:{pipeline}"
 
 
+def loading_key(pipeline: str) -> str:
+    """Sorted set: worker name -> seconds since the epoch when it last said that it is loading this pipeline."""
+    return f"pipeq:loading:{pipeline}"
+
+
 def worker_key(worker: str) -> str:
     """String with a lifetime: JSON of what a worker last said about itself."""
     return f"pipeq:worker:{worker}"

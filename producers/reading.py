@@ -18,6 +18,7 @@ MAX_DIGITS = 300
 
 _LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BRACKET = re.compile(rb"[\[{\]}]")
 
 
@@ -47,6 +48,28 @@ def json_value(raw: bytes | str | None) -> Any:
         raise UnreadableError("it is no JSON") from error
 
 
+def readable(raw: bytes | str | None) -> Any:
+    """Any JSON, as :func:`json_value` reads it, with U+FFFD for each lone surrogate, which nothing can print or store.
+
+    Raises:
+        UnreadableError: as :func:`json_value`.
+    """
+    value = json_value(raw)
+    # Escaped pairs are whole characters by now; only where one is spelled at all is there something to look for.
+    if isinstance(raw, str):
+        raw = raw.encode("utf-8", "surrogatepass")
+    return _mended(value) if raw and _SURROGATE.search(raw) else value
+
+
+def readable_object(raw: bytes | str | None) -> dict[str, Any] | None:
+    """A JSON object, as :func:`readable` reads it; None where there is nothing, or anything else. Never raises."""
+    try:
+        value = readable(raw)
+    except UnreadableError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def json_object(raw: bytes | str | None) -> dict[str, Any] | None:
     """A JSON object; None where there is nothing, or anything else. Never raises."""
     try:
@@ -65,6 +88,16 @@ def number(value: object) -> float | None:
     except OverflowError:
         return None
     return found if math.isfinite(found) else None
+
+
+def _mended(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_mended(item) for item in value]
+    if isinstance(value, dict):
+        return {_mended(name): _mended(item) for name, item in value.items()}
+    return value
 
 
 def _integer(digits: str) -> int:

@@ -1,53 +1,82 @@
-"""Reading a result that a worker put into a store: ``s3://`` with the caller's own AWS credentials, or ``file://``."""
+"""Reading a result that a worker put into a store: ``s3://`` with the caller's own AWS credentials, or ``file://``.
+
+Before: read_allow, which says whether it may be read at all.
+"""
 
 from __future__ import annotations
 
 import base64
-import json
+import os
+import stat
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
+from producers import shown
 from producers.errors import ErrorCode, PipeqError
+from producers.read_allow import ReadAllow
+from producers.reading import UnreadableError, readable
 
 
-def read_result(uri: str) -> Any:
+def read_result(uri: str, allow: ReadAllow) -> Any:
     """The JSON that ``uri`` holds.
 
     Raises:
-        PipeqError: ``output_failed``, when it cannot be read.
+        PipeqError: ``input_forbidden``, when it is not allowed; ``output_failed``, when it cannot be read.
     """
     try:
-        return json.loads(_read(uri))
-    except (OSError, ValueError) as error:
-        raise PipeqError(ErrorCode.OUTPUT_FAILED, f"cannot read the result {uri}: {error}") from error
+        return readable(_read(uri, allow))
+    except (OSError, UnreadableError) as error:
+        raise _failed(f"cannot read the result {shown.uri(uri)}", error) from error
 
 
-def read_object(part: Mapping[str, Any]) -> bytes:
+def read_object(part: Mapping[str, Any], allow: ReadAllow) -> bytes:
     """The bytes of an object in a result: an image, audio, an array.
 
     Args:
         part: what stands for it in the result, with ``uri`` or ``base64``.
+        allow: what may be read.
 
     Raises:
-        PipeqError: ``output_failed``, when it cannot be read.
+        PipeqError: ``input_forbidden``, when it is not allowed; ``output_failed``, when it cannot be read.
     """
+    inline, uri = (part.get("base64"), part.get("uri")) if isinstance(part, Mapping) else (None, None)
     try:
-        return base64.b64decode(part["base64"]) if "base64" in part else _read(part["uri"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PipeqError(ErrorCode.OUTPUT_FAILED, f"cannot read the object {part.get('uri', '')}: {error}") from error
+        if isinstance(inline, str):
+            return base64.b64decode(inline, validate=True)
+        if isinstance(uri, str):
+            return _read(uri, allow)
+    except (OSError, ValueError) as error:
+        name = shown.uri(uri) if isinstance(uri, str) else "of the result"
+        raise _failed(f"cannot read the object {name}", error) from error
+    what = shown.line(repr(part), 100)
+    raise PipeqError(
+        ErrorCode.OUTPUT_FAILED, f"cannot read the object {what}: it has neither a `uri` nor `base64` as text", False
+    )
 
 
-def _read(uri: str) -> bytes:
-    parts = urlsplit(uri)
-    if parts.scheme == "file":
-        return Path(unquote(uri.removeprefix("file://"))).read_bytes()
+def _failed(what: str, error: Exception) -> PipeqError:
+    return PipeqError(ErrorCode.OUTPUT_FAILED, f"{what}: {shown.line(str(error))}")
+
+
+def _read(uri: str, allow: ReadAllow) -> bytes:
+    if uri.startswith("file://"):
+        return _read_file(allow.file(uri))
+    if not uri.startswith("s3://"):
+        raise PipeqError(ErrorCode.INPUT_FORBIDDEN, f"{shown.uri(uri)} is not read: it is no s3:// or file:// URI")
+    bucket, key = allow.s3(uri)
     import boto3  # not at the top: half a second that most callers never need
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        body = boto3.client("s3").get_object(Bucket=parts.netloc, Key=uri.split("/", 3)[3])["Body"]
-        return body.read()
+        return boto3.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
     except (BotoCoreError, ClientError) as error:
         raise OSError(str(error)) from error
+
+
+def _read_file(path: str) -> bytes:
+    # No waiting for a writer of a pipe, and no link that was put there since it was looked at.
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(opened, "rb") as file:
+        if not stat.S_ISREG(os.fstat(opened).st_mode):
+            raise OSError("it is no regular file")
+        return file.read()

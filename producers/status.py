@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import time
 from enum import StrEnum
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from producers import queues, shown
 from producers.errors import ErrorCode, PipeqError
+from producers.reading import UnreadableError, readable, readable_object
+
+#: Seconds since the epoch, up to the year 9999.
+Moment = Annotated[float, Field(ge=0, lt=253_370_764_800, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class State(StrEnum):
@@ -61,7 +67,7 @@ class ErrorInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    code: str
+    code: str = Field(min_length=1)
     message: str
     retryable: bool
 
@@ -76,9 +82,9 @@ class BatchInfo(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     #: Items in the batch.
-    size: int
+    size: int = Field(ge=0, lt=2**31)
     #: Share of the batch's padded cost that was padding, 0 to 1.
-    padding: float
+    padding: Finite
 
 
 class ModelInfo(BaseModel):
@@ -101,14 +107,14 @@ class TaskStatus(BaseModel):
     state: State
     pipeline: str | None = None
     #: When the producer submitted it.
-    submitted_at: float | None = None
+    submitted_at: Moment | None = None
     #: When its first item entered a batch.
-    started_at: float | None = None
-    finished_at: float | None = None
+    started_at: Moment | None = None
+    finished_at: Moment | None = None
     #: When it expires, if it does.
-    expires_at: float | None = None
+    expires_at: Moment | None = None
     #: Times a worker has begun to run it.
-    attempts: int = 0
+    attempts: int = Field(default=0, ge=0, lt=2**31)
     worker: str | None = None
     #: The pipeline's output, where it is stored in the record.
     result: JsonValue = None
@@ -116,7 +122,7 @@ class TaskStatus(BaseModel):
     result_uri: str | None = None
     error: ErrorInfo | None = None
     #: Milliseconds in each stage: queue, fetch, decode, prepare, batch, infer, deliver.
-    timing_ms: dict[str, float] | None = None
+    timing_ms: dict[str, Finite] | None = None
     batch: BatchInfo | None = None
     model: ModelInfo | None = None
 
@@ -126,10 +132,33 @@ class TaskStatus(BaseModel):
         return self.state.is_final
 
     @classmethod
+    def read(cls, task_id: str, record: bytes | str | None, mark: bytes | str | None = None) -> Self:
+        """What stands in Redis under a task's id -> its status, whatever stands there.
+
+        A record that cannot be read gives ``unknown``, or ``running`` where a mark says so, and the error
+        ``invalid_record``.
+
+        Args:
+            task_id: the task's id.
+            record: the bytes under ``celery-task-meta-<id>``; None where there is nothing.
+            mark: the bytes of the task's field in ``pipeq:running``; None where there is none.
+        """
+        known_mark = readable_object(mark)
+        if record is None:
+            return cls.from_record(task_id, None, known_mark)
+        try:
+            fields = readable(record)
+        except UnreadableError as error:
+            return cls._unreadable(task_id, str(error), known_mark)
+        if not isinstance(fields, dict):
+            return cls._unreadable(task_id, "it is no JSON object", known_mark)
+        return cls.from_record(task_id, fields, known_mark)
+
+    @classmethod
     def from_record(
         cls, task_id: str, record: dict[str, Any] | None, mark: dict[str, Any] | None = None, now: float | None = None
     ) -> Self:
-        """Reads Celery's record of a task, overlaid with its running mark.
+        """Reads Celery's record of a task, overlaid with its running mark. Fields of a wrong type are left out.
 
         Args:
             task_id: the task's id.
@@ -139,29 +168,61 @@ class TaskStatus(BaseModel):
         """
         if record is None and mark is None:
             return cls(id=task_id, state=State.UNKNOWN)
+        if record is not None and not isinstance(record.get("status"), str):
+            return cls._unreadable(task_id, "its `status` is no text", mark)
         record = record or {}
-        ours: dict[str, Any] = record.get("pipeq") or {}
+        ours: dict[str, Any] = found if isinstance(found := record.get("pipeq"), dict) else {}
         state: State = _STATES.get(record.get("status", ""), State.QUEUED)
         if state is State.CANCELLED and _revoked_reason(record) == "expired":
             state = State.EXPIRED
         fields = {name: ours[name] for name in cls.model_fields if name in ours}
         fields |= {"id": task_id, "state": state}
         if state is State.SUCCEEDED:
-            if "result_uri" not in ours:
+            if ours.get("result_uri") is None:
                 fields["result"] = record.get("result")
         elif state is State.FAILED:
             fields["error"] = ours.get("error") or _foreign_error(record)
-        elif not state.is_final:
-            if mark is not None:
-                fields |= {
-                    "state": State.RUNNING,
-                    "worker": mark.get("worker"),
-                    "attempts": mark.get("attempt", 1),
-                    "started_at": mark.get("since"),
-                }
-            elif state is State.QUEUED and (ours.get("expires_at") or float("inf")) < (now or time.time()):
-                fields["state"] = State.EXPIRED
-        return cls(**fields)
+        elif not state.is_final and mark is not None:
+            fields |= _running(mark)
+        status, dropped = cls._of_what_fits(fields)
+        if state is State.SUCCEEDED and dropped & {"result", "result_uri"}:
+            return cls._unreadable(task_id, f"its {' and '.join(sorted(dropped))} cannot be read", None)
+        if state is State.FAILED and status.error is None:
+            # That it failed is certain.
+            return status.model_copy(update={"error": _invalid(task_id, "what it says of the error cannot be read")})
+        # Only a number that was judged can be compared.
+        if status.state is State.QUEUED and (status.expires_at or float("inf")) < (now or time.time()):
+            return status.model_copy(update={"state": State.EXPIRED})
+        return status
+
+    @classmethod
+    def _of_what_fits(cls, fields: dict[str, Any]) -> tuple[Self, set[str]]:
+        """The status without the fields that are of a wrong type, and their names."""
+        try:
+            return cls(**fields), set()
+        except ValidationError as error:
+            wrong = {str(item["loc"][0]) for item in error.errors(include_url=False, include_input=False)}
+        return cls(**{name: value for name, value in fields.items() if name not in wrong}), wrong
+
+    @classmethod
+    def _unreadable(cls, task_id: str, why: str, mark: dict[str, Any] | None) -> Self:
+        fields: dict[str, Any] = {"id": task_id, "state": State.UNKNOWN, "error": _invalid(task_id, why)}
+        return cls._of_what_fits(fields | (_running(mark) if mark is not None else {}))[0]
+
+
+def _running(mark: dict[str, Any]) -> dict[str, Any]:
+    """What the mark of a running task lays over its record."""
+    return {
+        "state": State.RUNNING,
+        "worker": mark.get("worker"),
+        "attempts": mark.get("attempt", 1),
+        "started_at": mark.get("since"),
+    }
+
+
+def _invalid(task_id: str, why: str) -> ErrorInfo:
+    key = queues.record_key(shown.line(task_id))
+    return ErrorInfo(code=ErrorCode.INVALID_RECORD, message=f"{key} in Redis is no record: {why}", retryable=False)
 
 
 def _revoked_reason(record: dict[str, Any]) -> str:

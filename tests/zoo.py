@@ -93,7 +93,7 @@ def running(models: Path, folder: Path, more: str = "", **env: Any) -> Iterator[
     with (
         embedded.valkey() as url,
         worker(folder, url, "--config", config, **env) as process,
-        Client(url) as client,
+        Client(url, allow=[f"{results.as_uri()}/"]) as client,
     ):
         process.wait_ready(client, *SERVED)
         yield Zoo(client, process, models, inputs, results)

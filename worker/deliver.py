@@ -349,6 +349,8 @@ def _status(work: Work, *, retrying: bool) -> dict[str, Any]:
         "pipeline": work.pipeline.name if work.pipeline else (work.message.pipeline if work.message else None),
         "submitted_at": submitted_at,
         "expires_at": number(before.get("expires_at")),
+        # By it a client knows another task that was given the same id.
+        "message_sha256": before.get("message_sha256"),
         "started_at": work.started_at,
         "finished_at": None if retrying else now,
         "attempts": work.attempt or work.retries + 1,

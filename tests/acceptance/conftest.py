@@ -78,7 +78,7 @@ def service(
     with (
         embedded.valkey() as url,
         worker(folder, url, "--config", config, retry_backoff_s=0.2, **s3_server.env()) as process,
-        Client(url) as client,
+        Client(url, allow=["s3://results/", f"{results.as_uri()}/"]) as client,
     ):
         process.wait_ready(client, "text-embedding", "top-two", *SERVED)
         yield Service(client, process, inputs, results, s3_server, tiny, minilm)

@@ -70,7 +70,7 @@ def served(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
     with (
         embedded.valkey() as url,
         worker(folder, url, "--config", config) as process,
-        Client(url) as client,
+        Client(url, allow=[f"{results.as_uri()}/"]) as client,
     ):
         process.wait_ready(client, *MODELS)
         yield Served(client, inputs, results)

@@ -60,7 +60,8 @@ class Stage:
     config: Path
 
     def env(self) -> dict[str, str]:
-        return {**os.environ, "PIPEQ_REDIS_URL": self.client.redis_url, "PYTHONWARNINGS": "error"}
+        redis_url, store = self.client.redis_url, f"{self.results.as_uri()}/"
+        return {**os.environ, "PIPEQ_REDIS_URL": redis_url, "PIPEQ_CLIENT_ALLOW": store, "PYTHONWARNINGS": "error"}
 
     def run(self, name: str, *arguments: object) -> list[str]:
         """The lines that an example prints."""
@@ -120,7 +121,7 @@ def stage(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stag
     with (
         embedded.valkey() as url,
         worker(folder, url, *arguments, PYTHONPATH=ROOT) as process,
-        Client(url) as client,
+        Client(url, allow=[f"{results.as_uri()}/"]) as client,
     ):
         process.wait_ready(client, *SERVED, "emotions", "large-chat")
         yield Stage(client, inputs, results, config)

@@ -215,13 +215,17 @@ def test_a_result_in_a_store_is_fetched(db: redis.Redis, s3_server: S3Server, mo
             monkeypatch.setenv(name, value)
     s3_server.client().put_object(Bucket="results", Key="a b/ü.json", Body=b'{"text": "hello"}')
     finish(db, "t", result={"uri": "s3://results/a b/ü.json"}, result_uri="s3://results/a b/ü.json")
-    done = run("result", "t")
+    done = run("result", "t", "--allow", "s3://results/")
     assert (done.exit_code, done.stdout) == (0, '{"text": "hello"}\n')
+    assert run("result", "t").exit_code == 1
+    for allow in ("s3://others/, s3://results/a b/", '["s3://results/a b/"]'):
+        monkeypatch.setenv("PIPEQ_CLIENT_ALLOW", allow)
+        assert run("result", "t").stdout == done.stdout
 
 
 def test_a_result_that_cannot_be_read_is_said(db: redis.Redis, tmp_path: Path) -> None:
     finish(db, "t", result_uri=(tmp_path / "gone.json").as_uri())
-    done = run("result", "t")
+    done = run("result", "t", "--allow", tmp_path.as_uri())
     assert (done.exit_code, done.stdout) == (1, "")
     assert re.fullmatch(r"pipeq: output_failed: .*gone\.json.*\n", done.stderr)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from producers.errors import ErrorCode, PipeqError
 from producers.message import Output, Ref, TaskMessage, json_schema, plain
@@ -73,8 +72,9 @@ def test_a_ref_names_where_the_bytes_are(uri: str) -> None:
     ],
 )
 def test_other_refs_are_refused(fields: dict[str, str]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(PipeqError, match="the reference is not valid") as caught:
         Ref(**fields)
+    assert caught.value.code == ErrorCode.INVALID_INPUT
 
 
 def test_a_ref_carries_small_bytes_but_does_not_show_them() -> None:

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from producers import reading
-from producers.reading import UnreadableError, json_object, json_value, number
+from producers.reading import UnreadableError, json_object, json_value, number, readable
 
 DEEP = reading.MAX_DEPTH
 
@@ -58,3 +58,9 @@ def test_what_is_no_finite_number_is_none(value: object) -> None:
 def test_numbers() -> None:
     assert number(3) == 3.0
     assert number(-2.5) == -2.5
+
+
+def test_lone_surrogates_become_what_can_be_printed() -> None:
+    raw = b'{"a\\udc80": ["\\ud800x", "\\ud83d\\ude00", {"k": "\\uDFFF"}], "n": 1}'
+    assert readable(raw) == {"a\ufffd": ["\ufffdx", "\U0001f600", {"k": "\ufffd"}], "n": 1}
+    assert readable('{"a": "\U0001f600"}') == {"a": "\U0001f600"}
