@@ -6,6 +6,7 @@ PIP_ARGS ?=
 KILLS ?= 1000
 MINUTES ?= 60
 TASKS ?= 100000
+FAILURES ?= 10000
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -36,9 +37,9 @@ test: install ## Run the tests; PYTEST_ARGS goes to pytest.
 chaos: install ## Kill workers KILLS times (1000), and torture Redis for longer than `make test` does.
 	KILLS=$(KILLS) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/chaos $(PYTEST_ARGS)
 
-long: install ## An hour of audio (MINUTES), and 100,000 texts with parameters that differ (TASKS).
-	MINUTES=$(MINUTES) TASKS=$(TASKS) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/acceptance/test_long_audio.py \
-		tests/acceptance/test_mixed_parameters.py $(PYTEST_ARGS)
+long: install ## An hour of audio (MINUTES), 100,000 texts with parameters that differ (TASKS), 10,000 of each failure (FAILURES).
+	MINUTES=$(MINUTES) TASKS=$(TASKS) FAILURES=$(FAILURES) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/acceptance/test_long_audio.py \
+		tests/acceptance/test_mixed_parameters.py tests/acceptance/test_failures_leave_nothing.py $(PYTEST_ARGS)
 
 lint: install ## Check style, format and types.
 	$(BIN)/ruff check

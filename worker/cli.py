@@ -97,8 +97,8 @@ def _named(text: str) -> str:
 def run(settings: Settings) -> int:
     """Serves the pipelines in this process until it is told to stop. Returns its exit code."""
     # A task is some hundred small objects, all gone when it ends: looking for cycles after each 700 of them, Python's
-    # default, takes an eighth of the time of a no-op task.
-    gc.set_threshold(50_000, 20, 100)
+    # default, takes an eighth of the time of a no-op task. Nothing large may wait for the collector (worker/frames.py).
+    gc.set_threshold(50_000, 10, 10)
     from worker import log
 
     log.set_up(settings.log_level, settings.log_format)
@@ -120,6 +120,9 @@ def run(settings: Settings) -> int:
         pipelines[name] = load(name, section, settings.device, settings.s3, settings.param_limits)
     # In a container the process id and the host are the same after each restart; a name must not be.
     supervisor.end_with_parent()
+    # What is loaded stays: the collector need not walk through torch each time it looks at all there is.
+    gc.collect()
+    gc.freeze()
     hostname = f"pipeq-{os.getpid()}-{secrets.token_hex(2)}@{socket.gethostname()}"
     runtime = Runtime(settings, pipelines, hostname)
     app = build_app(runtime)

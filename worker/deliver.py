@@ -28,6 +28,7 @@ from producers.errors import ErrorCode, PipeqError
 from producers.reading import json_object, number
 from worker.backend import LONGEST_OPEN, Annotation, Buffer, Retry, annotation
 from worker.dead_letter import dead_letter, raw_frame
+from worker.frames import forget
 from worker.leases import Leases, place
 from worker.outage import outage
 from worker.outputs import Object, convert
@@ -130,6 +131,8 @@ class Deliverer:
                 try:
                     traced.append((work, self._trace(work)))
                 except Exception as problem:
+                    logger.exception("task %s cannot be ended", work.id, extra={"action": "deliver"})
+                    forget(problem)
                     broken.append((work, problem))
         return traced, broken, stored
 
@@ -247,7 +250,7 @@ class Deliverer:
 
     def _trace(self, work: Work) -> Any:
         """Runs Celery's tracer, whose body is :attr:`outcome`."""
-        retry, fence = self._next_try(work), self._fence(work)
+        retry, fence, error = self._next_try(work), self._fence(work), work.error
         note = Annotation(
             _status(work, retrying=retry is not None),
             queues.dead_letter_key(work.queue),
@@ -258,24 +261,31 @@ class Deliverer:
         )
 
         def end() -> Any:
+            if error is None:
+                return work.result
+            # A new one: what is raised gets frames, and they hold all that is delivered beside it.
+            problem = PipeqError(error.code, error.message, error.retryable)
             if retry is not None:
-                raise CeleryRetry(str(work.error), exc=work.error, when=retry.due - time.time())
-            if work.error is not None:
-                raise work.error
-            return work.result
+                raise CeleryRetry(str(problem), exc=problem, when=retry.due - time.time())
+            raise problem
 
         tokens = outcome.set(end), annotation.set(note)
         try:
-            return work.trace()
+            ended = work.trace()
+            if ended[0]:  # failed; then Celery's ExceptionInfo follows
+                forget(ended[1].exception)
+            return ended
         finally:
             outcome.reset(tokens[0])
             annotation.reset(tokens[1])
 
     def _give_up(self, work: Work, cause: Exception) -> None:
         """Celery cannot end this task, because of something in its message: it fails without links and callbacks."""
-        logger.error("task %s cannot be ended: %r", work.id, cause, exc_info=cause, extra={"action": "deliver"})
-        sentence = f"its message cannot be worked with: {type(cause).__name__}: {shown.line(str(cause))}"
-        work.error = cause if isinstance(cause, PipeqError) else PipeqError(ErrorCode.INVALID_MESSAGE, sentence)
+        logger.error("task %s cannot be ended: %r", work.id, cause, extra={"action": "deliver"})
+        if not isinstance(cause, PipeqError):
+            sentence = f"its message cannot be worked with: {type(cause).__name__}: {shown.line(str(cause))}"
+            cause = PipeqError(ErrorCode.INVALID_MESSAGE, sentence)
+        work.error = PipeqError(cause.code, cause.message, cause.retryable)
         letter = Annotation(_status(work, retrying=False), queues.dead_letter_key(work.queue), _dead_letter(work))
         # The message is acknowledged afterwards, whatever became of it here.
         token = annotation.set(letter)

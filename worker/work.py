@@ -144,9 +144,12 @@ class Work:
             return self._all_prepared and not self._open_items
 
     def fail(self, error: PipeqError) -> None:
-        """Keeps the first error; its other items need not run."""
+        """Keeps what the first error says; the task's other items need not run.
+
+        Not the exception itself: it holds the frames that it came through, and they hold this task.
+        """
         if self.error is None:
-            self.error = error
+            self.error = PipeqError(error.code, error.message, error.retryable)
 
     @property
     def needs_no_device(self) -> bool:

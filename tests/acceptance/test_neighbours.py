@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
 import time
@@ -13,6 +12,7 @@ import pytest
 import redis
 
 from producers import Client, embedded, queues
+from tests.frames import frame
 from tests.worker_process import WorkerProcess, worker
 
 BATCH = 8
@@ -48,29 +48,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WorkerPro
         yield process, redis.Redis.from_url(url)
 
 
-def frame(task_id: str, kwargs: dict[str, Any] | None = None, **more: Any) -> str:
-    """A message as Celery sends it, with headers, properties and embedded options by keyword."""
-    headers = {"lang": "py", "task": queues.TASK_NAME, "id": task_id, "retries": 0, "root_id": task_id}
-    properties = {
-        "correlation_id": task_id,
-        "delivery_mode": 2,
-        "delivery_info": {"exchange": "", "routing_key": QUEUE},
-        "priority": 0,
-        "body_encoding": "base64",
-        "delivery_tag": task_id,
-    }
-    body = [[], {"pipeline": QUEUE, "inputs": 1, **(kwargs or {})}, {"callbacks": None, **more.get("embed", {})}]
-    return json.dumps(
-        {
-            "content-type": "application/json",
-            "content-encoding": "utf-8",
-            "headers": {**headers, **more.get("headers", {})},
-            "properties": {**properties, **more.get("properties", {})},
-            "body": base64.b64encode(json.dumps(body).encode()).decode(),
-        }
-    )
-
-
 class Batches:
     """Batches of eight with one victim each. ``plant`` and ``push`` happen in one step, before anybody takes them."""
 
@@ -86,7 +63,7 @@ class Batches:
         victim = ids[position]
         self.victims[victim] = what
         self.others += [one for one in ids if one != victim]
-        self.pipe.lpush(QUEUE, *(frame(one, **more) if one == victim else frame(one) for one in ids))
+        self.pipe.lpush(QUEUE, *(frame(one, QUEUE, **more) if one == victim else frame(one, QUEUE) for one in ids))
         return victim
 
     def run(self) -> dict[str, str]:

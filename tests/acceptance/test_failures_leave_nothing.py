@@ -1,0 +1,94 @@
+"""A task that fails leaves no memory behind. ``make long`` runs ten thousand of each kind."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from producers import Client, embedded, queues
+from tests import tiny_models
+from tests.frames import frame
+from tests.worker_process import WorkerProcess, worker
+
+COUNT = int(os.environ.get("FAILURES", "200"))
+#: So many messages wait at once.
+AT_ONCE = 100
+#: What a failure may leave, and what a process that serves grows by whatever it serves (allocators, threads), in MiB.
+LEFT_MIB, NOISE_MIB = 0.002, 10
+
+TEXT, GENERATION = "text-classification", "text-generation"
+SOME_BYTES = {"base64": base64.b64encode(b"\xff\xfe\xfa" * 300).decode()}
+#: Kind -> pipeline, message, the code that it ends with.
+KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "misspelt parameter": (TEXT, {"inputs": "fox", "params": {"topk": 1}}, "invalid_params"),
+    "too long": (TEXT, {"inputs": "fox " * 600}, "invalid_input"),
+    "undecodable": (TEXT, {"inputs": SOME_BYTES}, "input_undecodable"),
+    "no such input": (TEXT, {"inputs": {"uri": "file:///nowhere/a.txt"}}, "input_forbidden"),
+    "failing forward pass": (
+        GENERATION,
+        # Of the same probability: nothing but generate itself knows that it takes beams or sampling.
+        {"inputs": "fox", "params": {"max_new_tokens": 2, "do_sample": False, "num_return_sequences": 3}},
+        "inference_failed",
+    ),
+    "bad message": (TEXT, {"nothing": 1}, "invalid_message"),
+    "bad callback": (TEXT, {"inputs": "fox", "embed": {"chain": [1]}}, ""),
+}
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def served(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WorkerProcess, redis.Redis]]:
+    folder = tmp_path_factory.mktemp("failures")
+    config = folder / "pipelines.toml"
+    models = {TEXT: "classifier", GENERATION: "gpt2"}
+    lines = ["[results]\ndead_letter_max = 10"]
+    lines += [f'[pipelines.{task}]\nmodel = "{tiny_models.build(model, tiny)}"' for task, model in models.items()]
+    config.write_text("\n".join(lines))
+    with (
+        embedded.valkey() as url,
+        worker(folder, url, "--config", config, log_level="ERROR") as process,
+        Client(url) as client,
+    ):
+        process.wait_ready(client, *models)
+        yield process, redis.Redis.from_url(url)
+
+
+def fail(db: redis.Redis, kind: str, count: int) -> None:
+    """Runs that many of a kind."""
+    pipeline, fields, code = KINDS[kind]
+    embed = {"embed": fields["embed"]} if "embed" in fields else {}
+    kwargs = {name: value for name, value in fields.items() if name != "embed"}
+    for _ in range(0, count, AT_ONCE):
+        ids = [f"{kind}-{next(_numbers)}" for _ in range(AT_ONCE)]
+        keys = [queues.record_key(one) for one in ids]
+        db.lpush(pipeline, *(frame(one, pipeline, kwargs, **embed) for one in ids))
+        deadline = time.monotonic() + 120
+        while None in (records := db.mget(keys)):
+            assert time.monotonic() < deadline, kind
+            time.sleep(0.02)
+        db.delete(*keys)
+        ends = [json.loads(record) for record in records if record is not None]
+        assert {end["status"] for end in ends} == {"FAILURE"}
+        if code:
+            assert {end["pipeq"]["error"]["code"] for end in ends} == {code}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_failures_leave_nothing(served: tuple[WorkerProcess, redis.Redis], kind: str) -> None:
+    process, db = served
+    # The first ones import and fill caches.
+    fail(db, kind, AT_ONCE)
+    before = process.resident_mib()
+    fail(db, kind, COUNT)
+    grown = process.resident_mib() - before
+    assert grown < NOISE_MIB + LEFT_MIB * COUNT, f"{grown:.0f} MiB more after {COUNT} failures of the kind {kind}"
