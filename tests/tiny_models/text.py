@@ -39,6 +39,32 @@ def gpt2(path: Path) -> None:
 
 
 @builder
+def writer(path: Path) -> None:
+    """Writes what its prompt makes it write, and not the same word for ever. Without a pad token."""
+    tokenizer = gpt_tokenizer()
+    size = {"n_positions": 512, "n_embd": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.4}
+    config = hf.GPT2Config(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, **size)
+    save(path, hf.GPT2LMHeadModel(config), tokenizer)
+
+
+@builder
+def writer_padded(path: Path) -> None:
+    """The same with a pad token of its own, 1."""
+    tokenizer = gpt_tokenizer("<|pad|>", pad_token="<|pad|>")
+    config = hf.LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=512,
+        num_key_value_heads=2,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+        initializer_range=0.4,
+        **SMALL,
+    )
+    save(path, hf.LlamaForCausalLM(config), tokenizer)
+
+
+@builder
 def llama(path: Path) -> None:
     tokenizer = gpt_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"

@@ -15,6 +15,7 @@ from producers.errors import ErrorCode, PipeqError
 from worker.audio import Audio
 from worker.pipelines import SOLO
 from worker.quirks.base import CallParams, Quirks
+from worker.quirks.generation import Generates
 
 
 def samples(value: Any) -> NDArray[np.float32]:
@@ -27,7 +28,7 @@ def hiss(pipe: transformers.Pipeline) -> NDArray[np.float32]:
     return (np.random.default_rng(0).standard_normal(pipe.feature_extractor.sampling_rate) * 0.1).astype(np.float32)
 
 
-class SpeechRecognition(Quirks):
+class SpeechRecognition(Generates):
     """Whisper pads to 30 s by itself; CTC models decode every frame, those of padding too, unless they are cut."""
 
     def __init__(self, pipe: transformers.Pipeline) -> None:
@@ -86,6 +87,12 @@ class SpeechRecognition(Quirks):
             return SOLO  # in a batch its alignment moves words by a frame of 20 ms
         if forward.get("return_language"):
             return SOLO  # the pipeline reads the language of the batch's first item only
+        settings = self.in_force(forward) if self.generates else {}
+        if settings.get("num_return_sequences", 1) > 1:
+            return SOLO  # the pipeline takes each sequence for an item
+        tries = isinstance(settings.get("temperature"), list | tuple)
+        if tries and (settings.get("no_speech_threshold") is not None or settings.get("num_beams", 1) > 1):
+            return SOLO  # in a batch one item's second try skips another, and ends everybody's search for beams
         return super().group(features, forward)
 
     def trim(
@@ -155,7 +162,7 @@ class ZeroShotAudio(AudioClassification):
         return super().sample(pipe)[0], {"candidate_labels": ["a", "b"]}
 
 
-class TextToAudio(Quirks):
+class TextToAudio(Generates):
     """Alone: models fill up the shorter ones of a batch, and draw their noise for the whole batch."""
 
     def call_params(self, params: dict[str, Any]) -> dict[str, Any]:

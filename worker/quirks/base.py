@@ -51,8 +51,6 @@ class Quirks:
     def __init__(self, pipe: transformers.Pipeline) -> None:
         self.limit = position_limit(pipe.model)
         tokenizer = pipe.tokenizer
-        #: Whether what fills a batch up is what ends a text, too.
-        self.pads_with_end = tokenizer is not None and tokenizer.pad_token_id in (None, tokenizer.eos_token_id)
         if tokenizer is not None and tokenizer.pad_token_id is None:
             # Without it nothing can be padded; the mask hides whatever is there.
             eos = tokenizer.eos_token_id

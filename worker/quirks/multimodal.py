@@ -14,7 +14,7 @@ from transformers.utils.chat_template_utils import Chat
 from producers.errors import ErrorCode, PipeqError
 from worker.pipelines import SOLO
 from worker.quirks.base import Quirks
-from worker.quirks.text import end_of_generation
+from worker.quirks.generation import Generates
 from worker.quirks.vision import picture
 
 
@@ -49,7 +49,7 @@ class DocumentQuestionAnswering(Quirks):
         return super().group(features, forward) if self.reads_words else SOLO
 
 
-class VisualQuestionAnswering(Quirks):
+class VisualQuestionAnswering(Generates):
     """Questions of any length share a batch where their images have one shape, and the model tells padding apart."""
 
     def __init__(self, pipe: transformers.Pipeline) -> None:
@@ -62,8 +62,10 @@ class VisualQuestionAnswering(Quirks):
         return {"image": picture(), "question": "what?"}, params
 
 
-class ImageTextToText(Quirks):
+class ImageTextToText(Generates):
     """A chat with images, or text and images; what is generated is cut where it would have ended alone."""
+
+    nested = True
 
     def __init__(self, pipe: transformers.Pipeline) -> None:
         super().__init__(pipe)
@@ -77,7 +79,7 @@ class ImageTextToText(Quirks):
             value = value["text"]
         return Chat(value) if isinstance(value, list) else value
 
-    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+    def call(self, pipe: transformers.Pipeline, value: Any, params: dict[str, Any]) -> Any:
         if isinstance(value, dict) and "images" in value:
             return pipe(images=value["images"], text=value["text"], **params)
         return pipe(text=value["text"] if isinstance(value, dict) else value, **params)
@@ -102,19 +104,15 @@ class ImageTextToText(Quirks):
     ) -> Any:
         sequences = output["generated_sequence"]
         # A decoder repeats the prompt, padding first; an encoder and a decoder give what was written alone.
-        repeats = "input_ids" in features and not pipe.model.config.is_encoder_decoder and sequences.shape[-1] >= padded
+        decodes = pipe.model.config.is_encoder_decoder
+        repeats = "input_ids" in features and not decodes and sequences.shape[-1] >= padded
         own = features["input_ids"].shape[1] if repeats else 0
         start = padded - own if repeats else 0
-        config, written = pipe.model.generation_config, sequences[..., start:]
-        params = forward.get("generate_kwargs") or {}
-        eos = None if "stop_strings" in params else params.get("eos_token_id", config.eos_token_id)
-        pad = params.get("pad_token_id", config.pad_token_id)
-        pad = pipe.tokenizer.pad_token_id if pad is None else pad
-        rows = written.reshape(-1, written.shape[-1])
-        ends = end_of_generation(rows[:, own:], eos, pad)
+        written = sequences[..., start:]
+        rows = self.generated(written.reshape(-1, written.shape[-1]), own or int(decodes), forward)
         return {
             **output,
-            "generated_sequence": written[..., : own + ends],
+            "generated_sequence": rows.reshape(*written.shape[:-1], rows.shape[-1]),
             "input_ids": output["input_ids"][:, padded - own :] if own else output["input_ids"],
         }
 
@@ -131,7 +129,7 @@ class AnyToAny(ImageTextToText):
         return SOLO
 
 
-class TableQuestionAnswering(Quirks):
+class TableQuestionAnswering(Generates):
     """Alone: the table travels along as a data frame, which nothing collates."""
 
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
@@ -139,7 +137,7 @@ class TableQuestionAnswering(Quirks):
 
         return {**value, "table": pd.DataFrame(value["table"])}
 
-    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+    def call(self, pipe: transformers.Pipeline, value: Any, params: dict[str, Any]) -> Any:
         return pipe(self.call_input(pipe, value, params), **params)
 
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import replace
 from typing import Any
 
-import torch
 import transformers
 from transformers.utils.chat_template_utils import Chat
 
 from producers.errors import ErrorCode, PipeqError
 from worker.pipelines import SOLO
-from worker.quirks.base import CallParams, Quirks
+from worker.quirks.base import Quirks
+from worker.quirks.generation import Generates
 from worker.tasks.text2text import TranslationPipeline
 
 
@@ -70,7 +69,7 @@ class TextEmbedding(Quirks):
     """One vector a text: pooled on the device, so that the rows of tokens never leave it."""
 
 
-class TextGeneration(Quirks):
+class TextGeneration(Generates):
     """Takes chats; a batch is padded on the left and runs until its longest generation ends."""
 
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
@@ -85,34 +84,13 @@ class TextGeneration(Quirks):
         super().check_features(pipe, features, forward)
         if self.limit is None or pipe.device.type == "cpu":
             return  # a CPU raises at the first token too many, if it gets that far
-        settings = pipe._get_set_generation_params(pipe._prepare_generate_kwargs(dict(forward)))
-        prompt, more = features["input_ids"].shape[-1], settings.get("max_new_tokens")
+        prompt, more = features["input_ids"].shape[-1], self.in_force(forward).get("max_new_tokens")
         if more is not None and prompt + more > self.limit:
             raise PipeqError(
                 ErrorCode.INVALID_INPUT,
                 f"the prompt is {prompt} tokens, with max_new_tokens={more} beyond the model's {self.limit}: set "
                 f"max_new_tokens to {max(self.limit - prompt, 0)} at most, or shorten the prompt",
             )
-
-    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
-        length = features["input_ids"].shape[1]
-        if not length:
-            return SOLO
-        base = super().group(features, forward)
-        # These count from the beginning of the padded prompt, so only equal prompts mean the same by them; and where
-        # there is no token for padding but the one that ends a text, that one counts as said already.
-        same_length = {"max_length", "min_length"} | ({"no_repeat_ngram_size"} if self.pads_with_end else set())
-        return (base, length) if same_length & forward.keys() else base
-
-    def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: CallParams) -> list[Any]:
-        if "stop_strings" in call.forward:
-            # generate looks for them in text, and no task can hand it a tokenizer.
-            call = replace(call, forward={**call.forward, "tokenizer": pipe.tokenizer})
-        return super().forward(pipe, features, call)
-
-    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
-        more = {"tokenizer": pipe.tokenizer} if "stop_strings" in params else {}
-        return pipe(value, **params, **more)
 
     def trim(
         self,
@@ -123,17 +101,10 @@ class TextGeneration(Quirks):
         forward: Mapping[str, Any],
     ) -> Any:
         own = features["input_ids"].shape[1]
-        sequences = output["generated_sequence"][..., padded - own :]
-        config = pipe.model.generation_config
-        eos = forward.get("eos_token_id", config.eos_token_id)
-        pad = forward.get("pad_token_id", config.pad_token_id)
-        if "stop_strings" in forward:
-            # Ended by a string, a sequence has no end token of its own before the padding.
-            eos = None
-        ends = end_of_generation(sequences[0, :, own:], eos, pipe.tokenizer.pad_token_id if pad is None else pad)
+        rows = self.generated(output["generated_sequence"][0, :, padded - own :], own, forward)
         return {
             **output,
-            "generated_sequence": sequences[..., : own + ends],
+            "generated_sequence": rows[None],
             "input_ids": output["input_ids"][:, padded - own :],
         }
 
@@ -145,7 +116,7 @@ class FillMask(Quirks):
         return f"warm {pipe.tokenizer.mask_token}", {}
 
 
-class Text2Text(Quirks):
+class Text2Text(Generates):
     """An encoder reads a padded batch with its mask; what a batch fills sequences up with, the pipeline cuts off."""
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
@@ -156,13 +127,9 @@ class Text2Text(Quirks):
         return "warm up", params
 
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
-        base, language = super().group(features, forward), features.get("forced_bos_token_id")
-        if base == SOLO:
-            return SOLO
-        # These read the encoder's tokens without its mask, so only texts of one length mean the same by them.
-        unmasked = {"encoder_no_repeat_ngram_size", "encoder_repetition_penalty"} & forward.keys()
+        base = super().group(features, forward)
         # A batch is written in one language.
-        return (base, language, features["input_ids"].shape[1] if unmasked else None)
+        return SOLO if base == SOLO else (base, features.get("forced_bos_token_id"))
 
 
 class QuestionAnswering(Quirks):
@@ -175,22 +142,3 @@ class QuestionAnswering(Quirks):
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return {"question": "what?", "context": "warm up"}, {}
-
-
-def end_of_generation(generated: torch.Tensor, eos: int | list[int] | None, pad: int) -> int:
-    """How many of the generated tokens an item would have had alone.
-
-    Args:
-        generated: ``[sequences, tokens]``, filled up with ``pad`` after each sequence's end.
-        eos: the end-of-sequence token or tokens; None where sequences end otherwise.
-        pad: the padding token.
-    """
-    length = generated.shape[-1]
-    if not generated.numel():
-        return length
-    # Sequences that ended otherwise: without the padding at their end.
-    ends = torch.where((generated != pad).any(-1), length - (generated != pad).flip(-1).int().argmax(-1), 0)
-    if eos is not None:
-        is_eos = torch.isin(generated, torch.tensor(eos))
-        ends = torch.where(is_eos.any(-1), is_eos.int().argmax(-1) + 1, length)
-    return int(ends.max())

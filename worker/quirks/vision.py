@@ -13,6 +13,7 @@ from PIL import Image
 from producers.errors import ErrorCode, PipeqError
 from worker.pipelines import SOLO
 from worker.quirks.base import CallParams, Quirks
+from worker.quirks.generation import Generates
 from worker.video import Video
 
 
@@ -125,10 +126,11 @@ class VideoClassification(Quirks):
         return np.zeros((pipe.model.config.num_frames, 64, 64, 3), dtype=np.uint8), {}
 
 
-class ImageToText(Quirks):
+class ImageToText(Generates):
     """Images of one shape share a batch; what it fills sequences up with, decoding leaves out."""
 
     pads = False
+    nested = False  # the pipeline takes them out of generate_kwargs
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return picture(), {"max_new_tokens": 2}

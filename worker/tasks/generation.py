@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 import transformers
+from transformers.generation.stopping_criteria import StopStringCriteria
 
 #: A length that transformers 4 took for not set in a model's generation_config.json: its own default, which many
 #: checkpoints spell out.
@@ -66,6 +68,13 @@ class GenerationPipeline(transformers.Pipeline):
             config.max_new_tokens = None  # generate would let it win, and a length that a call asks for is to count
         return config, config.update(**params)
 
+    def lengths(self, sequences: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
+        """How long each item's longest sequence would have been alone: :func:`lengths`, as a call's parameters say."""
+        config, _ = self.generation_config(params)
+        stop = stop_at(config.stop_strings, self.tokenizer)
+        beams = (config.num_beams or 1) > 1
+        return lengths(sequences, config.eos_token_id, config.pad_token_id, stop=stop, beams=beams)
+
     def _settle(self) -> transformers.GenerationConfig:
         """What holds for every call that does not say otherwise."""
         model = self.model
@@ -86,25 +95,52 @@ class GenerationPipeline(transformers.Pipeline):
         return config
 
 
-def lengths(sequences: torch.Tensor, eos: int | list[int] | torch.Tensor | None, pad: int | None) -> torch.Tensor:
-    """How long each item's longest sequence is, so that what others in the batch needed can be cut off.
+def stop_at(strings: str | list[str] | None, tokenizer: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """Says of ``[rows, tokens]`` which rows end with one of the strings, ``[rows]``; None where there are none."""
+    if not strings:
+        return None
+    criterion = StopStringCriteria(tokenizer, strings)
+    return lambda rows: criterion(rows, None).to(rows.device)
+
+
+def lengths(
+    sequences: torch.Tensor,
+    eos: int | list[int] | torch.Tensor | None,
+    pad: int | None,
+    *,
+    start: int = 1,
+    stop: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    beams: bool = False,
+) -> torch.Tensor:
+    """How long each item's longest sequence would have been alone, without what others in its batch needed.
 
     Args:
-        sequences: ``[batch, sequences, tokens]``, each filled up with ``pad``.
-        eos: what ends a sequence; not looked for at the first token, where BART's decoder starts with it.
+        sequences: ``[batch, sequences, tokens]``, each filled up after its end.
+        eos: the token or tokens that end a sequence; None where none does.
         pad: the padding token.
+        start: tokens before what was generated; a decoder starts with one.
+        stop: strings that end a sequence, too, where there is an end token: without one nothing is filled up.
+        beams: whether beams were searched: they are filled up with the end token where ``pad`` is 0 or absent.
 
     Returns:
         ``[batch]``.
     """
-    total = sequences.shape[-1]
-    at = torch.arange(1, total + 1, device=sequences.device)
-    if eos is None:
-        ends = torch.where(sequences.ne(-1 if pad is None else pad), at, 1)
-        return ends.amax(-1).amax(-1)
-    is_eos = torch.isin(sequences, torch.as_tensor(eos, device=sequences.device))
-    is_eos[..., 0] = False
-    return torch.where(is_eos, at, total).amin(-1).amax(-1)
+    rows = sequences.flatten(0, 1)
+    device, total = rows.device, rows.shape[-1]
+    ends = torch.full((len(rows),), total, device=device)
+    tokens = None if eos is None else torch.as_tensor(eos, device=device).flatten()
+    if tokens is not None and total > start:
+        is_end = torch.isin(rows[:, start:], tokens)
+        ends = torch.where(is_end.any(-1), start + is_end.int().argmax(-1) + 1, ends)
+    if stop is not None and tokens is not None:
+        filler = int(tokens[0]) if pad is None or (beams and not pad) else pad
+        for at, row in enumerate(rows):
+            # Where a string ended it, padding follows at once.
+            others = (row[start:] != filler).nonzero()
+            last = start + int(others[-1]) + 1 if len(others) else start
+            if start < last < ends[at] and bool(stop(row[None, :last])[0]):
+                ends[at] = last
+    return ends.reshape(sequences.shape[:2]).amax(-1)
 
 
 def assisted(pipe: GenerationPipeline) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from worker.tasks.generation import GenerationPipeline, assisted, lengths, put_image_before
+from worker.tasks.generation import GenerationPipeline, assisted, put_image_before
 from worker.tasks.images import decoded
 
 
@@ -52,10 +52,8 @@ class ImageToTextPipeline(GenerationPipeline):
         return features
 
     def _forward(self, model_inputs: dict[str, Any], **params: Any) -> dict[str, Any]:
-        """Features of a batch -> ``output_ids`` ``[batch, sequences, tokens]`` and their ``lengths``."""
-        sequences = self.generate(dict(model_inputs), params)
-        config, _ = self.generation_config(params)
-        return {"output_ids": sequences, "lengths": lengths(sequences, config.eos_token_id, config.pad_token_id)}
+        """Features of a batch -> ``output_ids`` ``[batch, sequences, tokens]``."""
+        return {"output_ids": self.generate(dict(model_inputs), params)}
 
     def postprocess(self, model_outputs: dict[str, Any]) -> list[dict[str, Any]]:
         """Sequences of token ids -> text."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from worker.tasks.generation import GenerationPipeline, assisted, lengths
+from worker.tasks.generation import GenerationPipeline, assisted
 
 
 class Text2TextPipeline(GenerationPipeline):
@@ -61,10 +61,7 @@ class Text2TextPipeline(GenerationPipeline):
         if isinstance(language := model_inputs.get("forced_bos_token_id"), list):
             model_inputs["forced_bos_token_id"] = language[0]
         sequences = self.generate(model_inputs, params)
-        config, _ = self.generation_config(params)
-        # Ended by a string, a sequence has no end token of its own before the padding.
-        eos = None if config.stop_strings else config.eos_token_id
-        return {"output_ids": sequences, "lengths": lengths(sequences, eos, config.pad_token_id)}
+        return {"output_ids": sequences, "lengths": self.lengths(sequences, params)}
 
     def postprocess(
         self,

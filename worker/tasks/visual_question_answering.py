@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker.tasks.generation import GenerationPipeline, assisted, lengths, put_image_before
+from worker.tasks.generation import GenerationPipeline, assisted, put_image_before
 from worker.tasks.images import decoded
 
 
@@ -53,9 +53,7 @@ class VisualQuestionAnsweringPipeline(GenerationPipeline):
         """Features of a batch -> ``logits`` ``[batch, answers]``, or ``output_ids`` ``[batch, sequences, tokens]``."""
         if not self.model.can_generate():
             return {"logits": self.model(**model_inputs).logits}
-        sequences = self.generate(model_inputs, params)
-        config, _ = self.generation_config(params)
-        return {"output_ids": sequences, "lengths": lengths(sequences, config.eos_token_id, config.pad_token_id)}
+        return {"output_ids": self.generate(model_inputs, params)}
 
     def postprocess(self, model_outputs: dict[str, Any], top_k: int = 5) -> list[dict[str, Any]]:
         """The likeliest answers, or what was written."""
