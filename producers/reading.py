@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 #: Deepest nesting that is read: json, pydantic and cjson give up at depths of their own, each with another error.
@@ -26,8 +27,12 @@ class UnreadableError(ValueError):
     """It is no JSON that can be read. Its argument says why."""
 
 
-def json_value(raw: bytes | str | None) -> Any:
+def json_value(raw: bytes | str | None, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """Any JSON.
+
+    Args:
+        raw: the text, or its UTF-8.
+        object_hook: as of :func:`json.loads`: makes something else of an object.
 
     Raises:
         UnreadableError: nothing is there, or it is no JSON, nested too deep, or holds an integer of too many digits.
@@ -41,7 +46,8 @@ def json_value(raw: bytes | str | None) -> Any:
         raise UnreadableError(f"it is nested deeper than {MAX_DEPTH} levels")
     try:
         # A function for each integer costs time: only where a run of digits is too long, if perhaps inside a string.
-        return json.loads(raw.decode(), parse_int=_integer if _LONG_NUMBER.search(raw) else None)
+        parse_int = _integer if _LONG_NUMBER.search(raw) else None
+        return json.loads(raw.decode(), parse_int=parse_int, object_hook=object_hook)
     except UnreadableError:
         raise
     except (ValueError, RecursionError) as error:

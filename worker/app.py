@@ -38,6 +38,11 @@ def build_app(runtime: Runtime) -> Celery:
             "sweep_s": settings.sweep_s,
             # Of each pipeline, so that a busy one does not fill the place of another.
             "queue_prefetch": settings.prefetch,
+            # Bulk work of a pipeline never starves; ordinary tasks keep Celery's strict order.
+            "shared_queues": tuple(runtime.pipelines),
+            # Measured before anything is decoded. Ordinary tasks may be larger, but are JSON, too.
+            "queue_body_bytes": dict.fromkeys(runtime.pipelines, settings.max_message_bytes),
+            "content_types": ["application/json"],
             # Redis may be silent without closing a connection.
             "socket_timeout": 10,
             "socket_connect_timeout": 5,
@@ -80,6 +85,10 @@ def build_app(runtime: Runtime) -> Celery:
 
 class Worker(CeleryWorker):
     """Celery's worker, told to stop in a way that its threads survive; see :mod:`worker.signals`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Gossip brings the workers' elections, which nothing here holds, and whatever else somebody broadcasts.
+        super().__init__(*args, without_gossip=True, **kwargs)
 
     def install_platform_tweaks(self, worker: Any) -> None:
         """Installs the signal handlers. SIGUSR1 prints what every thread is doing, as in any Celery worker."""

@@ -19,13 +19,16 @@ from celery.worker import state as celery_state
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.consumer.consumer import logger as celery_logger
 from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
+from kombu.utils import json as kombu_json
+from redis.exceptions import RedisError, ResponseError
 
-from producers import queues
-from producers.errors import ErrorCode, PipeqError
-from worker.backend import Annotation, annotation
-from worker.dead_letter import dead_letter, push, raw_frame
-from worker.outage import outage
+from producers import queues, shown
+from producers.reading import UnreadableError, json_value
+from worker import protocol
+from worker.dead_letter import raw_frame
+from worker.leases import Reserved
+from worker.outage import is_wrong_type, outage
+from worker.refuse import refuse
 
 logger = logging.getLogger(__name__)
 
@@ -43,20 +46,56 @@ class Consumer(CeleryConsumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Celery catches three kinds of bad message; the rest (a body of the wrong shape) would stop the worker."""
         handle = super().create_task_handler(*args, **kwargs)
+        leases = getattr(self.task_consumer.channel, "leases", None)
+        if leases is not None:
+            leases.on_unreadable = self._unreadable
+            if hasattr(self.app, "pipeq"):
+                # From the start: a worker that never gets a message may be the one that hangs.
+                leases.on_stalled = self.pool.on_stalled
 
         def on_task_received(message: Any) -> None:
             try:
-                if (reason := _broken(message)) is not None:
+                if (reason := self._broken(message)) is not None:
                     self._refuse(message, reason)
                 elif not self._postpone(message):
                     handle(message)
+            except ResponseError as error:
+                if not is_wrong_type(error):
+                    raise
+                # A key that this message alone needs.
+                self._refuse(message, shown.line(str(error)))
             except _AWAY:
                 # Not the message's fault. Celery's own list of such errors holds KeyError, too.
                 raise
             except Exception as error:
-                self._refuse(message, f"{type(error).__name__}: {error}")
+                self._refuse(message, f"{type(error).__name__}: {shown.line(str(error))}")
 
         return on_task_received
+
+    def _broken(self, message: Any) -> str | None:
+        """What in a message cannot be worked with; None for nothing."""
+        headers = message.headers
+        if "task" not in headers:
+            return "it is not in Celery's message protocol 2, which has the task's name among its headers"
+        if (reason := protocol.broken_headers(headers, message.properties)) is not None:
+            return reason
+        task = headers["task"]
+        if task != queues.TASK_NAME:
+            if task not in self.app.tasks or self._has_tasks_of_its_own():
+                return None
+            # Celery brings some along (celery.map, celery.chord_unlock, ...), which run whatever they are told to.
+            return f"it is for the task {task!r}, this worker runs {queues.TASK_NAME!r} alone (see `--include`)"
+        if not queues.is_task_id(headers.get("id")):
+            return f"its id {str(headers.get('id'))[:100]!r} is not {queues.TASK_ID_WORDS}"
+        try:
+            # As kombu would read it, but to a depth that nothing here is surprised by. It does not read it again.
+            payload = message._decoded_cache = json_value(message.body, kombu_json.object_hook)
+        except (UnreadableError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            return f"its body cannot be decoded: {shown.line(str(error))}"
+        return protocol.broken_body(payload)
+
+    def _has_tasks_of_its_own(self) -> bool:
+        return not hasattr(self.app, "pipeq") or bool(self.app.pipeq.settings.include)
 
     def _postpone(self, message: Any) -> bool:
         """Sends back a message that is not due yet: Celery would keep it, its memory and its credit until it is."""
@@ -121,25 +160,15 @@ class Consumer(CeleryConsumer):
 
     def _refuse(self, message: Any, reason: str) -> None:
         queue = (message.delivery_info or {}).get("routing_key") or ""
-        task_id = message.headers.get("id") if isinstance(message.headers, dict) else None
-        error = PipeqError(ErrorCode.INVALID_MESSAGE, f"the message is not ours: {reason}")
-        logger.error("on %s: %s", queue, error, extra={"action": "dead_letter"})
-        letter = dead_letter(task_id, error.code, error.message, raw_frame(message))
-        key = queues.dead_letter_key(queue)
-        if queues.is_readable_id(task_id):
-            status = {
-                "error": {"code": error.code, "message": error.message, "retryable": False},
-                "finished_at": time.time(),
-                "worker": self.hostname,
-            }
-            token = annotation.set(Annotation(status, key, letter))
-            try:
-                self.app.backend.mark_as_failure(task_id, error)
-            finally:
-                annotation.reset(token)
-        else:
-            push(self.app.backend.client, queue, letter, self.app.conf["pipeq_dead_letter_max"])
+        reason = f"the message is not ours: {reason}"
+        refuse(self.app, self.hostname, queue, message.headers.get("id"), reason, raw_frame(message))
         message.ack_log_error(logger, self.connection_errors)
+
+    def _unreadable(self, one: Reserved, task_id: str, reason: str, text: str) -> bool:
+        """A message that is no frame of kombu's, in which an id was found all the same."""
+        refuse(self.app, self.hostname, one.queue, task_id, reason, text)
+        self.task_consumer.channel.leases.acknowledge(one.tag)
+        return True
 
 
 def _seconds(eta: Any) -> float | None:
@@ -161,21 +190,3 @@ def _below_warning() -> Iterator[None]:
         yield
     finally:
         celery_logger.setLevel(level)
-
-
-def _broken(message: Any) -> str | None:
-    """What in one of our messages cannot be worked with; None for nothing, or for somebody else's."""
-    headers = message.headers
-    if not isinstance(headers, dict) or "task" not in headers:
-        return "it is not in Celery's message protocol 2, which has the task's name among its headers"
-    if headers["task"] != queues.TASK_NAME:
-        return None
-    task_id, retries = headers.get("id"), headers.get("retries")
-    if not queues.is_task_id(task_id):
-        return f"its id {str(task_id)[:100]!r} is not {queues.TASK_ID_WORDS}"
-    if retries is not None and (not isinstance(retries, int) or isinstance(retries, bool) or retries < 0):
-        return f"its number of retries is {retries!r}"
-    payload = message.payload
-    if not isinstance(payload, list) or len(payload) != 3 or not isinstance(payload[2], dict):
-        return "its body is not [args, kwargs, embed]"
-    return None

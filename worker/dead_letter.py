@@ -12,6 +12,8 @@ from producers import queues
 
 #: Entries kept in a list where the settings are out of reach.
 MOST = 10_000
+#: Characters that are kept of a message that cannot be read.
+LETTER_CHARS = 64 * 2**10
 
 
 def dead_letter(task_id: str | None, code: str, reason: str, message: Any) -> str:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Mapping
 import redis
 from redis.exceptions import RedisError
 
-from producers import queues
-from worker.outage import outage
+from producers import queues, shown
+from worker.outage import Episodes, is_wrong_type, outage
 from worker.pipelines import Pipeline
+from worker.receiving import Receiving
 from worker.retries import Retries
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Heartbeat:
         in_flight: Callable[[], dict[str, int]],
         retries: Retries,
         waiting: Iterable[str],
+        receiving: Receiving,
     ) -> None:
         self._redis = client
         self._worker = worker
@@ -40,12 +42,20 @@ class Heartbeat:
         self._retries = retries
         #: Queues whose waiting messages are put back when their time has come.
         self._waiting = list(waiting)
+        self._receiving = receiving
+        self._log = Episodes(
+            "the key %s is not what pipeq keeps there: %s", "the key %s is as it should be", "heartbeat"
+        )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
         """Registers the pipelines, so that producers may submit to them, and starts beating."""
         self._thread.start()
+
+    def leave(self) -> None:
+        """Nothing shall come in any more; what is inside is still being finished."""
+        self._receiving.leave()
 
     def close(self) -> None:
         """Signs off. The pipelines stay known."""
@@ -64,8 +74,10 @@ class Heartbeat:
 
     def _run(self) -> None:
         while True:
+            served = False
             try:
                 self._beat()
+                served = True
                 self._retries.move_due(self._waiting)
                 outage.over("heartbeat")
             except RedisError as error:
@@ -73,17 +85,34 @@ class Heartbeat:
             except Exception:
                 # Without a heartbeat the worker would look dead, and retries would never wake.
                 logger.exception("heartbeat", extra={"action": "heartbeat"})
+            try:
+                self._receiving.beaten(served)
+            except Exception:
+                logger.exception("heartbeat", extra={"action": "heartbeat"})
             if self._stop.wait(queues.HEARTBEAT_S / 2):
                 return
 
     def _beat(self) -> None:
         now = time.time()
         about = {"host": socket.gethostname(), "pid": os.getpid(), "in_flight": self._in_flight(), "at": now}
+        if deaf := self._receiving.deaf():
+            about["deaf"] = deaf
+        keys = []
         with self._redis.pipeline(transaction=False) as pipe:
             for name, pipeline in self._pipelines.items():
                 info = {"task": pipeline.task_type.name, "model": pipeline.model.model_dump()}
                 pipe.hset(queues.PIPELINES, name, json.dumps(info))
                 pipe.zadd(queues.workers_key(name), {self._worker: now})
                 pipe.zremrangebyscore(queues.workers_key(name), "-inf", now - 3600)
+                keys += [queues.PIPELINES, queues.workers_key(name), queues.workers_key(name)]
             pipe.set(queues.worker_key(self._worker), json.dumps(about), ex=int(queues.WORKER_TTL_S))
-            pipe.execute()
+            keys.append(queues.worker_key(self._worker))
+            # One key that holds something else shall not keep the others from being written.
+            replies = pipe.execute(raise_on_error=False)
+        wrong = {}
+        for key, reply in zip(keys, replies, strict=True):
+            if is_wrong_type(reply):
+                wrong[key] = shown.line(str(reply))
+            elif isinstance(reply, Exception):
+                raise reply
+        self._log.now(wrong)

@@ -21,11 +21,11 @@ from typing import Any, Protocol
 
 import redis
 from kombu.asynchronous import get_event_loop
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
-from producers import queues
+from producers import queues, shown
 from worker import lua
-from worker.outage import outage
+from worker.outage import is_wrong_type, outage
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,26 @@ class Reserved:
     queue: str
     tag: str
     raw: bytes
+    #: Its size in bytes where it is too large; then ``raw`` is the id in it, a line break, and how it begins.
+    too_large: int = 0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What may be taken of one queue."""
+
+    queue: str
+    #: Its lists by priority, without the prefix.
+    lists: list[str]
+    messages: int
+    #: Bytes of messages; the one that crosses the limit is let in.
+    nbytes: int
+    #: How many messages each list gets before more urgent ones.
+    shares: list[int]
+    #: Bytes of the largest message that is handed out whole.
+    largest: int = 2**30
+    #: How long its lists live after somebody asked for messages, in milliseconds; 0 for ever.
+    lifetime_ms: int = 0
 
 
 @dataclass
@@ -56,6 +76,25 @@ class _Held:
     is_ending: bool = False
     #: Kept so that its callback comes when nobody has the message any more.
     message: Any = None
+
+
+def taken(reply: Any, wanted: list[Wanted]) -> tuple[list[Reserved], list[tuple[str, int]], dict[str, str]]:
+    """Reads the reply of the script that takes messages.
+
+    Returns:
+        What was taken; of each message its queue and the number of its list there; and for each queue with a key that
+        is no list, which one and why.
+    """
+    messages, refused = reply
+    lists = [(one.queue, at) for one in wanted for at in range(len(one.lists))]
+    fields = zip(messages[::4], messages[1::4], messages[2::4], messages[3::4], strict=True)
+    reserved = [Reserved(lists[at - 1][0], tag.decode(), raw, size) for at, tag, size, raw in fields]
+    names = [name for one in wanted for name in one.lists]
+    problems = {
+        lists[at - 1][0]: f"the key {names[at - 1]!r}: {shown.line(error.decode('utf-8', 'replace'))}"
+        for at, error in zip(refused[::2], refused[1::2], strict=True)
+    }
+    return reserved, [lists[at - 1] for at in messages[::4]], problems
 
 
 def place(params: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -83,6 +122,9 @@ class Reader(Protocol):
 
     def stalled(self) -> str | None:
         """What hangs; None if nothing does."""
+
+    def deaf(self) -> Mapping[str, Any]:
+        """Each queue that it takes from, and why nothing comes in (a :class:`worker.reserver.Deaf`), or None."""
 
 
 class Leases:
@@ -123,6 +165,9 @@ class Leases:
         self.on_lost: Callable[[set[str]], None] = lambda tags: None
         #: Called with a sentence when messages should come in and do not: nothing but a new process helps.
         self.on_stalled: Callable[[str], None] = lambda reason: None
+        #: Called with a message that cannot be read, the task's id in it, the reason as a sentence, and its text.
+        #: Whether that took care of it: its end stands under the id, and it is acknowledged.
+        self.on_unreadable: Callable[[Reserved, str, str, str], bool] = lambda one, task_id, reason, text: False
         #: Who takes messages under these leases.
         self.readers: set[Reader] = set()
         #: Notified when a message is held no more.
@@ -152,32 +197,24 @@ class Leases:
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
-    def reserve_command(
-        self, lists: list[list[str]], credit: list[tuple[int, int]], shares: list[list[int]]
-    ) -> tuple[str, list[Any]]:
+    def reserve_command(self, wanted: list[Wanted]) -> tuple[str, list[Any]]:
         """The script that takes messages, and its keys and arguments, for a connection of the caller's.
 
-        Args:
-            lists: of each queue, its lists by priority, without the prefix.
-            credit: of each queue, how many messages and bytes.
-            shares: of each queue, how many messages each list gets before more urgent ones.
+        Its reply is for :func:`taken`.
         """
         prefix = self.server.prefix
-        keys = [self.unacked_key, self.key, *(prefix + name for names in lists for name in names)]
-        args: list[Any] = [self.lease_s, f"{self._tags}-{next(self._batch):010d}-", len(lists[0])]
-        for (messages, nbytes), of_queue in zip(credit, shares, strict=True):
-            args += (messages, nbytes, *of_queue)
+        keys = [self.unacked_key, self.key, *(prefix + name for one in wanted for name in one.lists)]
+        args: list[Any] = [self.lease_s, f"{self._tags}-{next(self._batch):010d}-", len(wanted[0].lists)]
+        for one in wanted:
+            args += (one.messages, one.nbytes, one.largest, one.lifetime_ms, *one.shares)
         return lua.source("reserve"), [len(keys), *keys, *args]
 
-    def reserve_one(self, queue: str, lists: list[str]) -> Reserved | None:
+    def reserve_one(self, wanted: Wanted) -> Reserved | None:
         """The next message of a queue, if there is one."""
-        _, (number, *rest) = self.reserve_command([lists], [(1, 2**30)], [[0] * len(lists)])
-        reply = self._reserve(keys=rest[:number], args=rest[number:])
-        if not reply:
-            return None
-        one = Reserved(queue, reply[1].decode(), reply[2])
-        self.add([one])
-        return one
+        _, (number, *rest) = self.reserve_command([wanted])
+        reserved, _, _ = taken(self._reserve(keys=rest[:number], args=rest[number:]), [wanted])
+        self.add(reserved)
+        return reserved[0] if reserved else None
 
     def add(self, reserved: Iterable[Reserved]) -> None:
         """Notes what was taken: from now on it is renewed."""
@@ -276,10 +313,21 @@ class Leases:
             # The last ones first: each call puts its own in front of what is there.
             for start in range((len(ours) - 1) // AT_ONCE * AT_ONCE, -1, -AT_ONCE):
                 chunk = ours[start : start + AT_ONCE]
-                back += self._requeue(keys=[self.unacked_key, self.key], args=["tags", *chunk])
+                back += self._put_back("tags", *chunk)
         except RedisError as error:
             logger.warning("%d messages go back when their leases lapse: %s", len(ours) - back, error)
         return back
+
+    def _put_back(self, *args: Any) -> int:
+        back, *broken = self._requeue(keys=[self.unacked_key, self.key], args=args)
+        for entry in broken:
+            logger.error(
+                "an entry of %s is no message of ours and was removed: %r",
+                self.unacked_key,
+                entry,
+                extra={"action": "sweep"},
+            )
+        return int(back)
 
     def postpone(self, tag: str, waiting_key: str, due: float) -> None:
         """Moves a message into a set of waiting ones, until ``due`` (seconds since the epoch)."""
@@ -294,7 +342,13 @@ class Leases:
             pipe.ltrim(key, 0, most - 1)
             pipe.zrem(self.key, tag)
             pipe.hdel(self.unacked_key, tag)
-            pipe.execute()
+            try:
+                pipe.execute()
+            except ResponseError as error:
+                # The others of the four were done all the same.
+                if not is_wrong_type(error):
+                    raise
+                logger.warning("a dead letter is lost: %s: %s", key, error, extra={"action": "dead_letter"})
         self.release([tag])
 
     def renew(self, tags: list[str]) -> set[str]:
@@ -380,7 +434,7 @@ class Leases:
         if self._was_away():
             return
         until = seconds + microseconds / 1e6 + self.lease_s / 3
-        while back := self._requeue(keys=[self.unacked_key, self.key], args=["lapsed", AT_ONCE, until]):
+        while back := self._put_back("lapsed", AT_ONCE, until):
             logger.warning(
                 "%d messages of a worker that is gone are back on their queues", back, extra={"action": "sweep"}
             )

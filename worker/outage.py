@@ -4,10 +4,36 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, ResponseError
 
 logger = logging.getLogger(__name__)
+
+
+class Episodes:
+    """Says once that something is wrong with somebody, and once that it no longer is. For one thread.
+
+    Args:
+        wrong: a line for the log; it gets the names and the reason.
+        right: another; it gets the names.
+        action: what the records are marked with.
+    """
+
+    def __init__(self, wrong: str, right: str, action: str) -> None:
+        self._wrong, self._right, self._action = wrong, right, action
+        self._said: set[str] = set()
+
+    def now(self, wrong: Mapping[str, str]) -> None:
+        """Who has something wrong now, and what: name -> reason."""
+        reasons: dict[str, list[str]] = {}
+        for name in sorted(wrong.keys() - self._said):
+            reasons.setdefault(wrong[name], []).append(name)
+        for reason, names in reasons.items():
+            logger.warning(self._wrong, ", ".join(names), reason, extra={"action": self._action})
+        if over := sorted(self._said - wrong.keys()):
+            logger.warning(self._right, ", ".join(over), extra={"action": self._action})
+        self._said = set(wrong)
 
 
 class Outage:
@@ -37,6 +63,12 @@ class Outage:
             last = not self._who
         if last:
             logger.warning("Redis serves again", extra={"action": "redis_back"})
+
+
+def is_wrong_type(error: BaseException) -> bool:
+    """Whether a key holds something else than it is for: Redis serves, and the next key may well be right."""
+    # Redis 6.2 has the code inside the sentence when a script met it.
+    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
 
 
 #: This process's.

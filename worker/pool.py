@@ -77,7 +77,7 @@ class TaskPool(BasePool):
         number = next(self._numbers)
         leases = getattr(request.message.channel, "leases", None)
         if leases is not None:
-            leases.on_lost, leases.on_stalled = self._on_lost_leases, self._on_stalled
+            leases.on_lost, leases.on_stalled = self._on_lost_leases, self.on_stalled
         work = Work(
             id=request.id,
             number=number,
@@ -141,8 +141,8 @@ class TaskPool(BasePool):
                 except Exception:
                     logger.exception("task %s", work.id, extra={"action": "deliver"})
 
-    def _on_stalled(self, reason: str) -> None:
-        """Called on the thread of the leases."""
+    def on_stalled(self, reason: str) -> None:
+        """Messages do not come in, and only a new process helps. Called on the thread of the leases."""
         if self._runtime.lost is None:
             self._on_lost(reason, [])
 

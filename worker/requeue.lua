@@ -5,11 +5,14 @@
 -- ARGV[1]  'tags': those that follow, in the order in which they were taken
 --          'lapsed': the tags whose lease has ended, ARGV[2] at most, unless it is later than ARGV[3] (seconds since the
 --          epoch): then this call was on its way for long, and others may have been cut off, too
--- Reply: how many were put back.
+-- Reply: how many were put back; then the beginning of each entry that is no message of ours, which is removed. A message
+-- whose key is no list stays, and is looked at again in a minute.
+local LATER = 60
+local BEGINNING = 1024
 local tags = {}
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1e6
 if ARGV[1] == 'lapsed' then
-  local time = redis.call('TIME')
-  local now = time[1] + time[2] / 1e6
   if now <= tonumber(ARGV[3]) then
     tags = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[2])
   end
@@ -19,24 +22,38 @@ else
   end
 end
 if #tags == 0 then
-  return 0
+  return {0}
 end
 -- Removes nothing; even a Redis whose memory is full takes the other writes after it.
 redis.call('ZREM', KEYS[2], '')
-local back = 0
+local reply = {0}
 for i = #tags, 1, -1 do
   local entry = redis.call('HGET', KEYS[1], tags[i])
+  local stays = false
   if entry then
-    local colon = string.find(entry, ':', 1, true)
-    local stop = colon + tonumber(string.sub(entry, 1, colon - 1))
-    local message = string.sub(entry, stop + 1)
-    if string.sub(message, 1, 1) ~= ' ' then
-      message = ' ' .. message
+    local colon = string.find(entry, ':', 1, true) or 0
+    local length = tonumber(string.sub(entry, 1, colon - 1)) or 0
+    if length >= 1 and colon + length <= #entry then
+      local message = string.sub(entry, colon + length + 1)
+      if string.sub(message, 1, 1) ~= ' ' then
+        message = ' ' .. message
+      end
+      local pushed = redis.pcall('RPUSH', string.sub(entry, colon + 1, colon + length), message)
+      if type(pushed) ~= 'table' then
+        reply[1] = reply[1] + 1
+      elseif string.find(pushed.err, 'WRONGTYPE', 1, true) then
+        redis.call('ZADD', KEYS[2], now + LATER, tags[i])
+        stays = true
+      else
+        return pushed
+      end
+    else
+      reply[#reply + 1] = string.sub(entry, 1, BEGINNING)
     end
-    redis.call('RPUSH', string.sub(entry, colon + 1, stop), message)
-    back = back + 1
   end
-  redis.call('HDEL', KEYS[1], tags[i])
-  redis.call('ZREM', KEYS[2], tags[i])
+  if not stays then
+    redis.call('HDEL', KEYS[1], tags[i])
+    redis.call('ZREM', KEYS[2], tags[i])
+  end
 end
-return back
+return reply

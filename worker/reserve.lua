@@ -5,22 +5,49 @@
 -- KEYS[3..] lists: those of the first queue by priority, those of the second, ...
 -- ARGV[1]  length of a lease in seconds        ARGV[2] what the new tags begin with
 -- ARGV[3]  number of lists of each queue
--- ARGV[4..] of each queue: most messages, most bytes, then the share of each of its lists (messages)
--- Reply: for each message the number of its list (1 for the first), its tag and its text, in turn; nothing where all
--- lists are empty. Then each list has also been looked at by name, which is what CLIENT TRACKING remembers.
-local LARGEST = 262144 -- bytes of a message, about: how many fit is known only when they are read
-local GROUP = 1000     -- arguments that Lua can unpack at once are limited
+-- ARGV[4..] of each queue: most messages, most bytes, bytes of the largest message that is handed out whole, lifetime of
+--          its lists in milliseconds (0: for ever), then the share of each of its lists (messages)
+-- Reply: two tables. The first has for each message the number of its list (1 for the first), its tag, 0 and its text,
+-- in turn; of one that is too large its size in bytes in place of the 0, and in place of the text the id in it (as JSON
+-- without its quotes; empty where none is found), a line break, and how it begins. The second has for each key that is
+-- no list its number and the error, in turn: the other lists are served all the same.
+-- Where nothing is taken, each list has been looked at by name, which is what CLIENT TRACKING remembers.
+local GROUP = 128           -- messages that are read at once: their size is known only afterwards
+local USUAL = 1048576       -- bytes that a message is expected to have at most, where larger ones are allowed
+local BEGINNING = 8192      -- bytes of a message that is too large
+local ID = 1300             -- bytes in which an id must end
 
 local time = redis.call('TIME')
 local deadline = time[1] + time[2] / 1e6 + ARGV[1]
-local reply, taken = {}, 0
-local left, left_bytes
+local reply, refused, taken = {}, {}, 0
+local left, left_bytes, largest
+
+-- The id among the headers; somebody waits for an answer under it.
+local function id_of(message)
+  local at = string.find(message, '"id"', string.find(message, '"headers"', 1, true) or 1, true)
+  local text = at and string.sub(message, at + 4, at + 3 + ID) or ''
+  local first = string.match(text, '^%s*:%s*"()')
+  local stop = first
+  while stop do
+    stop = string.find(text, '["\\%c]', stop)
+    local char = stop and string.sub(text, stop, stop)
+    if char == '"' then
+      return string.sub(text, first, stop - 1)
+    end
+    stop = char == '\\' and stop + 2 or nil
+  end
+  return ''
+end
 
 local function take(at, most)
   most = math.min(most, left)
-  while most > 0 and left_bytes > 0 do
-    local ask = math.min(most, GROUP, math.max(1, math.floor(left_bytes / LARGEST)))
-    local got = redis.call('LRANGE', KEYS[at], -ask, -1)
+  while most > 0 and left_bytes > 0 and not refused[at] do
+    local ask = math.min(most, GROUP, math.max(1, math.floor(left_bytes / math.min(largest, USUAL))))
+    local got = redis.pcall('LRANGE', KEYS[at], -ask, -1)
+    if got.err then
+      refused[at] = got.err
+      return
+    end
     if #got == 0 then
       return
     end
@@ -32,10 +59,15 @@ local function take(at, most)
       unacked[#unacked + 1] = #KEYS[at] .. ':' .. KEYS[at] .. got[i]
       leases[#leases + 1] = deadline
       leases[#leases + 1] = tag
+      local size, text = 0, got[i]
+      if #text > largest then
+        size, text = #text, id_of(text) .. '\n' .. string.sub(text, 1, BEGINNING)
+      end
       reply[#reply + 1] = at - 2
       reply[#reply + 1] = tag
-      reply[#reply + 1] = got[i]
-      left_bytes = left_bytes - #got[i]
+      reply[#reply + 1] = size
+      reply[#reply + 1] = text
+      left_bytes = left_bytes - #text
     end
     if taken == #got then
       -- The first write of all removes nothing: it fails where Redis takes no writes, and after it even a Redis whose
@@ -55,23 +87,34 @@ end
 
 local lists = tonumber(ARGV[3])
 for queue = 0, (#KEYS - 2) / lists - 1 do
-  local first, arg = 3 + queue * lists, 4 + queue * (lists + 2)
-  left, left_bytes = tonumber(ARGV[arg]), tonumber(ARGV[arg + 1])
+  local first, arg = 3 + queue * lists, 4 + queue * (lists + 4)
+  left, left_bytes, largest = tonumber(ARGV[arg]), tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
   for i = 1, lists - 1 do
-    take(first + i, tonumber(ARGV[arg + 2 + i]))
+    take(first + i, tonumber(ARGV[arg + 4 + i]))
   end
   for i = 0, lists - 1 do
     take(first + i, left)
   end
+  local lifetime = tonumber(ARGV[arg + 3])
+  for i = 0, lists - 1 do
+    if lifetime > 0 then
+      redis.pcall('PEXPIRE', KEYS[first + i], lifetime)
+    end
+  end
 end
 if taken == 0 then
   for queue = 0, (#KEYS - 2) / lists - 1 do
-    local arg = 4 + queue * (lists + 2)
+    local arg = 4 + queue * (lists + 4)
     if tonumber(ARGV[arg]) > 0 and tonumber(ARGV[arg + 1]) > 0 then
       for i = 0, lists - 1 do
-        redis.call('LLEN', KEYS[3 + queue * lists + i])
+        redis.pcall('LLEN', KEYS[3 + queue * lists + i])
       end
     end
   end
 end
-return reply
+local errors = {}
+for at, problem in pairs(refused) do
+  errors[#errors + 1] = at - 2
+  errors[#errors + 1] = problem
+end
+return {reply, errors}

@@ -2,7 +2,7 @@
 
 It takes as many in one step as there is credit for, queue by queue, so that a busy queue cannot fill the place of
 another. While there is nothing it sleeps: Redis itself says when one of the lists changes (CLIENT TRACKING), whichever
-of them it is.
+of them it is. Whatever fails is tried again for ever, and stands in :meth:`Reserver.deaf` meanwhile.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, MaxConnectionsError, RedisError, ResponseError
 
-from worker.leases import TIMEOUT_S, Leases, Reserved
+from producers import shown
+from worker.leases import TIMEOUT_S, Leases, Reserved, Wanted, taken
+from worker.line import Line, Link
 from worker.outage import outage
 
 logger = logging.getLogger(__name__)
@@ -35,43 +38,44 @@ LOOK_S = 1.0
 POLL_S = 0.1
 #: A thread, or an event loop, that has done nothing for so long hangs, in seconds.
 STALLED_S = 60.0
-#: After a fault, in seconds.
-RETRY_S = 0.5
+#: After a fault, and twice as long after each further one up to ..., in seconds.
+RETRY_S = 0.02
+RETRY_MAX_S = 0.5
 
 
-class Link(Protocol):
-    """A connection to Redis (redis-py's, of which the types leave much out)."""
+@dataclass(frozen=True)
+class Deaf:
+    """Why messages of a queue do not come in."""
 
-    _sock: Any
+    #: A sentence.
+    reason: str
+    #: Whether a new process may help: false where Redis itself has refused.
+    restart_helps: bool = True
 
-    def connect(self) -> None: ...  # noqa: D102
-    def disconnect(self) -> None: ...  # noqa: D102
-    def send_command(self, *command: Any) -> None: ...  # noqa: D102
-    def read_response(self) -> Any: ...  # noqa: D102
-    def can_read(self, timeout: float) -> bool: ...  # noqa: D102
+
+@dataclass(frozen=True)
+class Terms:
+    """What a channel says about its queues."""
+
+    #: What may come in now of a queue, of so many queues; without shares.
+    wanted: Callable[[str, int], Wanted]
+    #: Whether the lower priorities of a queue get a share of each reserve; else the order is strict.
+    shares: Callable[[str], bool] = lambda queue: False
 
 
 class Reserver:
-    """One for a channel; owns its thread and three pipes' ends.
+    """One for a channel; owns its thread, two connections and two pipes.
 
     Args:
         leases: where what is taken is noted.
         connect: makes a connection to the same server.
-        lists: the lists of a queue by priority, without prefix.
-        credit: how many messages and bytes of a queue may still come in, of so many queues.
+        terms: what may come in.
     """
 
-    def __init__(
-        self,
-        leases: Leases,
-        connect: Callable[[], Link],
-        lists: Callable[[str], list[str]],
-        credit: Callable[[str, int], tuple[int, int]],
-    ) -> None:
+    def __init__(self, leases: Leases, connect: Callable[[], Link], terms: Terms) -> None:
         self._leases = leases
-        self._connect = connect
-        self._lists = lists
-        self._credit = credit
+        self._line = Line(connect)
+        self._terms = terms
         self._queues: tuple[str, ...] = ()
         self._rotation = 0
         #: Fractions of messages that lists have a right to, from reserves that were too small.
@@ -84,12 +88,13 @@ class Reserver:
         self._woken, self._wake = os.pipe()
         for end in (self.doorbell, self._ring, self._woken, self._wake):
             os.set_blocking(end, False)
-        self._script_sha: Any = None
-        self._link: Link | None = None
-        self._bell: Link | None = None
         self._closing = threading.Event()
-        #: When the last reserve was answered; the watchdog's proof that this thread does its work.
+        #: When this thread last did a turn, whatever came of it.
         self.seen_at = time.monotonic()
+        #: What the last turn failed with; None where it went well.
+        self._fault: BaseException | None = None
+        #: Queue -> what Redis said of a key of its, in the last reserve.
+        self._refused: dict[str, str] = {}
         leases.readers.add(self)
         self._thread = threading.Thread(target=self._run, name="reserve", daemon=True)
         self._thread.start()
@@ -120,7 +125,7 @@ class Reserver:
         return found
 
     def stalled(self) -> str | None:
-        """What hangs; None if nothing does."""
+        """What hangs; None if nothing does. Only a new process helps then."""
         now = time.monotonic()
         with self._lock:
             waiting_s = now - self._ready_since if self._ready else 0.0
@@ -129,6 +134,17 @@ class Reserver:
         if self._queues and now - self.seen_at > STALLED_S:
             return f"no message was asked for in {now - self.seen_at:.0f} s"
         return None
+
+    def deaf(self) -> dict[str, Deaf | None]:
+        """Each queue that messages are to be taken from, and why none come in; None where they do."""
+        queues, fault, refused = self._queues, self._fault, self._refused
+        if not self._thread.is_alive():
+            return dict.fromkeys(queues, Deaf("the thread that takes messages has ended"))
+        if fault is not None:
+            # What Redis answers, it answers to the next process, too.
+            helps = not isinstance(fault, ResponseError | AuthenticationError | MaxConnectionsError)
+            return dict.fromkeys(queues, Deaf(f"{type(fault).__name__}: {shown.line(str(fault))}", helps))
+        return {queue: Deaf(refused[queue], False) if queue in refused else None for queue in queues}
 
     def close(self) -> None:
         """Ends the thread; what it took and nobody saw goes back."""
@@ -153,42 +169,44 @@ class Reserver:
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        retry_s = RETRY_S
         while not self._closing.is_set():
             try:
                 self._turn()
+                self._fault, retry_s = None, RETRY_S
                 outage.over("reserve")
-            except (RedisError, OSError) as error:
+            except Exception as error:
+                # A thread that ended here would be a worker that is never heard of again.
                 if self._closing.is_set():
                     break
-                outage.noticed("reserve", error)
+                self._fault = error
                 self.seen_at = time.monotonic()
-                self._disconnect()
-                self._sleep(RETRY_S)
-            except Exception:
-                # A thread that ended here would be a worker that is never heard of again.
-                logger.exception("reserve", extra={"action": "reserve"})
-                self._disconnect()
-                self._sleep(RETRY_S)
-        self._disconnect()
+                if isinstance(error, RedisError | OSError):
+                    outage.noticed("reserve", error)
+                else:
+                    logger.exception("reserve", extra={"action": "reserve"})
+                self._line.close()
+                self._sleep(retry_s)
+                retry_s = min(2 * retry_s, RETRY_MAX_S)
+        self._line.close()
 
     def _turn(self) -> None:
         queues = self._queues
-        credit = self._all_credit(queues)
-        free = sum(messages for messages, _ in credit)
         if not queues:
             self.seen_at = time.monotonic()
             self._sleep(LOOK_S)
             return
+        free = sum(one.messages for one in self._wanted(queues))
         if free < ENOUGH and not self._gathered(queues, free):
             return
-        credit = self._all_credit(queues)
-        if self._reserve(queues, credit):
+        wanted = self._wanted(queues)
+        if self._reserve(queues, wanted):
             return
-        starved = any(not messages or not nbytes for messages, nbytes in credit)
-        self._wait_for_bell(POLL_S if starved or self._bell is None else LOOK_S)
+        starved = any(not one.messages or not one.nbytes for one in wanted)
+        self._wait_for_bell(LOOK_S if self._line.rings and not starved else POLL_S)
 
-    def _all_credit(self, queues: tuple[str, ...]) -> list[tuple[int, int]]:
-        return [self._credit(queue, len(queues)) for queue in queues]
+    def _wanted(self, queues: tuple[str, ...]) -> list[Wanted]:
+        return [self._terms.wanted(queue, len(queues)) for queue in queues]
 
     def _gathered(self, queues: tuple[str, ...], free: int) -> bool:
         """Waits a moment for more credit. Whether there is any."""
@@ -197,121 +215,66 @@ class Reserver:
             return True  # nothing is inside that could free any
         with self._leases.changed:
             self._leases.changed.wait_for(
-                lambda: self._closing.is_set() or sum(n for n, _ in self._all_credit(queues)) >= ENOUGH,
+                lambda: self._closing.is_set() or sum(one.messages for one in self._wanted(queues)) >= ENOUGH,
                 GATHER_S if free else POLL_S,
             )
         self.seen_at = time.monotonic()
-        return any(n and nbytes for n, nbytes in self._all_credit(queues))
+        return any(one.messages and one.nbytes for one in self._wanted(queues))
 
-    def _reserve(self, queues: tuple[str, ...], credit: list[tuple[int, int]]) -> bool:
+    def _reserve(self, queues: tuple[str, ...], wanted: list[Wanted]) -> bool:
         """One call of the script. Whether it brought anything."""
         # Whoever came first last time comes last now: with little credit each gets its turn.
         self._rotation = (self._rotation + 1) % len(queues)
-        order = [*range(self._rotation, len(queues)), *range(self._rotation)]
-        lists = [self._lists(queues[at]) for at in order]
-        shares = [self._shares(queues[at], credit[at][0], len(lists[0])) for at in order]
-        script, arguments = self._leases.reserve_command(lists, [credit[at] for at in order], shares)
-        reply = self._call(script, arguments)
-        self.seen_at = time.monotonic()
-        if not reply:
-            return False
-        of_list = [queues[at] for at in order for _ in lists[0]]
-        reserved = [
-            Reserved(of_list[number - 1], tag.decode(), raw)
-            for number, tag, raw in zip(reply[::3], reply[1::3], reply[2::3], strict=True)
+        wanted = [
+            replace(one, shares=self._shares(one)) if self._terms.shares(one.queue) else one
+            for one in (*wanted[self._rotation :], *wanted[: self._rotation])
         ]
-        self._settle(reply[::3], order, queues, len(lists[0]))
+        script, arguments = self._leases.reserve_command(wanted)
+        reserved, places, self._refused = taken(self._line.call(script, arguments), wanted)
+        self.seen_at = time.monotonic()
+        if not reserved:
+            return False
+        self._settle(places)
         self._leases.add(reserved)
         with self._lock:
-            wanted = [one for one in reserved if one.queue in self._queues]
+            kept = [one for one in reserved if one.queue in self._queues]
             first = not self._ready
-            self._ready += wanted
+            self._ready += kept
             if first:
                 self._ready_since = time.monotonic()
-            if first and wanted:
+            if first and kept:
                 with suppress(BlockingIOError):
                     os.write(self._ring, b"!")
-        if len(wanted) < len(reserved):
+        if len(kept) < len(reserved):
             # Cancelled while the script ran.
             self._leases.requeue(one.tag for one in reserved if one.queue not in self._queues)
         return True
 
-    def _shares(self, queue: str, credit: int, lists: int) -> list[int]:
-        owed = self._owed.setdefault(queue, [0.0] * lists)
-        for at in range(1, lists):
+    def _shares(self, wanted: Wanted) -> list[int]:
+        owed = self._owed.setdefault(wanted.queue, [0.0] * len(wanted.lists))
+        credit = wanted.messages
+        for at in range(1, len(owed)):
             # Bounded, so that a list that was empty for long does not overtake everything at once.
             owed[at] = min(owed[at] + credit * SHARE, max(1.0, credit * SHARE))
         return [int(share) for share in owed]
 
-    def _settle(self, numbers: list[int], order: list[int], queues: tuple[str, ...], lists: int) -> None:
+    def _settle(self, places: list[tuple[str, int]]) -> None:
         """What a list got is no longer owed to it."""
-        for number in numbers:
-            queue, at = queues[order[(number - 1) // lists]], (number - 1) % lists
-            self._owed[queue][at] = max(0.0, self._owed[queue][at] - 1)
-
-    def _call(self, script: str, arguments: list[Any]) -> list[Any]:
-        link = self._connected()
-        if self._script_sha is None:
-            self._script_sha = _command(link, "SCRIPT", "LOAD", script)
-        try:
-            return _command(link, "EVALSHA", self._script_sha, *arguments) or []
-        except NoScriptError:
-            self._script_sha = None
-            return self._call(script, arguments)
-
-    def _connected(self) -> Link:
-        if self._link is None:
-            link = self._connect()
-            try:
-                link.connect()
-                self._bell = self._listen(link)
-            except BaseException:
-                link.disconnect()
-                raise
-            self._link = link
-        return self._link
-
-    def _listen(self, link: Link) -> Link | None:
-        """Asks Redis to ring when one of the lists changes that the script found empty."""
-        bell = self._connect()
-        try:
-            bell.connect()
-            number = _command(bell, "CLIENT", "ID")
-            _command(bell, "SUBSCRIBE", "__redis__:invalidate")
-            _command(link, "CLIENT", "TRACKING", "ON", "REDIRECT", number)
-        except ResponseError as error:
-            bell.disconnect()
-            logger.info("Redis does not track keys (%s): looking ten times a second", error, extra={"action": "poll"})
-            return None
-        except BaseException:
-            bell.disconnect()
-            raise
-        return bell
-
-    def _disconnect(self) -> None:
-        for connection in (self._link, self._bell):
-            if connection is not None:
-                with suppress(RedisError, OSError):
-                    connection.disconnect()
-        self._link = self._bell = None
+        for queue, at in places:
+            if (owed := self._owed.get(queue)) is not None:
+                owed[at] = max(0.0, owed[at] - 1)
 
     def _wait_for_bell(self, timeout_s: float) -> None:
-        bell = self._bell
-        if bell is None:
-            self._sleep(timeout_s)
-            return
-        if not bell.can_read(timeout=0):
-            self._sleep(timeout_s, bell._sock)
-        while bell.can_read(timeout=0):
-            bell.read_response()
+        if not self._line.rung():
+            self._sleep(timeout_s, *self._line.sockets)
+            self._line.rung()
 
     def _sleep(self, timeout_s: float, *others: Any) -> None:
         """Until then, until one of the others has something to read, or until :meth:`_nudge`."""
-        select.select([self._woken, *others], [], [], timeout_s)
+        # Not select(), which takes no file whose number is beyond 1023.
+        poll = select.poll()
+        for one in (self._woken, *others):
+            poll.register(one, select.POLLIN)
+        poll.poll(timeout_s * 1000)
         with suppress(BlockingIOError):
             os.read(self._woken, 4096)
-
-
-def _command(connection: Link, *command: Any) -> Any:
-    connection.send_command(*command)
-    return connection.read_response()

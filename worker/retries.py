@@ -6,15 +6,19 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import redis
+from redis.exceptions import ResponseError
 
-from producers import queues
+from producers import queues, shown
+from producers.reading import json_object
 from worker import lua
 from worker.backend import Retry
-from worker.dead_letter import raw_frame
+from worker.dead_letter import LETTER_CHARS, raw_frame
+from worker.frame import readable_id
+from worker.outage import Episodes, is_wrong_type
 from worker.settings import Settings
 from worker.work import Work
 
@@ -23,16 +27,26 @@ MOVE_AT_ONCE = 1000
 
 
 class Retries:
-    """Decides on retries, and puts those that are due back on their queues."""
+    """Decides on retries, and puts those that are due back on their queues.
 
-    def __init__(self, client: redis.Redis, settings: Settings) -> None:
+    Args:
+        client: Redis.
+        settings: the worker's.
+        refuse: ends a message: its queue, its task's id if there is one, the reason, its text.
+    """
+
+    def __init__(
+        self, client: redis.Redis, settings: Settings, refuse: Callable[[str, str | None, str, str], None]
+    ) -> None:
         self._redis = client
         self._settings = settings
+        self._refuse = refuse
+        self._log = Episodes("what waits for %s cannot go on: %s", "what waits for %s goes on", "due")
         self._due = client.register_script(lua.source("due"))
 
     def delay_s(self, retries: int) -> float:
         """Exponential backoff with full jitter (Brooker, "Exponential Backoff and Jitter", 2015), but never none."""
-        longest = min(self._settings.retry_backoff_max_s, self._settings.retry_backoff_s * 2**retries)
+        longest = min(self._settings.retry_backoff_max_s, self._settings.retry_backoff_s * 2.0 ** min(retries, 100))
         return random.uniform(longest / 2, longest)  # noqa: S311 - spreads load, guards nothing
 
     def next_try(self, work: Work) -> Retry:
@@ -51,9 +65,39 @@ class Retries:
         return Retry(time.time() + delay, queues.waiting_key(work.pipeline.name), member)
 
     def move_due(self, names: Iterable[str]) -> None:
-        """Puts what is due back on these queues."""
+        """Puts what is due back on these queues. What no worker has put there goes to the dead letters of its queue."""
+        wrong = {}
         for name in names:
-            self._due(keys=[queues.waiting_key(name)], args=[time.time(), MOVE_AT_ONCE])
+            try:
+                problem = self._move_due(name)
+            except ResponseError as error:
+                if not is_wrong_type(error):
+                    raise
+                problem = f"{queues.waiting_key(name)}: {error}"
+            if problem:
+                wrong[name] = shown.line(problem)
+        self._log.now(wrong)
+
+    def _move_due(self, name: str) -> str:
+        waiting = queues.waiting_key(name)
+        bad, problem = self._due(keys=[waiting, *queues.list_keys(name)], args=[time.time(), MOVE_AT_ONCE])
+        for member in bad:
+            task_id, reason = _judge(member)
+            text = member[:LETTER_CHARS].decode("utf-8", "backslashreplace")
+            self._refuse(name, task_id, f"a message that waited for {name} {reason}", text)
+            # Last: should this process end here, it is refused once more.
+            self._redis.zrem(waiting, member)
+        return problem.decode("utf-8", "replace")
+
+
+def _judge(member: bytes) -> tuple[str | None, str]:
+    """The id in a waiting message that cannot go back on its queue, and what is wrong with it."""
+    entry = json_object(member)
+    message = entry.get("message") if entry is not None else None
+    if entry is None or not isinstance(message, str):
+        return readable_id(member), "is not what a client or a worker puts there"
+    task_id = readable_id(message.encode("utf-8", "surrogatepass"))
+    return task_id, f"is for another list, {shown.line(str(entry.get('list')))!r}"
 
 
 def _priority(properties: dict[str, Any]) -> int:

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from celery import Celery
 from redis.exceptions import RedisError
@@ -18,6 +19,8 @@ from worker.fetch import Fetcher
 from worker.heartbeat import Heartbeat
 from worker.marks import Marks
 from worker.pipelines import Pipeline
+from worker.receiving import Receiving
+from worker.refuse import refuse
 from worker.retries import Retries
 from worker.settings import Settings
 from worker.store import Store
@@ -60,7 +63,12 @@ class Runtime:
         """Starts the stages."""
         settings = self.settings
         client = connect(settings.redis_url, retries=3)
-        retries = Retries(client, settings)
+        retries = Retries(client, settings, partial(refuse, app, self.hostname))
+
+        def on_deaf(reason: str) -> None:
+            if self.lost is None:
+                on_lost(reason, [])
+
         self._marks = Marks(client, self.hostname)
         self.store = Store(settings.results, settings.s3)
         self._fetcher = Fetcher(settings.inputs, settings.s3, settings.fetch_threads * len(self.pipelines))
@@ -82,7 +90,10 @@ class Runtime:
             settings.prepare_threads or min(os.cpu_count() or 1, MOST_PREPARE_THREADS),
         )
         self.engine.start()
-        self._heartbeat = Heartbeat(client, self.hostname, self.pipelines, self.engine.in_flight, retries, self.queues)
+        receiving = Receiving(self.queues, lambda: app.amqp.queues.consume_from, on_deaf)
+        self._heartbeat = Heartbeat(
+            client, self.hostname, self.pipelines, self.engine.in_flight, retries, self.queues, receiving
+        )
         threading.Thread(target=self._fetcher.warm_up, name="warm-up", daemon=True).start()
 
     def announce(self) -> None:
@@ -97,6 +108,7 @@ class Runtime:
 
     def stop(self, timeout_s: float) -> list[Work]:
         """Finishes what fits into ``timeout_s``, less after :meth:`hurry`. Returns what did not."""
+        self._heartbeat.leave()
         left = self.engine.drain(0 if self.lost else timeout_s, wait_for_device=self.lost is None)
         try:
             self._marks.take_back([work for work in left if work not in (self.lost or [])])

@@ -1,4 +1,4 @@
-"""``--devices``: one worker process for each device; one that dies is started again, with backoff."""
+"""``--devices``: one worker process for each device; one that ends is started again, with backoff."""
 
 from __future__ import annotations
 
@@ -92,9 +92,10 @@ class _Supervisor:
                 child.failures = 0
             return
         child.process = None
-        if code in HOPELESS or code == 0:
+        if code in HOPELESS:
             child.code = code
             return
+        # Also one that somebody else told to end (by remote control, by a signal): it would be missed by nobody.
         delay = min(BACKOFF_S * 2**child.failures, BACKOFF_MAX_S)
         child.failures += 1
         child.restart_at = now + delay

@@ -9,10 +9,9 @@ In any Celery app: ``import worker.transport`` where the app is configured, then
 
 from __future__ import annotations
 
-import base64
-import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from queue import Empty
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,17 +20,20 @@ import redis
 from celery.signals import worker_init, worker_shutdown
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
+from kombu.utils.encoding import bytes_to_str
 from kombu.utils.url import parse_url
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import OutOfMemoryError
 from redis.retry import Retry
 
-from producers import queues
+from producers import queues, shown
 from producers.errors import ErrorCode
-from worker.dead_letter import MOST, dead_letter
-from worker.leases import LEASE_S, SWEEP_S, TIMEOUT_S, Leases, Reserved, Server, place
+from worker.dead_letter import LETTER_CHARS, MOST, dead_letter
+from worker.frame import UNLIMITED_BYTES, Limits, Unreadable, broadcast, read
+from worker.leases import LEASE_S, SWEEP_S, TIMEOUT_S, Leases, Reserved, Server, Wanted, place
+from worker.line import Link
 from worker.outage import outage
-from worker.reserver import Link, Reserver
+from worker.reserver import Reserver, Terms
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +144,9 @@ class Channel(kombu_redis.Channel):
     """See the module.
 
     Transport options beside kombu's: ``lease_s`` and ``sweep_s`` (seconds), ``queue_prefetch`` (messages of each queue
-    that may be inside; else Celery's prefetch count, for all together) and ``queue_bytes``.
+    that may be inside; else Celery's prefetch count, for all together), ``queue_bytes``, ``queue_body_bytes`` (queue
+    -> bytes of the largest body, unpacked), ``content_types`` (of bodies; else all that the app accepts) and
+    ``shared_queues`` (those whose lower priorities get a share of each reserve; of all others the order is strict).
     """
 
     QoS = QoS
@@ -150,12 +154,18 @@ class Channel(kombu_redis.Channel):
     sweep_s = SWEEP_S
     queue_prefetch: int | None = None
     queue_bytes = QUEUE_BYTES
+    queue_body_bytes: Mapping[str, int] = {}
+    content_types: Collection[str] = ()
+    shared_queues: Collection[str] = ()
     from_transport_options = (
         *kombu_redis.Channel.from_transport_options,
         "lease_s",
         "sweep_s",
         "queue_prefetch",
         "queue_bytes",
+        "queue_body_bytes",
+        "content_types",
+        "shared_queues",
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -193,10 +203,8 @@ class Channel(kombu_redis.Channel):
             (self._no_ack.add if no_ack else self._no_ack.discard)(queue)
             if self.reserver is None:
                 self.leases.start()
-                # Its broadcasts are easier told from answers in the older protocol.
-                pool = _pool_of({**self._connparams(), "protocol": 2})
-                connect = cast(Callable[[], Link], pool.make_connection)
-                self.reserver = Reserver(self.leases, connect, self._lists, self._credit)
+                terms = Terms(self._wanted, lambda queue: queue in self.shared_queues)
+                self.reserver = Reserver(self.leases, _connection_of(self._connparams()), terms)
             self.reserver.take_from(tuple(self.active_queues))
         return reply
 
@@ -239,21 +247,50 @@ class Channel(kombu_redis.Channel):
         return True
 
     def _hand_on(self, one: Reserved) -> None:
-        message = read(one)
-        if isinstance(message, str):
-            self._dead_letter(one, message)
+        message = read(one, self._limits(one.queue))
+        if isinstance(message, Unreadable):
+            self._bury(one, message)
             return
         self.connection._deliver(message, one.queue)
         if one.queue in self._no_ack:
             self.leases.acknowledge(one.tag)
 
+    def _receive_one(self, c: Any) -> Any:
+        """A broadcast. kombu expects JSON of Celery's shape, and ends the event loop with whatever is none."""
+        response = self._read_broadcast(c)
+        if not isinstance(response, list | tuple):
+            return None
+        payload = self._handle_message(c, response)
+        channel, data = bytes_to_str(payload["channel"]), payload["data"]
+        if not bytes_to_str(payload["type"]).endswith("message") or not data:
+            return None
+        if channel[0] == "/":
+            _, _, channel = channel.partition(".")
+        exchange = channel.split("/", 1)[0]
+        message = broadcast(data, exchange.endswith(".pidbox"))
+        if isinstance(message, Unreadable) or exchange not in self._fanout_to_queue:
+            reason = message.reason if isinstance(message, Unreadable) else "nobody listens"
+            logger.warning(
+                "a broadcast on %s is dropped: %s", shown.line(channel), reason, extra={"action": "broadcast"}
+            )
+            return None
+        return self._deliver_fanout_message(message, exchange)
+
+    def _read_broadcast(self, c: Any) -> Any:
+        try:
+            return c.parse_response()
+        except self.connection_errors:
+            self._in_listen = None
+            raise
+
     def _get(self, queue: str) -> dict[str, Any]:
         """One message, for those who ask instead of consuming."""
-        while (one := self.leases.reserve_one(queue, self._lists(queue))) is not None:
-            message = read(one)
-            if not isinstance(message, str):
+        wanted = replace(self._wanted(queue, 1), messages=1, nbytes=2**30)
+        while (one := self.leases.reserve_one(wanted)) is not None:
+            message = read(one, self._limits(queue))
+            if not isinstance(message, Unreadable):
                 return message
-            self._dead_letter(one, message)
+            self._bury(one, message)
         raise Empty
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
@@ -277,6 +314,16 @@ class Channel(kombu_redis.Channel):
     def _lists(self, queue: str) -> list[str]:
         return [self._q_for_pri(queue, step) for step in self.priority_steps]
 
+    def _limits(self, queue: str) -> Limits:
+        return Limits.of_body(self.queue_body_bytes.get(queue, UNLIMITED_BYTES), frozenset(self.content_types) or None)
+
+    def _wanted(self, queue: str, queues: int) -> Wanted:
+        """What may come in now of a queue, of so many."""
+        lists = self._lists(queue)
+        messages, nbytes = self._credit(queue, queues)
+        largest, lifetime_ms = self._limits(queue).message_bytes, self._expires.get(queue, 0)
+        return Wanted(queue, lists, messages, nbytes, [0] * len(lists), largest, lifetime_ms)
+
     def _credit(self, queue: str, queues: int) -> tuple[int, int]:
         held, nbytes = self.leases.held(queue)
         left_bytes = max(0, self.queue_bytes - nbytes)
@@ -286,9 +333,14 @@ class Channel(kombu_redis.Channel):
         # Celery's limit is for all queues together.
         return max(0, limit - self.leases.held()[0]) // queues or int(limit > self.leases.held()[0]), left_bytes
 
-    def _dead_letter(self, one: Reserved, reason: str) -> None:
-        letter = dead_letter(None, ErrorCode.INVALID_MESSAGE, reason, one.raw.decode("utf-8", "backslashreplace"))
-        logger.error("a message on %s cannot be read: %s", one.queue, reason, extra={"action": "dead_letter"})
+    def _bury(self, one: Reserved, message: Unreadable) -> None:
+        """Puts a message that cannot be read where somebody finds it: under its task's id, if one is known."""
+        text = one.raw[:LETTER_CHARS].decode("utf-8", "backslashreplace")
+        reason = f"the message cannot be read: {message.reason}"
+        if message.task_id is not None and self.leases.on_unreadable(one, message.task_id, reason, text):
+            return
+        logger.error("on %s: %s", one.queue, reason, extra={"action": "dead_letter"})
+        letter = dead_letter(message.task_id, ErrorCode.INVALID_MESSAGE, reason, text)
         self.leases.bury(one.tag, queues.dead_letter_key(one.queue), letter, MOST)
 
 
@@ -302,56 +354,23 @@ class Transport(kombu_redis.Transport):
         self.cycle = Poller()
 
 
-def _pool_of(params: dict[str, Any]) -> redis.ConnectionPool:
-    """Connections with a time limit on everything: kombu's have none, since its event loop never waits for a reply."""
-    return redis.ConnectionPool(
-        **{
-            **params,
-            "socket_timeout": TIMEOUT_S,
-            **({} if "path" in params else {"socket_connect_timeout": TIMEOUT_S}),
-            "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), 1),
-        }
-    )
+def _timed(params: dict[str, Any]) -> dict[str, Any]:
+    """With a time limit on everything: kombu's connections have none, since its event loop never waits for a reply."""
+    # The limit on connections is of kombu's pools: ours are as many as there are threads that ask.
+    own = {name: value for name, value in params.items() if name != "max_connections"}
+    own |= {"socket_timeout": TIMEOUT_S, "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), 1)}
+    return own if "path" in params else own | {"socket_connect_timeout": TIMEOUT_S}
 
 
 def _client_of(params: dict[str, Any]) -> Callable[[], redis.Redis]:
-    return lambda: redis.Redis(connection_pool=_pool_of(params))
+    return lambda: redis.Redis(connection_pool=redis.ConnectionPool(**_timed(params)))
 
 
-def read(one: Reserved) -> dict[str, Any] | str:
-    """The message's frame, or why it is none."""
-    try:
-        message = json.loads(one.raw)
-    except (ValueError, RecursionError) as error:
-        return f"it is no JSON: {error}"
-    if not isinstance(message, dict):
-        return f"it is a JSON {type(message).__name__}, not Celery's frame"
-    properties, headers = message.get("properties"), message.setdefault("headers", {})
-    if not isinstance(properties, dict):
-        return "it has no properties: send it with Celery or pipeq's client"
-    if not isinstance(headers, dict):
-        return "its headers are no object"
-    # Where it lay counts, not where it says it was going: a retry goes back there.
-    properties["delivery_info"] = {"exchange": "", "routing_key": one.queue}
-    # One for each delivery: a late answer to an earlier one is no answer to this one.
-    properties["delivery_tag"] = one.tag
-    if one.raw.startswith(b" "):
-        # See requeue.lua.
-        headers["redelivered"] = properties["delivery_info"]["redelivered"] = True
-    return _check_body(message.get("body"), properties.get("body_encoding")) or message
-
-
-def _check_body(body: Any, encoding: Any) -> str | None:
-    """Why kombu could not decode the body; None where it can."""
-    if not body or encoding is None:
-        return None
-    if encoding != "base64":
-        return f"its body_encoding is {encoding!r}, not base64"
-    try:
-        base64.b64decode(body)
-    except (ValueError, TypeError) as error:
-        return f"its body is no base64: {error}"
-    return None
+def _connection_of(params: dict[str, Any]) -> Callable[[], Link]:
+    # Its broadcasts are easier told from answers in the older protocol.
+    own = {**_timed(params), "protocol": 2}
+    make = own.pop("connection_class")
+    return lambda: cast(Link, make(**own))
 
 
 def celery_url(redis_url: str) -> str:

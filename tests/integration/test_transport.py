@@ -20,7 +20,7 @@ from kombu import Connection, Consumer, Producer, Queue
 from producers import embedded, queues
 from tests.proxy import proxy
 from worker import transport
-from worker.leases import Leases, Server, place
+from worker.leases import Leases, Server, Wanted, place
 
 NAME = "worker.transport:Transport"
 
@@ -57,6 +57,10 @@ def consumer(
         consuming.register_callback(received)
         consuming.consume()
         yield connection
+
+
+def wanted(queue: str, messages: int = 1) -> Wanted:
+    return Wanted(queue, [queue], messages, 2**30, [0])
 
 
 def drain(connection: Connection, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
@@ -114,10 +118,41 @@ def test_urgent_first_but_each_priority_gets_its_share(url: str) -> None:
         got.append(body["priority"])
         message.ack()
 
-    with consumer(url, ["q"], received, queue_prefetch=40) as connection:
+    with consumer(url, ["q"], received, queue_prefetch=40, shared_queues=["q"]) as connection:
         drain(connection, 10, lambda: len(got) >= 200)
     assert 0.05 < got[:200].count(9) / 200 < 0.2
     assert got[:40].count(9) == 4
+
+
+def test_elsewhere_the_order_is_strict(url: str) -> None:
+    for priority in (9, 6, 3, 0):
+        publish(url, "q", 50, priority=priority)
+    got: list[int] = []
+
+    def received(body: Any, message: Any) -> None:
+        got.append(body["priority"])
+        message.ack()
+
+    with consumer(url, ["q"], received, queue_prefetch=40) as connection:
+        drain(connection, 10, lambda: len(got) >= 200)
+    assert got == [0] * 50 + [3] * 50 + [6] * 50 + [9] * 50
+
+
+def test_a_take_renews_a_queues_expiry(url: str, db: redis.Redis) -> None:
+    queue = Queue("q", routing_key="q", expires=30)
+    with Connection(url) as stock:
+        Producer(stock).publish({}, routing_key="q", declare=[queue])
+        Producer(stock).publish({}, routing_key="q", declare=[queue], priority=9)
+    for name in queues.list_keys("q")[::3]:
+        db.pexpire(name, 5000)
+    with Connection(url, transport=NAME) as connection:
+        channel = connection.channel()
+        channel.basic_qos(0, 1, False)
+        consuming = Consumer(channel, [queue], accept=["json"])
+        consuming.register_callback(lambda body, message: None)
+        consuming.consume()
+        drain(connection, 5, lambda: db.hlen("pipeq:unacked") == 1)
+        assert db.pttl(queues.list_key("q", 9)) > 20_000
 
 
 def test_a_busy_queue_does_not_fill_the_place_of_another(url: str) -> None:
@@ -245,8 +280,9 @@ def leases_of(url: str, **seconds: float) -> Leases:
 def test_the_messages_of_a_dead_process_come_back(url: str, db: redis.Redis) -> None:
     publish(url, "q", 5)
     dead = leases_of(url, lease_s=0.6, sweep_s=0.2)
-    _, (number, *rest) = dead.reserve_command([["q"]], [(5, 2**20)], [[0]])
-    assert len(dead._reserve(keys=rest[:number], args=rest[number:])) == 15  # taken, and nobody renews
+    _, (number, *rest) = dead.reserve_command([wanted("q", 5)])
+    messages, _ = dead._reserve(keys=rest[:number], args=rest[number:])
+    assert len(messages) == 5 * 4  # taken, and nobody renews
     assert db.llen("q") == 0
     living = leases_of(url, lease_s=0.6, sweep_s=0.2)
     living.start()
@@ -264,7 +300,7 @@ def test_a_long_task_keeps_its_lease(url: str, db: redis.Redis) -> None:
     publish(url, "q", 1)
     mine, other = leases_of(url, lease_s=0.5, sweep_s=0.1), leases_of(url, lease_s=0.5, sweep_s=0.1)
     other.start()
-    assert mine.reserve_one("q", ["q"]) is not None
+    assert mine.reserve_one(wanted("q")) is not None
     time.sleep(2.5)
     assert (db.llen("q"), db.hlen("pipeq:unacked")) == (0, 1)
     mine.close()
@@ -277,7 +313,7 @@ def test_who_lost_a_lease_is_told(url: str, db: redis.Redis) -> None:
     mine = leases_of(url, lease_s=0.6, sweep_s=60)
     lost: list[str] = []
     mine.on_lost = lost.extend
-    one, two = mine.reserve_one("q", ["q"]), mine.reserve_one("q", ["q"])
+    one, two = mine.reserve_one(wanted("q")), mine.reserve_one(wanted("q"))
     assert one is not None
     assert two is not None
     db.zrem("pipeq:leases", one.tag)  # as a sweep does
@@ -317,7 +353,7 @@ def test_nobody_sweeps_before_everybody_could_come_back(url: str, db: redis.Redi
     with proxy(url) as (between, through):
         away, here = leases_of(through, lease_s=1.5, sweep_s=0.1), leases_of(through, lease_s=1.5, sweep_s=0.1)
         here.start()
-        assert away.reserve_one("q", ["q"]) is not None
+        assert away.reserve_one(wanted("q")) is not None
         time.sleep(1.6)
         between.cut()
         between.is_silent = True
@@ -337,7 +373,7 @@ def test_a_full_memory_still_lets_work_through(url: str, db: redis.Redis) -> Non
     with pytest.raises(redis.exceptions.OutOfMemoryError):
         db.lpush("other", "x")
     mine = leases_of(url, lease_s=0.6, sweep_s=0.2)
-    one, two = mine.reserve_one("q", ["q"]), mine.reserve_one("q", ["q"])
+    one, two = mine.reserve_one(wanted("q")), mine.reserve_one(wanted("q"))
     assert one is not None
     assert two is not None
     assert mine.renew([one.tag, two.tag]) == set()

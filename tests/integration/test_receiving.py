@@ -1,0 +1,201 @@
+"""A worker takes messages again whatever happened to its connections, and says so while it does not."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from kombu import Connection, Consumer, Producer, Queue
+
+from producers import Client, State, embedded, queues
+from tests.worker_process import WorkerProcess, worker
+from worker.leases import Leases, Wanted
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with embedded.valkey() as url:
+        yield url
+    for leases in Leases.every():
+        leases.close()
+
+
+@pytest.fixture(scope="module")
+def db(url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def process(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+    """A worker with two pipelines. Each test leaves it as it found it."""
+    folder = tmp_path_factory.mktemp("receiving")
+    (folder / "pipelines.toml").write_text('[pipelines.constant]\n[pipelines.other]\ntask = "constant"\n')
+    with worker(folder, url, "--config", folder / "pipelines.toml", lease_s=3, sweep_s=1) as process:
+        with Client(url) as client:
+            process.wait_ready(client, "constant", "other")
+            yield process
+        assert process.stop() == 0, process.text()
+
+
+@pytest.fixture
+def log(process: WorkerProcess) -> Iterator[Callable[[], str]]:
+    """What the worker has written since the test began."""
+    begin = len(process.text())
+    yield lambda: process.text()[begin:]
+    assert process.process.poll() is None, process.text()
+
+
+def until(met: Callable[[], Any], within_s: float = 20) -> None:
+    deadline = time.monotonic() + within_s
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def deaf(db: redis.Redis) -> dict[str, Any]:
+    """Queue -> what the worker's heartbeat says of it."""
+    (key,) = db.keys("pipeq:worker:*")
+    return json.loads(db.get(key) or "{}").get("deaf", {})
+
+
+def serves(url: str, pipeline: str = "constant") -> bool:
+    message = {"pipeline": pipeline, "inputs": 1}
+    with Celery(broker=url, backend=url) as app, Client(url) as client:
+        task = app.send_task("pipeq.infer", kwargs=message, queue=pipeline).id
+        return client.wait(task, timeout_s=20).state is State.SUCCEEDED
+
+
+def test_its_connections_are_killed_fifty_times(url: str, db: redis.Redis) -> None:
+    got: list[Any] = []
+    others = tracked(db)
+    with Connection(url, transport="worker.transport:Transport") as connection, Connection(url) as stock:
+        consuming = Consumer(connection.channel(), [Queue("killed", routing_key="killed")], accept=["json"])
+        consuming.register_callback(lambda body, message: (got.append(body), message.ack()))
+        consuming.consume()
+        for at in range(50):
+            until(lambda: tracked(db) - others)
+            for number in tracked(db) - others:
+                db.client_kill_filter(_id=number)
+            if at % 10 == 9:
+                Producer(stock).publish({"at": at}, routing_key="killed")
+                deadline = time.monotonic() + 20
+                while len(got) <= at // 10:
+                    assert time.monotonic() < deadline
+                    with suppress(TimeoutError):
+                        connection.drain_events(timeout=0.05)
+
+
+def tracked(db: redis.Redis) -> set[str]:
+    """The connections on whose behalf Redis remembers keys."""
+    return {one["id"] for one in db.client_list() if "t" in one["flags"]}
+
+
+def test_more_threads_claim_at_once_than_a_pool_has_connections(url: str) -> None:
+    with Connection(url, transport="worker.transport:Transport") as connection:
+        leases, errors = connection.channel().leases, []
+        begin = threading.Barrier(60)
+
+        def claim() -> None:
+            begin.wait()
+            try:
+                for _ in range(20):
+                    leases.renew(["none"])
+                    leases.reserve_one(Wanted("nothing", ["nothing"], 1, 100, [0]))
+            except redis.RedisError as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=claim) for _ in range(60)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert errors == []
+
+
+@pytest.mark.parametrize("refusal", ["READONLY", "NOREPLICAS"])
+def test_redis_refuses_for_some_seconds(
+    process: WorkerProcess, url: str, db: redis.Redis, log: Any, refusal: str
+) -> None:
+    assert serves(url)
+    if refusal == "READONLY":
+        # Of nobody, so that it keeps what it has.
+        db.execute_command("REPLICAOF", "127.0.0.1", "1")
+    else:
+        db.config_set("min-replicas-to-write", 1)
+    time.sleep(2.5)  # more than five refusals
+    db.execute_command("REPLICAOF", "NO", "ONE")
+    db.config_set("min-replicas-to-write", 0)
+    assert serves(url)
+    assert log().count("Redis does not serve") == 1
+    until(lambda: "Redis serves again" in log())
+
+
+def test_keys_that_are_no_lists_stop_their_own_queues_alone(
+    process: WorkerProcess, url: str, db: redis.Redis, log: Any
+) -> None:
+    bulk, beside = queues.list_key("constant", 9), [queues.PIPELINES, queues.waiting_key("constant")]
+    for key in (bulk, *beside):
+        db.delete(key)
+        db.set(key, "somebody's")
+    until(lambda: deaf(db).keys() == {"constant"})
+    assert "WRONGTYPE" in deaf(db)["constant"]["reason"]
+    assert repr(bulk) in deaf(db)["constant"]["reason"]
+    assert serves(url, "other")
+    # By the list that is one.
+    assert serves(url)
+    # Nothing holds up what waits in the other queue.
+    db.zadd(queues.waiting_key("other"), {json.dumps({"list": "other", "message": "text"}): 1})
+    until(lambda: not db.exists(queues.waiting_key("other")))
+    db.delete(bulk, *beside)
+    until(lambda: not deaf(db))
+    until(lambda: db.hlen(queues.PIPELINES) == 2)
+    for once in ("no messages are taken from constant: ", "messages are taken from constant again", "goes on"):
+        until(lambda once=once: once in log())  # type: ignore[misc]
+        assert log().count(once) == 1, log()
+    assert log().count("the key pipeq:pipelines is ") == 2
+
+
+def test_keys_that_all_queues_need(process: WorkerProcess, url: str, db: redis.Redis, log: Any) -> None:
+    keys = (queues.UNACKED, queues.LEASES)
+    for key in keys:
+        db.set(key, "somebody's")
+    db.lpush("other", "a message")
+    until(lambda: deaf(db).keys() == {"constant", "other"})
+    db.delete(*keys)
+    until(lambda: not deaf(db))
+    assert serves(url)
+
+
+def test_a_consumer_that_a_remote_control_cancels_is_seen(
+    process: WorkerProcess, url: str, db: redis.Redis, log: Any
+) -> None:
+    control = Celery(broker=url).control
+    control.cancel_consumer("constant")
+    until(lambda: "constant" in deaf(db))
+    assert "cancel_consumer" in deaf(db)["constant"]["reason"]
+    until(lambda: "no messages are taken from constant" in log())
+    assert serves(url, "other")
+    control.add_consumer("constant")
+    until(lambda: not deaf(db))
+    assert serves(url)
+
+
+def test_a_worker_that_a_remote_control_shuts_down_is_started_again(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """By its supervisor: one that is gone looks like one that has nothing to do."""
+    folder = tmp_path_factory.mktemp("supervised")
+    with embedded.valkey() as url, Client(url) as client, worker(folder, url, "constant", "--devices", "cpu") as parent:
+        parent.wait_ready(client, "constant")
+        Celery(broker=url).control.shutdown()
+        until(lambda: "ended with code 0; starting it again" in parent.text(), 30)
+        assert serves(url)
+        assert parent.stop() == 0
