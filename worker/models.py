@@ -18,6 +18,7 @@ from worker.probe import padding_changes
 from worker.settings import ParamLimits, PipelineSettings, S3Settings
 from worker.task_type import TaskType
 from worker.task_types import find, is_task_type
+from worker.tasks import checkpoint
 from worker.transformers_pipeline import TransformersPipeline, warm_up
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ _BY_CLASS = (
     "image-to-image text-generation text-classification token-classification question-answering text2text-generation "
     "fill-mask image-text-to-text any-to-any"
 ).split()
+#: Task types that follow files of sentence-transformers, and which of its checkpoints are theirs.
+_FAMILIES = {"text-embedding": checkpoint.EMBEDDER, "text-ranking": checkpoint.RERANKER}
 _TRANSLATORS = frozenset({"marian", "m2m_100", "mbart", "nllb-moe", "fsmt"})
 
 
@@ -58,8 +61,10 @@ def load(
         loaded = time.monotonic()
         warm_up(pipeline)
         _check_padding(pipeline)
-    except PipeqError:
-        raise
+    except PipeqError as error:
+        if repr(name) in error.message:
+            raise
+        raise PipeqError(error.code, f"pipeline {name!r}: {error.message}", error.retryable) from error
     except Exception as error:
         # transformers raises for them, too, but does not say which.
         other = weights.shapes(reports)
@@ -132,8 +137,9 @@ def task_of(name: str, model: str | None, settings: PipelineSettings) -> str:
     """
     if model is None:
         find(name)  # raises, with the names there are
-    if (Path(str(model)) / "modules.json").is_file():
-        return "text-embedding"  # a folder of sentence-transformers
+    family = checkpoint.family_of(Path(str(model)))
+    if family is not None:
+        return "text-ranking" if family == checkpoint.RERANKER else "text-embedding"
     try:
         config = transformers.AutoConfig.from_pretrained(
             model, revision=settings.revision or "main", trust_remote_code=settings.trust_remote_code
@@ -226,11 +232,20 @@ def _build(
     model_kwargs = _model_kwargs(settings)
     if task_type.name == "decision" and model is not None:
         kwargs |= _without_head(model, settings, kwargs, model_kwargs)
+    family = _FAMILIES.get(task_type.name)
+    if family is not None:
+        said = checkpoint.read(model or tasks.OWN[task_type.name].default[0], settings.revision, family)
+        model_kwargs = said.model_args | model_kwargs
+        model = model and said.model
+        if said.tokenizer_args:
+            kwargs["tokenizer"] = (settings.tokenizer or said.model, said.tokenizer_args)
     pipe = transformers.pipeline(
         tasks.register(task) if task_type.own else task_type.name,
         **{"model": model, "dtype": settings.dtype, "model_kwargs": model_kwargs, **kwargs},
         trust_remote_code=settings.trust_remote_code,
     )
+    if family is not None:
+        pipe.follow(said, allow_pickle=settings.allow_pickle)
     if settings.adapter is not None:
         pipe.model.load_adapter(settings.adapter)
     return pipe

@@ -66,14 +66,14 @@ _TEXT_ROWS = (
         main="text",
         own=True,
         quirks="TextEmbedding",
-        note="ours: mean pooling, length 1",
+        note="ours: as sentence-transformers makes it of the same checkpoint; `prompt_name`",
     ),
     TaskType(
         "text-ranking",
         {"text": Media.TEXT, "text_pair": Media.TEXT},
         "`{score}`",
         own=True,
-        note="ours: a cross-encoder; `text` is the query, `text_pair` the document",
+        note="ours: a cross-encoder; `text` is the query, `text_pair` the document; `prompt_name`",
     ),
     TaskType(
         "text-generation",

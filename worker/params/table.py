@@ -224,6 +224,7 @@ PIPELINE: dict[str, Rule] = {
     "tokenizer_kwargs": _TOKENIZER_FIELDS,
     "tools": ListOf(Json(), 1000),
     "top_k": _TOP_K,
+    "truncate_dim": Whole(1, 65_536),
     # Of mask-generation: points are the square of what is asked for, crops double with each layer.
     "crop_n_points_downscale_factor": Whole(1, 16),
     "crop_overlap_ratio": Number(0, 0.9),

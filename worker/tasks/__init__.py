@@ -16,7 +16,7 @@ from worker.tasks.image_to_image import ImageToImagePipeline
 from worker.tasks.image_to_text import ImageToTextPipeline
 from worker.tasks.question_answering import QuestionAnsweringPipeline
 from worker.tasks.text2text import SummarizationPipeline, Text2TextPipeline, TranslationPipeline
-from worker.tasks.text_embedding import TextEmbeddingPipeline
+from worker.tasks.text_embedding import AutoModelForEmbedding, TextEmbeddingPipeline
 from worker.tasks.text_ranking import TextRankingPipeline
 from worker.tasks.visual_question_answering import VisualQuestionAnsweringPipeline
 
@@ -37,7 +37,7 @@ class OwnTask:
 _T5 = ("google-t5/t5-base", "a9723ea")
 OWN: dict[str, OwnTask] = {
     "text-embedding": OwnTask(
-        TextEmbeddingPipeline, transformers.AutoModel, ("sentence-transformers/all-MiniLM-L6-v2", "main"), "text"
+        TextEmbeddingPipeline, AutoModelForEmbedding, ("sentence-transformers/all-MiniLM-L6-v2", "main"), "text"
     ),
     "text-ranking": OwnTask(
         TextRankingPipeline,
