@@ -73,7 +73,16 @@ def line(text: str, most: int = MOST) -> str:
         text: anything.
         most: characters of the answer at most; a text that was cut ends in ``...``.
     """
-    return _printable(" ".join(_INSIDE.sub(lambda match: uri(match[0]), text).split()), most)
+    return _printable(" ".join(_without_uris(text).split()), most)
+
+
+def without_secrets(text: str) -> str:
+    """A text of any length and many lines, its URIs as :func:`uri` shows them, and no secret of the environment."""
+    return without_environment(_without_uris(text))
+
+
+def _without_uris(text: str) -> str:
+    return _INSIDE.sub(lambda match: uri(match[0]), text) if "://" in text or ":\\\\" in text else text
 
 
 def without_environment(text: str) -> str:

@@ -22,6 +22,8 @@ class Proxy:
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         #: Seconds that what is sent takes, in each direction.
         self.delay_s = 0.0
+        #: Seconds between two bytes of what the server answers; at 0 it goes through as it comes.
+        self.drip_s = 0.0
         #: While set nothing goes through, and nobody is told.
         self.is_silent = False
         threading.Thread(target=self._accept, daemon=True).start()
@@ -64,9 +66,9 @@ class Proxy:
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._pairs.append((client, server))
         for one, other in ((client, server), (server, client)):
-            threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+            threading.Thread(target=self._pump, args=(one, other, client), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, client: socket.socket) -> None:
         with contextlib.suppress(OSError, ValueError):
             while True:
                 if not (isinstance(source, ssl.SSLSocket) and source.pending()):
@@ -78,7 +80,12 @@ class Proxy:
                     time.sleep(self.delay_s)
                 while self.is_silent:
                     time.sleep(0.02)
-                sink.sendall(data)
+                if self.drip_s and sink is client:
+                    for at in range(len(data)):
+                        sink.sendall(data[at : at + 1])
+                        time.sleep(self.drip_s)
+                else:
+                    sink.sendall(data)
         for one in (source, sink):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)

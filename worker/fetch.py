@@ -7,12 +7,12 @@ import errno
 import hashlib
 import io
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from producers.errors import ErrorCode, PipeqError
 from producers.message import Ref
+from worker import deadline
 from worker.allow import AllowList, display
 from worker.files import NotRegularError, open_below
 from worker.https import Https
@@ -63,8 +63,14 @@ class Fetcher:
                 ``input_too_large``, ``input_unavailable`` (retryable, as a rule) or ``input_undecodable`` (SHA-256).
         """
         name = ref_name(ref)
-        with self._open(ref, name) as source:
-            data = self._read(source, name, reserve)
+        with deadline.within(self._max_fetch_s):
+            try:
+                with self._open(ref, name) as source:
+                    data = self._read(source, name, reserve)
+            except PipeqError as error:
+                if deadline.has_passed() and error.code == ErrorCode.INPUT_UNAVAILABLE:
+                    raise self._too_slow(name) from error
+                raise
         if ref.sha256 is not None:
             _check_digest(data, ref.sha256.lower(), name)
         return data
@@ -112,17 +118,15 @@ class Fetcher:
         size, read = source
         if size is not None:
             self._check_size(size, name)
-            reserve(size)
+            with deadline.paused():
+                reserve(size)
         buffer = io.BytesIO()
-        deadline = time.monotonic() + self._max_fetch_s
         while chunk := read(min(_CHUNK, self._max_bytes + 1 - buffer.tell())):
             buffer.write(chunk)
             # Counted here, whatever the store said: a header is not to be trusted, and a file may grow.
             self._check_size(buffer.tell(), name, "more than ")
-            if time.monotonic() > deadline:
-                # Each read has a limit of its own; this one is for a server that drips.
-                reason = f"{name} took over {self._max_fetch_s:g} s to read (`max_fetch_s` in [inputs])"
-                raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason)
+            if deadline.has_passed():
+                raise self._too_slow(name)
         if size is None:
             reserve(buffer.tell())
         elif size != buffer.tell():
@@ -130,6 +134,10 @@ class Fetcher:
             raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason)
         # Hands over BytesIO's own buffer: no second copy.
         return buffer.getvalue()
+
+    def _too_slow(self, name: str) -> PipeqError:
+        reason = f"{name} took over {self._max_fetch_s:g} s to read ([inputs] max_fetch_s)"
+        return PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason)
 
     def _check_size(self, size: int, name: str, more: str = "") -> None:
         if size > self._max_bytes:

@@ -7,7 +7,6 @@ that a second answer from DNS cannot redirect it. Certificate and SNI stay those
 from __future__ import annotations
 
 import ipaddress
-import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 from producers import shown
 from producers.errors import ErrorCode, PipeqError
 from worker.allow import AllowList, HttpsUrl, Network, display, is_public
+from worker.deadline import TimedHttpsPool, look_up
 from worker.settings import InputSettings, SettingsError
 
 _MAX_REDIRECTS = 5
@@ -56,6 +56,8 @@ class Https:
             # Retries and redirects are ours: urllib3 would follow them unchecked.
             retries=False,
         )
+        self._pools.pool_classes_by_scheme = {"https": TimedHttpsPool}
+        self._timeout_s = inputs.timeout_s
 
     @contextmanager
     def open(self, uri: str) -> Iterator[tuple[int | None, Callable[[int], bytes]]]:
@@ -73,8 +75,7 @@ class Https:
                 with _translated(name):
                     return response.read(size, decode_content=False)
 
-            length = response.headers.get("Content-Length", "")
-            yield (int(length) if length.isascii() and length.isdigit() else None), read
+            yield _size(response, name), read
         finally:
             # A connection that was read to the end is back in its pool by now; any other cannot be used again.
             response.close()
@@ -93,7 +94,11 @@ class Https:
                 _check_answer(response, name)
                 return response, name
             response.close()
-            uri = urljoin(str(url), location)
+            try:
+                uri = urljoin(str(url), location)
+            except ValueError as error:
+                reason = f"{name} redirects to {display(location)!r}, which is no URL"
+                raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason, False) from error
             name = f"{display(str(url))} (redirected to {display(uri)})"
         raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, f"{name} has more than {_MAX_REDIRECTS} redirects", False)
 
@@ -121,12 +126,12 @@ class Https:
     def _addresses(self, url: HttpsUrl, name: str) -> list[str]:
         """The host's addresses, each of them judged; one bad address condemns the host."""
         try:
-            found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+            found = look_up(url.host, url.port, self._timeout_s)
         except (OSError, UnicodeError) as error:
             reason = f"{name} cannot be reached: {url.host} has no address ({shown.line(str(error))})"
             raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason) from error
         # A scope ("%eth0") only occurs with link-local addresses, which are judged without it.
-        addresses = list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
+        addresses = list(dict.fromkeys(address.partition("%")[0] for address in found))
         for address in addresses:
             if not is_public(ipaddress.ip_address(address), self._networks):
                 raise PipeqError(
@@ -142,6 +147,18 @@ def _network(entry: str) -> Network:
         return ipaddress.ip_network(entry)
     except ValueError as error:
         raise SettingsError(f"inputs.private_networks: {error}") from error
+
+
+def _size(response: urllib3.BaseHTTPResponse, name: str) -> int | None:
+    """What an answer says its size is; None where it says nothing."""
+    length = response.headers.get("Content-Length")
+    if length is None or response.headers.get("Transfer-Encoding") is not None:
+        return None
+    # Python reads no number of over 4,300 digits, and no input has as many bytes as take 18.
+    if not (length.isascii() and length.isdigit() and len(length) < 19):
+        reason = f"{name} is said to have {shown.line(length, 40)!r} bytes, which is no size"
+        raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason, False)
+    return int(length)
 
 
 def _check_answer(response: urllib3.BaseHTTPResponse, name: str) -> None:

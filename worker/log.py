@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any
 
+from producers import shown
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
@@ -19,11 +21,11 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
         """The record's line: a break in it would let a producer write lines of his own."""
-        return _escaped(super().formatMessage(record))
+        return _escaped(shown.without_secrets(super().formatMessage(record)))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's own name
         """A traceback, which has several lines: indented, so that none looks like a record."""
-        return _indented(super().formatException(ei))
+        return _indented(shown.without_secrets(super().formatException(ei)))
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802 - logging's own name
         """As a traceback."""
@@ -48,11 +50,12 @@ class JsonFormatter(logging.Formatter):
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": shown.without_secrets(record.getMessage()),
         }
-        fields |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        more = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        fields |= {name: shown.without_secrets(one) if isinstance(one, str) else one for name, one in more.items()}
         if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
+            fields["exception"] = shown.without_secrets(self.formatException(record.exc_info))
         return json.dumps(fields, default=str)
 
 

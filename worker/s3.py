@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from producers import shown
 from worker.settings import S3Settings
@@ -96,7 +96,8 @@ class S3:
                 with self._translated():
                     return body.read(size)
 
-            yield response.get("ContentLength"), read
+            size = response.get("ContentLength")
+            yield size if size is not None and size >= 0 else None, read
 
     def version(self, bucket: str, key: str) -> str:
         """Differs where an object's content does: its ETag.
@@ -141,6 +142,8 @@ class S3:
         import boto3
         from botocore.config import Config
 
+        _keep_to_deadlines()
+
         settings = self._settings
         custom = self._endpoint
         style = settings.addressing_style
@@ -168,6 +171,8 @@ class S3:
 
         try:
             yield
+        except S3Error:
+            raise
         except aws.ClientError as error:
             raise _from_answer(error) from error
         except (aws.HTTPClientError, aws.ConnectionError, urllib3.exceptions.HTTPError, OSError) as error:
@@ -187,6 +192,10 @@ class S3:
             raise S3Error(
                 Fault.PERMANENT, f"cannot be asked for this ({self._line(error)})", type(error).__name__
             ) from error
+        except Exception as error:
+            # botocore raises anything on answers that are none of S3, RecursionError where a store redirects to itself.
+            reason = f"answers with what is no answer of S3 ({type(error).__name__})"
+            raise S3Error(Fault.PASSING, reason, type(error).__name__) from error
 
     def _line(self, error: Exception) -> str:
         text = str(error)
@@ -199,6 +208,21 @@ class S3:
     def _endpoint(self) -> str | None:
         custom = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         return self._settings.endpoint_url or custom
+
+
+def _keep_to_deadlines() -> None:
+    """Makes botocore's connections such that keep to the deadline of their thread; others notice nothing of it."""
+    from botocore import awsrequest
+
+    from worker.deadline import Timed
+
+    made: tuple[tuple[Any, Any], ...] = (
+        (awsrequest.AWSHTTPConnectionPool, awsrequest.AWSHTTPConnection),
+        (awsrequest.AWSHTTPSConnectionPool, awsrequest.AWSHTTPSConnection),
+    )
+    for pool, connection in made:
+        if not issubclass(pool.ConnectionCls, Timed):
+            pool.ConnectionCls = type(f"Timed{connection.__name__}", (Timed, connection), {})
 
 
 def _from_answer(error: Exception) -> S3Error:

@@ -124,7 +124,8 @@ class InputSettings(_Section):
     max_video_frames: int = Field(default=100_000, gt=0)
     #: How long one connect or read of a remote store may take, in seconds.
     timeout_s: float = Field(default=30, gt=0)
-    #: How long a whole input may take to read, however slowly it drips, in seconds.
+    #: How long a whole input may take to read, from the name look-up to the last byte, redirects and tries included,
+    #: however slowly it drips, in seconds.
     max_fetch_s: float = Field(default=600, gt=0)
     #: Networks (CIDR) that https:// may reach although they are private, for stores inside your own network.
     private_networks: tuple[str, ...] = ()

@@ -58,3 +58,15 @@ def test_nor_in_json(error: bool) -> None:
     line = JsonFormatter().format(one)
     assert line.isprintable()
     assert json.loads(line)["pipeline"] == FORGED
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
+@pytest.mark.parametrize("error", [False, True])
+def test_no_secret_of_a_uri(formatter: logging.Formatter, error: bool) -> None:
+    """Libraries log whole URLs: urllib3, of an answer whose headers it cannot read."""
+    one = record("Failed to parse headers (url=https://u:SECRET@h/a?X-Amz-Signature=SECRET): []", error)
+    one.stack_info = None
+    one.uri = "redis://:SECRET@h"
+    line = formatter.format(one)
+    assert "SECRET" not in line
+    assert "https://...@h/a?..." in line
