@@ -39,7 +39,10 @@ def infer(pipeline: Pipeline, items: list[Item]) -> None:
         _halve(pipeline, items, error, ErrorCode.INFERENCE_FAILED)
     else:
         for item, output in zip(items, outputs, strict=True):
-            item.output = output
+            if isinstance(output, PipeqError):
+                item.error = output
+            else:
+                item.output = output
 
 
 def _halve(pipeline: Pipeline, items: list[Item], error: Exception, code: ErrorCode) -> None:

@@ -60,7 +60,7 @@ class Pipeline(ABC):
 
     @abstractmethod
     def forward(self, features: list[Any], params: Mapping[str, Any]) -> list[Any]:
-        """One forward pass over rows of one group -> each row's output, as if it had run alone.
+        """One forward pass over rows of one group -> each row's output, as if it had run alone; or its error.
 
         Whatever the model raises comes through.
         """

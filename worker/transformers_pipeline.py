@@ -16,7 +16,7 @@ from PIL import Image
 
 from producers.errors import ErrorCode, PipeqError
 from producers.status import ModelInfo
-from worker import quirks
+from worker import finite, quirks
 from worker.batcher import Limits
 from worker.params.accepted import Accepted
 from worker.pipelines import SOLO, Pipeline, Prepared
@@ -72,6 +72,7 @@ class TransformersPipeline(Pipeline):
         extractor = pipe.feature_extractor
         self.sampling_rate = getattr(extractor, "sampling_rate", self.sampling_rate)
         self._pipe = pipe
+        finite.hook(pipe.model)
         self._local = threading.local()
         self._copying = threading.Lock()
         self.settings = settings.model_copy(update={"params": self._own(settings.params)})
@@ -150,7 +151,30 @@ class TransformersPipeline(Pipeline):
             ) from error
 
     def forward(self, features: list[Mapping[str, Any]], params: Mapping[str, Any]) -> list[Any]:
-        return self.quirks.forward(self.pipe(), features, self.call_params(params))
+        pipe, call = self.pipe(), self.call_params(params)
+        with finite.watched(len(features)) as watch:
+            try:
+                outputs = self.quirks.forward(pipe, features, call)
+            except (RuntimeError, ValueError) as error:
+                # Sampling, for instance, cannot draw from NaN, and says so in words of torch. Its subclasses, and
+                # faults of a device, are for others to judge.
+                judged = type(error) in (RuntimeError, ValueError) and "CUDA" not in str(error)
+                if not judged or len(features) > 1 or not any(watch.bad(raised=True)):
+                    raise
+                return [self._not_finite()]
+        return self._checked(outputs, features, watch.bad())
+
+    def _checked(self, outputs: list[Any], features: list[Mapping[str, Any]], bad: list[bool]) -> list[Any]:
+        """The outputs, with an error in place of each that holds NaN; about its neighbours it says nothing."""
+        lengths = [one["input_ids"].shape[-1] if _has_tokens(one) else 0 for one in features]
+        left, padded = getattr(self._pipe.tokenizer, "padding_side", "right") == "left", max(lengths)
+        for at, (output, own, is_bad) in enumerate(zip(outputs, lengths, bad, strict=True)):
+            if is_bad or finite.not_finite(output, own, padded, left=left):
+                outputs[at] = self._not_finite()
+        return outputs
+
+    def _not_finite(self) -> PipeqError:
+        return PipeqError(ErrorCode.INFERENCE_FAILED, f"{self.name!r}: {finite.SENTENCE}")
 
     def postprocess(self, outputs: list[Any], params: Mapping[str, Any]) -> Any:
         try:
@@ -192,6 +216,11 @@ def warm_up(pipeline: TransformersPipeline) -> None:
     value, params = sample_of(pipeline)
     merged = {**pipeline.settings.params, **params}
     outputs = [pipeline.forward([features], merged)[0] for features in pipeline.preprocess(value, merged)]
+    error = next((one for one in outputs if isinstance(one, PipeqError)), None)
+    if error is not None:
+        # Its tasks will say so; but some inputs may be answered.
+        logger.warning("%s: warm-up: %s", pipeline.name, error.message, extra={"action": "load"})
+        return
     pipeline.postprocess(outputs, merged)
 
 
@@ -208,6 +237,11 @@ def _devices(pipe: transformers.Pipeline) -> str:
 
 def _device_name(device: Any) -> str:
     return f"cuda:{device}" if isinstance(device, int) else str(device)
+
+
+def _has_tokens(features: Mapping[str, Any]) -> bool:
+    tokens = features.get("input_ids")
+    return isinstance(tokens, torch.Tensor) and tokens.ndim > 1
 
 
 def _nbytes(features: Mapping[str, Any]) -> int:

@@ -159,21 +159,6 @@ CASES: list[Case] = [
 FULLEST = Limits(max_size=64, max_cost=10**9, launch_cost=10**9, max_wait_s=0)
 
 
-@pytest.fixture(scope="module")
-def loaded(tiny: Path) -> Callable[[str, str], TransformersPipeline]:
-    found: dict[tuple[str, str], TransformersPipeline] = {}
-
-    def get(task: str, model: str) -> TransformersPipeline:
-        if (task, model) not in found:
-            settings = PipelineSettings(task=task, model=str(tiny_models.build(model, tiny)))
-            pipeline = load("it", settings, "cpu")
-            assert isinstance(pipeline, TransformersPipeline)
-            found[task, model] = pipeline
-        return found[task, model]
-
-    return get
-
-
 def name_of(case: Case) -> str:
     task, model, _, params, _ = case
     return "-".join([task, model, *map(str, params)])

@@ -1,0 +1,170 @@
+"""Are a model's outputs numbers? NaN is an answer to no input, whatever the result made of it looks like.
+
+    forward pass -> hooks on the model look at each call's outputs, row by row -> Watch says which items of the batch
+    output of an item -> what the pipeline made after the model's calls is looked at, too: not_finite
+
+Most results hide it: a token that is the largest of NaN is token 0, an answer of NaN is empty, a list of entities above
+NaN has none. The looking is a reduction on the model's device; one small transfer a batch brings the verdict.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.generation import GenerationMixin
+from transformers.utils import ModelOutput
+
+#: Outputs in which infinity is no answer either. Elsewhere it may be one: a place that is no proposal, for instance.
+_FINITE = frozenset(
+    "last_hidden_state pooler_output waveform spectrogram audio predicted_depth pred_boxes reconstruction embedding "
+    "pred_masks heatmaps".split()
+)
+#: In these, minus infinity says that something is ruled out (a token, a cell), plus infinity is an overflow.
+_NOT_ABOVE = frozenset(
+    "logits start_logits end_logits logits_per_image logits_per_audio class_queries_logits masks_queries_logits "
+    "scores".split()
+)
+#: Outputs whose rows are not those of the batch: labels' texts; what of them matters is in the others.
+_OTHER_ROWS = frozenset({"logits_per_text", "text_embeds", "loss"})
+SENTENCE = "the model's output holds NaN or infinity: is its dtype too narrow, or its checkpoint damaged?"
+_current = threading.local()
+
+
+class Watch:
+    """What the hooks saw during one forward pass of the pipeline."""
+
+    def __init__(self, items: int) -> None:
+        self._items = items
+        #: ``[items]``, on the model's device; None before its first call that answered with numbers.
+        self._bad: torch.Tensor | None = None
+        #: Whether something was wrong in rows that are nobody's, and inside an encoder.
+        self._unclear: torch.Tensor | None = None
+        self._inside: torch.Tensor | None = None
+
+    def see(self, rows: torch.Tensor) -> None:
+        """Notes which rows of a call are wrong; several rows of an item, beams for instance, stand side by side."""
+        if rows.shape[0] % self._items:
+            self._unclear = _or(self._unclear, rows.any())
+        else:
+            self._bad = _or(self._bad, rows.view(self._items, -1).any(1))
+
+    def see_inside(self, rows: torch.Tensor) -> None:
+        """Notes that something is wrong inside an encoder; it may be in padding, so it counts only in need."""
+        self._inside = _or(self._inside, rows.any())
+
+    def bad(self, *, raised: bool = False) -> list[bool]:
+        """Whether an item's outputs were wrong; all of them where it is not clear whose.
+
+        Args:
+            raised: whether the model did not get as far as an output.
+        """
+        # A keypoint whose score is NaN is none, for instance, and then there are no numbers.
+        asks = [self._unclear] + ([self._inside] if raised or self._bad is None else [])
+        if any(one is not None and bool(one) for one in asks):
+            return [True] * self._items
+        return [False] * self._items if self._bad is None else self._bad.tolist()
+
+
+@contextmanager
+def watched(items: int) -> Iterator[Watch]:
+    """Looks at what models with hooks answer on this thread meanwhile."""
+    before, watch = getattr(_current, "watch", None), Watch(items)
+    _current.watch = watch
+    try:
+        yield watch
+    finally:
+        _current.watch = before
+
+
+def hook(model: Any) -> None:
+    """Puts hooks onto a model, onto every part of it that generates by itself, and onto its encoders."""
+    for module in model.modules():
+        if module is model or isinstance(module, GenerationMixin):
+            module.register_forward_hook(_look, with_kwargs=True)
+        elif type(module).__name__.endswith("Encoder"):
+            module.register_forward_hook(_look_inside)
+
+
+def not_finite(output: Any, own: int, padded: int, *, left: bool) -> bool:
+    """Whether one item's output holds what is no answer.
+
+    Args:
+        output: of the pipeline's forward pass, with a leading dimension of 1; tensors in any nesting.
+        own: tokens of the item.
+        padded: tokens of the batch; more than ``own`` are padding, about which nobody asked.
+        left: whether it is on the left.
+    """
+    if isinstance(output, Mapping):
+        return any(_is_wrong(str(name), one, own, padded, left) for name, one in output.items())
+    if isinstance(output, list | tuple):
+        return any(not_finite(one, own, padded, left=left) for one in output)
+    return _is_wrong("last_hidden_state", output, own, padded, left)
+
+
+def _is_wrong(name: str, value: Any, own: int, padded: int, left: bool) -> bool:
+    if not isinstance(value, torch.Tensor):
+        # Of nested outputs only those that the pipeline made itself: lists of them, a part of an image each.
+        return isinstance(value, list) and not_finite(value, own, padded, left=left)
+    if own < padded and value.ndim > 1 and value.shape[1] == padded:
+        value = value[:, -own:] if left else value[:, :own]
+    found = _wrong(name, value)
+    return found is not None and bool(found.any())
+
+
+def _look(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    watch = getattr(_current, "watch", None)
+    if watch is None or not isinstance(output, Mapping):
+        return
+    mask = kwargs.get("attention_mask")
+    mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 and not mask.is_floating_point() else None
+    for name, value in output.items():
+        if not isinstance(value, torch.Tensor) or name in _OTHER_ROWS or name.startswith("encoder_"):
+            continue
+        generates = False
+        if (
+            name == "logits"
+            and value.ndim == 3
+            and kwargs.get("use_cache")
+            and output.get("past_key_values") is not None
+        ):
+            value = value[:, -1:]  # generation reads the last token's
+            generates = True
+        found = _wrong(name, value)
+        if generates and value.is_cuda:
+            # Drawing from NaN is an assertion in a kernel there, after which the whole process is of no use.
+            value.nan_to_num_(nan=0.0, posinf=torch.finfo(value.dtype).max, neginf=-torch.inf)
+        if found is None or not value.ndim:
+            continue
+        if mask is not None and found.shape[:2] == mask.shape:
+            found = found & mask.bool().view(*mask.shape, *[1] * (found.ndim - 2)).to(found.device)
+        watch.see(found.flatten(1).any(1) if found.ndim > 1 else found)
+
+
+def _look_inside(module: Any, args: Any, output: Any) -> None:
+    watch: Watch | None = getattr(_current, "watch", None)
+    first = output[0] if watch is not None and isinstance(output, ModelOutput | tuple) and len(output) else None
+    found = _wrong("last_hidden_state", first) if isinstance(first, torch.Tensor) else None
+    if watch is not None and found is not None:
+        watch.see_inside(found)
+
+
+def _wrong(name: str, value: torch.Tensor) -> torch.Tensor | None:
+    """Where a tensor's numbers are wrong, without its last dimension; None for one that holds no floats."""
+    if not value.is_floating_point() or not value.numel():
+        return None
+    if value.ndim < 2:
+        value = value.reshape(-1, 1)
+    # A maximum carries NaN along, so one look is enough.
+    highest = value.amax(-1)
+    wrong = highest.isnan()
+    if name in _FINITE or name in _NOT_ABOVE:
+        wrong = wrong | (highest == torch.inf)
+    return wrong | (value.amin(-1) == -torch.inf) if name in _FINITE else wrong
+
+
+def _or(one: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
+    return other if one is None else one.to(other.device) | other
