@@ -17,7 +17,7 @@ from producers.errors import ErrorCode, PipeqError
 from worker.params import fitting, refused
 from worker.params.compound import Fields, UnknownNameError
 from worker.params.rules import Bound, Bounds, Rule, UnfitError, display
-from worker.params.table import GENERATION, OF_TASK, PIPELINE, SPEECH, generation_rules
+from worker.params.table import OF_TASK, PIPELINE, SPEECH, generation_rules
 from worker.task_type import TaskType
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 #: Names that a sentence lists at most.
 _LISTED = 40
 _NO_GENERATION = "this model does not generate"
+_NOT_THIS_MODEL = "this model does not take it"
 
 
 def named_rules(task_type: TaskType, pipeline: type[transformers.Pipeline]) -> dict[str, Rule]:
@@ -84,18 +85,20 @@ class Accepted:
         generation, why = generation_rules(task), refused.GENERATION_REFUSED.get(task, {})
         taken = fitting.generation_names(task, pipe)
         fits = {name: rule for name, rule in generation.items() if name in taken and name not in self.refused}
+        others = dict.fromkeys(generation.keys() | SPEECH.keys(), _NOT_THIS_MODEL)
         if "forward_params" in rules:
             own = {name: rule for name, rule in SPEECH.items() if name in (taken or fitting.forward_names(pipe))}
-            rules["forward_params"] = Fields({**fits, **own}, why)
+            rules["forward_params"] = Fields({**fits, **own}, {**others, **why})
         if taken and "generate_kwargs" in rules:
-            rules["generate_kwargs"] = Fields(fits, {**why, **self.refused})
+            rules["generate_kwargs"] = Fields(fits, {**others, **why, **self.refused})
         else:
             rules.pop("generate_kwargs", None)
         outside = "put it into generate_kwargs" if taken else _NO_GENERATION
         if where == "call" and taken:
+            self.refused = {**dict.fromkeys(generation.keys() - fits.keys(), _NOT_THIS_MODEL), **self.refused}
             return {**fits, **rules}
-        others = {**generation, "generate_kwargs": None}.keys() - rules.keys()
-        self.refused = {**dict.fromkeys(others, outside), **self.refused}
+        away = {**generation, "generate_kwargs": None}.keys() - rules.keys()
+        self.refused = {**dict.fromkeys(away, outside), **self.refused}
         return rules
 
     def check(self, params: Mapping[str, Any], pipeline: str) -> dict[str, Any]:
@@ -153,5 +156,5 @@ def _rule(task: str, name: str) -> Rule | None:
     if name == "generate_kwargs":
         return Fields(generation_rules(task), refused.GENERATION_REFUSED.get(task, {}))
     if name == "forward_params":
-        return Fields({**GENERATION, **SPEECH}, refused.GENERATION_REFUSED.get(task, {}))
+        return Fields({**generation_rules(task), **SPEECH}, refused.GENERATION_REFUSED.get(task, {}))
     return OF_TASK.get((task, name)) or PIPELINE.get(name)

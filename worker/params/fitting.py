@@ -77,8 +77,10 @@ def refused(task: str, pipe: transformers.Pipeline) -> dict[str, str]:
             found["decoder_kwargs"] = "this model decodes without a language model"
         if kind != "seq2seq_whisper":
             found["return_language"] = "only Whisper says the language"
-        if not getattr(pipe.model.generation_config, "is_multilingual", True) if pipe.model.can_generate() else False:
+        if not getattr(getattr(pipe.model, "generation_config", None), "is_multilingual", True):
             found |= dict.fromkeys(("language", "task"), "this model knows English only")
+    if task != "text-to-audio" and pipe.model.config.is_encoder_decoder:
+        found["guidance_scale"] = "it guides decoders only, and this model has an encoder, too"
     if task == "image-to-text" and pipe.model.config.model_type == "vision-encoder-decoder":
         found["prompt"] = "this model takes no prompt"
     return found
@@ -139,13 +141,22 @@ def _not_one_of(value: str, values: Sequence[str]) -> str:
 def conflict(task: str, pipe: transformers.Pipeline, params: Mapping[str, Any]) -> str | None:
     """A sentence about parameters that cannot be beside each other."""
     if task == "automatic-speech-recognition":
-        return _chunks(params)
+        return _chunks(params) or _fallback({**(params.get("generate_kwargs") or {}), **params})
     if task == "token-classification" and (stride := params.get("stride")) is not None:
         room = pipe.tokenizer.model_max_length - pipe.tokenizer.num_special_tokens_to_add()
         if stride >= room:
             return (
                 f"stride={stride} leaves no room: chunks have {room} tokens of a text, and must go on by one at least"
             )
+    return None
+
+
+def _fallback(params: Mapping[str, Any]) -> str | None:
+    """Whisper falls back to the next temperature where a segment's tokens are improbable; it needs all of these."""
+    if params.get("no_speech_threshold") is not None and params.get("logprob_threshold") is None:
+        return "no_speech_threshold goes with a logprob_threshold, for instance -1.0"
+    if params.get("logprob_threshold") is not None and params.get("temperature") is None:
+        return "logprob_threshold goes with a temperature, or a list of them to fall back to: [0.0, 0.2, 0.4]"
     return None
 
 

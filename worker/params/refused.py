@@ -115,6 +115,8 @@ EVERYWHERE = {
     "target_lookbehind": _DRAFT,
     "speculation_type": _DRAFT,
     "use_mtp": _DRAFT,
+    "prompt_lookup_num_tokens": "it speeds up a sequence that runs alone, and a worker runs batches",
+    "max_matching_ngram_size": "it goes with prompt_lookup_num_tokens, which no task sets",
     "assistant_early_exit": "it changes the model itself while it runs",
     "cache_implementation": _MEMORY,
     "cache_config": _MEMORY,
@@ -153,10 +155,26 @@ BY_TASK = {
 
 _NEEDS_TOKENIZER = "generate looks for them in text, and the pipeline hands it no tokenizer"
 _USE_STOP_SEQUENCE = "the pipeline hands generate no tokenizer for it: use stop_sequence"
+_NO_TEXT = "the encoder reads no text"
+_DECODERS_ONLY = "it guides decoders only, and these models have an encoder, too"
+_SOUND = "models of sound do not generate so"
 #: Of generate, in one task type: task type -> name -> reason.
 GENERATION_REFUSED: dict[str, dict[str, str]] = {
-    "automatic-speech-recognition": {"stop_strings": _NEEDS_TOKENIZER},
-    "text-to-audio": {"stop_strings": _NEEDS_TOKENIZER},
+    "automatic-speech-recognition": {
+        "stop_strings": _NEEDS_TOKENIZER,
+        "guidance_scale": _DECODERS_ONLY,
+        "encoder_repetition_penalty": _NO_TEXT,
+        "encoder_no_repeat_ngram_size": _NO_TEXT,
+    },
+    **{task: {"guidance_scale": _DECODERS_ONLY} for task in ("text2text-generation", "summarization", "translation")},
+    "image-to-text": {"encoder_repetition_penalty": _NO_TEXT, "encoder_no_repeat_ngram_size": _NO_TEXT},
+    "text-to-audio": dict.fromkeys(
+        "stop_strings num_beams early_stopping length_penalty num_return_sequences encoder_repetition_penalty "
+        "encoder_no_repeat_ngram_size bad_words_ids forced_bos_token_id forced_eos_token_id suppress_tokens "
+        "begin_suppress_tokens exponential_decay_length_penalty sequence_bias watermarking_config pad_token_id "
+        "bos_token_id eos_token_id decoder_start_token_id".split(),
+        _SOUND,
+    ),
     "image-text-to-text": {"stop_strings": _USE_STOP_SEQUENCE},
     "any-to-any": {"stop_strings": _USE_STOP_SEQUENCE},
 }

@@ -110,8 +110,6 @@ GENERATION: dict[str, Rule] = {
     "bos_token_id": _TOKEN,
     "eos_token_id": Either((_TOKEN, ListOf(_TOKEN, "max_list_items", least=1))),
     "decoder_start_token_id": _TOKEN,
-    "prompt_lookup_num_tokens": Whole(1, 64),
-    "max_matching_ngram_size": Whole(1, 64),
 }
 _WHISPER: dict[str, Rule] = {
     "language": _LANGUAGE,
@@ -136,6 +134,8 @@ _OMNI: dict[str, Rule] = {
 }
 #: Of the model's own ``generate``, or of its forward pass where it has none, in text-to-audio.
 SPEECH: dict[str, Rule] = {
+    # Of the models that are trained to be guided; 1 is without.
+    "guidance_scale": Number(1, 100),
     "speaker_embeddings": Numbers(8192),
     "speaker_id": Whole(0, "speakers"),
     "spkr_id": Whole(0, "speakers"),
@@ -243,6 +243,11 @@ OF_TASK: dict[tuple[str, str], Rule] = {
     ("text2text-generation", "stop_sequence"): Text(1000),
     ("summarization", "stop_sequence"): Text(1000),
     ("translation", "stop_sequence"): Text(1000),
+    # Beside each other, texts and sounds have lengths of their own.
+    ("any-to-any", "processor_kwargs"): Fields(
+        {"text_kwargs": _TOKENIZER_FIELDS, "images_kwargs": _IMAGE_FIELDS},
+        dict.fromkeys((*TOKENIZER, *IMAGE), "put it into text_kwargs or images_kwargs"),
+    ),
     ("zero-shot-image-classification", "candidate_labels"): _LABELS,
     ("zero-shot-audio-classification", "candidate_labels"): _LABELS,
     ("text-to-audio", "preprocess_params"): Fields(

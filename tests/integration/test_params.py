@@ -1,0 +1,332 @@
+"""Every parameter that a task type offers runs through a real model, or is refused with a reason."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from producers.errors import PipeqError
+from tests import samples, tiny_models
+from worker import docs, loading
+from worker.params.accepted import named_rules
+from worker.params.compound import Either, Fields, Json, ListOf, Numbers, Pair
+from worker.params.rules import Choice, Flag, Number, Rule, Template, Whole
+from worker.params.table import generation_rules
+from worker.settings import PipelineSettings
+from worker.task_types import TASK_TYPES
+from worker.transformers_pipeline import TransformersPipeline
+from worker.video import Video
+
+torch.set_num_threads(1)
+
+Loaded = Callable[[str, str], TransformersPipeline]
+LABELS = {"candidate_labels": ["fox", "lazy dog"]}
+FEW = {"max_new_tokens": 3, "do_sample": False}
+#: Task type -> the tiny models that it is walked with, and parameters that each call has.
+WALKED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "text-classification": (("classifier",), {}),
+    "token-classification": (("token_classifier",), {}),
+    "fill-mask": (("masked_bert",), {}),
+    "zero-shot-classification": (("nli",), LABELS),
+    "feature-extraction": (("encoder",), {}),
+    "text-embedding": (("encoder",), {}),
+    "text-ranking": (("cross_encoder",), {}),
+    "text-generation": (("llama",), FEW),
+    "text2text-generation": (("t5",), FEW),
+    "summarization": (("bart",), FEW),
+    "translation": (("translator",), {**FEW, "src_lang": "en_XX", "tgt_lang": "de_DE"}),
+    "question-answering": (("reader",), {}),
+    "table-question-answering": (("tapas",), {}),
+    "decision": (("decision_chat",), {}),
+    "image-classification": (("vit",), {}),
+    "image-feature-extraction": (("vit_encoder",), {}),
+    "image-segmentation": (("detr_panoptic",), {}),
+    "object-detection": (("yolos",), {}),
+    "depth-estimation": (("dpt",), {}),
+    "keypoint-matching": (("superglue",), {}),
+    "zero-shot-image-classification": (("clip",), LABELS),
+    "zero-shot-object-detection": (("owlvit",), LABELS),
+    "video-classification": (("videomae",), {}),
+    "image-to-image": (("upscaler",), {}),
+    "automatic-speech-recognition": (("whisper_short", "ctc_layer_norm"), {}),
+    "audio-classification": (("audio_group_norm",), {}),
+    "zero-shot-audio-classification": (("clap",), LABELS),
+    "text-to-audio": (("musicgen", "vits_quiet", "speecht5"), {}),
+    "document-question-answering": (("layoutlm",), {}),
+    "visual-question-answering": (("blip_vqa", "vilt"), {}),
+    "image-to-text": (("captioner", "blip_caption"), {}),
+    "image-text-to-text": (("llava",), {}),
+    "any-to-any": (("qwen2_audio",), {}),
+}
+#: What a parameter needs beside it to mean anything.
+BESIDE: dict[str, dict[str, Any]] = {
+    "num_return_sequences": {"do_sample": True},
+    "delimiter": {"is_split_into_words": True},
+    "stride_length_s": {"chunk_length_s": 1.0},
+    "logprob_threshold": {"temperature": 0.2},
+    "no_speech_threshold": {"temperature": 0.2, "logprob_threshold": -1.0},
+    **{name: {"speaker_embeddings": [[0.1] * 512]} for name in ("threshold", "minlenratio", "maxlenratio")},
+}
+#: Values where the first one that comes to mind is none.
+VALUES: dict[str, Any] = {
+    "aggregation_strategy": "simple",
+    "candidate_labels": ["fox", "dog"],
+    "chunk_length_s": 1.0,
+    "crop_size": {"height": 32, "width": 32},
+    "doc_stride": 8,
+    "eos_token_id": 5,
+    "function_to_apply": "softmax",
+    "generation_mode": "text",
+    "language": "en",
+    "lang": "eng",
+    "max_length": 240,
+    "max_new_tokens": 3,
+    "max_seq_len": 64,
+    "num_frames": 4,
+    "num_beams": 2,
+    "num_return_sequences": 2,
+    "padding": True,
+    "prompt": "the fox",
+    "prompt_name": "query",
+    "guidance_scale": 1.5,
+    "size": {"height": 32, "width": 32},
+    "src_lang": "en_XX",
+    "subtask": "panoptic",
+    "tgt_lang": "de_DE",
+    "task": "transcribe",
+    "targets": ["fox"],
+    "temperature": 0.7,
+    "stop_strings": ["x"],
+    "stop_sequence": "x",
+    "stride_length_s": 0.2,
+    "repetition_penalty": 2,
+    "return_timestamps": "word",
+    "tools": [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}],
+    "speaker_embeddings": [[0.1] * 512],
+}
+
+
+def example(name: str, rule: Rule) -> Any:
+    """A value that a rule admits."""
+    if name in VALUES:
+        return copy.deepcopy(VALUES[name])
+    if isinstance(rule, Either):
+        return example("", rule.rules[0])
+    if isinstance(rule, Whole):
+        return max(rule.low, 1)
+    if isinstance(rule, Number):
+        return (max(rule.low, 0) + min(rule.high, 1)) / 2
+    if isinstance(rule, ListOf):
+        return [example("", rule.item)] * max(rule.least, 1)
+    if isinstance(rule, Pair):
+        return [example("", rule.first), example("", rule.second)]
+    known = {Flag: True, Template: "it is {}.", Json: {"title": "one", "text": "two"}, Numbers: [0.1]}
+    return rule.values[0] if isinstance(rule, Choice) else known.get(type(rule), "fox")
+
+
+def calls(rules: dict[str, Rule], task: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each parameter by itself, at every depth: its place, and the call's parameters."""
+    for name, rule in rules.items():
+        if not isinstance(rule, Fields):
+            beside = BESIDE.get(name, {}) if name != "threshold" or task == "text-to-audio" else {}
+            yield name, {name: example(name, rule), **beside}
+            continue
+        for place, inner in calls(dict(rule.fields), task):
+            yield f"{name}.{place}", {name: inner}
+
+
+def value_of(task: str, place: str, folder: Path, pipeline: TransformersPipeline) -> Any:
+    texts, image = samples.texts(3), samples.images()[0]
+    if place == "delimiter" or place.startswith("is_split"):
+        return texts[1].split()
+    if place in ("tools", "documents", "continue_final_message"):
+        content = "the fox" if task == "text-generation" else [{"type": "text", "text": "the fox"}]
+        return [{"role": "user", "content": content}]
+    if task in ("image-text-to-text", "any-to-any"):
+        return samples.audio_chats()[0] if task == "any-to-any" else samples.image_chats()[0]
+    if task == "video-classification":
+        path = samples.video(folder / "walk.mp4", 12, 64, 48)
+        return Video(path.read_bytes(), "walk.mp4", 10**6, 1000)
+    return {
+        "fill-mask": f"the {getattr(pipeline.pipe().tokenizer, 'mask_token', '')} fox",
+        "text-ranking": {"text": texts[0], "text_pair": texts[1]},
+        "question-answering": {"question": "what is it ?", "context": " ".join(samples.texts(4))},
+        "table-question-answering": samples.tables()[0],
+        "decision": samples.decisions()[0],
+        "keypoint-matching": {"images": list(samples.image_pairs()[0])},
+        "zero-shot-object-detection": {"image": image},
+        "automatic-speech-recognition": samples.audio(1.5),
+        "audio-classification": samples.audio(1.0),
+        "zero-shot-audio-classification": samples.audio(1.0),
+        "document-question-answering": samples.documents()[0],
+        "visual-question-answering": {"image": image, "question": "what is it ?"},
+    }.get(task, image if "image" in task or task in ("object-detection", "depth-estimation") else texts[1])
+
+
+def answer(pipeline: TransformersPipeline, value: Any, params: dict[str, Any]) -> Any:
+    merged = pipeline.merge(params)
+    outputs = [pipeline.forward([row.features], merged)[0] for row in pipeline.prepare(value, merged)]
+    return pipeline.result(pipeline.postprocess(outputs, merged), value, merged)
+
+
+#: Where every parameter of generate is walked, not every sixth: of each way into it one.
+WHOLE_GENERATE = {"text-generation", "text2text-generation", "automatic-speech-recognition", "text-to-audio"}
+#: ``PARAMS=all``: every parameter of generate everywhere, and each number at both of its ends.
+EVERYTHING = os.environ.get("PARAMS") == "all"
+PAIRS = [(task, model) for task, (models, _) in WALKED.items() for model in models]
+
+
+def rules_of(task: str) -> dict[str, Rule]:
+    """What the schema of a task type offers."""
+    row = TASK_TYPES[task]
+    named = named_rules(row, docs._pipeline_class(row))
+    return {**generation_rules(task), **named} if row.generation == "call" else named
+
+
+def thinned(task: str) -> list[tuple[str, dict[str, Any]]]:
+    """The calls to walk."""
+    found, generate = list(calls(rules_of(task), task)), generation_rules(task)
+    if EVERYTHING:
+        return found
+    # What is inside generate_kwargs is the same as beside it.
+    beside = TASK_TYPES[task].generation == "call"
+    every = 1 if task in WHOLE_GENERATE else 6
+    plain = [one for one in found if one[0].partition(".")[0] not in {*generate, "generate_kwargs"}]
+    outside = [one for one in found if one[0].partition(".")[0] in generate]
+    inside = [one for one in found if one[0].startswith("generate_kwargs.")]
+    return [*plain, *outside[::every], *inside[:: 20 if beside else every]]
+
+
+def with_always(task: str, model: str, params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that this model's calls have anyway, and those to be tried."""
+    own, where = dict(WALKED[task][1]), TASK_TYPES[task].generation
+    if where == "call" and model in ("whisper_short", "blip_vqa"):
+        own |= FEW
+    if model == "speecht5":
+        own["forward_params"] = {"speaker_embeddings": [[0.1] * 512]}
+    elif where == "generate_kwargs" and model != "vits_quiet" and "max_new_tokens" not in params:
+        own["generate_kwargs"] = FEW
+    nested = {name: {**own.get(name, {}), **one} for name, one in params.items() if isinstance(one, dict)}
+    return {**own, **params, **nested}
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny: Path) -> Loaded:
+    found: dict[tuple[str, str], TransformersPipeline] = {}
+
+    def get(task: str, model: str) -> TransformersPipeline:
+        if (task, model) not in found:
+            parts = {"vocoder": str(tiny_models.build("vocoder", tiny))} if model == "speecht5" else {}
+            settings = PipelineSettings(task=task, model=str(tiny_models.build(model, tiny)), **parts)
+            found[task, model] = loading.load("it", settings, "cpu")  # type: ignore[assignment]
+        return found[task, model]
+
+    return get
+
+
+def test_every_task_type_is_walked() -> None:
+    assert WALKED.keys() == {row.name for row in TASK_TYPES.values() if row.has_model and not row.untested}
+
+
+@pytest.mark.parametrize(("task", "model"), PAIRS)
+def test_what_is_offered_works_or_is_refused_with_a_reason(
+    loaded: Loaded, tmp_path: Path, task: str, model: str
+) -> None:
+    pipeline, failed = loaded(task, model), []
+    for place, params in thinned(task):
+        try:
+            answer(pipeline, value_of(task, place, tmp_path, pipeline), with_always(task, model, params))
+        except PipeqError as error:
+            if not refused_well(error, place):
+                failed.append((place, error.message))
+        except Exception as error:
+            failed.append((place, repr(error)))
+    assert failed == []
+
+
+def refused_well(error: PipeqError, place: str) -> bool:
+    """Whether a parameter that the schema offers was refused for this model, by name and with a reason."""
+    named = any(part in error.message for part in place.split("."))
+    none = place.endswith(("voice_preset", "speaker_id")) and (
+        "it has none" in error.message or "0 to 0" in error.message
+    )
+    return error.code == "invalid_params" and named and ("cannot be set by a task: " in error.message or none)
+
+
+#: Taken by models that are too large to have a tiny one, or that need what is not installed: task type -> names.
+UNWALKED = {
+    # CTC models with a language model
+    "automatic-speech-recognition": {"decoder_kwargs"},
+    # Seamless
+    "text-to-audio": {"speaker_id", "spkr_id", "tgt_lang"},
+    # Qwen-Omni
+    "any-to-any": {
+        "speaker",
+        "thinker_max_new_tokens",
+        "thinker_eos_token_id",
+        "talker_max_new_tokens",
+        "talker_do_sample",
+        "talker_top_k",
+        "talker_top_p",
+        "talker_temperature",
+        "talker_repetition_penalty",
+    },
+    # BLIP-2
+    "image-text-to-text": {"interpolate_pos_encoding"},
+}
+
+
+def test_each_parameter_of_a_schema_is_taken_by_some_model(loaded: Loaded) -> None:
+    nobody: dict[str, set[str]] = {}
+    for task, (models, _) in WALKED.items():
+        taken: set[str] = set()
+        for model in models:
+            taken |= set(places(loaded(task, model).accepted.rules))
+        left = {place.rpartition(".")[2] for place in places(rules_of(task)) if place not in taken}
+        nobody |= {task: left} if left else {}
+    assert nobody == UNWALKED
+
+
+def places(rules: dict[str, Rule], where: str = "") -> Iterator[str]:
+    for name, rule in rules.items():
+        yield f"{where}{name}"
+        if isinstance(rule, Fields) and name != "decoder_kwargs":
+            yield from places(dict(rule.fields), f"{where}{name}.")
+
+
+@pytest.mark.parametrize(("task", "model"), PAIRS)
+def test_no_dictionary_of_any_depth_runs_code_or_reads_a_file(
+    loaded: Loaded, tmp_path: Path, task: str, model: str
+) -> None:
+    """``custom_generate`` one dictionary deeper ran the Python of a folder inside the worker."""
+    pipeline, ran = loaded(task, model), tmp_path / "ran"
+    (tmp_path / "code" / "custom_generate").mkdir(parents=True)
+    script = tmp_path / "code" / "custom_generate" / "generate.py"
+    script.write_text(f"open({str(ran)!r}, 'w').close()\ndef generate(model, **more):\n    return None\n")
+    evil = {"custom_generate": str(script.parents[1]), "trust_remote_code": True}
+    tried = 0
+    for name in (*objects(pipeline.accepted.rules), "model_kwargs", "tokenizer_kwargs", "x"):
+        for inside in (
+            evil,
+            {"generation_config": evil},
+            {"device": "cuda:0"},
+            {"processor": "a/b"},
+            {"x": {"y": evil}},
+        ):
+            for params in ({name: inside}, inside):
+                with pytest.raises(PipeqError) as caught:
+                    pipeline.merge(with_always(task, model, params))
+                assert caught.value.code == "invalid_params"
+                tried += 1
+    assert tried >= 30
+    assert not ran.exists()
+
+
+def objects(rules: dict[str, Rule]) -> list[str]:
+    return [name for name, rule in rules.items() if isinstance(rule, Fields)]
