@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Iterable
@@ -72,11 +71,13 @@ class HttpsUrl:
         return f"https://{self.netloc}{self.target}"
 
 
-def _climbs(path: str) -> bool:
+def _climbs(path: str, separators: str = "/") -> bool:
+    """Whether a path, as it is or decoded, has a segment that leads up, or a backslash that separates none for us."""
     # A server behind a proxy may decode twice; a path that still changes after that many rounds is an attack.
     for _ in range(4):
         # Some servers cut parameters off before they resolve: "..;x" is ".." to them.
-        if "\\" in path or any(part.partition(";")[0] in (".", "..") for part in path.split("/")):
+        parts = path.replace("\\", "/").split("/") if "\\" in separators else path.split("/")
+        if any(part.partition(";")[0] in (".", "..") for part in parts) or ("\\" in path and "\\" not in separators):
             return True
         decoded = unquote(path)
         if decoded == path:
@@ -100,8 +101,15 @@ def file_path(uri: str) -> str:
 
 
 def split_s3(uri: str) -> tuple[str, str]:
-    """``s3://bucket/key`` -> bucket and key. Nothing is decoded: ``%20``, ``?``, ``#`` and ``..`` are what they are."""
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    """``s3://bucket/key`` -> bucket and key. Nothing is decoded: ``%20``, ``?`` and ``#`` are what they are.
+
+    Raises:
+        ValueError: a segment is ``.`` or ``..``, in any spelling: many servers resolve them, some after decoding.
+    """
+    place = uri.removeprefix("s3://")
+    if _climbs(place, "/\\"):
+        raise ValueError('its bucket or key holds "." or ".." segments')
+    bucket, _, key = place.partition("/")
     return bucket, key
 
 
@@ -120,14 +128,14 @@ class AllowList:
         option: the command line's name for the same, if there is one: ``--allow``.
 
     Raises (from the constructor):
-        SettingsError: an https:// entry that cannot be compared.
+        SettingsError: an https:// or s3:// entry that cannot be compared.
     """
 
     def __init__(self, entries: Iterable[str], key: str, option: str | None = None) -> None:
         self._key = key
         self._option = option
         entries = tuple(entries)
-        self._s3 = [entry for entry in entries if entry.startswith("s3://")]
+        self._s3 = [self._parse_s3(entry) for entry in entries if entry.startswith("s3://")]
         self._files = [file_path(entry) for entry in entries if entry.startswith("file://")]
         self._https = [self._parse(entry) for entry in entries if entry.startswith("https://")]
 
@@ -147,9 +155,19 @@ class AllowList:
             )
         return url
 
+    def _parse_s3(self, entry: str) -> str:
+        try:
+            split_s3(entry)
+        except ValueError as error:
+            raise SettingsError(f"{self._key}: {display(entry)!r} cannot be used: {error}") from error
+        return entry
+
     def check_s3(self, uri: str) -> tuple[str, str]:
         """Bucket and key of an allowed ``s3://`` URI; any other is ``input_forbidden``."""
-        bucket, key = split_s3(uri)
+        try:
+            bucket, key = split_s3(uri)
+        except ValueError as error:
+            raise PipeqError(ErrorCode.INPUT_FORBIDDEN, f"{display(uri)} is not touched: {error}") from error
         if not bucket:
             raise PipeqError(ErrorCode.INPUT_FORBIDDEN, f"{display(uri)} names no bucket")
         if not any(_below(uri, entry) for entry in self._s3):
@@ -204,27 +222,3 @@ class AllowList:
             ErrorCode.INPUT_FORBIDDEN,
             f'this worker\'s settings do not allow {name or display(uri)}: add "{suggestion}" to {self._key}{option}',
         )
-
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-#: The IPv6 range whose last 32 bits are an IPv4 address that a gateway connects to (RFC 6052).
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-
-
-def is_public(address: Address, private_networks: Iterable[Network]) -> bool:
-    """Whether https:// may connect to an address: one of the public Internet, or of a network that settings name.
-
-    An IPv4 address wrapped into an IPv6 one (mapped, 6to4, NAT64) is judged as what it wraps.
-    """
-    if isinstance(address, ipaddress.IPv6Address):
-        wrapped = address.ipv4_mapped or address.sixtofour
-        if wrapped is None and address in _NAT64:
-            wrapped = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        address = wrapped or address
-    if any(address in network for network in private_networks):
-        return True
-    # is_global alone takes multicast, and in some Python versions part of the reserved space, for public.
-    refused = address.is_multicast or address.is_reserved or address.is_private or address.is_loopback
-    return address.is_global and not (refused or address.is_link_local or address.is_unspecified)

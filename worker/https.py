@@ -17,7 +17,8 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 
 from producers import shown
 from producers.errors import ErrorCode, PipeqError
-from worker.allow import AllowList, HttpsUrl, Network, display, is_public
+from worker.addresses import Network, is_public
+from worker.allow import AllowList, HttpsUrl, display
 from worker.deadline import TimedHttpsPool, look_up
 from worker.settings import InputSettings, SettingsError
 
