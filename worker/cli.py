@@ -8,26 +8,21 @@ import os
 import secrets
 import socket
 import sys
-import time
 import warnings
 from pathlib import Path
 
 import click
-import redis
-from redis.exceptions import RedisError
 
+from producers import shown
 from producers.errors import PipeqError
-from producers.redis_url import connect, without_password
 from worker import settings as settings_module
-from worker import shown_settings, supervisor
-from worker.settings import Settings, SettingsError
+from worker import shown_settings, startup, supervisor
+from worker.settings import Settings
 from worker.task_types import is_task_type
 
 logger = logging.getLogger("worker")
 
 EXIT_SETTINGS = 2
-#: The first with RPOP of several, ZMSCORE and a deterministic script's TIME.
-OLDEST_REDIS = (6, 2)
 
 
 @click.command(
@@ -46,7 +41,7 @@ Examples:
 @click.option("--queue", "celery_queues", multiple=True, metavar="NAME", help="Queue of those tasks (celery).")
 @click.option("--redis-url", metavar="URL", help="Overrides the settings' redis_url.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="Log lines for people or for machines.")
-@click.option("--check", is_flag=True, help="Check the settings and stop.")
+@click.option("--check", is_flag=True, help="Check settings, parameters, stores and prefixes; then stop.")
 @click.pass_context
 def worker(
     ctx: click.Context,
@@ -71,14 +66,18 @@ def worker(
         settings = settings_module.from_command_line(
             config, named, allow, redis_url, log_format, include, celery_queues
         )
+        startup.check_names(settings)
         if check:
+            from worker.checkup import check_all
+
+            check_all(settings)
             click.echo(shown_settings.as_json(settings))
             return
         if devices is not None:
             sys.exit(supervisor.supervise(supervisor.devices_of(devices), sys.argv, settings))
         sys.exit(run(settings))
     except PipeqError as error:
-        click.echo(f"pipeq: {error}", err=True)
+        click.echo(f"pipeq: {shown.line(str(error), 4000)}", err=True)
         ctx.exit(EXIT_SETTINGS)
 
 
@@ -86,6 +85,7 @@ def _named(text: str) -> str:
     """``MODEL`` -> ``TASK=MODEL``; anything else as it is."""
     if "=" in text or is_task_type(text) or not ("/" in text or Path(text).is_dir()):
         return text
+    startup.check_folder(text)
     from worker.model_archive import unpacked
     from worker.models import task_of
     from worker.settings import PipelineSettings, S3Settings
@@ -109,21 +109,22 @@ def run(settings: Settings) -> int:
     from worker.pool import EXIT_DEVICE_LOST
     from worker.runtime import Runtime
 
-    if any(needs_torch(name, section) for name, section in settings.pipelines.items()):
-        _import_torch(settings)
-    _wait_for_redis(settings.redis_url)
-    pipelines = {}
-    for at, (name, section) in enumerate(settings.pipelines.items(), 1):
-        logger.info(
-            "loading %s (%d of %d)", name, at, len(settings.pipelines), extra={"action": "load", "pipeline": name}
-        )
-        pipelines[name] = load(name, section, settings.device, settings.s3, settings.param_limits)
+    startup.wait_for_redis(settings.redis_url)
     # In a container the process id and the host are the same after each restart; a name must not be.
+    hostname = f"pipeq-{os.getpid()}-{secrets.token_hex(2)}@{socket.gethostname()}"
+    pipelines = {}
+    with startup.Loading(settings.redis_url, hostname, settings.pipelines):
+        if any(needs_torch(name, section) for name, section in settings.pipelines.items()):
+            _import_torch(settings)
+        for at, (name, section) in enumerate(settings.pipelines.items(), 1):
+            logger.info(
+                "loading %s (%d of %d)", name, at, len(settings.pipelines), extra={"action": "load", "pipeline": name}
+            )
+            pipelines[name] = load(name, section, settings.device, settings.s3, settings.param_limits)
     supervisor.end_with_parent()
     # What is loaded stays: the collector need not walk through torch each time it looks at all there is.
     gc.collect()
     gc.freeze()
-    hostname = f"pipeq-{os.getpid()}-{secrets.token_hex(2)}@{socket.gethostname()}"
     runtime = Runtime(settings, pipelines, hostname)
     app = build_app(runtime)
     # Containers run as whom they like; a worker runs no code of its producers.
@@ -148,41 +149,3 @@ def _import_torch(settings: Settings) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
-
-
-def _wait_for_redis(url: str) -> None:
-    """Before models are loaded for nothing. Started together, a worker may well be first."""
-    client = connect(url)
-    waited = False
-    while True:
-        try:
-            client.ping()
-        except RedisError as error:
-            if not waited:
-                where = without_password(url)
-                logger.warning("Redis at %s does not answer (%s); waiting", where, error, extra={"action": "wait"})
-            waited = True
-            time.sleep(1)
-        else:
-            _check_server(client, url)
-            client.close()
-            return
-
-
-def _check_server(client: redis.Redis, url: str) -> None:
-    """Raises SettingsError for a server that cannot do what is asked of it."""
-    try:
-        server, cluster = client.info("server"), client.info("cluster")
-    except RedisError:
-        return  # not for this user to know; the first command will show
-    if cluster.get("cluster_enabled"):
-        raise SettingsError(
-            f"redis_url: {without_password(url)} is a Redis Cluster, where a script may touch one slot only: use a "
-            "single server, with a replica for its failure"
-        )
-    version = tuple(int(part) for part in str(server.get("redis_version", "99")).split(".")[:2])
-    if version < OLDEST_REDIS:
-        raise SettingsError(
-            f"redis_url: {without_password(url)} is Redis {server['redis_version']}, pipeq needs "
-            f"{'.'.join(map(str, OLDEST_REDIS))} or newer"
-        )

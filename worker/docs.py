@@ -17,6 +17,7 @@ from worker import tasks
 from worker.inputs import WORDS, shape
 from worker.params.accepted import ceilings, named_rules
 from worker.params.compound import Fields
+from worker.params.rules import Rule
 from worker.params.table import generation_rules
 from worker.settings import ParamLimits
 from worker.task_type import Media, TaskType
@@ -90,10 +91,13 @@ def _media_schema(media: Media) -> dict[str, Any]:
 def _params_schema(row: TaskType) -> dict[str, Any]:
     if not row.has_model:
         return {"type": "object", "properties": {"seconds": {"type": "number"}}, "additionalProperties": False}
+    return Fields(rules_of(row), {}).schema(ceilings(ParamLimits()))
+
+
+def rules_of(row: TaskType) -> dict[str, Rule]:
+    """What a task type's call takes, by name, whatever the model."""
     rules = named_rules(row, _pipeline_class(row))
-    if row.generation == "call":
-        rules = {**generation_rules(row.name), **rules}
-    return Fields(rules, {}).schema(ceilings(ParamLimits()))
+    return {**generation_rules(row.name), **rules} if row.generation == "call" else rules
 
 
 def _ref_schema() -> dict[str, Any]:

@@ -117,6 +117,29 @@ class S3:
         with self._translated():
             self._connected().put_object(Bucket=bucket, Key=key, Body=data, ContentType=media_type)
 
+    def look(self, bucket: str, prefix: str) -> None:
+        """Whether there is a bucket, as far as these credentials may know.
+
+        Raises:
+            S3Error: there is none, or the server cannot be asked. Not that the bucket may not be listed: its objects
+                may be read all the same.
+        """
+        try:
+            with self._translated():
+                self._connected().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        except S3Error as error:
+            if error.code != "AccessDenied":
+                raise
+
+    def remove(self, bucket: str, key: str) -> None:
+        """Removes an object.
+
+        Raises:
+            S3Error: names neither bucket nor key.
+        """
+        with self._translated():
+            self._connected().delete_object(Bucket=bucket, Key=key)
+
     def warm_up(self) -> None:
         """Builds the client; what is wrong with its settings shows when it is used."""
         with suppress(S3Error):

@@ -1,11 +1,13 @@
 """SETTINGS: pipelines.toml + environment + command line -> one frozen object, read once.
 
 A bad value stops the start and names its key. Environment variables ``PIPEQ_<KEY>`` (``PIPEQ_INPUTS__MAX_BYTES`` for a
-nested one) override the file; the command line overrides both.
+nested one; a list as one value, with commas, or as JSON) override the file; the command line overrides both.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import tomllib
 from collections.abc import Iterable
@@ -23,11 +25,19 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import SettingsError as EnvironmentVariableError
 
 from producers import queues, shown
 from producers.errors import ErrorCode, PipeqError
 from producers.redis_url import connect, without_password
+from worker import settings_errors
 
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -44,6 +54,22 @@ def parse_size(value: Any) -> Any:
     if not match or match[2].upper() not in _UNITS:
         raise ValueError(f"{value!r} is no size like 65536, 64KiB or 512MiB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def parse_list(value: Any) -> Any:
+    """A list as people write it in a variable: one value, several with commas between, or JSON.
+
+    Raises:
+        ValueError: it begins with a bracket and is no JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{shown.line(value)!r} is no JSON list") from error
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _check_prefix(schemes: tuple[str, ...]) -> AfterValidator:
@@ -71,8 +97,11 @@ def _check_redis_url(url: str) -> str:
 
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
 Bytes = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+#: Goes before the tuple's own reading; the environment's JSON is read there, too.
+_Listed = (NoDecode, BeforeValidator(parse_list))
 InputPrefix = Annotated[str, _check_prefix(("s3", "file", "https"))]
 OutputPrefix = Annotated[str, _check_prefix(("s3", "file"))]
+Texts = Annotated[tuple[str, ...], *_Listed]
 
 
 #: What the command line overrides, while the settings are being read.
@@ -113,7 +142,7 @@ class InputSettings(_Section):
     """What a worker may read, and how much of it."""
 
     #: Prefixes of URIs that may be read; nothing outside them is. Also ``--allow``.
-    allow: tuple[InputPrefix, ...] = ()
+    allow: Annotated[tuple[InputPrefix, ...], *_Listed] = ()
     #: Largest single input, as stored.
     max_bytes: Bytes = 512 * 2**20
     #: Largest image, in pixels.
@@ -128,7 +157,7 @@ class InputSettings(_Section):
     #: however slowly it drips, in seconds.
     max_fetch_s: float = Field(default=600, gt=0)
     #: Networks (CIDR) that https:// may reach although they are private, for stores inside your own network.
-    private_networks: tuple[str, ...] = ()
+    private_networks: Texts = ()
     #: PEM file of the authorities that https:// trusts. Default: the system's, or SSL_CERT_FILE.
     ca_bundle: Path | None = None
 
@@ -141,7 +170,7 @@ class ResultSettings(_Section):
     #: ``s3://bucket/prefix/`` or ``file:///folder/``. Without a store results stay inline up to 8 MiB.
     store: OutputPrefix | None = None
     #: Prefixes below which a producer may ask its output to be written.
-    allow: tuple[OutputPrefix, ...] = ()
+    allow: Annotated[tuple[OutputPrefix, ...], *_Listed] = ()
     #: How long a record is kept after its task ended, in seconds.
     expires_s: int = Field(default=queues.RESULT_TTL_S, gt=0)
     #: Messages kept in each queue's dead-letter list, the newest.
@@ -245,9 +274,9 @@ class Settings(BaseSettings):
     pipelines: dict[str, PipelineSettings] = Field(default_factory=dict)
     #: Modules with ordinary Celery tasks (``@shared_task``), which run in CPU threads beside the pipelines. Also
     #: ``--include``.
-    include: tuple[str, ...] = ()
+    include: Texts = ()
     #: Queues that those tasks are taken from. Also ``--queue``.
-    celery_queues: tuple[str, ...] = ("celery",)
+    celery_queues: Texts = ("celery",)
     #: The device of pipelines that name none: ``auto`` is the first accelerator, else the CPU.
     device: str = "auto"
     #: Largest message, as JSON. Producers have the same limit.
@@ -315,13 +344,17 @@ def load(config: Path | None = None, **overrides: Any) -> Settings:
             raise SettingsError(f"cannot read {config}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SettingsError(f"{config} is no TOML: {error}") from error
+    where = str(config) if config else "settings"
+    if unknown := settings_errors.unknown_variables(os.environ, Settings):
+        raise SettingsError("; ".join(unknown))
     token = _command_line.set(overrides)
     try:
         return Settings(**fields)
     except ValidationError as error:
-        where = str(config) if config else "settings"
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors(include_url=False)]
-        raise SettingsError(f"{where}: {'; '.join(lines)}") from error
+        raise SettingsError(f"{where}: {'; '.join(settings_errors.sentences(error, Settings))}") from error
+    except EnvironmentVariableError as error:
+        hint = "it takes JSON, or write one variable for each of its keys"
+        raise SettingsError(f"{shown.line(str(error))}: {hint}") from error
     finally:
         _command_line.reset(token)
 
