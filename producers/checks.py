@@ -15,6 +15,8 @@ from producers.message import plain
 
 #: Nothing is delayed, or expires, or is waited for, later than this, in seconds.
 LONGEST_S = 10 * 366 * 86400
+#: Largest value that Redis stores.
+MOST_BYTES = 512 * 2**20
 #: Names of queues that would be other keys of ours, or of Celery.
 _KEYS = ("pipeq:", "celery-task-meta-", "unacked", "_kombu.")
 
@@ -22,23 +24,25 @@ _KEYS = ("pipeq:", "celery-task-meta-", "unacked", "_kombu.")
 def pipeline(value: Any) -> str:
     """The name of a pipeline, which is the name of its queue."""
     if not isinstance(value, str) or not 1 <= len(value) <= 200 or not value.isprintable():
-        _refuse(f"the pipeline {_repr(value)} is no name: text of 1 to 200 printable characters")
+        _refuse(f"the pipeline {shown.value(value)} is no name: text of 1 to 200 printable characters")
     if value.startswith(_KEYS):
-        _refuse(f"the pipeline {_repr(value)} cannot be a queue: names that begin with {value[:6]!r} are other keys")
+        _refuse(
+            f"the pipeline {shown.value(value)} cannot be a queue: names that begin with {value[:6]!r} are other keys"
+        )
     return value
 
 
 def new_task_id(value: Any) -> str | None:
     """An id of the caller's own; None for one of ours."""
     if value is not None and not queues.is_task_id(value):
-        _refuse(f"the task id {_repr(value)} is not {queues.TASK_ID_WORDS}")
+        _refuse(f"the task id {shown.value(value)} is not {queues.TASK_ID_WORDS}")
     return value
 
 
 def task_id(value: Any) -> str:
     """The id of a task that somebody submitted."""
     if not queues.is_readable_id(value):
-        _refuse(f"the task id {_repr(value)} is not {queues.TASK_ID_WORDS}")
+        _refuse(f"the task id {shown.value(value)} is not {queues.TASK_ID_WORDS}")
     return value
 
 
@@ -51,7 +55,7 @@ def several(name: str, values: Any, of: str) -> Iterable[Any]:
     """Any iterable but a text, bytes or a mapping, which iterate over what nobody meant."""
     if isinstance(values, str | bytes | bytearray | Mapping) or not isinstance(values, Iterable):
         _refuse(
-            f"{name} is {_repr(values)}, a {type(values).__name__}, and takes {of} as a list: write [...] around it"
+            f"{name} is {shown.value(values)}, a {type(values).__name__}, but takes a list of {of}: put it into [...]"
         )
     return values
 
@@ -62,14 +66,14 @@ def seconds(name: str, value: Any) -> float | None:
         return None
     # The comparison is false for NaN.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST_S:
-        _refuse(f"{name} is {_repr(value)}, not a number of seconds from 0, within ten years")
+        _refuse(f"{name} is {shown.value(value)}, not a number of seconds from 0, within ten years")
     return float(value)
 
 
 def priority(value: Any) -> int:
     """A priority of Celery's on Redis."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 9:
-        _refuse(f"priority {_repr(value)} is not 0 (first) to 9 (last)")
+        _refuse(f"priority {shown.value(value)} is not 0 (first) to 9 (last)")
     return value
 
 
@@ -77,10 +81,11 @@ def output(value: Any, *, many: bool) -> str | None:
     """Where results go; a prefix for several."""
     if value is None:
         return None
-    if not isinstance(value, str) or not value.startswith(("s3://", "file://")):
-        _refuse(f"output {_repr(value)} is no s3:// or file:// URI")
+    place = value.removeprefix("s3://").removeprefix("file:///") if isinstance(value, str) else ""
+    if not isinstance(value, str) or place == value or not place.partition("/")[0]:
+        _refuse(f"output {shown.value(value)} is no URI like s3://bucket/prefix/ or file:///folder/")
     if many and not value.endswith("/"):
-        _refuse(f"output {_repr(value)} would hold many results: end it in '/'")
+        _refuse(f"output {shown.value(value)} would hold many results: end it in '/'")
     return value
 
 
@@ -91,7 +96,7 @@ def params(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise PipeqError(
             ErrorCode.INVALID_PARAMS,
-            f"params is {_repr(value)}, a {type(value).__name__}, and takes a dictionary such as {{'top_k': 2}}",
+            f"params is {shown.value(value)}, a {type(value).__name__}, and takes a dictionary such as {{'top_k': 2}}",
         )
     try:
         found = plain(dict(value))
@@ -106,7 +111,9 @@ def headers(value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        _refuse(f"headers is {_repr(value)}, a {type(value).__name__}, and takes a dictionary of names and values")
+        _refuse(
+            f"headers is {shown.value(value)}, a {type(value).__name__}, and takes a dictionary of names and values"
+        )
     try:
         found = plain(dict(value))
         json.dumps(found)
@@ -118,18 +125,12 @@ def headers(value: Any) -> dict[str, Any]:
 
 def max_bytes(value: Any) -> int:
     """The largest message."""
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MOST_BYTES:
         raise PipeqError(
-            ErrorCode.INVALID_SETTINGS, f"max_message_bytes is {_repr(value)}, not a number of bytes above 0"
+            ErrorCode.INVALID_SETTINGS,
+            f"max_message_bytes is {shown.value(value)}, not a number of bytes from 1 to {MOST_BYTES}",
         )
     return value
-
-
-def _repr(value: Any) -> str:
-    try:
-        return shown.line(repr(value), 100)
-    except Exception:  # an object's own, or an integer of thousands of digits
-        return f"a {type(value).__name__}"
 
 
 def _refuse(message: str) -> NoReturn:

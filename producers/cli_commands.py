@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
+from producers import checks, shown
 from producers import queues as names
-from producers import shown
 from producers.cli_group import OK, TASK_FAILED, say
 from producers.cli_inputs import read_inputs
 from producers.cli_results import output_of, print_results, say_why, state_code, worst
@@ -39,8 +39,22 @@ _redis_url = click.option(
 )
 _json = click.option("--json", "in_json", is_flag=True, help="Print JSON, one object a line.")
 _wait = click.option("--wait", is_flag=True, help="Wait until every task has ended.")
+
+
+def _parse_timeout(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    # Before anything is submitted. A range of click's lets NaN pass.
+    try:
+        return checks.seconds("timeout", value)
+    except PipeqError as error:
+        raise click.BadParameter(error.message) from error
+
+
 _timeout = click.option(
-    "--timeout", type=click.FloatRange(min=0), metavar="S", help="Wait at most this many seconds; implies --wait."
+    "--timeout",
+    type=float,
+    callback=_parse_timeout,
+    metavar="S",
+    help="Wait at most this many seconds; implies --wait.",
 )
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
 

@@ -93,9 +93,7 @@ class Ref(BaseModel):
         try:
             return cls(uri=Path(path).resolve().as_uri())
         except (TypeError, ValueError, OSError) as error:
-            raise PipeqError(
-                ErrorCode.INVALID_INPUT, f"{shown.line(repr(path))} is no path of a file: {error}"
-            ) from error
+            raise PipeqError(ErrorCode.INVALID_INPUT, f"{shown.value(path)} is no path of a file: {error}") from error
 
     @classmethod
     def of(cls, source: str | PurePath) -> Self:

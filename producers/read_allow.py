@@ -84,9 +84,7 @@ def _of_environment() -> list[str]:
 def _listed(entries: Iterable[str] | str) -> list[str]:
     if not isinstance(entries, str):
         if not isinstance(entries, Iterable):
-            raise PipeqError(
-                ErrorCode.INVALID_SETTINGS, f"allow is {shown.line(repr(entries))}, not a list of prefixes"
-            )
+            raise PipeqError(ErrorCode.INVALID_SETTINGS, f"allow is {shown.value(entries)}, not a list of prefixes")
         return list(entries)
     if entries.lstrip().startswith("["):
         try:
@@ -97,7 +95,7 @@ def _listed(entries: Iterable[str] | str) -> list[str]:
 
 
 def _checked(entry: object) -> str:
-    problem = f"allow: {shown.line(repr(entry))} is no prefix like s3://results/ or file:///data/results/"
+    problem = f"allow: {shown.value(entry)} is no prefix like s3://results/ or file:///data/results/"
     if not isinstance(entry, str) or not entry.startswith(("s3://", "file://")):
         raise PipeqError(ErrorCode.INVALID_SETTINGS, problem)
     if entry.startswith("s3://") and not entry.removeprefix("s3://").partition("/")[0]:

@@ -48,7 +48,7 @@ def read_object(part: Mapping[str, Any], allow: ReadAllow) -> bytes:
     except (OSError, ValueError) as error:
         name = shown.uri(uri) if isinstance(uri, str) else "of the result"
         raise _failed(f"cannot read the object {name}", error) from error
-    what = shown.line(repr(part), 100)
+    what = shown.value(part)
     raise PipeqError(
         ErrorCode.OUTPUT_FAILED, f"cannot read the object {what}: it has neither a `uri` nor `base64` as text", False
     )

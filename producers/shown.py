@@ -110,6 +110,14 @@ def _secrets(second: int) -> tuple[str, ...]:
     return tuple(sorted((one for one in found if len(one) >= _LEAST_SECRET), key=len, reverse=True))
 
 
+def value(anything: object, most: int = 100) -> str:
+    """A value that somebody gave, as part of one line: its ``repr``, or its type where that cannot be had."""
+    try:
+        return line(repr(anything), most)
+    except Exception:  # an object's own, an integer of 5,000 digits, a list of 50,000 levels
+        return f"a {type(anything).__name__}"
+
+
 def _printable(text: str, most: int) -> str:
     if len(text) > most:
         text = text[: max(0, most - 3)] + "..."

@@ -13,8 +13,11 @@ import click
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from producers import shown
 from producers.errors import ErrorCode, PipeqError
+from producers.reading import UnreadableError, json_value
 from worker import settings as settings_module
+from worker import startup
 from worker.settings import Settings
 
 EXIT_DIFFERS, EXIT_SETTINGS = 1, 2
@@ -52,11 +55,12 @@ def doctor(
         name = pipeline.partition("=")[0]
         if name not in settings.pipelines:
             settings = settings_module.from_command_line(config, [pipeline], allow)
+        startup.check_names(settings)
         found = _examine(settings, name, source, _object(params))
     except PipeqError as error:
-        click.echo(f"pipeq: {error}", err=True)
+        click.echo(f"pipeq: {shown.line(str(error), 2000)}", err=True)
         ctx.exit(EXIT_SETTINGS)
-    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(_lines(found)))
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(shown.line(line, 2000) for line in _lines(found)))
     ctx.exit(EXIT_DIFFERS if found["differ"] or found["failed"] else 0)
 
 
@@ -112,7 +116,7 @@ def _decoded(settings: Settings, pipeline: Any, source: IO[str]) -> Iterator[Any
             if not line.strip():
                 continue
             try:
-                (one,), _ = read_inputs(pipeline.task_type, [json.loads(line)])
+                (one,), _ = read_inputs(pipeline.task_type, [json_value(line)])
                 for slot in one.slots:
                     data, where, rate = fetcher.fetch(slot.ref), ref_name(slot.ref), pipeline.sampling_rate
                     slot.fill(decode(slot.media, data, where, settings.inputs, rate, slot.in_chat))
@@ -126,12 +130,13 @@ def _decoded(settings: Settings, pipeline: Any, source: IO[str]) -> Iterator[Any
 
 
 def _object(text: str) -> dict[str, Any]:
+    hint = """write one object, as in --params '{"top_k": 2}'"""
     try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise PipeqError(ErrorCode.INVALID_PARAMS, f"--params is no JSON: {error}") from error
+        value = json_value(text)
+    except UnreadableError as error:
+        raise PipeqError(ErrorCode.INVALID_PARAMS, f"--params: {error}; {hint}") from error
     if not isinstance(value, dict):
-        raise PipeqError(ErrorCode.INVALID_PARAMS, "--params is no JSON object")
+        raise PipeqError(ErrorCode.INVALID_PARAMS, f"--params is no JSON object; {hint}")
     return value
 
 

@@ -79,6 +79,11 @@ def test_the_users_of_the_file_can_do_their_work(
         for _ in range(2):
             assert client.submit(QUEUE, 1, delay_s=60, task_id="own") == "own"
         assert client.cancel("own").state is State.CANCELLED
+        # An id that ended is that task's for as long as its record lives.
+        assert client.result(client.submit(QUEUE, 1, task_id="mine"), timeout_s=30) == "constant"
+        assert client.submit(QUEUE, 1, task_id="mine") == "mine"
+        with pytest.raises(PipeqError, match="'mine' belongs to a task with other inputs"):
+            client.submit(QUEUE, 2, task_id="mine")
         for priority in range(10):
             assert client.result(client.submit(QUEUE, 1, priority=priority), timeout_s=30) == "constant"
         with pytest.raises(PipeqError, match="unknown_pipeline"):
