@@ -30,19 +30,29 @@ def infer(pipeline: Pipeline, items: list[Item]) -> None:
         if len(outputs) != len(items):
             raise RuntimeError(f"the model gave {len(outputs)} outputs for {len(items)} items")  # noqa: TRY301
     except Exception as error:
-        if _is_out_of_memory(error):
-            pipeline.release_memory()
-            _halve(pipeline, items, error, ErrorCode.OUT_OF_MEMORY)
-            return
         if _is_fatal(error):
             raise DeviceLostError(f"{type(error).__name__}: {error}") from error
-        _halve(pipeline, items, error, ErrorCode.INFERENCE_FAILED)
+        code = ErrorCode.INFERENCE_FAILED
+        if is_out_of_memory(error):
+            pipeline.release_memory()
+            code = ErrorCode.OUT_OF_MEMORY
+        _recover(pipeline)
+        _halve(pipeline, items, error, code)
     else:
         for item, output in zip(items, outputs, strict=True):
             if isinstance(output, PipeqError):
                 item.error = output
             else:
                 item.output = output
+
+
+def _recover(pipeline: Pipeline) -> None:
+    """Before another pass: innocent items must not meet what the one that raised left behind."""
+    try:
+        pipeline.recover()
+    except Exception as error:
+        sentence = f"{pipeline.name!r} could not be loaded anew after a failed pass: {type(error).__name__}: {error}"
+        raise DeviceLostError(sentence) from error
 
 
 def _halve(pipeline: Pipeline, items: list[Item], error: Exception, code: ErrorCode) -> None:
@@ -67,7 +77,8 @@ def _is_fatal(error: Exception) -> bool:
     return _is_torchs(error, "AcceleratorError") or "CUDA error" in str(error)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device's memory was too small."""
     # cuBLAS that could not have its workspace says so in other words.
     return _is_torchs(error, "OutOfMemoryError") or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
 

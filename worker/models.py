@@ -61,6 +61,13 @@ def load(
         loaded = time.monotonic()
         warm_up(pipeline)
         _check_padding(pipeline)
+
+        def rebuild() -> transformers.Pipeline:
+            with weights.watched(), pickles.refused(settings.allow_pickle):
+                return _build(task, task_type, model, settings, device)
+
+        pipeline.rebuild = rebuild
+        pipeline.settle()
     except PipeqError as error:
         if repr(name) in error.message:
             raise

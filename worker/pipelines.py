@@ -79,3 +79,10 @@ class Pipeline(ABC):
 
     def release_memory(self) -> None:  # noqa: B027 - most have none to give back
         """Gives back what the device has no use for, before a smaller batch is tried."""
+
+    def recover(self) -> None:  # noqa: B027 - most have nothing that a pass could leave behind
+        """After a forward pass that raised: sees to it that the next one finds everything as it was.
+
+        Raises:
+            Exception: it cannot; only a new process helps.
+        """

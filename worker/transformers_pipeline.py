@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import transformers
 from PIL import Image
 
+from producers import shown
 from producers.errors import ErrorCode, PipeqError
 from producers.status import ModelInfo
 from worker import finite, quirks
 from worker.batcher import Limits
+from worker.infer import is_out_of_memory
+from worker.known_sample import KnownSample
+from worker.model_state import ModelState, PartsState
 from worker.params.accepted import Accepted
 from worker.pipelines import SOLO, Pipeline, Prepared
 from worker.quirks import CallParams, Quirks
@@ -75,6 +80,10 @@ class TransformersPipeline(Pipeline):
         finite.hook(pipe.model)
         self._local = threading.local()
         self._copying = threading.Lock()
+        #: Makes the pipeline once more, for :meth:`recover`.
+        self.rebuild: Callable[[], transformers.Pipeline] | None = None
+        self._state: ModelState | None = None
+        self._known: KnownSample | None = None
         self.settings = settings.model_copy(update={"params": self._own(settings.params)})
 
     def pipe(self) -> transformers.Pipeline:
@@ -90,6 +99,8 @@ class TransformersPipeline(Pipeline):
                     if hasattr(own, part):
                         setattr(own, part, copy.deepcopy(getattr(self._pipe, part)))
             self._local.pipe = own
+            parts = (getattr(own, name, None) for name in _PARTS)
+            self._local.parts = PartsState([part for part in parts if part is not None])
         return own
 
     def merge(self, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,11 +157,23 @@ class TransformersPipeline(Pipeline):
         except PipeqError:
             raise
         except Exception as error:
+            self._put_back(self._restore_parts())
             raise PipeqError(
                 ErrorCode.INVALID_INPUT, f"{self.name!r} cannot prepare the input: {type(error).__name__}: {error}"
             ) from error
 
     def forward(self, features: list[Mapping[str, Any]], params: Mapping[str, Any]) -> list[Any]:
+        try:
+            outputs = self._forward(features, params)
+        except Exception:
+            if self._state is not None:
+                self._put_back(self._state.restore() + self._restore_parts())
+            raise
+        if self._state is not None:
+            self._state.restore_configs()
+        return outputs
+
+    def _forward(self, features: list[Mapping[str, Any]], params: Mapping[str, Any]) -> list[Any]:
         pipe, call = self.pipe(), self.call_params(params)
         with finite.watched(len(features)) as watch:
             try:
@@ -180,6 +203,7 @@ class TransformersPipeline(Pipeline):
         try:
             return self.quirks.postprocess(self.pipe(), outputs, self.call_params(params))
         except Exception as error:
+            self._put_back(self._restore_parts())
             raise PipeqError(
                 ErrorCode.INFERENCE_FAILED,
                 f"{self.name!r} cannot read the model's output: {type(error).__name__}: {error}",
@@ -200,6 +224,63 @@ class TransformersPipeline(Pipeline):
     def release_memory(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def settle(self) -> None:
+        """Remembers how the model is now, loaded and warmed up: how each pass is to leave it."""
+        self._state = ModelState(self._pipe)
+        value, params = sample_of(self)
+        merged = {**self.settings.params, **params}
+        features, half = next(iter(self.preprocess(value, merged))), self.model.dtype != "float32"
+        known = KnownSample(lambda: self.forward([features], merged)[0], self.device, half=half)
+        self._known = known if known.repeats else None
+        if self._known is None:
+            logger.debug("%s answers its sample differently each time", self.name, extra={"action": "sample"})
+
+    def recover(self) -> None:
+        if self._known is None or self.rebuild is None:
+            return
+        try:
+            if self._known.is_known():
+                return
+            reason = "another answer"
+        except Exception as error:
+            if is_out_of_memory(error):
+                return  # says nothing about the model
+            reason = f"{type(error).__name__}: {error}"
+        logger.error(
+            "%s: after a pass that raised, the model's own sample gives %s: loading it anew",
+            self.name,
+            shown.line(reason),
+            extra={"action": "reload", "pipeline": self.name},
+        )
+        self._load_anew(self.rebuild)
+
+    def _load_anew(self, rebuild: Callable[[], transformers.Pipeline]) -> None:
+        self._state = self._known = None
+        with contextlib.suppress(Exception):  # weights that are spread over devices cannot be moved
+            self._pipe.model.to("meta")  # gives the memory back, whoever still holds the model
+        self.release_memory()
+        pipe = rebuild()
+        finite.hook(pipe.model)
+        made, pads = quirks.make(self.task_type.quirks, pipe), self.quirks.pads
+        made.pads = made.pads and pads
+        self._pipe, self.quirks, self.accepted.pipe = pipe, made, pipe
+        self._local = threading.local()
+        warm_up(self)
+        self.settle()
+
+    def _restore_parts(self) -> list[str]:
+        parts: PartsState | None = getattr(self._local, "parts", None)
+        return [] if parts is None else parts.restore()
+
+    def _put_back(self, changed: list[str]) -> None:
+        if changed:
+            logger.warning(
+                "%s: put back what a failed call had changed: %s",
+                self.name,
+                shown.line(", ".join(changed)),
+                extra={"action": "restore", "pipeline": self.name},
+            )
 
     def _own(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Checks the settings' own parameters; a missing required one may still come with the task."""

@@ -18,9 +18,15 @@ class Model:
     def __init__(self, fits: int = 1000, fatal: Exception | None = None, short: bool = False) -> None:
         self.fits, self.fatal, self.short = fits, fatal, short
         self.sizes: list[int] = []
+        self.recovered, self.spoilt = 0, False
 
     def release_memory(self) -> None:
         """A device that a test cannot have keeps none."""
+
+    def recover(self) -> None:
+        self.recovered = self.recovered + 1
+        if self.spoilt:
+            raise OSError("no such model")
 
     def forward(self, features: list[Any], params: Any) -> list[Any]:
         self.sizes.append(len(features))
@@ -77,3 +83,13 @@ def test_a_broken_device_is_not_blamed_on_the_items(error: Exception) -> None:
     with pytest.raises(DeviceLostError):
         run(Model(fatal=error), items)
     assert [item.error for item in items] == [None, None]
+
+
+def test_after_each_pass_that_raised_the_model_recovers() -> None:
+    """Before the innocent half runs: the one that raised may have left something behind."""
+    model = Model()
+    run(model, rows("a", "b", "bad", "d"))
+    assert model.recovered == 3
+    model.spoilt = True
+    with pytest.raises(DeviceLostError, match="could not be loaded anew after a failed pass: OSError: no such model"):
+        run(model, rows("bad"))
