@@ -15,18 +15,18 @@ from kombu.asynchronous import get_event_loop
 from producers import queues
 from producers.errors import PipeqError
 from worker import deliver, signals, transport
+from worker.redis_arguments import plain as redis_arguments_of
 from worker.runtime import Runtime
 
 
 def build_app(runtime: Runtime) -> Celery:
     """An app that consumes the queues of the runtime's pipelines and nothing else."""
     settings = runtime.settings
-    url = transport.celery_url(settings.redis_url)
+    broker_url, redis_arguments = redis_arguments_of(settings.redis_url)
     app = Celery("pipeq")
     app.conf.update(
-        # kombu takes a transport's name before the URL of a socket, and beside any other.
-        broker_url=f"{transport.NAME}+{url}" if url.startswith("socket:") else url,
-        broker_transport=None if url.startswith("socket:") else transport.NAME,
+        broker_url=broker_url,
+        broker_transport=transport.NAME,
         broker_connection_retry_on_startup=True,
         # Redis may refuse for a while: it is full, or a replica.
         broker_channel_error_retry=True,
@@ -47,8 +47,9 @@ def build_app(runtime: Runtime) -> Celery:
             "socket_timeout": 10,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
+            "redis_arguments": redis_arguments,
         },
-        result_backend=f"worker.backend:Backend+{url}",
+        result_backend=f"worker.backend:Backend+{broker_url}",
         result_expires=settings.results.expires_s,
         # What is computed waits for Redis to come back: once a second, for ten minutes.
         result_backend_transport_options={"retry_policy": {"max_retries": 600, "interval_start": 0.2}},

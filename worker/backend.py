@@ -20,11 +20,12 @@ from celery import states
 from celery.backends.redis import RedisBackend
 from redis.exceptions import ResponseError
 
-from producers import queues, shown
+from producers import queues, redis_url, shown
 from producers.reading import json_object
 from worker import lua
 from worker.leases import Leases
 from worker.outage import outage
+from worker.redis_arguments import over
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,13 @@ class Backend(RedisBackend):
         finally:
             self._buffer = None
         self._store(buffer.entries, buffer)
+
+    def _params_from_url(self, url: str, defaults: dict[str, Any]) -> dict[str, Any]:
+        """As the client and the transport read it; Celery's own reading knows fewer options."""
+        if hasattr(self.app, "pipeq"):
+            # Celery shows its settings, so there the URL has no options; one may be a password.
+            url = self.app.pipeq.settings.redis_url
+        return over({"db": 0, **defaults}, redis_url.options(url))
 
     def _store_result(
         self, task_id: Any, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any

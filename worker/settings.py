@@ -36,7 +36,7 @@ from pydantic_settings import SettingsError as EnvironmentVariableError
 
 from producers import queues, shown
 from producers.errors import ErrorCode, PipeqError
-from producers.redis_url import connect, without_password
+from producers.redis_url import options as redis_options
 from worker import settings_errors
 
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -87,11 +87,7 @@ def _check_prefix(schemes: tuple[str, ...]) -> AfterValidator:
 
 
 def _check_redis_url(url: str) -> str:
-    if url.partition("://")[0] not in ("redis", "rediss", "unix", "redis+socket"):
-        raise ValueError(
-            f"{without_password(url)!r} is no Redis URL like redis://host:6379/0, rediss:// or unix:///path"
-        )
-    connect(url).close()  # it connects on first use; this reads the URL
+    redis_options(url)
     return url
 
 
@@ -265,6 +261,8 @@ class Settings(BaseSettings):
         frozen=True, extra="forbid", env_prefix="PIPEQ_", env_nested_delimiter="__", validate_default=True
     )
 
+    #: ``redis://user:password@host:6379/0``, ``rediss://`` for TLS, ``unix:///path`` for a socket; options of redis-py
+    #: may follow, as in ``?health_check_interval=10&socket_timeout=20``.
     redis_url: RedisUrl = "redis://localhost:6379/0"
     s3: S3Settings = S3Settings()
     inputs: InputSettings = InputSettings()

@@ -21,18 +21,18 @@ from celery.signals import worker_init, worker_shutdown
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
 from kombu.utils.encoding import bytes_to_str
-from kombu.utils.url import parse_url
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import OutOfMemoryError
 from redis.retry import Retry
 
-from producers import queues, shown
+from producers import queues, redis_url, shown
 from producers.errors import ErrorCode
 from worker.dead_letter import LETTER_CHARS, MOST, dead_letter
 from worker.frame import UNLIMITED_BYTES, Limits, Unreadable, broadcast, read
 from worker.leases import LEASE_S, SWEEP_S, TIMEOUT_S, Leases, Reserved, Server, Wanted, place
 from worker.line import Link
 from worker.outage import outage
+from worker.redis_arguments import over
 from worker.reserver import Reserver, Terms
 
 logger = logging.getLogger(__name__)
@@ -145,8 +145,9 @@ class Channel(kombu_redis.Channel):
 
     Transport options beside kombu's: ``lease_s`` and ``sweep_s`` (seconds), ``queue_prefetch`` (messages of each queue
     that may be inside; else Celery's prefetch count, for all together), ``queue_bytes``, ``queue_body_bytes`` (queue
-    -> bytes of the largest body, unpacked), ``content_types`` (of bodies; else all that the app accepts) and
-    ``shared_queues`` (those whose lower priorities get a share of each reserve; of all others the order is strict).
+    -> bytes of the largest body, unpacked), ``content_types`` (of bodies; else all that the app accepts),
+    ``shared_queues`` (those whose lower priorities get a share of each reserve; of all others the order is strict) and
+    ``redis_arguments`` (more arguments of redis-py's connections).
     """
 
     QoS = QoS
@@ -156,6 +157,7 @@ class Channel(kombu_redis.Channel):
     queue_bytes = QUEUE_BYTES
     queue_body_bytes: Mapping[str, int] = {}
     content_types: Collection[str] = ()
+    redis_arguments: Mapping[str, Any] = {}
     shared_queues: Collection[str] = ()
     from_transport_options = (
         *kombu_redis.Channel.from_transport_options,
@@ -166,6 +168,7 @@ class Channel(kombu_redis.Channel):
         "queue_body_bytes",
         "content_types",
         "shared_queues",
+        "redis_arguments",
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -184,17 +187,24 @@ class Channel(kombu_redis.Channel):
         return self._leases
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        """Of pipeq+redis://..., of which kombu leaves what follows the plus to the transport, as redis-py reads it."""
         transport, client = self.connection, self.connection.client
-        if client.hostname and client.hostname.startswith(("redis://", "rediss://")):
-            # pipeq+redis://...: kombu leaves what follows the plus to the transport, but copies of the connection are
-            # made from what it has, so that must stay.
-            transport.client = SimpleNamespace(
-                **{"ssl": client.ssl, "credential_provider": client.credential_provider, **parse_url(client.hostname)}
-            )
+        said = dict(self.redis_arguments)
+        if "scheme" in said:
+            said["connection_class"] = redis_url.KINDS[said.pop("scheme")]
+        if client.hostname and "://" in client.hostname:
+            said |= redis_url.options(client.hostname)
+            # Copies of the connection are made from what it has, so it must stay as it is.
+            nothing = dict.fromkeys(("hostname", "port", "userid", "password", "ssl", "virtual_host"))
+            transport.client = SimpleNamespace(credential_provider=client.credential_provider, **nothing)
         try:
-            return super()._connparams(asynchronous)
+            # kombu makes its own of it, which tells its poller when a connection ends.
+            if (kind := said.pop("connection_class", None)) is not None:
+                self.connection_class = kind
+            params = super()._connparams(asynchronous)
         finally:
             transport.client = client
+        return over(params, said)
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         """Starts to take messages off a queue."""
@@ -371,16 +381,3 @@ def _connection_of(params: dict[str, Any]) -> Callable[[], Link]:
     own = {**_timed(params), "protocol": 2}
     make = own.pop("connection_class")
     return lambda: cast(Link, make(**own))
-
-
-def celery_url(redis_url: str) -> str:
-    """A Redis URL as Celery and kombu read it behind the name of a backend or transport of ours.
-
-    To them ``unix://`` is ``socket://``, and TLS must say whether it checks the server's certificate: it does.
-    """
-    scheme, _, rest = redis_url.partition("://")
-    if scheme in ("unix", "redis+socket"):
-        return f"socket://{rest.replace('db=', 'virtual_host=')}"
-    if scheme == "rediss" and "ssl_cert_reqs=" not in rest:
-        return f"{redis_url}{'&' if '?' in rest else '?'}ssl_cert_reqs=required"
-    return redis_url

@@ -392,7 +392,7 @@ def test_over_a_unix_socket(tmp_path: Path) -> None:
         url = f"redis+socket://{tmp_path / 'valkey.sock'}"
         publish(url, "q", 3)
         got: list[Any] = []
-        with Connection(f"pipeq+{transport.celery_url(url)}") as connection:
+        with Connection(f"pipeq+{url}") as connection:
             consuming = Consumer(connection, [Queue("q", routing_key="q")], accept=["json"])
             consuming.register_callback(lambda body, message: (got.append(body), message.ack()))
             consuming.consume()
