@@ -66,7 +66,9 @@ class WorkerProcess:
 def worker(folder: Path, redis_url: str, *arguments: Any, **env: Any) -> Iterator[WorkerProcess]:
     """``pipeq worker`` with these arguments, and PIPEQ_... settings by keyword (``log_level="DEBUG"``)."""
     log = folder / f"worker-{time.monotonic_ns()}.log"
-    settings = {f"PIPEQ_{key.upper()}" if key.islower() else key: str(value) for key, value in env.items()}
+    settings = {
+        f"PIPEQ_{key.upper()}" if key.islower() and key != "no_proxy" else key: str(value) for key, value in env.items()
+    }
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "producers", "worker", *map(str, arguments)],

@@ -9,6 +9,7 @@ from typing import Any
 from producers.errors import ErrorCode, PipeqError
 from producers.status import ModelInfo
 from worker.batcher import Limits
+from worker.params.rules import Number, UnfitError, display
 from worker.pipelines import Pipeline, Prepared
 from worker.settings import PipelineSettings
 from worker.task_types import find
@@ -36,11 +37,13 @@ class ConstantPipeline(Pipeline):
         merged = {"seconds": 0, **self.settings.params, **params}
         seconds = merged["seconds"]
         for name in merged.keys() - {"seconds"}:
-            raise PipeqError(ErrorCode.INVALID_PARAMS, f"{self.name!r} takes no parameter {name!r}; it takes: seconds")
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= LONGEST_S:
-            sentence = f"parameter 'seconds' of {self.name!r} is {seconds!r}, not 0 to {LONGEST_S}"
+            sentence = f"{self.name!r} takes no parameter {display(name)}; it takes: seconds"
             raise PipeqError(ErrorCode.INVALID_PARAMS, sentence)
-        return merged
+        try:
+            return {"seconds": Number(0, LONGEST_S).check(0 if seconds is None else seconds, {}, "seconds")}
+        except UnfitError as error:
+            sentence = f"parameter 'seconds' of {self.name!r} is {display(seconds)}, {error.sentence}"
+            raise PipeqError(ErrorCode.INVALID_PARAMS, sentence) from None
 
     def prepare(self, value: Any, params: Mapping[str, Any]) -> Iterator[Prepared]:
         yield Prepared(None, (self.name, params["seconds"]), 1, 0)

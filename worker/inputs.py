@@ -16,6 +16,7 @@ from producers import shown
 from producers.errors import ErrorCode, PipeqError
 from producers.message import Ref, describe
 from producers.reading import number
+from worker.chats import TURN, is_chat, misspelt, wrong_turn
 from worker.task_type import Media, TaskType
 
 #: Keys of a chat's part that may hold its reference, beside the one named after its type.
@@ -70,6 +71,8 @@ def read_inputs(task_type: TaskType, inputs: Any) -> tuple[list[Input], bool]:
         PipeqError: ``invalid_input``, naming the input and the field.
     """
     _check_values(inputs)
+    if _takes_chats(task_type) and (sentence := wrong_turn(inputs)) is not None:
+        raise PipeqError(ErrorCode.INVALID_INPUT, f"inputs: {sentence}")
     if isinstance(inputs, list) and not (_takes_chats(task_type) and is_chat(inputs)):
         return [_located(f"inputs[{at}]", task_type, value) for at, value in enumerate(inputs)], True
     return [_located("inputs", task_type, inputs)], False
@@ -95,15 +98,6 @@ def _check_values(inputs: Any) -> None:
             raise PipeqError(
                 ErrorCode.INVALID_INPUT, "the inputs hold a number that is NaN, infinite, or too large for a float"
             )
-
-
-def is_chat(value: Any) -> bool:
-    """Whether a value is a list of ``{"role", "content"}`` turns."""
-    return (
-        bool(value)
-        and isinstance(value, list)
-        and all(isinstance(x, dict) and {"role", "content"} <= x.keys() for x in value)
-    )
 
 
 def _takes_chats(task_type: TaskType) -> bool:
@@ -167,6 +161,8 @@ class _Reader:
             container[key] = _read_table(value)
         elif isinstance(value, str):
             return
+        elif media is Media.CHAT and (sentence := wrong_turn(value)) is not None:
+            raise PipeqError(ErrorCode.INVALID_INPUT, sentence)
         elif media is Media.CHAT and is_chat(value):
             container[key] = turns = [self._read_turn(at, turn) for at, turn in enumerate(value)]
             self._turns += zip(turns, value, strict=True)
@@ -174,6 +170,8 @@ class _Reader:
             raise self._wrong(f"{name} is {_kind(value)}, not text")
 
     def _read_turn(self, at: int, turn: dict[str, Any]) -> dict[str, Any]:
+        if (sentence := misspelt(turn, TURN)) is not None:
+            raise PipeqError(ErrorCode.INVALID_INPUT, f"turn {at} of the chat: {sentence}")
         role, content = turn["role"], turn["content"]
         if not isinstance(role, str):
             raise PipeqError(ErrorCode.INVALID_INPUT, f"turn {at} of the chat: `role` must be text")
@@ -187,6 +185,8 @@ class _Reader:
 
     def _read_part(self, where: str, part: Any, allowed: tuple[str, ...]) -> dict[str, Any]:
         kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(part, dict) and (sentence := misspelt(part, ("type", *allowed))) is not None:
+            raise PipeqError(ErrorCode.INVALID_INPUT, f"{where}: of a part, {sentence}")
         if not isinstance(part, dict) or kind not in allowed:
             raise PipeqError(
                 ErrorCode.INVALID_INPUT, f"{where}: a part must have a `type` of {', '.join(map(str, allowed))}"

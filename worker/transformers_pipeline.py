@@ -156,7 +156,9 @@ class TransformersPipeline(Pipeline):
                 yield features
         except PipeqError:
             raise
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and not _is_panic(error):
+                raise
             self._put_back(self._restore_parts())
             raise PipeqError(
                 ErrorCode.INVALID_INPUT, f"{self.name!r} cannot prepare the input: {type(error).__name__}: {error}"
@@ -290,6 +292,14 @@ class TransformersPipeline(Pipeline):
         if checked:
             self.call_params(checked)
         return checked
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether code in Rust gave up on this input: a tokenizer whose stride is longer than its chunks, for instance.
+
+    Its exception is no ``Exception``, so that nothing catches it by accident; it would end the thread.
+    """
+    return type(error).__name__ == "PanicException"
 
 
 def warm_up(pipeline: TransformersPipeline) -> None:

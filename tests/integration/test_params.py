@@ -18,7 +18,7 @@ from worker.params.accepted import named_rules
 from worker.params.compound import Either, Fields, Json, ListOf, Numbers, Pair
 from worker.params.rules import Choice, Flag, Number, Rule, Template, Whole
 from worker.params.table import generation_rules
-from worker.settings import PipelineSettings
+from worker.settings import ParamLimits, PipelineSettings
 from worker.task_types import TASK_TYPES
 from worker.transformers_pipeline import TransformersPipeline
 from worker.video import Video
@@ -330,3 +330,105 @@ def test_no_dictionary_of_any_depth_runs_code_or_reads_a_file(
 
 def objects(rules: dict[str, Rule]) -> list[str]:
     return [name for name, rule in rules.items() if isinstance(rule, Fields)]
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "params", "sentence"),
+    [
+        ("translation", "translator", {"src_lang": "en_XX", "tgt_lang": "de"}, "did you mean 'de_DE'? (it knows ar_AR"),
+        ("translation", "translator", {"src_lang": "xx", "tgt_lang": "de_DE"}, "parameter 'src_lang' of 'it' is 'xx'"),
+        ("translation", "t5", {"tgt_lang": "de"}, "knows no languages"),
+        ("automatic-speech-recognition", "whisper_short", {"language": "klingon"}, "not one that this model knows"),
+        ("automatic-speech-recognition", "whisper_short", {"return_timestamps": "words"}, "did you mean 'word'?"),
+        ("automatic-speech-recognition", "ctc_layer_norm", {"return_language": True}, "only Whisper"),
+        ("automatic-speech-recognition", "ctc_layer_norm", {"max_new_tokens": 5}, "this model does not generate"),
+        (
+            "automatic-speech-recognition",
+            "whisper_short",
+            {"no_speech_threshold": 0.6},
+            "goes with a logprob_threshold",
+        ),
+        ("automatic-speech-recognition", "ctc_layer_norm", {"chunk_length_s": 0.01}, "less than 0.1"),
+        (
+            "automatic-speech-recognition",
+            "ctc_layer_norm",
+            {"chunk_length_s": 30, "stride_length_s": [14.99, 15]},
+            "goes on by 0.01 s a chunk, less than 3",
+        ),
+        ("automatic-speech-recognition", "ctc_layer_norm", {"chunk_length_s": 5, "stride_length_s": [1]}, "list of 2"),
+        ("zero-shot-image-classification", "clip", {"candidate_labels": "fox, dog"}, "'fox, dog', not a list"),
+        ("zero-shot-audio-classification", "clap", {"candidate_labels": "fox, dog"}, "'fox, dog', not a list"),
+        ("zero-shot-image-classification", "clip", {**LABELS, "hypothesis_template": "a photo"}, "one {} in it"),
+        ("zero-shot-audio-classification", "clap", {**LABELS, "hypothesis_template": "{:>9}"}, "one {} in it"),
+        ("zero-shot-classification", "nli", {**LABELS, "hypothesis_template": "{:>9000000000}"}, "one {} in it"),
+        ("zero-shot-classification", "nli", {"candidate_labels": ["fox", " "]}, "there is nothing in it"),
+        ("text-generation", "llama", {"num_beams": 2, "length_penalty": 10**12}, "not -100 to 100"),
+        ("text-generation", "llama", {"encoder_no_repeat_ngram_size": 10**9}, "not 0 to 256"),
+        ("text-generation", "llama", {"pad_token_id": 10**6}, "(the model's last token)"),
+        ("text-generation", "llama", {"max_new_tokens": 10**9}, "`max_new_tokens` in [param_limits]"),
+        ("text-generation", "llama", {"generate_kwargs": {"top_k": 1}}, "beside the others"),
+        ("text-generation", "llama", {"assistant_early_exit": 1}, "changes the model itself"),
+        ("image-text-to-text", "llava", {"generate_kwargs": {"stop_strings": "x"}}, "use stop_sequence"),
+        ("image-text-to-text", "llava", {"top_k": 1}, "put it into generate_kwargs"),
+        ("image-feature-extraction", "vit_encoder", {"image_processor_kwargs": {"size": 60000}}, "max_image_side"),
+        ("video-classification", "videomae", {"num_frames": 10**9}, "`max_frames` in [param_limits]"),
+        ("token-classification", "token_classifier", {"stride": 510}, "leaves no room"),
+        ("document-question-answering", "layoutlm", {"doc_stride": 64, "max_seq_len": 64}, "chunks would not go on"),
+        ("document-question-answering", "layoutlm", {"lang": "../../etc/x"}, "not text of the form"),
+        ("fill-mask", "masked_bert", {"top_k": 999}, "the model's tokens"),
+        ("text-classification", "classifier", {"x" * 10**6: 1}, "takes no parameter 'xxx"),
+        ("text-classification", "classifier", {"top_k": 10**5000}, "a whole number of 16610 bits"),
+    ],
+)
+def test_what_means_nothing_is_refused_by_name(
+    loaded: Loaded, task: str, model: str, params: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(PipeqError) as caught:
+        loaded(task, model).merge({**WALKED[task][1], **params})
+    assert caught.value.code == "invalid_params"
+    assert sentence in caught.value.message
+    assert len(caught.value.message) < 1500
+    assert caught.value.message.isprintable()
+
+
+def test_known_languages_pass(loaded: Loaded) -> None:
+    for language in ("en", "english", "EN", "<|en|>"):
+        loaded("automatic-speech-recognition", "whisper_short").merge({"language": language})
+        loaded("automatic-speech-recognition", "whisper_short").merge({"generate_kwargs": {"language": language}})
+
+
+def test_whole_numbers_become_floats_where_a_float_is_meant(loaded: Loaded) -> None:
+    merged = loaded("text-generation", "llama").merge({"repetition_penalty": 2, "length_penalty": 1, "num_beams": 3.0})
+    assert [type(merged[name]) for name in ("repetition_penalty", "length_penalty", "num_beams")] == [float, float, int]
+
+
+def test_null_means_what_transformers_does_by_itself(loaded: Loaded, tiny: Path) -> None:
+    path = str(tiny_models.build("classifier", tiny))
+    settings = PipelineSettings(task="text-classification", model=path, params={"max_length": 8, "truncation": True})
+    pipeline = loading.load("it", settings, "cpu")
+    assert pipeline.merge({"max_length": None}) == {"truncation": True}
+    assert pipeline.merge({"top_k": None}) == {"max_length": 8, "truncation": True, "top_k": None}
+    nli = loaded("zero-shot-classification", "nli")
+    assert nli.merge({**LABELS, "hypothesis_template": None}) == LABELS
+
+
+def test_ceilings_are_settings_and_hold_for_the_settings_themselves(tiny: Path) -> None:
+    path = str(tiny_models.build("llama", tiny))
+    limits = ParamLimits(max_new_tokens=5)
+    pipeline = loading.load("chat", PipelineSettings(task="text-generation", model=path), "cpu", None, limits)
+    assert pipeline.merge({"max_new_tokens": 5})
+    with pytest.raises(PipeqError, match="is 6, not 1 to 5"):
+        pipeline.merge({"max_new_tokens": 6})
+    wants_more = PipelineSettings(task="text-generation", model=path, params={"max_new_tokens": 6})
+    with pytest.raises(PipeqError, match="is 6, not 1 to 5"):
+        loading.load("chat", wants_more, "cpu", None, limits)
+
+
+def test_a_tokenizer_that_gives_up_fails_one_input(loaded: Loaded) -> None:
+    """Its panic is no ``Exception``: it ended the thread that prepares inputs."""
+    pipeline = loaded("document-question-answering", "layoutlm")
+    words = [[word, [0, 0, 10, 10]] for word in samples.WORDS * 9]
+    value = {"question": " ".join(samples.WORDS), "word_boxes": words}
+    merged = pipeline.merge({"max_seq_len": 64, "doc_stride": 56})
+    with pytest.raises(PipeqError, match=r"invalid_input: .*stride"):
+        list(pipeline.prepare(value, merged))

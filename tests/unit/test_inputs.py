@@ -133,3 +133,39 @@ def test_aliases() -> None:
     assert find("translation_en_to_de").name == "translation"
     with pytest.raises(PipeqError, match="'translate' is no task type"):
         find("translate")
+
+
+@pytest.mark.parametrize("task", ["text-generation", "text-to-audio", "image-text-to-text", "any-to-any"])
+@pytest.mark.parametrize(
+    ("chat", "sentence"),
+    [
+        ([{"rolle": "user", "content": "hi"}], "turn 0 of the chat: it has no key 'rolle'; did you mean 'role'"),
+        ([{"role": "user", "contnt": "hi"}], "did you mean 'content'"),
+        ([{"Role": "user", "content": "hi"}], "did you mean 'role'"),
+        ([{"role": "user", "content": "a"}, {"role": "user"}], "turn 1 of the chat has no `content`"),
+        ([{"role": "tool", "content": "1", "tool_cal_id": "x"}], "did you mean 'tool_call_id'"),
+    ],
+)
+def test_a_misspelt_key_of_a_chat_is_named(task: str, chat: list[dict[str, Any]], sentence: str) -> None:
+    for inputs in (chat, [chat], {"text": chat}):
+        with pytest.raises(PipeqError) as caught:
+            read_inputs(find(task), inputs)
+        assert caught.value.code == "invalid_input"
+        assert sentence in caught.value.message
+
+
+def test_a_misspelt_key_of_a_part_is_named() -> None:
+    for part, meant in (({"typ": "text", "text": "x"}, "type"), ({"type": "text", "txt": "x"}, "text")):
+        with pytest.raises(PipeqError, match=f"did you mean '{meant}'"):
+            read_inputs(find("image-text-to-text"), [{"role": "user", "content": [part]}])
+
+
+def test_keys_that_templates_read_stay() -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {}}}
+    chat = [
+        {"role": "user", "content": "hi", "name": "Ann", "x_template": 1},
+        {"role": "assistant", "content": "", "tool_calls": [call], "reasoning_content": "hm"},
+        {"role": "tool", "content": "3", "tool_call_id": "1"},
+    ]
+    inputs, _ = read_inputs(find("text-generation"), chat)
+    assert inputs[0].fields["text"] == chat

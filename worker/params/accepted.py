@@ -69,7 +69,7 @@ class Accepted:
     def __init__(self, task_type: TaskType, pipe: transformers.Pipeline, limits: ParamLimits) -> None:
         self.task_type = task_type
         self.pipe = pipe
-        self.bounds: Bounds = {**ceilings(limits), **fitting.bounds(pipe)}
+        self.bounds: Bounds = fitting.bounds(task_type.name, pipe, ceilings(limits))
         #: Why this model, in particular, does not take a parameter of its task type.
         self.refused = fitting.refused(task_type.name, pipe)
         self.rules = self._fit(named_rules(task_type, type(pipe)))

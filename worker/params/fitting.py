@@ -38,14 +38,18 @@ def forward_names(pipe: transformers.Pipeline) -> frozenset[str]:
     return frozenset(inspect.signature(pipe.model.forward).parameters)
 
 
-def bounds(pipe: transformers.Pipeline) -> dict[str, Bound]:
-    """How far ids reach. On a GPU an id beyond the model's tables ends the whole process."""
+def bounds(task: str, pipe: transformers.Pipeline, ceilings: Mapping[str, Bound]) -> dict[str, Bound]:
+    """The ceilings of the settings, and how far ids reach. On a GPU one beyond the model's tables ends the process."""
     config = pipe.model.config
     speakers = getattr(config, "num_speakers", None) or getattr(config, "vocoder_num_spkrs", None) or 1
-    return {
+    found = {
+        **ceilings,
         "vocabulary": Bound(_vocabulary(pipe) - 1, "the model's last token"),
         "speakers": Bound(max(speakers - 1, 0), "the model's last speaker"),
     }
+    if task == "fill-mask" and (tokens := found["vocabulary"].value + 1) < ceilings["max_results"].value:
+        found["max_results"] = Bound(tokens, "the model's tokens")
+    return found
 
 
 def _vocabulary(pipe: transformers.Pipeline) -> int:
@@ -142,6 +146,10 @@ def conflict(task: str, pipe: transformers.Pipeline, params: Mapping[str, Any]) 
     """A sentence about parameters that cannot be beside each other."""
     if task == "automatic-speech-recognition":
         return _chunks(params) or _fallback({**(params.get("generate_kwargs") or {}), **params})
+    if task == "document-question-answering" and params.get("doc_stride") is not None:
+        longest = params.get("max_seq_len") or pipe.tokenizer.model_max_length
+        if params["doc_stride"] >= longest:
+            return f"doc_stride={params['doc_stride']} is not below max_seq_len={longest}: chunks would not go on"
     if task == "token-classification" and (stride := params.get("stride")) is not None:
         room = pipe.tokenizer.model_max_length - pipe.tokenizer.num_special_tokens_to_add()
         if stride >= room:

@@ -25,7 +25,7 @@ _LABEL = Text(1000, filled=True)
 _LABELS = ListOf(_LABEL, "max_labels", least=1)
 _STOP_TEXT = Text("max_stop_characters", least=1)
 _STOP = Either((_STOP_TEXT, ListOf(_STOP_TEXT, 64, least=1, characters="max_stop_characters")))
-_LANGUAGE = Text(100, pattern=r"[\w -]+")
+_LANGUAGE = Text(100, pattern=r"[\w <|>-]+")
 
 #: Of a tokenizer's call.
 TOKENIZER: dict[str, Rule] = {
