@@ -24,6 +24,7 @@ from producers import queues, redis_url, shown
 from producers.reading import json_object
 from worker import lua
 from worker.leases import Leases
+from worker.marks import LONGEST_OPEN
 from worker.outage import outage
 from worker.redis_arguments import over
 
@@ -33,8 +34,6 @@ logger = logging.getLogger(__name__)
 AT_ONCE = 500
 #: What finish.lua says in the place of "stored".
 LOST, CANNOT_WAIT, NO_LETTER = -1, -2, 2
-#: A record that holds no result is smaller than this, in bytes.
-LONGEST_OPEN = 2**20
 
 
 @dataclass(frozen=True)

@@ -183,8 +183,11 @@ class Batcher(Generic[T]):
         with self._changed:
             return sum(len(group.by_cost) for group in self._groups.values())
 
-    def put(self, item: T, limits: Limits) -> None:
+    def put(self, item: T, limits: Limits) -> bool:
         """Adds an item; blocks while the window is full by bytes in its lane.
+
+        Returns:
+            Whether there is no room for another one like it now: whoever has more had better wait.
 
         Raises:
             Closed: the batcher was closed.
@@ -201,6 +204,7 @@ class Batcher(Generic[T]):
                 group = self._groups[item.group] = _Group(limits)
             group.add(_Waiting(item, item.cost, time.monotonic(), self._order))
             self._changed.notify_all()
+            return self._is_full(lane, item, limits)
 
     def _is_full(self, lane: _Lane, item: T, limits: Limits) -> bool:
         """Whether an item has to wait outside. One is always let in, however large."""

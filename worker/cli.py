@@ -131,6 +131,8 @@ def run(settings: Settings) -> int:
     warnings.filterwarnings("ignore", category=SecurityWarning)
     celery_worker = Worker(app=app, hostname=hostname, quiet=True, loglevel=settings.log_level)
     celery_worker.start()
+    if not runtime.lost:
+        logger.info("ended", extra={"action": "end"})
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

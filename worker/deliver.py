@@ -26,10 +26,11 @@ from redis.exceptions import RedisError
 from producers import queues, shown
 from producers.errors import ErrorCode, PipeqError
 from producers.reading import json_object, number
-from worker.backend import LONGEST_OPEN, Annotation, Buffer, Retry, annotation
+from worker.backend import Annotation, Buffer, Retry, annotation
 from worker.dead_letter import dead_letter, raw_frame
 from worker.frames import forget
 from worker.leases import Leases, place
+from worker.marks import LONGEST_OPEN
 from worker.outage import outage
 from worker.outputs import Object, convert
 from worker.retries import Retries

@@ -5,7 +5,7 @@
 
 CPU threads prepare the next batch and finish the last while the device runs this one. Tasks inside are bounded by
 Celery's prefetch, their bytes by a :class:`Budget`, prepared items by the batcher. Up to the device each pipeline has a
-:class:`_Lane` of its own, so that one with a slow store or huge inputs holds up no other.
+:class:`Lane` of its own, so that one with a slow store or huge inputs holds up no other.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -24,10 +26,10 @@ from producers.errors import ErrorCode, PipeqError
 from producers.status import BatchInfo
 from worker import decode, prepare
 from worker.batcher import Batch, Batcher, Closed
-from worker.budget import Budget
 from worker.fetch import Fetcher, ref_name
 from worker.infer import DeviceLostError, infer
-from worker.inputs import read_inputs
+from worker.inputs import Slot, read_inputs
+from worker.lane import Lane
 from worker.marks import Marks
 from worker.outage import outage
 from worker.pipelines import Pipeline
@@ -40,6 +42,14 @@ logger = logging.getLogger(__name__)
 #: Prepared items that may wait for the device, in bytes: a window of 256 images, or an hour of audio in chunks.
 WINDOW_BYTES = 256 * 2**20
 DELIVER_THREADS = 2
+#: How long one task may keep a thread that others of its pipeline wait for, in seconds.
+SLICE_S = 0.05
+#: Items of one task that may be on their way at once, in batches: those of others come in between.
+OPEN_BATCHES = 8
+#: How often it is looked up whether a task that takes long has been cancelled, in seconds.
+LOOK_S = 1.0
+#: How long results that are being stored may still take when the stages end, in seconds.
+STORE_S = 2.0
 
 
 class Engine:
@@ -72,17 +82,18 @@ class Engine:
         self._on_lost = on_lost
         self._works: set[Work] = set()
         self._changed = threading.Condition()
+        #: Set when nothing is taken in any more.
+        self._draining = False
         #: Set when the stages end: what is still inside goes back on its queue, whatever becomes of it here.
         self._closed = False
         #: Set when nothing is to be waited for any more.
         self._hurried = False
-        self._device_ended = False
         #: Set when nobody waits for results any more, not even for those of the last batch.
         self._ended = False
         #: Calls of ``deliver`` that are under way or scheduled.
         self._finishing = 0
         share = max(1, settings.prefetch_bytes // len(pipelines))
-        self._lanes = {name: _Lane(name, share, settings.fetch_threads, prepare_threads) for name in pipelines}
+        self._lanes = {name: Lane(name, share, settings.fetch_threads, prepare_threads) for name in pipelines}
         #: For what names no pipeline of ours; it only fails.
         self._no_lane = next(iter(self._lanes.values()))
         self._batcher: Batcher[Item] = Batcher(min(WINDOW_BYTES // len(pipelines), share))
@@ -95,11 +106,11 @@ class Engine:
         self._device.start()
 
     def submit(self, work: Work) -> None:
-        """Takes a task in. Returns at once. Once the stages have ended, its message is left unacknowledged."""
+        """Takes a task in. Returns at once. Once the stages are ending, its message is left unacknowledged."""
         with self._changed:
-            if not self._closed:
+            if not self._draining:
                 self._works.add(work)
-                self._lane(work).preparing.submit(self._guarded, work, self._accept)
+                self._lane(work).preparing.submit(partial(self._guarded, work, self._accept))
 
     def in_flight(self) -> dict[str, int]:
         """Tasks inside, by pipeline."""
@@ -110,28 +121,30 @@ class Engine:
                     counts[work.pipeline.name] = counts.get(work.pipeline.name, 0) + 1
         return counts
 
-    def drain(self, timeout_s: float, *, wait_for_device: bool = True) -> list[Work]:
-        """Finishes what fits into ``timeout_s`` and the batch that is on the device; stops.
+    def withdraw(self) -> list[Work]:
+        """Takes nothing in any more, and gives up what has not come to the device: its messages are the caller's."""
+        with self._changed:
+            self._draining = True
+            idle = [work for work in self._works if work.leases is not None and work.withdraw()]
+            self._works.difference_update(idle)
+            self._changed.notify_all()
+        return idle
 
-        Args:
-            timeout_s: how long to go on.
-            wait_for_device: whether the batch on the device may finish; no, if it never will.
+    def drain(self, timeout_s: float) -> list[Work]:
+        """Finishes what is inside, for ``timeout_s`` at most; stops. A forward pass that goes on is left behind.
 
         Returns:
             The tasks that were not finished; they are not acknowledged.
         """
         with self._changed:
+            self._draining = True
             self._changed.wait_for(lambda: self._hurried or not self._works, timeout_s)
             self._closed = True
         self._batcher.close()
         for lane in self._lanes.values():
             lane.close()
         with self._changed:
-            if wait_for_device:
-                # The forward pass cannot be interrupted; its results are worth the wait.
-                limit_s = self._settings.hard_timeout_s
-                self._changed.wait_for(lambda: self._hurried or self._device_ended, limit_s)
-            self._changed.wait_for(lambda: self._hurried or not self._finishing)
+            self._changed.wait_for(lambda: self._hurried or not self._finishing, STORE_S)
             self._ended = True
             self._delivering.shutdown(wait=False)
             return list(self._works)
@@ -158,59 +171,104 @@ class Engine:
         work.inputs, work.is_list = read_inputs(pipeline.task_type, message.inputs)
         work.outputs = [[] for _ in work.inputs]
         work.echoes = {id(read): sent for one in work.inputs for read, sent in one.turns}
+        self._check_items(prepare.least_items(work.inputs, work.params))
         if any(one.slots for one in work.inputs):
             self._lane(work).fetching.submit(self._guarded, work, self._fetch)
         else:
             self._prepare(work)
 
     def _fetch(self, work: Work) -> None:
-        self._lane(work).budget.wait_for_room()
-        for at, one in enumerate(work.inputs):
-            for slot in one.slots:
-                with work.timed("fetch"), _located(work, at):
-                    slot.data = self._fetcher.fetch(slot.ref, lambda size: self._hold(work, size))
-        self._lane(work).preparing.submit(self._guarded, work, self._prepare)
+        lane, until = self._lane(work), time.monotonic() + SLICE_S
+        if not work.held_bytes:
+            lane.budget.wait_for_room()
+        for at, slot in [(at, slot) for at, one in enumerate(work.inputs) for slot in one.slots if slot.data is None]:
+            if self._is_in_vain(work):
+                break
+            if time.monotonic() > until:
+                # Others wait behind this one for a thread.
+                lane.fetching.submit(self._guarded, work, self._fetch)
+                return
+            with work.timed("fetch"), _located(work, at):
+                slot.data = self._fetcher.fetch(slot.ref, lambda size: self._hold(work, size))
+        lane.preparing.submit(partial(self._guarded, work, self._prepare))
 
     def _prepare(self, work: Work) -> None:
-        with work.timed("decode"):
-            self._decode(work)
-        assert work.pipeline is not None
-        began = time.monotonic()
-        for item in prepare.items(work):
-            work.add_time("prepare", time.monotonic() - began)
-            if work.needs_no_device:
+        work.rows, work.thread = self._rows(work), self._lane(work).preparing.here()
+        self._go_on(work)
+
+    def _rows(self, work: Work) -> Iterator[Item | None]:
+        """Decodes and prepares, in as many steps as there are: None for something decoded, then the items."""
+        for at, slot in [(at, slot) for at, one in enumerate(work.inputs) for slot in one.slots]:
+            with work.timed("decode"):
+                self._decode(work, at, slot)
+            yield None
+        yield from prepare.items(work)
+
+    def _go_on(self, work: Work) -> None:
+        """Takes a task through the next slice of its preparation."""
+        pipeline, rows, began = work.pipeline, work.rows, time.monotonic()
+        assert pipeline is not None
+        assert rows is not None
+        until, is_full = began + SLICE_S, False
+        for item in rows:
+            if item is not None:
+                work.add_time("prepare", time.monotonic() - began)
+            if self._is_in_vain(work):
                 break
-            work.outputs[item.index].append(None)
-            work.opened()
-            try:
-                self._batcher.put(item, work.pipeline.limits)
-            except Closed:
-                return  # draining: the message goes back on its queue
+            if item is not None:
+                work.items += 1
+                self._check_items(work.items)
+                work.outputs[item.index].append(None)
+                many = work.opened() >= OPEN_BATCHES * pipeline.limits.max_size
+                try:
+                    is_full = self._batcher.put(item, pipeline.limits) or many
+                except Closed:
+                    return  # draining: the message goes back on its queue
             began = time.monotonic()
+            if is_full or began > until:
+                go_on = partial(
+                    self._lane(work).preparing.go_on, work.thread, partial(self._guarded, work, self._go_on)
+                )
+                if is_full:
+                    work.pause(go_on)
+                else:
+                    go_on()
+                return
+        work.rows = None
         if work.prepared():
             self._finish_here(work)
 
-    def _decode(self, work: Work) -> None:
+    def _check_items(self, count: int) -> None:
+        if count > (most := self._settings.max_items):
+            raise PipeqError(
+                ErrorCode.INPUT_TOO_LARGE,
+                f"the task makes {count} items or more (inputs, times their labels or chunks), and this worker takes "
+                f"{most} (`max_items`): send it in parts",
+            )
+
+    def _is_in_vain(self, work: Work) -> bool:
+        """Whether going on is of no use, also because the task was cancelled a moment ago."""
+        if not work.needs_no_device and time.monotonic() - work.looked_at > LOOK_S:
+            self._look([work])
+        return work.needs_no_device
+
+    def _look(self, works: list[Work]) -> None:
+        for work in works:
+            work.looked_at = time.monotonic()
+        with suppress(RedisError):  # the next look, or the mark of its batch, will tell
+            self._marks.look(works)
+
+    def _decode(self, work: Work, at: int, slot: Slot) -> None:
         assert work.pipeline is not None
-        for at, one in enumerate(work.inputs):
-            for slot in one.slots:
-                assert slot.data is not None
-                with _located(work, at):
-                    name, rate = ref_name(slot.ref), work.pipeline.sampling_rate
-                    decoded = decode.decode(slot.media, slot.data, name, self._settings.inputs, rate, slot.in_chat)
-                self._hold(work, _nbytes(decoded) - len(slot.data))
-                slot.fill(decoded)
-                work.echoes[id(decoded)] = slot.ref.model_dump(exclude_none=True)
+        assert slot.data is not None
+        with _located(work, at):
+            name, rate = ref_name(slot.ref), work.pipeline.sampling_rate
+            decoded = decode.decode(slot.media, slot.data, name, self._settings.inputs, rate, slot.in_chat)
+        self._hold(work, _nbytes(decoded) - len(slot.data))
+        slot.fill(decoded)
+        work.echoes[id(decoded)] = slot.ref.model_dump(exclude_none=True)
 
     def _run_device(self) -> None:
-        try:
-            self._run_batches()
-        finally:
-            with self._changed:
-                self._device_ended = True
-                self._changed.notify_all()
-
-    def _run_batches(self) -> None:
         while (batch := self._batcher.take()) is not None:
             works = list(dict.fromkeys(item.work for item in batch.items))
             try:
@@ -228,6 +286,10 @@ class Engine:
     def _run_batch(self, batch: Batch[Item], works: list[Work]) -> None:
         began = time.monotonic()
         self._begin([work for work in works if work.started_at is None and not work.needs_no_device])
+        # One of many items runs in many batches: it may have been cancelled since the first.
+        late = [work for work in works if not work.needs_no_device and began - work.looked_at > LOOK_S]
+        if late:
+            self._look(late)
         together = [item for item in batch.items if not item.work.deaths and not item.work.needs_no_device]
         if together:
             self._run_items(Batch(together), began)
@@ -246,7 +308,9 @@ class Engine:
 
     def _begin(self, works: list[Work], *, alone: bool = False) -> None:
         """Marks tasks as running, unless a worker died with one and it does not run alone."""
+        works = [work for work in works if work.begins()]
         for work in works:
+            work.looked_at = time.monotonic()
             try:
                 work.is_over = work.is_expired()
                 if not work.is_over:
@@ -315,7 +379,7 @@ class Engine:
 
     def _finish(self, works: list[Work]) -> None:
         try:
-            self._deliver(works)
+            self._deliver([work for work in works if work.begins()])
         except Exception:
             logger.exception("%d tasks could not be delivered", len(works), extra={"action": "deliver"})
         for work in works:
@@ -343,31 +407,16 @@ class Engine:
                 return
             logger.exception("stage %s failed on task %s", stage.__name__, work.id, extra={"action": "stage"})
             work.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
+        work.rows = None
         if work.prepared():
             self._finish_here(work)
 
-    def _lane(self, work: Work) -> _Lane:
+    def _lane(self, work: Work) -> Lane:
         return self._lanes.get(work.message.pipeline, self._no_lane) if work.message else self._no_lane
 
     def _hold(self, work: Work, more: int) -> None:
         self._lane(work).budget.add(work.held_bytes, more)
         work.held_bytes += more
-
-
-class _Lane:
-    """What the tasks of one pipeline share with no other's: bytes of inputs, and the threads up to the device."""
-
-    def __init__(self, name: str, max_bytes: int, fetch_threads: int, prepare_threads: int) -> None:
-        self.budget = Budget(max_bytes)
-        # Threads start when they are first needed.
-        self.fetching = ThreadPoolExecutor(fetch_threads, f"fetch-{name}")
-        self.preparing = ThreadPoolExecutor(prepare_threads, f"prepare-{name}")
-
-    def close(self) -> None:
-        """What is queued does not start; what waits for room is let through, so that its thread ends."""
-        self.budget.close()
-        self.preparing.shutdown(wait=False, cancel_futures=True)
-        self.fetching.shutdown(wait=False, cancel_futures=True)
 
 
 class _located:  # noqa: N801 - reads as a statement

@@ -17,6 +17,10 @@ from worker.work import Work
 ENDED, LOST = -1, -2
 #: Most tasks that one call handles.
 AT_ONCE = 1000
+#: A record that holds no result is smaller than this, in bytes.
+LONGEST_OPEN = 2**20
+#: Celery's words for a task that has ended.
+_FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 
 
 class Marks:
@@ -53,6 +57,19 @@ class Marks:
             work.is_marked = died >= 0 and (alone or not work.deaths)
             work.started_at = now
             work.attempt = work.retries + work.deaths + 1
+
+    def look(self, works: Iterable[Work]) -> None:
+        """Sets ``is_over`` of tasks that have ended meanwhile: cancelled, as a rule."""
+        works = list(works)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for work in works:
+                pipe.getrange(queues.record_key(work.id), 0, LONGEST_OPEN)
+            # Of a key that holds no string the reply is an error.
+            records = pipe.execute(raise_on_error=False)
+        for work, record in zip(works, records, strict=True):
+            fields = json_object(record) if isinstance(record, bytes) else None
+            status = fields.get("status") if fields is not None else None
+            work.is_over = work.is_over or (isinstance(status, str) and status in _FINAL)
 
     def take_back(self, works: Iterable[Work]) -> None:
         """Of tasks that go back on their queues unfinished: that was no death."""

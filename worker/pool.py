@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
@@ -48,6 +48,8 @@ class TaskPool(BasePool):
         """Starts the stages."""
         self._works: dict[int, Work] = {}
         self._inside: dict[str, Work] = {}
+        #: Ordinary tasks that wait or run.
+        self._plain_futures: set[Future[Any]] = set()
         # In an app that has no pipelines this is a pool of threads, as many as its concurrency says.
         self._has_pipelines = hasattr(self.app, "pipeq")
         self._plain = ThreadPoolExecutor((os.cpu_count() or 1) if self._has_pipelines else self.limit, "task")
@@ -66,7 +68,10 @@ class TaskPool(BasePool):
     ) -> Any:
         """Takes one request in; called on Celery's event loop, so it only hands on."""
         if args[0] != queues.TASK_NAME or not self._has_pipelines:
-            return self._plain.submit(apply_target, target, args, kwargs or {}, callback, accept_callback)
+            future = self._plain.submit(apply_target, target, args, kwargs or {}, callback, accept_callback)
+            self._plain_futures.add(future)
+            future.add_done_callback(self._plain_futures.discard)
+            return future
         request = callback.__self__
         if (work := self._inside.get(request.id)) is not None:
             # The broker delivers again what it thinks is lost, after a broken connection for instance.
@@ -158,11 +163,29 @@ class TaskPool(BasePool):
             work.is_terminated = True
 
     def on_stop(self) -> None:
-        """SIGTERM: finishes what fits into ``drain_s``; the rest stays unacknowledged and goes back on its queue."""
-        left = self._runtime.stop(self._runtime.settings.drain_s) if self._has_pipelines else []
-        self._plain.shutdown(wait=True, cancel_futures=True)
+        """SIGTERM: what does not run yet goes back on its queue at once, what runs has ``drain_s``."""
+        if not self._has_pipelines:
+            self._plain.shutdown(wait=True, cancel_futures=True)
+            return
+        drain_s = 0 if self._runtime.lost else self._runtime.settings.drain_s
+        until = time.monotonic() + drain_s
+        back = self._runtime.withdraw()
+        for leases in {id(work.leases): work.leases for work in back}.values():
+            assert leases is not None
+            leases.requeue(work.tag for work in back if work.leases is leases)
+        self._plain.shutdown(wait=False, cancel_futures=True)
+        running = sum(self._runtime.engine.in_flight().values()) + len(self._plain_futures)
+        logger.info(
+            "stopping: %d tasks go back on their queues, %d that run have %g s (`drain_s`)",
+            *(len(back), running, drain_s),
+            extra={"action": "drain"},
+        )
+        left = len(self._runtime.stop(drain_s))
+        left += len(wait(list(self._plain_futures), max(0, until - time.monotonic())).not_done)
         if left:
-            logger.info("%d tasks go back on their queues", len(left), extra={"action": "drain"})
+            logger.warning("%d tasks did not end in time and go back on their queues", left, extra={"action": "drain"})
+        else:
+            logger.info("every task that ran has ended", extra={"action": "drain"})
 
     def on_terminate(self) -> None:
         """A cold shutdown, where somebody else's ``celery worker`` runs this pool; ours has none."""

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from producers.errors import PipeqError
+from worker.inputs import Input
 from worker.pipelines import Prepared
 from worker.work import Item, Work
+
+#: Parameters and fields of which each entry is a row of its own, or as much work as one, for each input.
+_MULTIPLIERS = ("candidate_labels", "targets", "query", "questions")
+
+
+def least_items(inputs: Iterable[Input], params: Mapping[str, Any]) -> int:
+    """How many rows a task becomes at least, as far as its message tells: its inputs times their labels."""
+    return sum(max(_entries(one.fields.get(name, params.get(name))) for name in _MULTIPLIERS) for one in inputs)
+
+
+def _entries(value: Any) -> int:
+    if isinstance(value, str):
+        return value.count(",") + 1  # transformers splits a text of labels there
+    return max(1, len(value)) if isinstance(value, list | dict) else 1
 
 
 def items(work: Work) -> Iterator[Item]:

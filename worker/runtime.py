@@ -106,10 +106,15 @@ class Runtime:
         if hasattr(self, "engine"):  # else nothing has come in yet
             self.engine.hurry()
 
+    def withdraw(self) -> list[Work]:
+        """Takes nothing in any more. Returns what has not come to the device yet: its messages are the caller's."""
+        self._heartbeat.leave()
+        return self.engine.withdraw()
+
     def stop(self, timeout_s: float) -> list[Work]:
         """Finishes what fits into ``timeout_s``, less after :meth:`hurry`. Returns what did not."""
         self._heartbeat.leave()
-        left = self.engine.drain(0 if self.lost else timeout_s, wait_for_device=self.lost is None)
+        left = self.engine.drain(0 if self.lost else timeout_s)
         try:
             self._marks.take_back([work for work in left if work not in (self.lost or [])])
         except RedisError as error:

@@ -286,6 +286,8 @@ class Settings(BaseSettings):
     prefetch_bytes: Bytes = 2 * 2**30
     #: Threads that read references, for each pipeline.
     fetch_threads: int = Field(default=16, gt=0)
+    #: Items (rows of model input) that one task may become: its inputs, each as often as it has labels or chunks.
+    max_items: int = Field(default=20_000, gt=0)
     #: Threads that decode and prepare, for each pipeline; by default the number of CPUs, 8 at most.
     prepare_threads: int | None = Field(default=None, gt=0)
     #: Threads that torch uses for one operation on the CPU; torch's own default where it is absent.
@@ -305,7 +307,8 @@ class Settings(BaseSettings):
     sweep_s: float = Field(default=5, gt=0)
     #: A forward pass beyond this ends the process, in seconds.
     hard_timeout_s: float = Field(default=600, gt=0)
-    #: What a worker may still finish after SIGTERM, in seconds; the rest goes back on its queue.
+    #: How long what runs may go on after SIGTERM, in seconds. What does not run yet goes back on its queue at once, and
+    #: in the end what runs still.
     drain_s: float = Field(default=20, ge=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     #: ``text`` for people, ``json`` for machines.

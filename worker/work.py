@@ -85,10 +85,23 @@ class Work:
     timing_ms: dict[str, float] = field(default_factory=dict)
     #: Bytes of the worker's budget it holds.
     held_bytes: int = 0
+    #: What its preparation still has to give, while there is more: items, and None for something that was decoded; and
+    #: the number of the thread that it runs on.
+    rows: Iterator[Item | None] | None = None
+    thread: int = 0
+    #: Items made so far.
+    items: int = 0
+    #: When its record was last looked at, for whether it has ended meanwhile (monotonic).
+    looked_at: float = field(default_factory=time.monotonic)
 
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _open_items: int = 0
     _all_prepared: bool = False
+    #: What makes its preparation go on, and with how many items still open.
+    _resume: tuple[Callable[[], None], int] | None = None
+    #: Whether it is on the device, or has been, or is being delivered; and whether it was taken back before that.
+    _has_begun: bool = False
+    _is_withdrawn: bool = False
 
     @property
     def queue(self) -> str:
@@ -106,6 +119,20 @@ class Work:
         """Whether the task's expiry has passed. Celery looks only when the message arrives."""
         expires = self.request.expires
         return expires is not None and expires < datetime.now(expires.tzinfo)
+
+    def begins(self) -> bool:
+        """Whether it may run or be delivered; False once it was withdrawn."""
+        with self._lock:
+            self._has_begun = not self._is_withdrawn
+            return self._has_begun
+
+    def withdraw(self) -> bool:
+        """Takes it back, unless it has begun. Returns whether that was so: then its message is the caller's."""
+        with self._lock:
+            if self._has_begun or self._is_withdrawn:
+                return False
+            self._is_withdrawn = True
+            return True
 
     def start(self) -> None:
         """Its batch begins, unless it was revoked meanwhile."""
@@ -126,10 +153,19 @@ class Work:
         """Adds to a stage's time."""
         self.timing_ms[stage] = round(self.timing_ms.get(stage, 0.0) + seconds * 1000, 3)
 
-    def opened(self) -> None:
-        """One more item is on its way through the batcher."""
+    def opened(self) -> int:
+        """One more item is on its way through the batcher. Returns how many are."""
         with self._lock:
             self._open_items += 1
+            return self._open_items
+
+    def pause(self, resume: Callable[[], None]) -> None:
+        """Its preparation stops until half of the items that are on their way have come back; then it is resumed."""
+        with self._lock:
+            if self._open_items:
+                self._resume = resume, self._open_items // 2
+                return
+        resume()
 
     def prepared(self) -> bool:
         """No more items will come. Returns whether all have come back already, that is, whether to finish now."""
@@ -141,7 +177,13 @@ class Work:
         """An item came back from the device. Returns whether it was the last, that is, whether to finish now."""
         with self._lock:
             self._open_items -= 1
-            return self._all_prepared and not self._open_items
+            is_last = self._all_prepared and not self._open_items
+            resume = None
+            if self._resume is not None and self._open_items <= self._resume[1]:
+                (resume, _), self._resume = self._resume, None
+        if resume is not None:
+            resume()
+        return is_last
 
     def fail(self, error: PipeqError) -> None:
         """Keeps what the first error says; the task's other items need not run.
@@ -154,7 +196,7 @@ class Work:
     @property
     def needs_no_device(self) -> bool:
         """Whether running its items would be in vain."""
-        return self.error is not None or self.is_over or self.is_lost or self.is_terminated
+        return self.error is not None or self.is_over or self.is_lost or self.is_terminated or self._is_withdrawn
 
 
 @dataclass(eq=False)

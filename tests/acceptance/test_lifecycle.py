@@ -211,9 +211,12 @@ def test_a_forward_pass_that_hangs_ends_the_process(redis_url: str, tiny: Path, 
     model = tiny_models.build("gpt2", tiny)
     # Half a dozen seconds on a fast machine, however early a random model would stop.
     slow = {"max_new_tokens": 450, "min_new_tokens": 450, "do_sample": False, "num_beams": 128}
+    many = {"param_limits__max_beams": 128}
     with (
         Client(redis_url) as client,
-        worker(tmp_path, redis_url, f"text-generation={model}", "--devices", "cpu", hard_timeout_s=1) as supervised,
+        worker(
+            tmp_path, redis_url, f"text-generation={model}", "--devices", "cpu", hard_timeout_s=1, **many
+        ) as supervised,
     ):
         supervised.wait_ready(client, "text-generation")
         task = client.submit("text-generation", "fox", params=slow)

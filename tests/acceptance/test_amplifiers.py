@@ -1,0 +1,56 @@
+"""Small messages that are much work: refused where they are too much, and nobody waits behind those that are not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from producers import Client, State, embedded
+from tests import tiny_models
+from tests.worker_process import worker
+
+TASK = "zero-shot-classification"
+
+
+@pytest.fixture(scope="module")
+def client(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    folder = tmp_path_factory.mktemp("amplifiers")
+    with (
+        embedded.valkey() as url,
+        worker(folder, url, f"{TASK}={tiny_models.build('nli', tiny)}", prepare_threads=2) as process,
+        Client(url) as client,
+    ):
+        process.wait_ready(client, TASK)
+        yield client
+
+
+def test_more_items_than_a_task_may_have_are_refused_at_once(client: Client) -> None:
+    began = time.monotonic()
+    labels = [f"l{at}" for at in range(1000)]
+    tasks = [client.submit(TASK, ["x"] * 20_000, params={"candidate_labels": labels}) for _ in range(2)]
+    for task in tasks:
+        error = client.wait(task, timeout_s=30).error
+        assert error is not None
+        assert error.code == "input_too_large"
+        assert "max_items" in error.message
+    assert time.monotonic() - began < 30
+
+
+def test_large_tasks_hold_up_nobody_and_end_when_they_are_cancelled(client: Client) -> None:
+    labels = [f"l{at}" for at in range(500)]
+    large = [client.submit(TASK, ["fox"] * 40, params={"candidate_labels": labels}) for _ in range(2)]
+    while not all(status.state is State.RUNNING for status in client.status_many(large)):
+        time.sleep(0.05)
+    few = {"candidate_labels": ["fox", "dog"]}
+    for _ in range(3):
+        assert client.result(client.submit(TASK, "dog", params=few), timeout_s=30)["labels"]
+    assert not any(status.is_final for status in client.status_many(large))
+    for task in large:
+        assert client.cancel(task).state is State.CANCELLED
+    deadline = time.monotonic() + 30
+    while any(queue.in_flight for queue in client.queues()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

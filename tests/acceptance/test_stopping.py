@@ -1,0 +1,71 @@
+"""SIGTERM: what does not run goes back at once, what runs has as long as ``drain_s`` says, and the log tells both."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from producers import Client, State, queues
+from tests.worker_process import WorkerProcess, worker
+
+LINE = "stopping: 9 tasks go back on their queues, 1 that run have"
+
+
+def one_runs_nine_wait(client: Client, db: redis.Redis, process: WorkerProcess, seconds: float) -> list[str]:
+    process.wait_ready(client, "constant")
+    ids = [client.submit("constant", at, params={"seconds": seconds}) for at in range(10)]
+    while client.status(ids[0]).state is not State.RUNNING or db.llen("constant"):
+        time.sleep(0.02)
+    return ids
+
+
+def config(folder: Path) -> Path:
+    path = folder / "pipelines.toml"
+    path.write_text("[pipelines.constant]\nmax_batch_size = 1\n")
+    return path
+
+
+def test_what_waits_goes_back_while_the_device_still_runs(redis_url: str, tmp_path: Path) -> None:
+    db = redis.Redis.from_url(redis_url)
+    with (
+        Client(redis_url) as client,
+        worker(tmp_path, redis_url, "--config", config(tmp_path), drain_s=60) as process,
+    ):
+        first, *waiting = one_runs_nine_wait(client, db, process, 4)
+        process.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 3
+        while db.llen("constant") < len(waiting):
+            assert time.monotonic() < deadline, process.text()
+            time.sleep(0.02)
+        # The forward pass goes on, and its result is kept.
+        assert client.status(first).state is State.RUNNING
+        assert process.process.wait(30) == 0
+        assert client.status(first).state is State.SUCCEEDED
+        assert [client.status(one).state for one in waiting] == [State.QUEUED] * 9
+        assert (db.llen("constant"), db.hlen(queues.UNACKED), db.hlen(queues.RUNNING)) == (9, 0, 0)
+        for line in (f"{LINE} 60 s", "every task that ran has ended", "ended"):
+            assert line in process.text()
+    # Somebody else has them, each once.
+    with worker(tmp_path, redis_url, "constant") as process, Client(redis_url) as client:
+        assert {client.wait(one, timeout_s=60).attempts for one in waiting} == {1}
+
+
+@pytest.mark.parametrize("drain_s", [0, 1])
+def test_the_wait_is_what_drain_s_says(redis_url: str, tmp_path: Path, drain_s: float) -> None:
+    db = redis.Redis.from_url(redis_url)
+    with (
+        Client(redis_url) as client,
+        worker(tmp_path, redis_url, "--config", config(tmp_path), drain_s=drain_s) as process,
+    ):
+        ids = one_runs_nine_wait(client, db, process, 300)
+        process.process.send_signal(signal.SIGTERM)
+        # Far less than the forward pass, however busy this machine is.
+        assert process.process.wait(60) == 0
+        assert (db.llen("constant"), db.hlen(queues.UNACKED), db.hlen(queues.RUNNING)) == (10, 0, 0)
+        assert [client.status(one).state for one in ids] == [State.QUEUED] * 10
+        assert f"{LINE} {drain_s} s" in process.text()
+        assert "1 tasks did not end in time and go back on their queues" in process.text()
