@@ -17,18 +17,12 @@ from producers.message import plain
 LONGEST_S = 10 * 366 * 86400
 #: Largest value that Redis stores.
 MOST_BYTES = 512 * 2**20
-#: Names of queues that would be other keys of ours, or of Celery.
-_KEYS = ("pipeq:", "celery-task-meta-", "unacked", "_kombu.")
 
 
 def pipeline(value: Any) -> str:
     """The name of a pipeline, which is the name of its queue."""
-    if not isinstance(value, str) or not 1 <= len(value) <= 200 or not value.isprintable():
-        _refuse(f"the pipeline {shown.value(value)} is no name: text of 1 to 200 printable characters")
-    if value.startswith(_KEYS):
-        _refuse(
-            f"the pipeline {shown.value(value)} cannot be a queue: names that begin with {value[:6]!r} are other keys"
-        )
+    if not queues.is_queue_name(value):
+        _refuse(f"the pipeline {shown.value(value)} is no name of one: {queues.QUEUE_NAME_WORDS}")
     return value
 
 

@@ -48,6 +48,10 @@ TASK_ID_WORDS: Final = f"text of 1 to {TASK_ID_MAX_BYTES} bytes of UTF-8"
 _PLAIN_NAME: Final = re.compile(r"[\w.:@+=-]{1,200}", re.ASCII)
 _NOT_PLAIN: Final = re.compile(rb"[^\w.:@+=-]")
 
+#: What keys that are no queues begin with, of ours and of Celery.
+_OTHER_KEYS: Final = ("pipeq:", "celery-task-meta-", "unacked", "_kombu.")
+QUEUE_NAME_WORDS: Final = "text of 1 to 200 printable characters that does not begin like another key of ours or Celery"
+
 #: Largest message, in bytes of its JSON form. Larger inputs go by reference.
 MAX_MESSAGE_BYTES: Final = 256 * 1024
 
@@ -95,6 +99,13 @@ def _utf8(text: str) -> bytes | None:
         return text.encode()
     except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
         return None
+
+
+def is_queue_name(value: object) -> TypeGuard[str]:
+    """Whether this can be the name of a queue, and of the pipeline that it is for: 1 to 200 printable characters."""
+    if not isinstance(value, str) or not 1 <= len(value) <= 200:
+        return False
+    return value.isprintable() and not value.startswith(_OTHER_KEYS)
 
 
 def record_key(task_id: str) -> str:

@@ -66,7 +66,7 @@ def worker(
         settings = settings_module.from_command_line(
             config, named, allow, redis_url, log_format, include, celery_queues
         )
-        startup.check_names(settings)
+        startup.check(settings)
         if check:
             from worker.checkup import check_all
 
@@ -83,7 +83,7 @@ def worker(
 
 def _named(text: str) -> str:
     """``MODEL`` -> ``TASK=MODEL``; anything else as it is."""
-    if "=" in text or is_task_type(text) or not ("/" in text or Path(text).is_dir()):
+    if not text or "=" in text or is_task_type(text) or not ("/" in text or Path(text).is_dir()):
         return text
     startup.check_folder(text)
     from worker.model_archive import unpacked

@@ -254,6 +254,22 @@ class PipelineSettings(_Section):
     model_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+def _check_queue(name: str) -> str:
+    if not queues.is_queue_name(name):
+        raise ValueError(f"{shown.line(name)!r} is no name of a queue: {queues.QUEUE_NAME_WORDS}")
+    return name
+
+
+def _check_module(name: str) -> str:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ValueError(f"{shown.line(name)!r} is no module's name like myapp.tasks")
+    return name
+
+
+QueueName = Annotated[str, AfterValidator(_check_queue)]
+ModuleName = Annotated[str, AfterValidator(_check_module)]
+
+
 class Settings(BaseSettings):
     """Everything a worker can be told."""
 
@@ -269,12 +285,12 @@ class Settings(BaseSettings):
     results: ResultSettings = ResultSettings()
     param_limits: ParamLimits = ParamLimits()
     #: Name -> pipeline.
-    pipelines: dict[str, PipelineSettings] = Field(default_factory=dict)
+    pipelines: dict[QueueName, PipelineSettings] = Field(default_factory=dict)
     #: Modules with ordinary Celery tasks (``@shared_task``), which run in CPU threads beside the pipelines. Also
     #: ``--include``.
-    include: Texts = ()
+    include: Annotated[tuple[ModuleName, ...], *_Listed] = ()
     #: Queues that those tasks are taken from. Also ``--queue``.
-    celery_queues: Texts = ("celery",)
+    celery_queues: Annotated[tuple[QueueName, ...], *_Listed] = ("celery",)
     #: The device of pipelines that name none: ``auto`` is the first accelerator, else the CPU.
     device: str = "auto"
     #: Largest message, as JSON. Producers have the same limit.

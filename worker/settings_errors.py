@@ -45,7 +45,8 @@ def sentences(error: ValidationError, settings: type[BaseModel]) -> list[str]:
         *place, name = item["loc"] or ("settings",)
         where = ".".join(map(str, (*place, name)))
         if item["type"] != "extra_forbidden":
-            found.append(f"{shown.line(where)}: {shown.line(item['msg'])}")
+            says = item["msg"].removeprefix("Value error, ")
+            found.append(f"{shown.line(where).removesuffix('.[key]')}: {shown.line(says)}")
             continue
         model = _model_at(settings, place)
         keys = list(model.model_fields) if model else []

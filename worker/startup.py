@@ -5,8 +5,10 @@ Nothing here imports torch: a typo is answered within a second or two.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -25,7 +27,9 @@ from redis.exceptions import (
 
 from producers import queues, shown
 from producers.redis_url import connect
+from worker.fetch import Fetcher
 from worker.settings import Settings, SettingsError
+from worker.store import Store
 from worker.task_types import ALIASES, TASK_TYPES, is_task_type
 
 logger = logging.getLogger(__name__)
@@ -38,6 +42,35 @@ SAY_AGAIN_S = 60.0
 _ASK_AGAIN_S = 1.0
 #: Keys of a pipeline that may be folders.
 _FOLDERS = ("model", "tokenizer", "image_processor", "feature_extractor", "processor", "vocoder", "adapter")
+
+
+def check(settings: Settings) -> None:
+    """Whether a worker could start: task types, folders, modules, what may be read and where results go.
+
+    Raises:
+        SettingsError: names what is wrong, and what was meant.
+    """
+    check_names(settings)
+    for module in settings.include:
+        _check_module(module)
+    # Prefixes, networks and certificates are read when these are made.
+    Fetcher(settings.inputs, settings.s3).close()
+    Store(settings.results, settings.s3).close()
+
+
+def _check_module(name: str) -> None:
+    # As Celery imports it: from the working directory, too.
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError) as error:
+        raise SettingsError(f"include: there is no module {shown.line(name)!r}: {_said(error)}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    if found is None:
+        raise SettingsError(
+            f"include: there is no module {shown.line(name)!r} here: is it installed, or below this folder?"
+        )
 
 
 def check_names(settings: Settings) -> None:

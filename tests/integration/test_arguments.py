@@ -6,10 +6,12 @@ What comes back is a PipeqError or a usage error that names the argument; Redis 
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -275,10 +277,7 @@ def own_server(tmp_path: Path) -> Iterator[tuple[str, Any, Any]]:
 
 
 @pytest.mark.filterwarnings("ignore::producers.client.NoLiveWorkerWarning")
-def test_a_wait_goes_on_while_redis_restarts(own_server: tuple[str, Any, Any]) -> None:
-    import json
-    import threading
-
+def test_a_wait_goes_on_while_redis_restarts(own_server: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     url, start, stop = own_server
     with Client(url) as client:
         task = client.submit(PIPELINE, "x", check=False)
@@ -308,7 +307,23 @@ def test_a_wait_goes_on_while_redis_restarts(own_server: tuple[str, Any, Any]) -
         with pytest.raises(PipeqError, match="redis_unavailable"):
             client.result(task, timeout_s=60)
         assert time.monotonic() - began < 30, "a Redis that is away from the start is said at once"
+        # Without a time limit, for as long as a restart may take.
         start()
+        monkeypatch.setattr("producers.waiting.OUTAGE_S", 0.5)
+        task = client.submit(PIPELINE, "z", check=False)
+        waiting = threading.Thread(target=lambda: got.append(refused_by_redis(client, task)))
+        waiting.start()
+        time.sleep(0.5)
+        stop()
+        waiting.join(30)
+        assert got[-1] == "redis_unavailable"
+        start()
+
+
+def refused_by_redis(client: Client, task: str) -> str:
+    with pytest.raises(PipeqError) as caught:
+        client.result(task)
+    return caught.value.code
 
 
 # -- the command line -------------------------------------------------------------------------------------------------

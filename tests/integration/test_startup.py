@@ -16,6 +16,8 @@ from click.testing import CliRunner
 
 from producers import Client, NoLiveWorkerWarning, PipeqError, embedded, queues
 from producers.embedded import S3Server
+from tests import tiny_models
+from tests.worker_process import worker
 from worker import startup
 from worker.cli import worker as command
 from worker.settings import SettingsError
@@ -77,6 +79,32 @@ def test_a_wrong_task_is_said(tmp_path: Path) -> None:
     config = tmp_path / "pipelines.toml"
     config.write_text('[pipelines.reviews]\ntask = "text-classificaton"\nmodel = "my/model"')
     assert "pipeline 'reviews': 'text-classificaton' is no task type; did you mean" in check("--config", str(config))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["constant", "--include", "no.such.module"], "include: there is no module 'no.such.module'"),
+        (["constant", "--include", "tests.no_such"], "include: there is no module 'tests.no_such'"),
+        (["constant", "--include", ""], "include.0: '' is no module's name"),
+        (["constant", "--include", "my tasks"], "include.0: 'my tasks' is no module's name"),
+        (["constant", "--queue", ""], "celery_queues.0: '' is no name of a queue"),
+        (["constant", "--queue", "pipeq:pipelines"], "celery_queues.0: 'pipeq:pipelines' is no name of a queue"),
+        (["constant", "--allow", "x"], "inputs.allow.0: 'x' does not begin with"),
+        (["constant", "--allow", "https://h/?q"], "'https://h/?...' has a query or a fragment"),
+        (["constant", "--devices", "zz", "--redis-url", "redis://h"], "--devices 'zz': 'zz' is no device"),
+        (["constant", "--redis-url", "http://h"], "http://h is no Redis URL"),
+        (["constant", "--config", "/no/file"], "cannot read /no/file"),
+        (["constant", "--log-format", "x"], "'--log-format'"),
+        ([""], "pipelines.: '' is no name of a queue"),
+        (["=x/y"], "pipelines.: '' is no name of a queue"),
+        (["pipeq:x=constant"], "pipelines.pipeq:x: 'pipeq:x' is no name of a queue"),
+    ],
+)
+def test_an_option_with_a_wrong_value_is_named_before_anything_loads(arguments: list[str], says: str) -> None:
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 2, done.output
+    assert says in done.stderr
 
 
 # -- Redis ------------------------------------------------------------------------------------------------------------
@@ -180,6 +208,19 @@ def test_a_worker_that_could_not_load_is_not_loading(db: redis.Redis, valkey_url
         load_badly()
     with Client(valkey_url) as client, pytest.raises(PipeqError, match="no worker has ever served"):
         client.submit(PIPELINE, "x")
+
+
+def test_a_real_worker_says_that_it_loads(db: redis.Redis, valkey_url: str, tiny: Path, tmp_path: Path) -> None:
+    model = tiny_models.build("classifier", tiny)
+    with worker(tmp_path, valkey_url, f"{PIPELINE}={model}") as process, Client(valkey_url) as client:
+        deadline = time.monotonic() + 60
+        while not db.exists(queues.loading_key(PIPELINE)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        # Importing torch alone takes seconds.
+        with pytest.warns(NoLiveWorkerWarning, match="is loading"):
+            task = client.submit(PIPELINE, "hello")
+        assert client.result(task, timeout_s=90)
+        assert process.process.poll() is None
 
 
 # -- --check ----------------------------------------------------------------------------------------------------------
