@@ -57,7 +57,7 @@ WALKED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "automatic-speech-recognition": (("whisper_short", "ctc_layer_norm"), {}),
     "audio-classification": (("audio_group_norm",), {}),
     "zero-shot-audio-classification": (("clap",), LABELS),
-    "text-to-audio": (("musicgen", "vits_quiet", "speecht5"), {}),
+    "text-to-audio": (("musicgen", "vits_quiet", "speecht5", "bark"), {}),
     "document-question-answering": (("layoutlm",), {}),
     "visual-question-answering": (("blip_vqa", "vilt"), {}),
     "image-to-text": (("captioner", "blip_caption"), {}),

@@ -144,6 +144,8 @@ CASES: list[Case] = [
     ("zero-shot-audio-classification", "clap", samples.sounds, LABELS, 5),
     ("text-to-audio", "vits_quiet", texts(4), {}, 1),
     ("text-to-audio", "musicgen", texts(4), NESTED, 1),
+    ("text-to-audio", "bark", ["hello world", "the quick brown fox", "dog"], NESTED, 1),
+    ("text-to-audio", "bark", ["hello world", "dog"], {}, 1),
     ("document-question-answering", "layoutlm", documents, {}, 2),
     ("document-question-answering", "layoutlm", documents, {"top_k": 3, "max_seq_len": 64, "doc_stride": 16}, 2),
     ("visual-question-answering", "vilt", asked, {"top_k": 2}, 2),
@@ -204,6 +206,17 @@ def test_mask_generation_as_far_as_it_goes(tiny: Path) -> None:
     assert [len(output["masks"]) for output in outputs] == [24, 24]
     with pytest.raises(ImportError, match="Torchvision"):
         quirks.postprocess(pipe, [outputs], call)
+
+
+def test_bark_says_no_more_than_it_is_told(loaded: Callable[[str, str], TransformersPipeline]) -> None:
+    """Its second model counts its own tokens: ``max_new_tokens`` goes to the first."""
+    pipeline = loaded("text-to-audio", "bark")
+    lengths = []
+    for params in ({}, {"generate_kwargs": {"max_new_tokens": 3}}):
+        merged = pipeline.merge(params)
+        (row,) = pipeline.prepare("hello world", merged)
+        lengths.append(pipeline.postprocess(pipeline.forward([row.features], merged), merged)["audio"].shape[-1])
+    assert lengths[0] > lengths[1] > 0
 
 
 def test_every_task_type_has_a_case_or_a_reason() -> None:

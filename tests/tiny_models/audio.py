@@ -302,6 +302,65 @@ def musicgen(path: Path) -> None:
 
 
 @builder
+def bark(path: Path) -> None:
+    """Three models in a row, text to meaning to coarse to fine codes; generate's parameters go to each of them."""
+    tokenizer = wordpiece(64)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    meanings, codes, words = 20, 16, len(tokenizer)
+    size = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "initializer_range": 0.5}
+    first_word = meanings + 4
+    semantic = {"input_vocab_size": first_word + words + 2, "output_vocab_size": meanings + 1, "block_size": 64, **size}
+    coarse = {"input_vocab_size": meanings + 2 * codes + 2, "block_size": 96, **size}
+    coarse["output_vocab_size"] = coarse["input_vocab_size"]
+    fine = {"input_vocab_size": codes + 2, "output_vocab_size": codes + 2, "block_size": 64, **size}
+    codec = hf.EncodecConfig(
+        sampling_rate=16000,
+        target_bandwidths=[32.0],
+        codebook_size=codes,
+        codebook_dim=16,
+        hidden_size=16,
+        num_filters=4,
+        num_lstm_layers=1,
+        upsampling_ratios=[5, 4],
+    )
+    model = hf.BarkModel(
+        hf.BarkConfig(
+            semantic_config=semantic,
+            coarse_acoustics_config=coarse,
+            fine_acoustics_config={**fine, "n_codes_total": 4, "n_codes_given": 1},
+            codec_config=codec.to_dict(),
+            initializer_range=0.5,
+        )
+    )
+    for layer in model.codec_model.quantizer.layers:
+        layer.codebook.embed.normal_()
+    save(path, model, hf.BarkProcessor(tokenizer))
+    generation = {
+        "model_type": "bark",
+        "semantic_config": {
+            "eos_token_id": meanings,
+            "text_encoding_offset": first_word,
+            "text_pad_token": first_word + words,
+            "semantic_infer_token": first_word + words + 1,
+            "semantic_vocab_size": meanings,
+            "max_input_semantic_length": 24,
+            "max_new_tokens": 16,
+        },
+        "coarse_acoustics_config": {
+            "coarse_semantic_pad_token": meanings + 2 * codes,
+            "coarse_infer_token": meanings + 2 * codes + 1,
+            "max_coarse_input_length": 24,
+            "max_coarse_history": 32,
+            "sliding_window_len": 8,
+        },
+        "fine_acoustics_config": {"max_fine_history_length": 16, "max_fine_input_length": 32, "n_fine_codebooks": 4},
+        "sample_rate": 16000,
+        "codebook_size": codes,
+    }
+    (path / "generation_config.json").write_text(json.dumps(generation))
+
+
+@builder
 def speecht5(path: Path) -> None:
     """Makes spectrograms, which :func:`vocoder` turns into audio."""
     config = hf.SpeechT5Config(

@@ -165,13 +165,28 @@ class ZeroShotAudio(AudioClassification):
 class TextToAudio(Generates):
     """Alone: models fill up the shorter ones of a batch, and draw their noise for the whole batch."""
 
+    def __init__(self, pipe: transformers.Pipeline) -> None:
+        super().__init__(pipe)
+        self.bark = pipe.model.config.model_type == "bark"
+
     def call_params(self, params: dict[str, Any]) -> dict[str, Any]:
         params = dict(params)
         for name in ("forward_params", "generate_kwargs"):
             if isinstance(params.get(name), dict):
                 # A speaker's voice, for instance, is a tensor: in JSON a list of numbers.
-                params[name] = {key: _tensor(value) for key, value in params[name].items()}
+                params[name] = {self._name(key): _tensor(value) for key, value in params[name].items()}
+        if self.bark and "padding" in (params.get("preprocess_params") or {}):
+            raise PipeqError(
+                ErrorCode.INVALID_PARAMS,
+                "parameter 'preprocess_params.padding' cannot be set by a task: this model's processor pads by itself",
+            )
         return params
+
+    def _name(self, parameter: str) -> str:
+        """What this model's ``generate`` calls a parameter."""
+        # Bark's hands it to each of its three models, of which the second counts its own tokens already. The first one
+        # decides how much is said.
+        return "semantic_max_new_tokens" if self.bark and parameter == "max_new_tokens" else parameter
 
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         return Chat(value) if isinstance(value, list) else value
