@@ -192,6 +192,8 @@ class ParamLimits(_Section):
     max_frames: int = Field(default=512, gt=0)
     #: Width and height that an image may be scaled to, in pixels.
     max_image_side: int = Field(default=2048, gt=0)
+    #: Pixels that the images of one input may have once they are scaled for the model; the frames of a video, too.
+    max_scaled_pixels: int = Field(default=2**25, gt=0)
     #: Tokens, or sequences of them, in lists such as ``suppress_tokens`` and ``bad_words_ids``.
     max_list_items: int = Field(default=1000, gt=0)
     #: Characters of all the strings that end one generation, together: each is looked for in every token there is.

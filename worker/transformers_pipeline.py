@@ -18,7 +18,7 @@ from PIL import Image
 from producers import shown
 from producers.errors import ErrorCode, PipeqError
 from producers.status import ModelInfo
-from worker import finite, quirks
+from worker import finite, quirks, scaling
 from worker.batcher import Limits
 from worker.infer import is_out_of_memory
 from worker.known_sample import KnownSample
@@ -26,7 +26,7 @@ from worker.model_state import ModelState, PartsState
 from worker.params.accepted import Accepted
 from worker.pipelines import SOLO, Pipeline, Prepared
 from worker.quirks import CallParams, Quirks
-from worker.quirks.vision import is_labels, picture
+from worker.quirks.vision import image_processor, is_labels, picture
 from worker.settings import ParamLimits, PipelineSettings
 from worker.task_type import Media, TaskType
 
@@ -60,7 +60,9 @@ class TransformersPipeline(Pipeline):
         self.task_type = task_type
         self.settings = settings
         self.quirks: Quirks = quirks.make(task_type.quirks, pipe)
-        self.accepted = Accepted(task_type, pipe, limits or ParamLimits())
+        limits = limits or ParamLimits()
+        self.accepted = Accepted(task_type, pipe, limits)
+        self.quirks.max_scaled_pixels = self._max_scaled_pixels = limits.max_scaled_pixels
         self.device = torch.device(pipe.device)
         self.model = ModelInfo(
             id=str(settings.model or pipe.model.name_or_path),
@@ -151,6 +153,7 @@ class TransformersPipeline(Pipeline):
         """One decoded input -> the features of its items, one after the other: one, or one a chunk."""
         pipe, call = self.pipe(), self.call_params(params)
         try:
+            scaling.check(image_processor(pipe), scaling.sizes(value), call.preprocess, self._max_scaled_pixels)
             for features in self.quirks.preprocess(pipe, value, params, call):
                 self.quirks.check_features(pipe, features, call.forward)
                 yield features

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import os
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from producers.errors import PipeqError
 from tests import samples, tiny_models
@@ -19,6 +22,7 @@ from worker.params.compound import Either, Fields, Json, ListOf, Numbers, Pair
 from worker.params.rules import Choice, Flag, Number, Rule, Template, Whole
 from worker.params.table import generation_rules
 from worker.settings import ParamLimits, PipelineSettings
+from worker.task_type import Media
 from worker.task_types import TASK_TYPES
 from worker.transformers_pipeline import TransformersPipeline
 from worker.video import Video
@@ -432,3 +436,41 @@ def test_a_tokenizer_that_gives_up_fails_one_input(loaded: Loaded) -> None:
     merged = pipeline.merge({"max_seq_len": 64, "doc_stride": 56})
     with pytest.raises(PipeqError, match=r"invalid_input: .*stride"):
         list(pipeline.prepare(value, merged))
+
+
+#: Of the walked models, those that scale the short side of an image to a given length, whatever the long one becomes.
+SCALE_THE_SHORT_SIDE = {"clip", "llava", "vilt", "dinov2", "llava_next"}
+
+
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [
+        *(pair for pair in PAIRS if Media.IMAGE in TASK_TYPES[pair[0]].fields.values()),
+        ("image-text-to-text", "llava"),
+        ("image-text-to-text", "llava_next"),
+        ("image-feature-extraction", "dinov2"),
+    ],
+)
+def test_a_narrow_image_does_not_become_gigapixels(loaded: Loaded, task: str, model: str) -> None:
+    """300 bytes of PNG, 60,000 x 1 pixels, were 9 GB once their short side had 224 pixels."""
+    pipeline, narrow = loaded(task, model), Image.new("RGB", (60_000, 1))
+    if task == "image-text-to-text":
+        value: Any = {"images": [narrow], "text": "<image> fox"}
+    else:
+        value = value_of(task, "", Path(), pipeline)
+        value = {**value, "image": narrow} if isinstance(value, dict) else narrow
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        list(pipeline.prepare(value, pipeline.merge(with_always(task, model, {}))))
+        refused = False
+    except PipeqError as error:
+        refused = error.code == "input_too_large"
+    assert refused == (model in SCALE_THE_SHORT_SIDE)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # KiB
+
+
+def test_frames_of_a_narrow_video_are_added_up(loaded: Loaded) -> None:
+    pipeline = loaded("video-classification", "videomae")
+    frames = np.zeros((16, 2, 20_000, 3), dtype=np.uint8)
+    with pytest.raises(PipeqError, match="input_too_large"):
+        list(pipeline.prepare(frames, pipeline.merge({})))

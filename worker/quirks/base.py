@@ -45,6 +45,8 @@ class CallParams:
 class Quirks:
     """The plain way. ``pipe`` is always the calling thread's own copy of the pipeline."""
 
+    #: ``[param_limits] max_scaled_pixels``.
+    max_scaled_pixels = 2**25
     #: Features of different lengths are padded to the longest; False: only equal shapes share a batch.
     pads = True
 

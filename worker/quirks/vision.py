@@ -11,6 +11,7 @@ import transformers
 from PIL import Image
 
 from producers.errors import ErrorCode, PipeqError
+from worker import scaling
 from worker.pipelines import SOLO
 from worker.quirks.base import CallParams, Quirks
 from worker.quirks.generation import Generates
@@ -109,6 +110,8 @@ class VideoClassification(Quirks):
                 f"{name} has {len(frames)} of the {count} frames that are asked for (num_frames={count}, "
                 f"frame_sampling_rate={every}): take fewer, or closer together",
             )
+        height, width = frames[0].shape[:2]
+        scaling.check(image_processor(pipe), ((width, height) for _ in frames), {}, self.max_scaled_pixels)
         if getattr(pipe, "video_processor", None) is not None:
             made = pipe.video_processor(list(frames), return_tensors="pt")
         else:
@@ -134,6 +137,12 @@ class ImageToText(Generates):
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return picture(), {"max_new_tokens": 2}
+
+
+def image_processor(pipe: transformers.Pipeline) -> Any:
+    """What scales the images, or frames, of a pipeline; None where it takes none."""
+    own = (pipe.image_processor, getattr(pipe, "video_processor", None))
+    return next((one for one in (*own, getattr(pipe.processor, "image_processor", None)) if one is not None), None)
 
 
 def picture() -> Image.Image:
