@@ -13,6 +13,7 @@ from difflib import get_close_matches
 
 from producers import shown
 from producers.errors import PipeqError
+from worker import loading
 from worker.allow import AllowList, file_path, split_s3
 from worker.s3 import S3, S3Error
 from worker.settings import PipelineSettings, Settings, SettingsError
@@ -38,7 +39,14 @@ def _params(settings: Settings) -> Iterator[str]:
     for name, section in settings.pipelines.items():
         task = section.task or name
         # Where only the model says what it is for, it is looked at when it is loaded.
-        if section.params and is_task_type(task) and find(task).has_model:
+        if not is_task_type(task):
+            continue
+        if not find(task).has_model:
+            try:
+                loading.load(name, section, settings.device)
+            except PipeqError as error:
+                yield f"pipelines.{name}: {error.message}"
+        elif section.params:
             yield from _params_of(name, task, section, settings)
 
 

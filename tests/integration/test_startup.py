@@ -236,12 +236,14 @@ def test_check_looks_at_parameters_inputs_and_stores(tmp_path: Path) -> None:
         "[pipelines.text-classification]\nparams = { top_kk = 2 }\n"
         '[pipelines.fill-mask]\nparams = { top_k = "many" }\n'
         "[pipelines.text-generation]\nparams = { max_new_tokens = 5, num_beams = 1000000 }\n"
+        "[pipelines.constant]\nparams = { minutes = 5 }\n"
     )
     said = check("--config", str(config))
     for sentence in (
         "text-classification.params.top_kk: text-classification takes no such parameter; did you mean 'top_k'?",
         "pipelines.fill-mask.params.top_k is 'many', not",
         "pipelines.text-generation.params.num_beams is 1000000, not",
+        "pipelines.constant: 'constant' takes no parameter 'minutes'",
         f"inputs.allow: file://{tmp_path}/none/: there is no such file or folder",
         f"results.store: file://{tmp_path}/file/x/.pipeq-check-",
     ):
