@@ -79,8 +79,9 @@ def _is_fatal(error: Exception) -> bool:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the device's memory was too small."""
-    # cuBLAS that could not have its workspace says so in other words.
-    return _is_torchs(error, "OutOfMemoryError") or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
+    # cuBLAS that could not have its workspace says so in other words, and so does a CPU.
+    others = ("CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
+    return _is_torchs(error, "OutOfMemoryError") or any(one in str(error) for one in others)
 
 
 def _is_torchs(error: Exception, name: str) -> bool:

@@ -92,12 +92,29 @@ def _check_values(inputs: Any) -> None:
             if not value.isascii() and _SURROGATE.search(value):
                 raise PipeqError(
                     ErrorCode.INVALID_INPUT,
-                    "a text in the inputs holds half a surrogate pair (U+D800 to U+DFFF), which is no character",
+                    f"{_place_of(inputs, value)} holds half a surrogate pair (U+D800 to U+DFFF), which is no character",
                 )
         elif isinstance(value, int | float) and not isinstance(value, bool) and number(value) is None:
             raise PipeqError(
-                ErrorCode.INVALID_INPUT, "the inputs hold a number that is NaN, infinite, or too large for a float"
+                ErrorCode.INVALID_INPUT,
+                f"{_place_of(inputs, value)} is a number that is NaN, infinite, or too large for a float",
             )
+
+
+def _place_of(inputs: Any, wanted: Any) -> str:
+    """Where a value lies in the inputs: ``inputs[0].question``; only asked for what is refused."""
+    left: list[tuple[str, Any]] = [("inputs", inputs)]
+    while left:
+        where, value = left.pop()
+        if value is wanted:
+            return shown.line(where, 200)
+        if isinstance(value, dict):
+            if any(key is wanted for key in value):
+                return f"a name in {shown.line(where, 200)}"
+            left += [(f"{where[:300]}.{key}", one) for key, one in value.items()]
+        elif isinstance(value, list):
+            left += [(f"{where[:300]}[{at}]", one) for at, one in enumerate(value)]
+    return "a value in the inputs"
 
 
 def _takes_chats(task_type: TaskType) -> bool:
@@ -132,6 +149,8 @@ class _Reader:
             for name in task_type.fields:
                 if value.get(name) is not None:
                     self._read_value(fields, name, task_type.fields[name], value[name], name)
+                elif name not in task_type.optional:
+                    raise self._wrong(f"{name} is null")
             return Input(fields, len(task_type.fields) == 1, self._slots, self._turns)
         if task_type.main is None:
             raise self._wrong(f"got {_kind(value)}")
@@ -145,6 +164,8 @@ class _Reader:
         if media is Media.JSON:
             return
         if media is Media.IMAGES:
+            if value == []:
+                raise self._wrong(f"{name} is an empty list")
             container[key] = images = value if isinstance(value, list) else [value]
             container[key] = [None] * len(images)
             for at, image in enumerate(images):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from jinja2 import TemplateError
 from PIL import Image
 
 from producers import shown
@@ -152,6 +153,7 @@ class TransformersPipeline(Pipeline):
     def preprocess(self, value: Any, params: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         """One decoded input -> the features of its items, one after the other: one, or one a chunk."""
         pipe, call = self.pipe(), self.call_params(params)
+        self._check_chat(pipe, value)
         try:
             scaling.check(image_processor(pipe), scaling.sizes(value), call.preprocess, self._max_scaled_pixels)
             for features in self.quirks.preprocess(pipe, value, params, call):
@@ -163,20 +165,37 @@ class TransformersPipeline(Pipeline):
             if not isinstance(error, Exception) and not _is_panic(error):
                 raise
             self._put_back(self._restore_parts())
+            if isinstance(error, TemplateError):
+                sentence = f"text is a chat that the model's template refuses: {error}"
+                raise PipeqError(ErrorCode.INVALID_INPUT, sentence) from error
             raise PipeqError(
                 ErrorCode.INVALID_INPUT, f"{self.name!r} cannot prepare the input: {type(error).__name__}: {error}"
             ) from error
+
+    def _check_chat(self, pipe: transformers.Pipeline, value: Any) -> None:
+        """Refuses a chat for a model that has no template to write it with."""
+        main = self.task_type.main
+        text = value.get(main) if isinstance(value, dict) else value
+        if main is None or self.task_type.fields[main] is not Media.CHAT or not isinstance(text, list):
+            return
+        if not any(getattr(part, "chat_template", None) for part in (pipe.processor, pipe.tokenizer)):
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT, f"{main} is a chat, and this model has no chat template: send plain text"
+            )
 
     def forward(self, features: list[Mapping[str, Any]], params: Mapping[str, Any]) -> list[Any]:
         try:
             outputs = self._forward(features, params)
         except Exception:
-            if self._state is not None:
-                self._put_back(self._state.restore() + self._restore_parts())
+            self._put_all_back()
             raise
         if self._state is not None:
             self._state.restore_configs()
         return outputs
+
+    def _put_all_back(self) -> None:
+        if self._state is not None:
+            self._put_back(self._state.restore() + self._restore_parts())
 
     def _forward(self, features: list[Mapping[str, Any]], params: Mapping[str, Any]) -> list[Any]:
         pipe, call = self.pipe(), self.call_params(params)
@@ -189,6 +208,7 @@ class TransformersPipeline(Pipeline):
                 judged = type(error) in (RuntimeError, ValueError) and "CUDA" not in str(error)
                 if not judged or len(features) > 1 or not any(watch.bad(raised=True)):
                     raise
+                self._put_all_back()
                 return [self._not_finite()]
         return self._checked(outputs, features, watch.bad())
 
@@ -236,7 +256,10 @@ class TransformersPipeline(Pipeline):
         value, params = sample_of(self)
         merged = {**self.settings.params, **params}
         features, half = next(iter(self.preprocess(value, merged))), self.model.dtype != "float32"
-        known = KnownSample(lambda: self.forward([features], merged)[0], self.device, half=half)
+        try:
+            known = KnownSample(lambda: self.forward([features], merged)[0], self.device, half=half)
+        except PipeqError:
+            return  # NaN, for instance; the warm-up said so, and the tasks will
         self._known = known if known.repeats else None
         if self._known is None:
             logger.debug("%s answers its sample differently each time", self.name, extra={"action": "sample"})

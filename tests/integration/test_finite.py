@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from tests import samples, tiny_models
 from tests.integration.conftest import Loaded
@@ -18,7 +20,9 @@ from tests.zoo import SERVED, inputs_of
 from worker import finite
 from worker.doctor import _Item, _Task
 from worker.infer import infer
+from worker.loading import load
 from worker.quirks import CallParams, make
+from worker.settings import PipelineSettings
 from worker.task_types import TASK_TYPES
 from worker.transformers_pipeline import TransformersPipeline, warm_up
 from worker.video import Video
@@ -82,7 +86,8 @@ def no_numbers(pipeline: TransformersPipeline) -> Iterator[None]:
     """Every weight of a model is NaN meanwhile."""
     parts = [pipeline._pipe.model, getattr(pipeline._pipe, "vocoder", None)]
     found = [one for part in parts if part is not None for one in part.parameters() if one.is_floating_point()]
-    kept = [one.detach().clone() for one in found]
+    kept, rebuild = [one.detach().clone() for one in found], pipeline.rebuild
+    pipeline.rebuild = None  # else it is loaded anew where the pass raises
     with torch.no_grad():
         for one in found:
             one.fill_(float("nan"))
@@ -91,6 +96,24 @@ def no_numbers(pipeline: TransformersPipeline) -> Iterator[None]:
         finally:
             for one, before in zip(found, kept, strict=True):
                 one.copy_(before)
+            pipeline.rebuild = rebuild
+
+
+def test_a_checkpoint_of_nan_starts_and_its_tasks_fail(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(tiny_models.build("gpt2", tiny), tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights = {name: one * float("nan") for name, one in weights.items()}
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    pipeline = load("it", PipelineSettings(task="text-generation", model=str(tmp_path)), "cpu")
+    assert finite.SENTENCE in caplog.text
+    assert isinstance(pipeline, TransformersPipeline)
+    items = items_of(pipeline, ["hello"], {"max_new_tokens": 3, "do_sample": True})
+    infer(pipeline, items)  # type: ignore[arg-type]
+    assert items[0].error is not None
+    assert items[0].error.code == "inference_failed"
+    pipeline.recover()
 
 
 def test_every_task_type_has_a_case() -> None:

@@ -16,6 +16,7 @@ from worker.audio import Audio
 from worker.pipelines import SOLO
 from worker.quirks.base import CallParams, Quirks
 from worker.quirks.generation import Generates
+from worker.quirks.vision import ComparesLabels
 
 
 def samples(value: Any) -> NDArray[np.float32]:
@@ -155,7 +156,7 @@ class AudioClassification(Quirks):
         return hiss(pipe), {}
 
 
-class ZeroShotAudio(AudioClassification):
+class ZeroShotAudio(ComparesLabels, AudioClassification):
     """Its labels are parameters, and a batch has one set of them."""
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:

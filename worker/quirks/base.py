@@ -47,6 +47,8 @@ class Quirks:
 
     #: ``[param_limits] max_scaled_pixels``.
     max_scaled_pixels = 2**25
+    #: Whether a text of no token at all is nothing to answer.
+    needs_tokens = True
     #: Features of different lengths are padded to the longest; False: only equal shapes share a batch.
     pads = True
 
@@ -112,11 +114,15 @@ class Quirks:
     def check_features(
         self, pipe: transformers.Pipeline, features: Mapping[str, Any], forward: Mapping[str, Any]
     ) -> None:
-        """Raises ``invalid_input`` for more tokens than the model has positions.
+        """Raises ``invalid_input`` for no token, and for more tokens than the model has positions.
 
         On a GPU such an item would not fail alone: it kills the CUDA context.
         """
         tokens = features.get("input_ids")
+        if self.needs_tokens and isinstance(tokens, torch.Tensor) and not tokens.shape[-1]:
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT, "the text is empty, or holds nothing that the model's tokenizer knows"
+            )
         if self.limit is not None and isinstance(tokens, torch.Tensor) and tokens.shape[-1] > self.limit:
             raise PipeqError(
                 ErrorCode.INVALID_INPUT,

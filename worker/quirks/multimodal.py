@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers.utils.chat_template_utils import Chat
 
 from producers.errors import ErrorCode, PipeqError
 from worker.pipelines import SOLO
-from worker.quirks.base import Quirks
+from worker.quirks.base import CallParams, Quirks
 from worker.quirks.generation import Generates
 from worker.quirks.vision import picture
 
@@ -40,6 +40,21 @@ class DocumentQuestionAnswering(Quirks):
                 "image, or install the tesseract program and the Python package pytesseract beside the worker",
             )
         return value
+
+    def preprocess(
+        self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any], call: CallParams
+    ) -> Iterator[Mapping[str, Any]]:
+        try:
+            yield from super().preprocess(pipe, value, params, call)
+        except BaseException as error:
+            # The tokenizer raises where there is no room for any word, and panics where chunks overlap by more.
+            if type(error).__name__ != "PanicException" and "Truncation error" not in str(error):
+                raise
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                "the question leaves too little room in max_seq_len tokens for the document's words: shorten it, or "
+                "set another max_seq_len or doc_stride",
+            ) from error
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         words = [["invoice", [0, 0, 100, 100]], ["42", [100, 0, 200, 100]]]
@@ -135,6 +150,8 @@ class TableQuestionAnswering(Generates):
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         import pandas as pd
 
+        if not value["query"]:
+            raise PipeqError(ErrorCode.INVALID_INPUT, "query is empty")
         return {**value, "table": pd.DataFrame(value["table"])}
 
     def call(self, pipe: transformers.Pipeline, value: Any, params: dict[str, Any]) -> Any:
@@ -149,6 +166,15 @@ class TableQuestionAnswering(Generates):
 
 class Decision(Quirks):
     """Alone: the pipeline runs a forward pass for each prompt itself."""
+
+    def preprocess(
+        self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any], call: CallParams
+    ) -> Iterator[Mapping[str, Any]]:
+        try:
+            yield from super().preprocess(pipe, value, params, call)
+        except ValueError as error:
+            # It names what is wrong with which question.
+            raise PipeqError(ErrorCode.INVALID_INPUT, f"the questions cannot be asked: {error}"[:500]) from error
 
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
         return SOLO

@@ -32,7 +32,8 @@ class TokenClassification(Quirks):
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         if isinstance(value, list) and not params.get("is_split_into_words"):
             raise PipeqError(
-                ErrorCode.INVALID_INPUT, "a list of words needs the parameter is_split_into_words=true and a delimiter"
+                ErrorCode.INVALID_INPUT,
+                "text is a list of words, which needs the parameter is_split_into_words=true and a delimiter",
             )
         return value
 
@@ -43,6 +44,11 @@ class TokenClassification(Quirks):
 
 class ZeroShotClassification(Quirks):
     """Each candidate label is a chunk of its own."""
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        if not value:
+            raise PipeqError(ErrorCode.INVALID_INPUT, "text is empty")
+        return value
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return "warm up", {"candidate_labels": ["a", "b"]}
@@ -71,6 +77,8 @@ class TextEmbedding(Quirks):
 
 class TextGeneration(Generates):
     """Takes chats; a batch is padded on the left and runs until its longest generation ends."""
+
+    needs_tokens = False  # it begins with the model's first token
 
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         return Chat(value) if isinstance(value, list) else value
@@ -111,6 +119,14 @@ class TextGeneration(Generates):
 
 class FillMask(Quirks):
     """It needs a mask in each text."""
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        mask = pipe.tokenizer.mask_token
+        if mask is None or mask not in value:
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT, f"text has no mask: put {mask} where a word is missing, as often as you like"
+            )
+        return value
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return f"warm {pipe.tokenizer.mask_token}", {}

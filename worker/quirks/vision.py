@@ -18,14 +18,35 @@ from worker.quirks.generation import Generates
 from worker.video import Video
 
 
-class ZeroShotImage(Quirks):
+class ComparesLabels(Quirks):
+    """Of models that compare labels with images or sounds: a label is no longer than the texts that they read."""
+
+    def __init__(self, pipe: transformers.Pipeline) -> None:
+        super().__init__(pipe)
+        if self.limit is None:
+            self.limit = getattr(getattr(pipe.model.config, "text_config", None), "max_position_embeddings", None)
+
+    def check_features(
+        self, pipe: transformers.Pipeline, features: Mapping[str, Any], forward: Mapping[str, Any]
+    ) -> None:
+        label, texts = features.get("candidate_label"), features.get("text_inputs")
+        tokens = (features if texts is None else texts[0])["input_ids"].shape[-1]
+        if self.limit is not None and tokens > self.limit:
+            which = "a label in its template" if label is None else f"the label {label[:40]!r}"
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                f"candidate_labels: {which} is {tokens} tokens, the model takes {self.limit}: shorten it",
+            )
+
+
+class ZeroShotImage(ComparesLabels):
     """Its labels are parameters, and a batch has one set of them."""
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return picture(), {"candidate_labels": ["a", "b"]}
 
 
-class ZeroShotObjectDetection(Quirks):
+class ZeroShotObjectDetection(ComparesLabels):
     """Each candidate label is a chunk of its own."""
 
     def call_params(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -34,11 +55,20 @@ class ZeroShotObjectDetection(Quirks):
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         fields = value if isinstance(value, dict) else {"image": value}
         labels = fields.get("candidate_labels", params.get("candidate_labels"))
-        if not is_labels(labels):
+        if labels is None:
             raise PipeqError(
                 ErrorCode.INVALID_INPUT,
                 'candidate_labels is missing: give it with the image, {"image": ..., "candidate_labels": ["cat"]}, or '
                 "as a parameter",
+            )
+        if isinstance(labels, str):
+            # As transformers does, but without the blanks around them.
+            labels = [label.strip() for label in labels.split(",")]
+        if not is_labels(labels) or not all(label.strip() for label in labels):
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                'candidate_labels must be a list of texts, or texts separated by commas, none of them blank: ["cat", '
+                '"dog"]',
             )
         return {"image": fields["image"], "candidate_labels": labels}
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from transformers.pipelines.base import ChunkPipeline
 
+from producers.errors import ErrorCode, PipeqError
+
 #: Logit of a token that cannot be in an answer.
 _EXCLUDED = -10000.0
 #: Longest chunk, in tokens, and overlap of neighbours, where the call does not say.
@@ -78,7 +80,7 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         question, context = inputs["question"], inputs["context"]
         for name, text in (("question", question), ("context", context)):
             if not text:
-                raise ValueError(f"the {name} is empty")
+                raise PipeqError(ErrorCode.INVALID_INPUT, f"{name} is empty")
         if max_seq_len is None:
             max_seq_len = min(self.tokenizer.model_max_length, _MAX_SEQ_LEN)
         if doc_stride is None:
@@ -161,10 +163,11 @@ class QuestionAnsweringPipeline(ChunkPipeline):
 
         room = max_seq_len - self.tokenizer.num_special_tokens_to_add(pair=True) - tokens(question)
         if doc_stride >= room and tokens(context) > room:
-            raise ValueError(
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
                 f"the question leaves {max(room, 0)} of max_seq_len={max_seq_len} tokens to the context, which is "
                 f"longer and cut into chunks that overlap by doc_stride={doc_stride}: shorten the question, or set "
-                "another max_seq_len or doc_stride"
+                "another max_seq_len or doc_stride",
             )
 
     @property
