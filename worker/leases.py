@@ -168,6 +168,9 @@ class Leases:
         #: Called with a message that cannot be read, the task's id in it, the reason as a sentence, and its text.
         #: Whether that took care of it: its end stands under the id, and it is acknowledged.
         self.on_unreadable: Callable[[Reserved, str, str, str], bool] = lambda one, task_id, reason, text: False
+        #: Queue -> its lists and how long they live after somebody asked for messages, in milliseconds. A list that was
+        #: empty meanwhile has forgotten it.
+        self.lifetimes: dict[str, tuple[list[str], int]] = {}
         #: Who takes messages under these leases.
         self.readers: set[Reader] = set()
         #: Notified when a message is held no more.
@@ -299,24 +302,38 @@ class Leases:
         else:
             outage.over("acknowledge")
 
-    def requeue(self, tags: Iterable[str]) -> int:
+    def requeue(self, tags: Iterable[str], *, is_last: bool = False) -> int:
         """Puts messages back on their lists, in the order in which they were taken. Returns how many.
 
         Those that Redis cannot take now lapse, and go back by the next sweep.
+
+        Args:
+            tags: theirs.
+            is_last: whether all others are served before them; else they are served next.
         """
         wanted = set(tags)
         with self.changed:
             ours = [tag for tag in self._held if tag in wanted]
+            lasting = {self._held[tag].queue for tag in ours} & self.lifetimes.keys()
             self.release(ours)
         back = 0
         try:
             # The last ones first: each call puts its own in front of what is there.
             for start in range((len(ours) - 1) // AT_ONCE * AT_ONCE, -1, -AT_ONCE):
                 chunk = ours[start : start + AT_ONCE]
-                back += self._put_back("tags", *chunk)
+                back += self._put_back("last" if is_last else "tags", *chunk)
+            self._renew_lifetimes(lasting)
         except RedisError as error:
             logger.warning("%d messages go back when their leases lapse: %s", len(ours) - back, error)
         return back
+
+    def _renew_lifetimes(self, names: Iterable[str]) -> None:
+        for queue in names:
+            lists, lifetime_ms = self.lifetimes[queue]
+            with self._redis.pipeline() as pipe:
+                for name in lists:
+                    pipe.pexpire(self.server.prefix + name, lifetime_ms)
+                pipe.execute()
 
     def _put_back(self, *args: Any) -> int:
         back, *broken = self._requeue(keys=[self.unacked_key, self.key], args=args)

@@ -1,8 +1,10 @@
--- Puts messages back at the end of their lists that is served next, in the order in which they were taken.
+-- Puts messages back at the end of their lists that is served next, in the order in which they were taken; those that
+-- somebody has looked at and sent back go to the other end, so that the rest has its turn.
 -- Each gets a blank in front, which is still JSON: whoever takes it next knows that it was delivered before.
 --
 -- KEYS[1]  hash of unacknowledged messages     KEYS[2] sorted set of leases
 -- ARGV[1]  'tags': those that follow, in the order in which they were taken
+--          'last': those that follow, to the other end
 --          'lapsed': the tags whose lease has ended, ARGV[2] at most, unless it is later than ARGV[3] (seconds since the
 --          epoch): then this call was on its way for long, and others may have been cut off, too
 -- Reply: how many were put back; then the beginning of each entry that is no message of ours, which is removed. A message
@@ -27,7 +29,11 @@ end
 -- Removes nothing; even a Redis whose memory is full takes the other writes after it.
 redis.call('ZREM', KEYS[2], '')
 local reply = {0}
-for i = #tags, 1, -1 do
+local first, last, step, push = #tags, 1, -1, 'RPUSH'
+if ARGV[1] == 'last' then
+  first, last, step, push = 1, #tags, 1, 'LPUSH'
+end
+for i = first, last, step do
   local entry = redis.call('HGET', KEYS[1], tags[i])
   local stays = false
   if entry then
@@ -38,7 +44,7 @@ for i = #tags, 1, -1 do
       if string.sub(message, 1, 1) ~= ' ' then
         message = ' ' .. message
       end
-      local pushed = redis.pcall('RPUSH', string.sub(entry, colon + 1, colon + length), message)
+      local pushed = redis.pcall(push, string.sub(entry, colon + 1, colon + length), message)
       if type(pushed) ~= 'table' then
         reply[1] = reply[1] + 1
       elseif string.find(pushed.err, 'WRONGTYPE', 1, true) then

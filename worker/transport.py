@@ -84,12 +84,12 @@ class QoS(kombu_redis.QoS):
         self.channel.leases.acknowledge(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Puts the message back where it is served next, or drops it."""
+        """Puts the message back where it is served last, as kombu does, or drops it."""
         if not requeue:
             self.ack(delivery_tag)
             return
         virtual.QoS.ack(self, delivery_tag)
-        self.channel.leases.requeue([delivery_tag])
+        self.channel.leases.requeue([delivery_tag], is_last=True)
 
     def restore_unacked(self, client: Any = None) -> None:
         """Puts back whatever has no answer yet."""
@@ -332,6 +332,8 @@ class Channel(kombu_redis.Channel):
         lists = self._lists(queue)
         messages, nbytes = self._credit(queue, queues)
         largest, lifetime_ms = self._limits(queue).message_bytes, self._expires.get(queue, 0)
+        if lifetime_ms:
+            self.leases.lifetimes[queue] = lists, lifetime_ms
         return Wanted(queue, lists, messages, nbytes, [0] * len(lists), largest, lifetime_ms)
 
     def _credit(self, queue: str, queues: int) -> tuple[int, int]:
