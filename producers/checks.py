@@ -15,6 +15,8 @@ from producers.message import plain
 
 #: Nothing is delayed, or expires, or is waited for, later than this, in seconds.
 LONGEST_S = 10 * 366 * 86400
+#: Most bytes of headers that a caller adds: half of what a worker allows for all of them.
+HEADERS_BYTES = 32 * 2**10
 #: Largest value that Redis stores.
 MOST_BYTES = 512 * 2**20
 
@@ -108,11 +110,14 @@ def headers(value: Any) -> dict[str, Any]:
         _refuse(
             f"headers is {shown.value(value)}, a {type(value).__name__}, and takes a dictionary of names and values"
         )
+    if "compression" in value:
+        _refuse("headers: `compression` says how a body is packed, and this client packs none: leave it out")
     try:
         found = plain(dict(value))
-        json.dumps(found)
     except PipeqError as error:
         _refuse(f"headers: {error.message}")
+    if (size := len(json.dumps(found))) > HEADERS_BYTES:
+        _refuse(f"headers take {size} bytes, at most {HEADERS_BYTES} are allowed: put what is large into the inputs")
     assert isinstance(found, dict)
     return found
 

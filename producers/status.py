@@ -72,8 +72,8 @@ class ErrorInfo(BaseModel):
     retryable: bool
 
     def to_exception(self) -> PipeqError:
-        """The same, to raise."""
-        return PipeqError(self.code, self.message, self.retryable)
+        """The same, to raise: on one line that a terminal or a log may show."""
+        return PipeqError(shown.line(self.code, 100), shown.line(self.message, 4000), self.retryable)
 
 
 class BatchInfo(BaseModel):

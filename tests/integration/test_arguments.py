@@ -126,6 +126,11 @@ def test_submit_takes_what_it_says_and_names_what_not(
     assert db.dbsize() == 2, "nothing was written"
 
 
+def test_headers_that_a_worker_would_not_take_are_refused(client: Client) -> None:
+    assert "headers take" in refused(lambda: client.submit(PIPELINE, "x", headers={"a": "x" * 40_000}))
+    assert "`compression`" in refused(lambda: client.submit(PIPELINE, "x", headers={"compression": "bzip2"}))
+
+
 @pytest.mark.parametrize("kind", sorted(ODD.keys() - {"list", "nested", "set", "generator", "loop", "deep"}))
 def test_submit_many_takes_no_bare_value(client: Client, db: redis.Redis, kind: str) -> None:
     said = refused(lambda: client.submit_many(PIPELINE, ODD[kind]))

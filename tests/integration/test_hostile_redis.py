@@ -167,6 +167,14 @@ def test_no_record_spoils_any_other_method(client: Client, db: redis.Redis, reco
     assert isinstance(_judged(lambda: client.cancel(TASK)), TaskStatus)
 
 
+def test_an_error_out_of_a_record_is_one_line(client: Client, db: redis.Redis) -> None:
+    error = {"code": ESCAPE, "message": f"{ESCAPE}\nERROR forged", "retryable": False}
+    _put(db, TASK, json.dumps({"status": "FAILURE", "pipeq": {"error": error}}).encode())
+    with pytest.raises(PipeqError) as caught:
+        client.result(TASK)
+    assert str(caught.value).isprintable()
+
+
 def test_no_record_spoils_a_cancel(client: Client, db: redis.Redis) -> None:
     for record in RECORDS[:: max(1, len(RECORDS) // 300)]:
         _put(db, TASK, record)
