@@ -29,12 +29,21 @@ def hiss(pipe: transformers.Pipeline) -> NDArray[np.float32]:
     return (np.random.default_rng(0).standard_normal(pipe.feature_extractor.sampling_rate) * 0.1).astype(np.float32)
 
 
+#: The features of a piece of audio that is too short for the model to hear anything in it.
+_TOO_SHORT = "too_short"
+
+
 class SpeechRecognition(Generates):
-    """Whisper pads to 30 s by itself; CTC models decode every frame, those of padding too, unless they are cut."""
+    """Whisper pads to 30 s by itself; CTC models decode every frame, those of padding too, unless they are cut.
+
+    Audio too short for a single frame of a CTC model is an empty text, without a forward pass: alone the model raises,
+    and in a batch it writes what it takes padding for.
+    """
 
     def __init__(self, pipe: transformers.Pipeline) -> None:
         super().__init__(pipe)
         self.whisper = pipe.type == "seq2seq_whisper"
+        self.ctc = pipe.type.startswith("ctc")
         config = pipe.model.config
         # Group norm mixes padding into every frame, mask or not, so such models only batch equal lengths.
         self.pads = (
@@ -42,6 +51,8 @@ class SpeechRecognition(Generates):
             and getattr(config, "feat_extract_norm", None) == "layer"
             and hasattr(pipe.model, "_get_feat_extract_output_lengths")
         )
+        #: Samples of which the model makes one frame.
+        self.least = least_samples(pipe) if self.ctc else 0
 
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         # The pipeline empties the dictionary it is given.
@@ -51,28 +62,65 @@ class SpeechRecognition(Generates):
         self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any], call: CallParams
     ) -> Iterator[Mapping[str, Any]]:
         chunk_s, stride_s = call.preprocess.get("chunk_length_s") or 0, call.preprocess.get("stride_length_s")
-        if not chunk_s or not isinstance(value, Audio):
+        if not chunk_s:
+            value = samples(value)
+            if value.size < self.least:
+                yield {"is_last": True, _TOO_SHORT: True}
+                return
             yield from super().preprocess(pipe, value, params, call)
             return
         # As the pipeline's own preprocessing does it, but while the file is decoded: an hour of audio is never there
         # as a whole.
+        rate = pipe.feature_extractor.sampling_rate
+        blocks = value.blocks() if isinstance(value, Audio) else iter([value])
+        chunk, left, right = self._cuts(pipe, chunk_s, chunk_s / 6 if stride_s is None else stride_s)
+        for start, piece, is_last in windows(blocks, chunk, chunk - left - right):
+            own_left = left if start else 0
+            if piece.size <= own_left:
+                continue
+            if piece.size < self.least:
+                yield {"is_last": is_last, _TOO_SHORT: True}
+                continue
+            features = pipe.feature_extractor(
+                piece, sampling_rate=rate, return_tensors="pt", return_attention_mask=True
+            )
+            features = features if pipe.dtype is None else features.to(dtype=pipe.dtype)
+            yield {"is_last": is_last, "stride": (piece.size, own_left, 0 if is_last else right), **features}
+
+    def _cuts(self, pipe: transformers.Pipeline, chunk_s: float, stride_s: Any) -> tuple[int, int, int]:
+        """Samples of a chunk, and of its strides on the left and on the right."""
         rate, unit = pipe.feature_extractor.sampling_rate, pipe._align_to
-        stride_s = chunk_s / 6 if stride_s is None else stride_s
         left_s, right_s = stride_s if isinstance(stride_s, list) else (stride_s, stride_s)
         chunk, left, right = (round(seconds * rate / unit) * unit for seconds in (chunk_s, left_s, right_s))
-        if chunk < left + right or chunk <= left:
+        if chunk - left - right < unit or chunk <= left:
             raise PipeqError(
                 ErrorCode.INVALID_PARAMS,
                 f"chunk_length_s={chunk_s:g} is no longer than its strides ({left_s:g} and {right_s:g} s) together",
             )
-        for start, piece, is_last in windows(value.blocks(), chunk, chunk - left - right):
-            own_left = left if start else 0
-            if piece.size > own_left:
-                features = pipe.feature_extractor(
-                    piece, sampling_rate=rate, return_tensors="pt", return_attention_mask=True
-                )
-                features = features if pipe.dtype is None else features.to(dtype=pipe.dtype)
-                yield {"is_last": is_last, "stride": (piece.size, own_left, 0 if is_last else right), **features}
+        if chunk < self.least:
+            raise PipeqError(
+                ErrorCode.INVALID_PARAMS,
+                f"chunk_length_s={chunk_s:g} is {chunk} samples, and this model hears nothing in less than "
+                f"{self.least}: take chunks of some seconds",
+            )
+        if self.whisper and chunk > pipe.feature_extractor.n_samples:
+            window_s = pipe.feature_extractor.n_samples / rate
+            raise PipeqError(
+                ErrorCode.INVALID_PARAMS,
+                f"chunk_length_s={chunk_s:g} is longer than the {window_s:g} s that this model hears at a time: the "
+                "rest of each chunk would be lost",
+            )
+        return chunk, left, right
+
+    def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: CallParams) -> list[Any]:
+        if _TOO_SHORT not in features[0]:
+            return super().forward(pipe, features, call)
+        # They share their group with nothing else.
+        if pipe.type == "ctc_with_lm":
+            nothing = {"logits": torch.zeros(1, 0, pipe.model.config.vocab_size)}
+        else:
+            nothing = {"tokens": torch.zeros(1, 0, dtype=torch.long)}
+        return [{"is_last": one["is_last"], **nothing} for one in features]
 
     def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         return pipe(self.call_input(pipe, value, params), **params)
@@ -81,6 +129,8 @@ class SpeechRecognition(Generates):
         return hiss(pipe), {"max_new_tokens": 2} if pipe.type.startswith("seq2seq") else {}
 
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        if _TOO_SHORT in features:
+            return _TOO_SHORT
         frames = features.get("input_features")
         if self.whisper and frames is not None and frames.shape[-1] > 3000:
             return SOLO  # long-form decoding slides each item's window by what that item said
@@ -108,6 +158,34 @@ class SpeechRecognition(Generates):
             return output
         frames = int(pipe.model._get_feat_extract_output_lengths(features["attention_mask"].sum(-1))[0])
         return {**output, "tokens": output["tokens"][:, :frames]}
+
+
+def least_samples(pipe: transformers.Pipeline) -> int:
+    """The fewest samples of which a CTC model makes a frame; 0 where that cannot be found out."""
+    second = pipe.feature_extractor.sampling_rate
+    least, enough = 1, second
+    if not _hears(pipe, enough):
+        return 0
+    while least < enough:
+        middle = (least + enough) // 2
+        least, enough = (least, middle) if _hears(pipe, middle) else (middle + 1, enough)
+    return least
+
+
+def _hears(pipe: transformers.Pipeline, count: int) -> bool:
+    """Whether a model makes a frame of so many samples; its feature extractor may refuse them, too."""
+    try:
+        made = pipe.feature_extractor(
+            np.zeros(count, dtype=np.float32), sampling_rate=pipe.feature_extractor.sampling_rate, return_tensors="pt"
+        )
+        length = made[pipe.model.main_input_name].shape[1]
+        for name in ("_get_feat_extract_output_lengths", "_get_subsampling_output_length"):
+            frames = getattr(pipe.model, name, None) or getattr(getattr(pipe.model, "encoder", None), name, None)
+            if frames is not None:
+                return bool(torch.as_tensor(frames(torch.tensor([length]))).min() >= 1)
+    except (ValueError, RuntimeError, IndexError, AssertionError):
+        return False
+    return bool(length >= 1)
 
 
 def windows(
