@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 from redis.exceptions import RedisError
 
@@ -26,6 +25,7 @@ from producers.errors import ErrorCode, PipeqError
 from producers.status import BatchInfo
 from worker import decode, prepare
 from worker.batcher import Batch, Batcher, Closed
+from worker.decoded import Decoded
 from worker.fetch import Fetcher, ref_name
 from worker.infer import DeviceLostError, infer
 from worker.inputs import Slot, read_inputs
@@ -98,6 +98,8 @@ class Engine:
         self._no_lane = next(iter(self._lanes.values()))
         self._batcher: Batcher[Item] = Batcher(min(WINDOW_BYTES // len(pipelines), share))
         self._watchdog = Watchdog(settings.hard_timeout_s)
+        #: Held for a step of preparation whose inputs are large once they are decoded.
+        self._large = threading.Lock()
         self._delivering = ThreadPoolExecutor(DELIVER_THREADS, "deliver")
         self._device = threading.Thread(target=self._run_device, name="device", daemon=True)
 
@@ -198,11 +200,19 @@ class Engine:
 
     def _rows(self, work: Work) -> Iterator[Item | None]:
         """Decodes and prepares, in as many steps as there are: None for something decoded, then the items."""
-        for at, slot in [(at, slot) for at, one in enumerate(work.inputs) for slot in one.slots]:
-            with work.timed("decode"):
-                self._decode(work, at, slot)
-            yield None
-        yield from prepare.items(work)
+        decoded = Decoded(self._settings.inputs.max_decoded_bytes, lambda more: self._hold(work, more), self._large)
+        try:
+            for at, slot in [(at, slot) for at, one in enumerate(work.inputs) for slot in one.slots]:
+                with work.timed("decode"):
+                    self._decode(work, at, slot, decoded)
+                decoded.end()
+                yield None
+            for item in prepare.items(work):
+                # Before others have their turn on this thread: they may be large, too.
+                decoded.end()
+                yield item
+        finally:
+            decoded.end()
 
     def _go_on(self, work: Work) -> None:
         """Takes a task through the next slice of its preparation."""
@@ -258,15 +268,17 @@ class Engine:
         with suppress(RedisError):  # the next look, or the mark of its batch, will tell
             self._marks.look(works)
 
-    def _decode(self, work: Work, at: int, slot: Slot) -> None:
+    def _decode(self, work: Work, at: int, slot: Slot, decoded: Decoded) -> None:
         assert work.pipeline is not None
         assert slot.data is not None
         with _located(work, at):
             name, rate = ref_name(slot.ref), work.pipeline.sampling_rate
-            decoded = decode.decode(slot.media, slot.data, name, self._settings.inputs, rate, slot.in_chat)
-        self._hold(work, _nbytes(decoded) - len(slot.data))
-        slot.fill(decoded)
-        work.echoes[id(decoded)] = slot.ref.model_dump(exclude_none=True)
+            limits = self._settings.inputs
+            value = decode.decode(slot.media, slot.data, name, limits, rate, slot.in_chat, decoded)
+        if not decode.keeps_its_bytes(value):
+            self._hold(work, -len(slot.data))
+        slot.fill(value)
+        work.echoes[id(value)] = slot.ref.model_dump(exclude_none=True)
 
     def _run_device(self) -> None:
         while (batch := self._batcher.take()) is not None:
@@ -431,14 +443,6 @@ class _located:  # noqa: N801 - reads as a statement
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if self._where and isinstance(error, PipeqError):
             raise PipeqError(error.code, self._where + error.message, error.retryable) from error
-
-
-def _nbytes(decoded: Any) -> int:
-    if hasattr(decoded, "nbytes"):
-        return int(decoded.nbytes)
-    if isinstance(decoded, dict):
-        return sum(len(cell) for column in decoded.values() for cell in column)
-    return len(decoded) if isinstance(decoded, str) else decoded.width * decoded.height * 3
 
 
 def _stuck(pipeline: Pipeline, items: list[Item], after_s: float) -> str:

@@ -143,6 +143,10 @@ class InputSettings(_Section):
     max_bytes: Bytes = 512 * 2**20
     #: Largest image, in pixels.
     max_pixels: int = Field(default=128_000_000, gt=0)
+    #: Most bytes that the inputs of one task may take once they are decoded, with what their preparation takes for a
+    #: moment: about 90 minutes of audio that is not cut into chunks (`chunk_length_s`), 500 million pixels, or 130 MB
+    #: of text. Of tasks beyond an eighth of it, one at a time is prepared.
+    max_decoded_bytes: Bytes = 4 * 2**30
     #: Longest audio, in seconds.
     max_audio_s: float = Field(default=4 * 3600, gt=0)
     #: Frames of a video that are decoded to find those that are asked for.

@@ -241,3 +241,45 @@ def test_the_playlists_above_would_open_files_without_the_whitelist(tmp_path: Pa
     options = {"safe": "0", "protocol_whitelist": "file"}
     with av.open(io.BytesIO(script), mode="r", container_options=options) as container:
         assert container.streams.audio
+
+
+# --- phase
+
+
+@pytest.mark.parametrize("level", [0.0, 0.01])
+@pytest.mark.parametrize("form", ["s16", "s16p", "u8", "fltp", "s32"])
+def test_channels_that_cancel_each_other_out(form: str, level: float) -> None:
+    """One is the other upside down, but for some noise: mixed down there is silence, and a model says anything."""
+    tone = pcm(2)[:, 0].astype(np.float64) / 2**15
+    noise = np.random.default_rng(0).standard_normal((2, tone.size)) * level * 0.5
+    for sign in (-1, 1):
+        channels = np.stack([tone, sign * tone]) + noise
+        if form == "u8":
+            samples = np.round(channels * 127 + 128).astype(np.uint8)
+        elif form == "fltp":
+            samples = channels.astype(np.float32)
+        else:
+            kind, most = (np.int32, 2**31 - 1) if form == "s32" else (np.int16, 2**15 - 1)
+            samples = np.round(channels * most).astype(kind)
+        if not form.endswith("p"):
+            samples = samples.T.reshape(1, -1)
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format="matroska") as output:
+            codec = {"u8": "pcm_u8", "s16": "pcm_s16le", "s16p": "libmp3lame", "fltp": "aac", "s32": "pcm_s32le"}[form]
+            stream = output.add_stream(codec, rate=RATE, layout="stereo")
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format=form, layout="stereo")
+            frame.sample_rate = RATE
+            output.mux(stream.encode(frame))
+            output.mux(stream.encode(None))
+        if sign == 1:
+            assert np.abs(decode_audio(buffer.getvalue(), "x", RATE, 60)).max() > 0.5
+            continue
+        with pytest.raises(PipeqError, match="the two channels of x cancel each other out") as error:
+            decode_audio(buffer.getvalue(), "x", RATE, 60)
+        assert error.value.code == ErrorCode.INPUT_UNDECODABLE
+
+
+def test_silence_and_one_silent_channel_are_fine() -> None:
+    assert not decode_audio(wav(np.zeros((RATE, 2), np.int16)), "x", RATE, 60).any()
+    one = np.hstack([pcm(1), np.zeros((RATE, 1), np.int16)])
+    assert np.abs(decode_audio(wav(one), "x", RATE, 60)).max() > 0.3

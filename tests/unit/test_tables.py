@@ -1,0 +1,76 @@
+"""CSV as people write it: every column is kept, and what is no table says why."""
+
+from __future__ import annotations
+
+import pytest
+
+from producers.errors import ErrorCode, PipeqError
+from worker.decoded import Decoded
+from worker.tables import decode_table
+
+PLAIN = {"city": ["Bern", "Rom"], "euros": ["5", "7"]}
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("last", ["", "end"])
+def test_separators_line_ends_and_encodings(separator: str, end: str, encoding: str, last: str) -> None:
+    rows = (["city", "euros"], ["Bern", "5"], ["Rom", "7"])
+    text = end.join(separator.join(row) for row in rows) + (end if last else "")
+    data = text.encode(encoding)
+    assert decode_table(b"\xfe\xff" + data if encoding == "utf-16-be" else data, "x") == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("text", "table"),
+    [
+        ("euros,euros\n1,2\n", {"euros": ["1"], "euros.1": ["2"]}),
+        ("a,a,a.1,a\n1,2,3,4\n", {"a": ["1"], "a.2": ["2"], "a.1": ["3"], "a.3": ["4"]}),
+        ("a,,\n1,2,3\n", {"a": ["1"], "Unnamed: 1": ["2"], "Unnamed: 2": ["3"]}),
+        (",a\n0,1\n", {"Unnamed: 0": ["0"], "a": ["1"]}),
+        # Numbers, dates and words for nothing stay what they are.
+        ("a,b\n007,1e5\nNA,null\n ,2024-01-02\n", {"a": ["007", "NA", " "], "b": ["1e5", "null", "2024-01-02"]}),
+        ("a,b\n,\n", {"a": [""], "b": [""]}),
+        ('a,b\n"1,5","say ""hi""\nthere"\n', {"a": ["1,5"], "b": ['say "hi"\nthere']}),
+        ("preis;menge\n1,5;2,5\n3,0;4\n", {"preis": ["1,5", "3,0"], "menge": ["2,5", "4"]}),
+        ("a,b\n1|2,3|4\n", {"a": ["1|2"], "b": ["3|4"]}),
+        ("sep=;\na;b\n1,2;3\n", {"a": ["1,2"], "b": ["3"]}),
+        ("sep=|\r\na|b\r\n1|3\r\n", {"a": ["1"], "b": ["3"]}),
+        ("a;b;c\n1;2\n3\n", {"a": ["1", "3"], "b": ["2", ""], "c": ["", ""]}),
+        ("only\n1\n2\n", {"only": ["1", "2"]}),
+        ("a,b\n\n1,2\n\n\n", {"a": ["1"], "b": ["2"]}),
+        ("ä,ß\n東京,🦊\n", {"ä": ["東京"], "ß": ["🦊"]}),
+        ("x\n" + "y" * 300_000 + "\n", {"x": ["y" * 300_000]}),
+        ('x,z\n"' + "y" * 300_000 + '",1\n', {"x": ["y" * 300_000], "z": ["1"]}),
+    ],
+)
+def test_what_people_write(text: str, table: dict[str, list[str]]) -> None:
+    assert decode_table(text.encode(), "x") == table
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "No columns|looks like nothing"),
+        (b"a,b\n", "no rows below its header"),
+        (b"a,b\n1,2,3\n", "line 2, saw 3"),
+        (b'a,b\n1,"2\n', "EOF inside string"),
+        (b"a,b\n1,\x002\n", "zero bytes"),
+        ("grün,b\n1,2\n".encode("latin-1"), "is not UTF-8 text"),
+        (b"\xff\xfea", "is not UTF-16 text"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "PNG image"),
+        (b"a,b\n" * 3 + b'"', "EOF inside string"),
+    ],
+)
+def test_what_is_no_table_says_why(data: bytes, why: str) -> None:
+    with pytest.raises(PipeqError, match=why) as caught:
+        decode_table(data, "s3://b/k")
+    assert caught.value.code == ErrorCode.INPUT_UNDECODABLE
+    assert "s3://b/k" in caught.value.message
+
+
+def test_cells_are_counted_before_they_are_made() -> None:
+    with pytest.raises(PipeqError, match="max_decoded_bytes") as caught:
+        decode_table(b",\n" * 100_000, "x", Decoded(10_000_000))
+    assert caught.value.code == ErrorCode.INPUT_TOO_LARGE

@@ -1,0 +1,124 @@
+"""DECODE, of tables: CSV -> columns of text. Used by decode.
+
+pandas reads it: the task types that take tables need it anyway, and it knows what :mod:`csv` does not, line ends of old
+Macs, cells of any size, quotes that never close. Ours is only the choice of the separator.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from typing import Any
+
+from producers import shown
+from producers.errors import ErrorCode, PipeqError
+from worker.decoded import Decoded
+from worker.looks import looks_like
+
+#: In the order in which they are taken where several would do.
+_SEPARATORS = (",", ";", "\t", "|")
+#: How much is looked at to find the separator, in characters: no cell of it is too large for :mod:`csv`.
+_SAMPLE_BYTES = 2**16
+#: Bytes of a cell, its text aside, as pandas and as Python keep it.
+_CELL_BYTES = 64
+#: What a file of another encoding than UTF-8 begins with, the longest first.
+_ENCODINGS = (
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+
+
+def decode_table(data: bytes, name: str, decoded: Decoded | None = None) -> dict[str, list[str]]:
+    """CSV with a header -> its columns, every cell as text.
+
+    Cells are separated by comma, semicolon, tab or bar, whichever gives rows of one length; Excel's ``sep=;`` says it.
+    A header that occurs twice becomes ``euros`` and ``euros.1``, an empty one ``Unnamed: 1``, and a row that ends early
+    has empty cells, as in pandas and in spreadsheets; a row of more cells than the header is an error.
+
+    Raises:
+        PipeqError: ``input_undecodable``; ``input_too_large`` before the cells are made.
+    """
+    from pandas.errors import ParserError
+
+    text = _text(data, name)
+    said = re.match(r"sep=(.)\r?\n", text)
+    if said:
+        text = text[said.end() :]
+    separator = said[1] if said else _separator(text)
+    if decoded is not None:
+        cells = sum(text.count(end) for end in (separator, "\n", "\r")) + 1
+        decoded.take(len(text) + cells * _CELL_BYTES, name, 4 * len(text) + cells * _CELL_BYTES)
+    try:
+        frame = _read(text, separator)
+    except (ParserError, ValueError) as error:
+        # pandas says where: "Expected 2 fields in line 3, saw 4", "EOF inside string starting at row 1".
+        raise _no_table(data, name, shown.line(str(error))) from error
+    if len(frame) < 2:
+        raise _no_table(data, name, "it has no rows below its header")
+    columns = _names([str(cell) for cell in frame.iloc[0]])
+    return {column: frame[at].iloc[1:].tolist() for at, column in enumerate(columns)}
+
+
+def _text(data: bytes, name: str) -> str:
+    encoding = next((encoding for mark, encoding in _ENCODINGS if data.startswith(mark)), "utf-8-sig")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        reason = f"{name} is not {encoding.removesuffix('-sig').upper()} text (byte {error.start}); it looks like "
+        raise PipeqError(ErrorCode.INPUT_UNDECODABLE, reason + looks_like(data)) from error
+    if "\0" in text:
+        raise _no_table(data, name, "it holds zero bytes")
+    return text
+
+
+def _separator(text: str) -> str:
+    """The one that gives rows of one length, and most columns; else the one that the header has most of."""
+    sample = text[:_SAMPLE_BYTES]
+    best, columns = "", 1
+    for separator in _SEPARATORS:
+        try:
+            rows = list(csv.reader(io.StringIO(sample, newline=""), delimiter=separator))
+        except csv.Error:
+            continue
+        # The last one may be cut off.
+        widths = {len(row) for row in (rows[:-1] if len(sample) < len(text) else rows) if row}
+        if len(widths) == 1 and max(widths) > columns:
+            best, columns = separator, max(widths)
+    header = re.match(r"[^\r\n]*", text)
+    return best or max(_SEPARATORS, key=(header[0] if header else "").count)
+
+
+def _read(text: str, separator: str) -> Any:
+    import pandas
+
+    # Without a header, as pandas would take surplus cells of a row for its name.
+    return pandas.read_csv(
+        io.StringIO(text, newline=""),
+        sep=separator,
+        header=None,
+        index_col=False,
+        dtype=object,
+        na_filter=False,
+        engine="c",
+        low_memory=False,
+    )
+
+
+def _names(headers: list[str]) -> list[str]:
+    names: list[str] = []
+    for at, header in enumerate(headers):
+        name = first = header or f"Unnamed: {at}"
+        again = 0
+        while name in names or (again and name in headers):
+            again += 1
+            name = f"{first}.{again}"
+        names.append(name)
+    return names
+
+
+def _no_table(data: bytes, name: str, why: str) -> PipeqError:
+    reason = f"{name} is no table, CSV with a header and rows of as many cells ({why}); "
+    return PipeqError(ErrorCode.INPUT_UNDECODABLE, f"{reason}it looks like {looks_like(data)}")
