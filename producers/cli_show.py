@@ -89,7 +89,7 @@ def _lines(status: TaskStatus) -> Iterator[tuple[str, str]]:
 
 
 def print_queues(queues: Sequence[QueueInfo]) -> None:
-    """Prints a table, a pipeline a row."""
+    """Prints a table, a pipeline a row, and below it which workers take no messages though they should."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -104,7 +104,12 @@ def print_queues(queues: Sequence[QueueInfo]) -> None:
             escape(shown.line(queue.pipeline)), str(queue.depth), str(queue.waiting), oldest, *map(str, counts)
         )
     # A pipe has no width: 80 columns would cut names that a script looks for.
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console.print(table)
+    for queue in queues:
+        for name, reason in sorted(queue.deaf.items()):
+            text = f"{shown.line(queue.pipeline)}: {shown.line(name)} takes no messages: {shown.line(reason)}"
+            console.print(text, markup=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

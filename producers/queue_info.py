@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
 
-from producers import queues
+from producers import queues, shown
 from producers.reading import json_object, number, readable_object
 from producers.server import replies
 from producers.status import TaskStatus
@@ -36,6 +36,8 @@ class QueueInfo:
     workers: int
     #: Messages in the dead-letter list.
     dead: int
+    #: Worker -> why it takes none of the messages, though it serves the pipeline; empty where all is well.
+    deaf: dict[str, str] = field(default_factory=dict)
 
 
 def registered(found: Mapping[bytes | str, bytes | str]) -> dict[str, dict[str, Any]]:
@@ -72,6 +74,11 @@ def read_queue(
         in_flight=sum(_in_flight(beat, pipeline) for beat in beats),
         workers=len(workers),
         dead=dead or 0,
+        deaf={
+            name.decode("utf-8", "replace"): reason
+            for name, beat in zip(workers, beats, strict=True)
+            if (reason := _deaf(beat, pipeline)) is not None
+        },
     )
 
 
@@ -79,6 +86,13 @@ def _in_flight(beat: bytes | str | None, pipeline: str) -> int:
     counts = (json_object(beat) or {}).get("in_flight")
     count = number(counts.get(pipeline)) if isinstance(counts, dict) else None
     return int(count) if count is not None and 0 <= count < _MOST_IN_FLIGHT else 0
+
+
+def _deaf(beat: bytes | str | None, pipeline: str) -> str | None:
+    """Why a worker takes no messages of the pipeline; None where it does."""
+    deaf = (json_object(beat) or {}).get("deaf")
+    about = deaf.get(pipeline) if isinstance(deaf, dict) else None
+    return shown.line(str(about.get("reason"))) if isinstance(about, dict) else None
 
 
 def _task_id(raw: bytes) -> str | None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -183,6 +186,9 @@ def test_a_consumer_that_a_remote_control_cancels_is_seen(
     assert "cancel_consumer" in deaf(db)["constant"]["reason"]
     until(lambda: "no messages are taken from constant" in log())
     assert serves(url, "other")
+    shown = subprocess.check_output([sys.executable, "-m", "producers", "queues", "--redis-url", url], text=True)
+    assert re.search(r"constant: pipeq-\S+ takes no messages: a remote control", shown)
+    assert "other: " not in shown
     control.add_consumer("constant")
     until(lambda: not deaf(db))
     assert serves(url)
