@@ -43,6 +43,8 @@ class Ref(BaseModel):
     #: What a worker says of an object that it wrote, so that a result can be the next task's input as it is.
     shape: tuple[int, ...] | None = None
     dtype: str | None = None
+    #: A worker's word that it wrote this object, in a chain: the next one reads it whatever `[inputs] allow` says.
+    signature: str | None = Field(default=None, repr=False, pattern=r"^[0-9a-f]{64}$")
 
     def __init__(self, uri: str | None = None, **fields: Any) -> None:
         """Reads a reference.

@@ -30,6 +30,8 @@ UNACKED: Final = "pipeq:unacked"
 LEASES: Final = "pipeq:leases"
 #: Hash: pipeline name -> JSON of what its last worker said about it. A field is never removed.
 PIPELINES: Final = "pipeq:pipelines"
+#: String: the key that workers sign references to each other with. Not for producers to read.
+SIGNING_KEY: Final = "pipeq:signing-key"
 
 #: A worker says that it lives this often ...
 HEARTBEAT_S: Final = 2.0

@@ -59,6 +59,8 @@ class Annotation:
     #: Its lease, where that is on the same server: the message is then acknowledged in the same step.
     leases: Leases | None = None
     tag: str = ""
+    #: What the record holds as the result, where the next task of a chain gets something else.
+    stored: tuple[Any] | None = None
     #: Should it be retried: when it is due, in seconds since the epoch, where it waits, and as what.
     retry: Retry | None = None
 
@@ -121,9 +123,12 @@ class Backend(RedisBackend):
         """Replaces Celery's get-then-set: the script looks and writes in one step."""
         task_id = task_id.decode() if isinstance(task_id, bytes) else task_id
         key = _text(self.get_key_for_task(task_id))
+        note = annotation.get()
+        if note is not None and note.stored is not None and state == states.SUCCESS:
+            (stored,) = note.stored
+            result = self.encode_result(stored, state)
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = task_id
-        note = annotation.get()
         if note is not None:
             meta["pipeq"] = note.status
         elif state in (states.REVOKED, states.FAILURE) and (before := self._status_before(key)):

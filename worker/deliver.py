@@ -6,6 +6,7 @@ stored in one round trip, and only then acknowledged.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
@@ -35,6 +36,7 @@ from worker.outage import outage
 from worker.outputs import Object, convert
 from worker.retries import Retries
 from worker.settings import ResultSettings, Settings
+from worker.signed import Signatures, objects_of, sign_objects
 from worker.store import Store
 from worker.work import Work
 
@@ -70,12 +72,21 @@ class _Upload:
 class Deliverer:
     """Ends tasks. Safe to call from several threads."""
 
-    def __init__(self, app: Celery, settings: Settings, store: Store, retries: Retries, client: redis.Redis) -> None:
+    def __init__(
+        self,
+        app: Celery,
+        settings: Settings,
+        store: Store,
+        retries: Retries,
+        client: redis.Redis,
+        signatures: Signatures,
+    ) -> None:
         self._app = app
         self._settings = settings
         self._store = store
         self._retries = retries
         self._redis = client
+        self._signatures = signatures
         self._server = place(client.connection_pool.connection_kwargs)
         self._uploads = ThreadPoolExecutor(UPLOAD_THREADS, "upload")
 
@@ -203,7 +214,7 @@ class Deliverer:
             logger.exception("task %s", work.id, extra={"action": "deliver"})
             work.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
         finally:
-            work.outputs, work.inputs, work.echoes = [], [], {}
+            work.outputs, work.inputs, work.echoes, work.given = [], [], {}, None
         return []
 
     def _place(self, work: Work, value: Any, objects: list[Object]) -> list[_Upload]:
@@ -217,7 +228,7 @@ class Deliverer:
         inline = sum(one.inline_size for one in objects)
         if objects and place is not None and (asked is not None or inline > results.inline_max_bytes):
             for one in objects:
-                one.put_at(f"{place.removesuffix('.json')}.objects/{one.name}")
+                one.put_at(objects_of(place) + one.name)
                 uploads.append(_Upload(work, one.entry["uri"], one.data, one.media_type))
         else:
             if place is None:
@@ -229,6 +240,10 @@ class Deliverer:
             return [*uploads, _Upload(work, place, data, RESULT_TYPE)]
         _check_inline(len(data), results)
         work.result = json.loads(data)
+        if uploads and work.has_next:
+            work.handed_on = json.loads(data)
+            assert place is not None
+            sign_objects(work.handed_on, place, self._signatures)
         return uploads
 
     def _upload(self, upload: _Upload) -> None:
@@ -241,6 +256,10 @@ class Deliverer:
             if upload.is_result():
                 work.result = {"uri": uri}
                 work.result_uri = uri
+                if work.has_next:
+                    sha256 = hashlib.sha256(upload.data).hexdigest()
+                    signature = self._signatures.sign(uri, "result", sha256)
+                    work.handed_on = {"uri": uri, "sha256": sha256, "signature": signature}
         except PipeqError as error:
             work.fail(error)
         except Exception as error:
@@ -258,12 +277,13 @@ class Deliverer:
             _dead_letter(work) if work.error is not None and retry is None else "",
             fence,
             work.tag if fence is not None else "",
+            None if work.handed_on is None else (work.result,),
             retry,
         )
 
         def end() -> Any:
             if error is None:
-                return work.result
+                return work.result if work.handed_on is None else work.handed_on
             # A new one: what is raised gets frames, and they hold all that is delivered beside it.
             problem = PipeqError(error.code, error.message, error.retryable)
             if retry is not None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from redis.exceptions import RedisError
 
@@ -34,6 +35,7 @@ from worker.marks import Marks
 from worker.outage import outage
 from worker.pipelines import Pipeline
 from worker.settings import Settings
+from worker.signed import looks_like_result
 from worker.watchdog import Watchdog
 from worker.work import Item, Work
 
@@ -170,7 +172,32 @@ class Engine:
             )
         work.pipeline = pipeline
         work.params = pipeline.merge(message.params)
-        work.inputs, work.is_list = read_inputs(pipeline.task_type, message.inputs)
+        work.given = message.inputs
+        if any(map(looks_like_result, work.given if isinstance(work.given, list) else [work.given])):
+            self._lane(work).fetching.submit(self._guarded, work, self._fetch_results)
+        else:
+            self._read(work)
+
+    def _fetch_results(self, work: Work) -> None:
+        """What comes before this task in a chain, or in the header of a chord, and went to the store, comes back."""
+        if not work.held_bytes:
+            self._lane(work).budget.wait_for_room()
+        if isinstance(work.given, list):
+            work.given = [self._fetch_result(work, one) for one in work.given]
+        else:
+            work.given = self._fetch_result(work, work.given)
+        self._lane(work).preparing.submit(partial(self._guarded, work, self._read))
+
+    def _fetch_result(self, work: Work, value: Any) -> Any:
+        if self._is_in_vain(work) or (ref := self._fetcher.result_ref(value)) is None:
+            return value
+        with work.timed("fetch"):
+            return self._fetcher.fetch_result(ref, lambda size: self._hold(work, size))
+
+    def _read(self, work: Work) -> None:
+        pipeline = work.pipeline
+        assert pipeline is not None
+        work.inputs, work.is_list = read_inputs(pipeline.task_type, work.given)
         work.outputs = [[] for _ in work.inputs]
         work.echoes = {id(read): sent for one in work.inputs for read, sent in one.turns}
         self._check_items(prepare.least_items(work.inputs, work.params))
@@ -278,7 +305,7 @@ class Engine:
         if not decode.keeps_its_bytes(value):
             self._hold(work, -len(slot.data))
         slot.fill(value)
-        work.echoes[id(value)] = slot.ref.model_dump(exclude_none=True)
+        work.echoes[id(value)] = slot.ref.model_dump(exclude_none=True, exclude={"signature"})
 
     def _run_device(self) -> None:
         while (batch := self._batcher.take()) is not None:

@@ -9,18 +9,23 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from producers.errors import ErrorCode, PipeqError
 from producers.message import Ref
+from producers.reading import UnreadableError, json_value
 from worker import deadline
 from worker.allow import AllowList, display
 from worker.files import NotRegularError, open_below
 from worker.https import Https
 from worker.s3 import S3, Fault, S3Error
 from worker.settings import InputSettings, S3Settings
+from worker.signed import Signatures, looks_like_result, sign_objects
 
 #: Bytes read in one go.
 _CHUNK = 2**20
+#: Largest result that the next task of a chain is handed: as JSON it takes ten times that in memory.
+MOST_RESULT_BYTES = 64 * 2**20
 
 #: How many bytes there are, if that is known, and a function that reads at most so many of them.
 Source = tuple[int | None, Callable[[int], bytes]]
@@ -37,15 +42,19 @@ class Fetcher:
         inputs: what may be read, and how much of it.
         s3: how to reach S3.
         threads: how many threads fetch at once, for the connection pools.
+        signatures: how workers know what they wrote themselves.
 
     Raises (from the constructor):
         SettingsError: an entry of ``allow``, ``private_networks`` or ``ca_bundle`` cannot be used.
     """
 
-    def __init__(self, inputs: InputSettings, s3: S3Settings, threads: int = 16) -> None:
+    def __init__(
+        self, inputs: InputSettings, s3: S3Settings, threads: int = 16, signatures: Signatures | None = None
+    ) -> None:
         self._max_bytes = inputs.max_bytes
         self._max_fetch_s = inputs.max_fetch_s
         self._allow = AllowList(inputs.allow, "[inputs] allow", "--allow")
+        self._signatures = signatures
         # A pool smaller than the number of threads would throw connections away.
         self._s3 = S3(s3, inputs.timeout_s, threads)
         self._https = Https(inputs, self._allow, threads)
@@ -94,17 +103,55 @@ class Fetcher:
             size = len(encoded) // 4 * 3 - encoded[-2:].count("=")
             yield size, _Late(lambda: base64.b64decode(encoded)).read
         elif uri.startswith("s3://"):
-            bucket, key = self._allow.check_s3(uri)
+            bucket, key = self._allowed(ref).check_s3(uri)
             if not key:
                 raise PipeqError(ErrorCode.INPUT_NOT_FOUND, f"{name} names a bucket but no object in it")
             with self._open_s3(bucket, key, name) as source:
                 yield source
         elif uri.startswith("file://"):
-            with _open_file(*self._allow.check_file(uri), name) as source:
+            with _open_file(*self._allowed(ref).check_file(uri), name) as source:
                 yield source
         else:
             with self._https.open(uri) as source:
                 yield source
+
+    def result_ref(self, value: Any) -> Ref | None:
+        """The reference to another task's result, where a value is one that a worker of this fleet has signed."""
+        if self._signatures is None or not looks_like_result(value):
+            return None
+        try:
+            ref = Ref(**value)
+        except PipeqError:
+            return None
+        return ref if self._signatures.knows(ref, "result") else None
+
+    def fetch_result(self, ref: Ref, reserve: Callable[[int], None]) -> Any:
+        """The result that a reference of :meth:`result_ref` stands for, with its own objects signed, too."""
+        assert self._signatures is not None
+        assert ref.uri is not None
+
+        def limited(size: int) -> None:
+            if size > MOST_RESULT_BYTES:
+                reason = f"the result before this one is {size} bytes, at most {MOST_RESULT_BYTES} are handed on"
+                raise PipeqError(ErrorCode.INPUT_TOO_LARGE, reason)
+            reserve(size)
+
+        data = self.fetch(ref, limited)
+        try:
+            value = json_value(data)
+        except UnreadableError as error:
+            reason = f"{ref_name(ref)} is no result: {error}"
+            raise PipeqError(ErrorCode.INPUT_UNDECODABLE, reason) from error
+        sign_objects(value, ref.uri, self._signatures)
+        return value
+
+    def _allowed(self, ref: Ref) -> AllowList:
+        """Where this reference may lie."""
+        signatures = self._signatures
+        if ref.signature is None or signatures is None:
+            return self._allow
+        ours = signatures.knows(ref, "result" if ref.sha256 else "object")
+        return signatures.allow if ours else self._allow
 
     @contextmanager
     def _open_s3(self, bucket: str, key: str, name: str) -> Iterator[Source]:

@@ -218,9 +218,7 @@ class _Reader:
             return dict(part)
         value = part if Ref.is_ref(part) else next((part[key] for key in (kind, *_PART_KEYS) if key in part), None)
         if value is part:
-            value = {
-                key: part[key] for key in ("uri", "base64", "media_type", "sha256", "shape", "dtype") if key in part
-            }
+            value = {key: part[key] for key in Ref.model_fields if key in part}
         if value is None:
             raise PipeqError(ErrorCode.INVALID_INPUT, f"{where}: a part of type {kind} needs the field `{kind}`")
         read = {key: one for key, one in part.items() if key not in (*_PART_KEYS, "media_type", "sha256")}

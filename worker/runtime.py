@@ -23,6 +23,7 @@ from worker.receiving import Receiving
 from worker.refuse import refuse
 from worker.retries import Retries
 from worker.settings import Settings
+from worker.signed import Signatures
 from worker.store import Store
 from worker.work import Work
 
@@ -70,9 +71,10 @@ class Runtime:
                 on_lost(reason, [])
 
         self._marks = Marks(client, self.hostname)
+        signatures = Signatures(client, settings.results)
         self.store = Store(settings.results, settings.s3)
-        self._fetcher = Fetcher(settings.inputs, settings.s3, settings.fetch_threads * len(self.pipelines))
-        self.deliverer = Deliverer(app, settings, self.store, retries, client)
+        self._fetcher = Fetcher(settings.inputs, settings.s3, settings.fetch_threads * len(self.pipelines), signatures)
+        self.deliverer = Deliverer(app, settings, self.store, retries, client, signatures)
 
         def deliver(works: list[Work]) -> None:
             try:

@@ -51,6 +51,8 @@ class Work:
     pipeline: Pipeline | None = None
     #: The pipeline's own parameters, overridden by the task's.
     params: dict[str, Any] = field(default_factory=dict)
+    #: The message's inputs, where results of other tasks have come back from the store.
+    given: Any = None
     #: One entry an input; references are replaced by what they referred to.
     inputs: list[Input] = field(default_factory=list)
     #: Whether the producer sent a list, so that the result is one too.
@@ -64,6 +66,8 @@ class Work:
     #: What the task's caller reads: the pipeline's output, or where it was written.
     result: Any = None
     result_uri: str | None = None
+    #: What the next task of a chain and the body of a chord get in its place, where it speaks of objects in the store.
+    handed_on: Any = None
     #: The task's record as it was before the worker changed it.
     record: dict[str, Any] | None = None
     #: Set when the record says that the task has ended already: cancelled, or finished by another worker.
@@ -114,6 +118,12 @@ class Work:
         """Tries that ended in a passing fault; what the message says, as far as that is a number of tries."""
         said = number(self.request.request_dict.get("retries"))
         return int(min(max(said or 0, 0), MOST_RETRIES))
+
+    @property
+    def has_next(self) -> bool:
+        """Whether its result goes to another task: a link, the rest of a chain, a chord."""
+        _, _, embed = self.request._payload
+        return isinstance(embed, dict) and any(embed.get(name) for name in ("callbacks", "chain", "chord"))
 
     def is_expired(self) -> bool:
         """Whether the task's expiry has passed. Celery looks only when the message arrives."""

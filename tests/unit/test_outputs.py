@@ -18,6 +18,7 @@ from tests.unit.media import picture
 from worker.audio import decode_audio
 from worker.decode import decode_image
 from worker.outputs import convert, wav
+from worker.signed import sign_objects
 
 
 class Mode(StrEnum):
@@ -177,3 +178,30 @@ def test_several_sounds_of_different_lengths_are_a_file_each() -> None:
 def test_anything_else_is_an_error_that_names_it() -> None:
     with pytest.raises(PipeqError, match="the output holds a object: neither JSON nor an array"):
         convert([object()])
+
+
+def test_what_a_result_repeats_is_not_signed() -> None:
+    """Only the names that a worker makes, below the result's own place."""
+
+    class Signer:
+        def sign(self, uri: str, kind: str) -> str:
+            return f"{kind} {uri}"
+
+    own = "file:///store/id.objects/"
+    bad = [
+        "../../secret.json",
+        "%2e%2e/x.png",
+        "..",
+        "",
+        "a/../b.png",
+        "a//b.png",
+        "A.png",
+        "a.png/",
+        "a.png?x",
+        "\n.png",
+    ]
+    value = {"mine": [{"uri": f"{own}0/mask.png"}], "theirs": [{"uri": own + one} for one in bad]}
+    value["other"] = [{"uri": "file:///store/id2.objects/0.png"}, {"uri": "file:///store/id.json"}, {"uri": 5}]
+    sign_objects(value, "file:///store/id.json", Signer())  # type: ignore[arg-type]
+    assert value["mine"][0]["signature"] == f"object {own}0/mask.png"
+    assert not [one for one in (*value["theirs"], *value["other"]) if "signature" in one]
