@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from jinja2 import TemplateError
@@ -169,7 +170,7 @@ class TransformersPipeline(Pipeline):
                 sentence = f"text is a chat that the model's template refuses: {error}"
                 raise PipeqError(ErrorCode.INVALID_INPUT, sentence) from error
             raise PipeqError(
-                ErrorCode.INVALID_INPUT, f"{self.name!r} cannot prepare the input: {type(error).__name__}: {error}"
+                ErrorCode.INVALID_INPUT, f"{self.name!r} cannot prepare {_seen(value)}: {type(error).__name__}: {error}"
             ) from error
 
     def _check_chat(self, pipe: transformers.Pipeline, value: Any) -> None:
@@ -318,6 +319,14 @@ class TransformersPipeline(Pipeline):
         if checked:
             self.call_params(checked)
         return checked
+
+
+def _seen(value: Any) -> str:
+    """An input in words, for errors: its size is what most processors stumble over, and few say."""
+    parts = list(value.values()) if isinstance(value, dict) else [value]
+    images = [f"{width} x {height} pixels" for width, height in scaling.sizes(value)]
+    sounds = [f"{one.size} samples" for one in parts if isinstance(one, np.ndarray) and one.ndim == 1]
+    return f"the input ({', '.join([*images, *sounds][:4])})" if images or sounds else "the input"
 
 
 def _is_panic(error: BaseException) -> bool:

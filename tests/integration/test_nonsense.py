@@ -200,3 +200,16 @@ def test_labels_in_one_text(loaded: Loaded, tmp_path: Path, labels: Any) -> None
     value = {"image": image, "candidate_labels": labels}
     found = [features["candidate_label"] for features in pipeline.preprocess(value, {})]
     assert found == ["fox", "lazy dog"]
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "value", "sentence"),
+    [
+        ("object-detection", "yolos", Image.new("RGB", (500, 1)), r"the input \(500 x 1 pixels\): "),
+        ("audio-classification", "audio_group_norm", np.zeros(300, np.float32), "the audio is 300 samples: this model"),
+        ("audio-classification", "spectrogram_transformer", np.zeros(100, np.float32), r"the input \(100 samples\): "),
+    ],
+)
+def test_media_that_a_processor_cannot_use(loaded: Loaded, task: str, model: str, value: Any, sentence: str) -> None:
+    with pytest.raises(PipeqError, match=f"invalid_input: .*{sentence}"):
+        list(loaded(task, model).preprocess(value, {}))

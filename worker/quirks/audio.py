@@ -230,6 +230,16 @@ class AudioClassification(Quirks):
     def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         return pipe(samples(value), **params)
 
+    def check_features(
+        self, pipe: transformers.Pipeline, features: Mapping[str, Any], forward: Mapping[str, Any]
+    ) -> None:
+        super().check_features(pipe, features, forward)
+        heard, frames = features.get("input_values"), getattr(pipe.model, "_get_feat_extract_output_lengths", None)
+        if isinstance(heard, torch.Tensor) and frames is not None and int(frames(torch.tensor(heard.shape[-1]))) < 1:
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT, f"the audio is {heard.shape[-1]} samples: this model hears nothing as short"
+            )
+
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return hiss(pipe), {}
 
