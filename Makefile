@@ -37,10 +37,11 @@ test: install ## Run the tests; PYTEST_ARGS goes to pytest.
 chaos: install ## Kill workers KILLS times (1000), and torture Redis for longer than `make test` does.
 	KILLS=$(KILLS) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/chaos $(PYTEST_ARGS)
 
-long: install ## An hour of audio (MINUTES), 100,000 texts (TASKS), 10,000 of each failure (FAILURES), every parameter of generate.
+long: install ## An hour of audio (MINUTES), 100,000 texts (TASKS), 10,000 of each failure (FAILURES), every parameter and its bounds.
 	MINUTES=$(MINUTES) TASKS=$(TASKS) FAILURES=$(FAILURES) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/acceptance/test_long_audio.py \
 		tests/acceptance/test_mixed_parameters.py tests/acceptance/test_failures_leave_nothing.py \
-		tests/integration/test_generation_parity.py tests/integration/test_model_state.py $(PYTEST_ARGS)
+		tests/integration/test_generation_parity.py tests/integration/test_model_state.py \
+		tests/integration/test_params.py $(PYTEST_ARGS)
 
 lint: install ## Check style, format and types.
 	$(BIN)/ruff check

@@ -56,6 +56,20 @@ CASES: list[tuple[str, Any, dict[str, Any], str, str]] = [
         "word_boxes[0]",
     ),
     ("chat", [{"role": "user", "content": 5}], {}, "invalid_input", "turn 0 of the chat"),
+    ("chat", [{"rolle": "user", "content": "hi"}], {}, "invalid_input", "did you mean 'role'"),
+    ("chat", "hi", {"custom_generate": "/tmp/code"}, "invalid_params", "it names code"),
+    ("chat", "hi", {"tokenizer_encode_kwargs": {"chat_template": "{{ 1 }}"}}, "invalid_params", "it is a program"),
+    ("chat", "hi", {"num_beams": 2, "length_penalty": 10**12}, "invalid_params", "length_penalty"),
+    ("chat", "hi", {"max_new_tokens": 10**30}, "invalid_params", "a whole number of 100 bits"),
+    ("chat", "hi", {"assistant_early_exit": 1}, "invalid_params", "changes the model itself"),
+    (
+        "zero-shot-classification",
+        "fox",
+        {"candidate_labels": ["a"], "hypothesis_template": "{:>9000000000}"},
+        "invalid_params",
+        "hypothesis_template",
+    ),
+    ("automatic-speech-recognition", Ref.from_bytes(b""), {"return_timestamps": "words"}, "invalid_params", "'word'"),
 ]
 
 

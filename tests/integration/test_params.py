@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import resource
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from tests import samples, tiny_models
 from worker import docs, loading
 from worker.params.accepted import named_rules
 from worker.params.compound import Either, Fields, Json, ListOf, Numbers, Pair
-from worker.params.rules import Choice, Flag, Number, Rule, Template, Whole
+from worker.params.rules import Bounds, Choice, Flag, Number, Rule, Template, Text, Whole, display
 from worker.params.table import generation_rules
 from worker.settings import ParamLimits, PipelineSettings
 from worker.task_type import Media
@@ -180,9 +182,9 @@ def answer(pipeline: TransformersPipeline, value: Any, params: dict[str, Any]) -
 
 
 #: Where every parameter of generate is walked, not every sixth: of each way into it one.
-WHOLE_GENERATE = {"text-generation", "text2text-generation", "automatic-speech-recognition", "text-to-audio"}
-#: ``PARAMS=all``: every parameter of generate everywhere, and each number at both of its ends.
-EVERYTHING = os.environ.get("PARAMS") == "all"
+WHOLE_GENERATE = {"text-generation", "text2text-generation", "automatic-speech-recognition"}
+#: ``make long``: every parameter of generate everywhere, and each number at both of its ends.
+EVERYTHING = bool(os.environ.get("TASKS"))
 PAIRS = [(task, model) for task, (models, _) in WALKED.items() for model in models]
 
 
@@ -201,9 +203,10 @@ def thinned(task: str) -> list[tuple[str, dict[str, Any]]]:
     # What is inside generate_kwargs is the same as beside it.
     beside = TASK_TYPES[task].generation == "call"
     every = 1 if task in WHOLE_GENERATE else 6
-    plain = [one for one in found if one[0].partition(".")[0] not in {*generate, "generate_kwargs"}]
+    nested = ("generate_kwargs.", "forward_params.")
+    plain = [one for one in found if not one[0].startswith(nested) and one[0].partition(".")[0] not in generate]
     outside = [one for one in found if one[0].partition(".")[0] in generate]
-    inside = [one for one in found if one[0].startswith("generate_kwargs.")]
+    inside = [one for one in found if one[0].startswith(nested)]
     return [*plain, *outside[::every], *inside[:: 20 if beside else every]]
 
 
@@ -330,6 +333,59 @@ def test_no_dictionary_of_any_depth_runs_code_or_reads_a_file(
                 tried += 1
     assert tried >= 30
     assert not ran.exists()
+
+
+#: How much is generated is what was asked for, and takes as long as it takes.
+LENGTHS = {"max_new_tokens", "max_length", "min_length", "min_new_tokens"}
+#: What a call at one end of a number may take, on a machine that does much else: without end would be hours.
+LONGEST_S, MOST_KIB = 120, 2_000_000
+
+
+@pytest.mark.parametrize(("task", "model"), PAIRS)
+def test_both_ends_of_every_number_end(loaded: Loaded, tmp_path: Path, task: str, model: str) -> None:
+    """A call with the least or the most that is allowed answers or fails, in bounded time and memory."""
+    pipeline, slow = loaded(task, model), []
+    tried = list(ends_of(pipeline.accepted.rules, pipeline.accepted.bounds))
+    for place, params in tried if EVERYTHING else tried[:: 1 if len(tried) < 12 else 12]:
+        if TASK_TYPES[task].generation is not None and place.rpartition(".")[2] in LENGTHS:
+            continue
+        began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with contextlib.suppress(PipeqError, ValueError, RuntimeError, IndexError):
+            answer(pipeline, value_of(task, place, tmp_path, pipeline), with_always(task, model, params))
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        if time.monotonic() - began > LONGEST_S or grown > MOST_KIB:
+            slow.append((place, display(params), time.monotonic() - began, grown))
+    assert slow == []
+
+
+def ends_of(rules: dict[str, Rule], bounds: Bounds) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, rule in rules.items():
+        if isinstance(rule, Fields):
+            for place, inner in ends_of(dict(rule.fields), bounds):
+                yield f"{name}.{place}", {name: inner}
+        else:
+            for value in ends(rule, bounds):
+                yield name, {name: value}
+
+
+def ends(rule: Rule, bounds: Bounds) -> list[Any]:
+    """The least and the most that a rule admits."""
+    if isinstance(rule, Whole):
+        return [rule.low, bounds[rule.high].value if isinstance(rule.high, str) else rule.high]
+    if isinstance(rule, Number):
+        return [rule.low + 1e-6 if rule.above else rule.low, rule.high]
+    if isinstance(rule, Either):
+        return [value for one in rule.rules for value in ends(one, bounds)]
+    if isinstance(rule, Pair):
+        first, second = (ends(one, bounds) or [example("", one)] for one in (rule.first, rule.second))
+        return [[first[0], second[0]], [first[-1], second[-1]], [first[0], second[-1]]]
+    if isinstance(rule, ListOf):
+        most = bounds[rule.most].value if isinstance(rule.most, str) else rule.most
+        items = ends(rule.item, bounds) or [example("", rule.item)]
+        # A thousand labels are a thousand items: long, and what was asked for.
+        longest = most if not isinstance(rule.item, Text | Json) else max(rule.least, 1)
+        return [[items[0]] * max(rule.least, 1), [items[-1]] * longest]
+    return list(rule.values) if isinstance(rule, Choice) else [True, False] if isinstance(rule, Flag) else []
 
 
 def objects(rules: dict[str, Rule]) -> list[str]:
