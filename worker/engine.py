@@ -159,6 +159,11 @@ class Engine:
             self._hurried = True
             self._changed.notify_all()
 
+    @property
+    def is_hurried(self) -> bool:
+        """Whether nothing is to be waited for any more."""
+        return self._hurried
+
     # -- stages, in the order of the data's way -----------------------------------------------------------------------
 
     def _accept(self, work: Work) -> None:

@@ -7,12 +7,15 @@ thread's tokenizer.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from worker.budget import Budget
+
+logger = logging.getLogger(__name__)
 
 Step = Callable[[], None]
 
@@ -46,7 +49,7 @@ class Threads:
         self._here = threading.local()
 
     def submit(self, step: Step) -> None:
-        """Runs a step, which must not raise, on any thread."""
+        """Runs a step on any thread."""
         with self._changed:
             self._new.append(step)
             if self._idle < len(self._new) and len(self._own) < self._count:
@@ -85,5 +88,9 @@ class Threads:
                 # In turn: neither shall a long task starve nor those that come after it.
                 own_first = not own_first
                 step = (own if own and (own_first or not self._new) else self._new).popleft()
-            step()
+            try:
+                step()
+            except BaseException:  # a panic inside a tokenizer is no Exception
+                # Without its threads a pipeline would take tasks and never prepare one.
+                logger.exception("a step of %s failed", self._name, extra={"action": "stage"})
             del step  # it holds a task

@@ -181,7 +181,8 @@ class TaskPool(BasePool):
             extra={"action": "drain"},
         )
         left = len(self._runtime.stop(drain_s))
-        left += len(wait(list(self._plain_futures), max(0, until - time.monotonic())).not_done)
+        wait_s = 0 if self._runtime.engine.is_hurried else max(0, until - time.monotonic())
+        left += len(wait(list(self._plain_futures), wait_s).not_done)
         if left:
             logger.warning("%d tasks did not end in time and go back on their queues", left, extra={"action": "drain"})
         else:

@@ -6,6 +6,7 @@ import threading
 import time
 
 from worker.budget import Budget
+from worker.lane import Threads
 from worker.watchdog import Watchdog
 
 
@@ -52,3 +53,32 @@ def test_the_watchdog_barks_once_and_only_when_late() -> None:
     with watchdog.watch(barks.append):
         time.sleep(0.5)
     assert barks == [0.15]
+
+
+def test_steps_go_on_where_they_began_in_turn_with_new_ones() -> None:
+    threads, seen, done = Threads(2, "it"), [], threading.Event()
+
+    def slice_of(name: str, left: int) -> None:
+        seen.append((name, threading.get_ident()))
+        if left:
+            threads.go_on(threads.here(), lambda: slice_of(name, left - 1))
+        elif name == "b":
+            done.set()
+
+    threads.submit(lambda: slice_of("a", 50))
+    threads.submit(lambda: slice_of("b", 200))
+    threads.submit(lambda: seen.append(("new", 0)))
+    assert done.wait(20)
+    assert len({thread for name, thread in seen if name == "a"}) == 1
+    assert len({thread for name, thread in seen if name == "b"}) == 1
+    # What is new waits for one slice, not for a task.
+    assert [name for name, _ in seen].index("new") < 100
+    threads.close()
+
+
+def test_a_step_that_raises_ends_no_thread() -> None:
+    threads, done = Threads(1, "it"), threading.Event()
+    threads.submit(lambda: 1 // 0)
+    threads.submit(done.set)
+    assert done.wait(20)
+    threads.close()
