@@ -141,9 +141,12 @@ class SpeechRecognition(Generates):
         settings = self.in_force(forward) if self.generates else {}
         if settings.get("num_return_sequences", 1) > 1:
             return SOLO  # the pipeline takes each sequence for an item
-        tries = isinstance(settings.get("temperature"), list | tuple)
-        if tries and (settings.get("no_speech_threshold") is not None or settings.get("num_beams", 1) > 1):
-            return SOLO  # in a batch one item's second try skips another, and ends everybody's search for beams
+        if isinstance(settings.get("temperature"), list | tuple):
+            # In a batch, one item's second try skips another's window, and ends everybody's search for beams in the
+            # next one.
+            goes_on = settings.get("return_timestamps") and settings.get("num_beams", 1) > 1
+            if goes_on or settings.get("no_speech_threshold") is not None:
+                return SOLO
         return super().group(features, forward)
 
     def trim(
