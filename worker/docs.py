@@ -15,6 +15,7 @@ import transformers
 from producers.message import Ref
 from worker import tasks
 from worker.inputs import WORDS, shape
+from worker.params import refused
 from worker.params.accepted import ceilings, named_rules
 from worker.params.compound import Fields
 from worker.params.rules import Rule
@@ -167,6 +168,30 @@ def _long_table() -> str:
             _notes(row),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n\n" + _parameters()
+
+
+def _parameters() -> str:
+    """What holds for the parameters of every task type."""
+    ceilings = ", ".join(f"`{name}` {value:,}" for name, value in ParamLimits().model_dump().items())
+    reasons: dict[str, list[str]] = {}
+    for name, reason in refused.EVERYWHERE.items():
+        reasons.setdefault(reason, []).append(name)
+    lines = [
+        "## Parameters",
+        "",
+        "The schemas give each parameter its JSON type and bounds, at every depth, and allow no other. Which of them",
+        "one model takes, it says itself: a task that sets another one is told why. Null means what transformers does",
+        "by itself. `params` in the settings pass the same check. The ceilings are `[param_limits]` of the worker's",
+        "settings:",
+        f"{ceilings}.",
+        "",
+        "What transformers knows and no task sets, at any depth:",
+        "",
+        "| why | parameters |",
+        "| --- | --- |",
+        *(f"| {reason} | {', '.join(f'`{name}`' for name in names)} |" for reason, names in reasons.items()),
+    ]
     return "\n".join(lines) + "\n"
 
 
