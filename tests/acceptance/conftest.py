@@ -71,7 +71,7 @@ def service(
     sections.append(f'model = "{tiny / "classifier"}"\nparams = {{ top_k = 2 }}\n')
     config = folder / "pipelines.toml"
     config.write_text(
-        f'[inputs]\nallow = ["{inputs.as_uri()}/", "s3://inputs/"]\nmax_bytes = "32MiB"\n'
+        f'[inputs]\nallow = ["{inputs.as_uri()}/", "s3://inputs/"]\nmax_bytes = "32MiB"\nmax_decoded_bytes = "256MiB"\n'
         f'[results]\nallow = ["{results.as_uri()}/", "s3://results/"]\nstore = "s3://results/store/"\n'
         + "".join(sections)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from PIL import Image
 
 from producers import Ref, State, queues
 from tests.acceptance.conftest import Service
 from tests.media import encode_image, picture
+from tests.unit.test_decoded import flac
 
 ANYWHERE = Path("/etc/hostname")
 
@@ -24,6 +27,23 @@ def forbidden_by_link(service: Service) -> Any:
     if not link.is_symlink():
         os.symlink(ANYWHERE, link)
     return Ref.from_path(service.inputs).model_copy(update={"uri": link.as_uri()})
+
+
+def many_large_pictures(service: Service) -> Any:
+    """A message of 3 KB: each picture has 38 bytes, and says that it has 128 million pixels."""
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1), "red").save(file, "WEBP", lossless=True)
+    data = bytearray(file.getvalue())
+    # Width and height less one, in 14 bits each, behind the signature of a lossless picture.
+    at = data.index(b"VP8L") + 9
+    kept = int.from_bytes(data[at : at + 4], "little") >> 28 << 28
+    data[at : at + 4] = (kept | 7811 << 14 | 16382).to_bytes(4, "little")
+    return [Ref.from_bytes(bytes(data))] * 20
+
+
+def long_audio(service: Service) -> Any:
+    """45 KB of FLAC at 1 kHz: at a model's 16 kHz, and as a whole, they take half a gigabyte."""
+    return Ref.from_bytes(flac(600, 1000))
 
 
 CASES: list[tuple[str, Any, dict[str, Any], str, str]] = [
@@ -55,6 +75,8 @@ CASES: list[tuple[str, Any, dict[str, Any], str, str]] = [
         "invalid_input",
         "word_boxes[0]",
     ),
+    ("image-classification", many_large_pictures, {}, "input_too_large", "max_decoded_bytes"),
+    ("automatic-speech-recognition", long_audio, {}, "input_too_large", "max_decoded_bytes"),
     ("chat", [{"role": "user", "content": 5}], {}, "invalid_input", "turn 0 of the chat"),
     ("chat", [{"rolle": "user", "content": "hi"}], {}, "invalid_input", "did you mean 'role'"),
     ("chat", "hi", {"custom_generate": "/tmp/code"}, "invalid_params", "it names code"),

@@ -72,8 +72,8 @@ class SpeechRecognition(Generates):
         # As the pipeline's own preprocessing does it, but while the file is decoded: an hour of audio is never there
         # as a whole.
         rate = pipe.feature_extractor.sampling_rate
-        blocks = value.blocks() if isinstance(value, Audio) else iter([value])
         chunk, left, right = self._cuts(pipe, chunk_s, chunk_s / 6 if stride_s is None else stride_s)
+        blocks = value.blocks(chunk) if isinstance(value, Audio) else iter([value])
         for start, piece, is_last in windows(blocks, chunk, chunk - left - right):
             own_left = left if start else 0
             if piece.size <= own_left:
