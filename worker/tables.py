@@ -20,6 +20,8 @@ from worker.looks import looks_like
 _SEPARATORS = (",", ";", "\t", "|")
 #: How much is looked at to find the separator, in characters: no cell of it is too large for :mod:`csv`.
 _SAMPLE_BYTES = 2**16
+#: As many as the largest spreadsheets have.
+_MAX_COLUMNS = 2**14
 #: Bytes of a cell, its text aside, as pandas and as Python keep it.
 _CELL_BYTES = 64
 #: What a file of another encoding than UTF-8 begins with, the longest first.
@@ -41,19 +43,21 @@ def decode_table(data: bytes, name: str, decoded: Decoded | None = None) -> dict
     Raises:
         PipeqError: ``input_undecodable``; ``input_too_large`` before the cells are made.
     """
-    from pandas.errors import ParserError
-
     text = _text(data, name)
     said = re.match(r"sep=(.)\r?\n", text)
     if said:
         text = text[said.end() :]
     separator = said[1] if said else _separator(text)
+    if _header(text).count(separator) >= _MAX_COLUMNS:
+        raise _no_table(data, name, f"its header has more than {_MAX_COLUMNS} columns")
     if decoded is not None:
         cells = sum(text.count(end) for end in (separator, "\n", "\r")) + 1
         decoded.take(len(text) + cells * _CELL_BYTES, name, 4 * len(text) + cells * _CELL_BYTES)
     try:
         frame = _read(text, separator)
-    except (ParserError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         # pandas says where: "Expected 2 fields in line 3, saw 4", "EOF inside string starting at row 1".
         raise _no_table(data, name, shown.line(str(error))) from error
     if len(frame) < 2:
@@ -87,8 +91,12 @@ def _separator(text: str) -> str:
         widths = {len(row) for row in (rows[:-1] if len(sample) < len(text) else rows) if row}
         if len(widths) == 1 and max(widths) > columns:
             best, columns = separator, max(widths)
-    header = re.match(r"[^\r\n]*", text)
-    return best or max(_SEPARATORS, key=(header[0] if header else "").count)
+    return best or max(_SEPARATORS, key=_header(text).count)
+
+
+def _header(text: str) -> str:
+    match = re.match(r"[^\r\n]*", text)
+    return match[0] if match else ""
 
 
 def _read(text: str, separator: str) -> Any:
@@ -108,13 +116,14 @@ def _read(text: str, separator: str) -> Any:
 
 
 def _names(headers: list[str]) -> list[str]:
-    names: list[str] = []
+    taken, used, names = set(headers), set(), []
+    again: dict[str, int] = {}
     for at, header in enumerate(headers):
         name = first = header or f"Unnamed: {at}"
-        again = 0
-        while name in names or (again and name in headers):
-            again += 1
-            name = f"{first}.{again}"
+        while name in used or (name != header and name in taken):
+            again[first] = again.get(first, 0) + 1
+            name = f"{first}.{again[first]}"
+        used.add(name)
         names.append(name)
     return names
 

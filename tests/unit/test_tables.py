@@ -70,6 +70,17 @@ def test_what_is_no_table_says_why(data: bytes, why: str) -> None:
     assert "s3://b/k" in caught.value.message
 
 
+def test_very_wide_tables() -> None:
+    wide = b",".join([b"a"] * 10_000)
+    table = decode_table(wide + b"\n" + wide, "x")
+    assert list(table)[:2] == ["a", "a.1"]
+    assert len(table) == 10_000
+    wide = b",".join([b"a"] * 20_000)
+    with pytest.raises(PipeqError, match="more than 16384 columns") as caught:
+        decode_table(wide + b"\n" + wide, "x")
+    assert caught.value.code == ErrorCode.INPUT_UNDECODABLE
+
+
 def test_cells_are_counted_before_they_are_made() -> None:
     with pytest.raises(PipeqError, match="max_decoded_bytes") as caught:
         decode_table(b",\n" * 100_000, "x", Decoded(10_000_000))
