@@ -171,6 +171,31 @@ class Timed(HTTPConnection):
         )
 
 
+class TimedExpecting(Timed):
+    """The same for botocore's connections, which read the answer to ``Expect: 100-continue`` themselves."""
+
+    def _handle_expect_response(self, message_body: Any) -> None:
+        real, self.sock = self.sock, _Reading(self.sock)
+        try:
+            super()._handle_expect_response(message_body)  # type: ignore[misc]
+        finally:
+            if isinstance(self.sock, _Reading):
+                self.sock = real
+
+
+class _Reading:
+    """A socket, but for what is read from it."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+
+    def makefile(self, *_: Any) -> _Reader:
+        return _Reader(self._sock, self._sock.makefile("rb", 0))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
 class TimedHttps(Timed, HTTPSConnection):
     """To an https server."""
 

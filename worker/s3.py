@@ -237,15 +237,15 @@ def _keep_to_deadlines() -> None:
     """Makes botocore's connections such that keep to the deadline of their thread; others notice nothing of it."""
     from botocore import awsrequest
 
-    from worker.deadline import Timed
+    from worker.deadline import TimedExpecting
 
     made: tuple[tuple[Any, Any], ...] = (
         (awsrequest.AWSHTTPConnectionPool, awsrequest.AWSHTTPConnection),
         (awsrequest.AWSHTTPSConnectionPool, awsrequest.AWSHTTPSConnection),
     )
     for pool, connection in made:
-        if not issubclass(pool.ConnectionCls, Timed):
-            pool.ConnectionCls = type(f"Timed{connection.__name__}", (Timed, connection), {})
+        if not issubclass(pool.ConnectionCls, TimedExpecting):
+            pool.ConnectionCls = type(f"Timed{connection.__name__}", (TimedExpecting, connection), {})
 
 
 def _from_answer(error: Exception) -> S3Error:

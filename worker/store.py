@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from producers.errors import ErrorCode, PipeqError
+from worker import deadline
 from worker.allow import AllowList, display
 from worker.files import write_below
 from worker.s3 import S3, Fault, S3Error
@@ -12,6 +13,8 @@ from worker.settings import ResultSettings, S3Settings
 
 #: How long one connect or read of the store may take, in seconds.
 _TIMEOUT_S = 30
+#: How long the store may take to answer in all, however slowly it drips, in seconds.
+_WRITE_S = 600
 #: Connections that are kept open: more threads than this never deliver at once.
 _CONNECTIONS = 16
 
@@ -66,7 +69,8 @@ class Store:
 
     def _put_s3(self, bucket: str, key: str, data: bytes, media_type: str, name: str) -> None:
         try:
-            self._s3.put(bucket, key, data, media_type)
+            with deadline.within(_WRITE_S):
+                self._s3.put(bucket, key, data, media_type)
         except S3Error as error:
             passing = error.fault is Fault.PASSING
             raise PipeqError(ErrorCode.OUTPUT_FAILED, f"{name}: the store {error.reason}", passing) from error

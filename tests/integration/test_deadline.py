@@ -25,8 +25,9 @@ from producers.errors import ErrorCode, PipeqError
 from producers.message import Ref
 from tests.integration.fetching import Budget, Dns, WebServer, answer, failure, serve, use_s3
 from tests.proxy import Proxy
+from worker import store
 from worker.fetch import Fetcher
-from worker.settings import InputSettings, S3Settings
+from worker.settings import InputSettings, ResultSettings, S3Settings
 
 # Where an answer cannot be read, frames of urllib3 and botocore hold its connection until the collector comes.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -249,6 +250,25 @@ def test_a_store_that_drips(s3_env: S3Server) -> None:
             ends_in_time(s3(f"http://127.0.0.1:{server.port}"), "s3://inputs/a")
 
     at_once(fetch, list(PLACES))
+
+
+def test_a_store_that_drips_while_a_result_is_written(s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PUT waits for an interim answer first; one that never ends may drip, too."""
+    monkeypatch.setattr(store, "_WRITE_S", MAX_FETCH_S)
+
+    def put(place: str) -> None:
+        with raw(None, dripping(*PLACES[place])) as server:
+            began = time.monotonic()
+            settings = S3Settings(endpoint_url=f"http://127.0.0.1:{server.port}", region="us-east-1")
+            results = store.Store(ResultSettings(allow=("s3://inputs/",)), settings)
+            with pytest.raises(PipeqError) as caught:
+                results.put("s3://inputs/a", b"result", "text/plain")
+            assert time.monotonic() - began < MAX_FETCH_S + GRACE_S
+            assert (caught.value.code, caught.value.retryable) == (ErrorCode.OUTPUT_FAILED, True)
+            results.close()
+
+    # The body of an answer to PUT is empty, or read whole.
+    at_once(put, ["status line", "interim answers", "header", "headers", "body", "chunks", "body of an error"])
 
 
 @pytest.mark.parametrize("place", ["TLS", "body"])
