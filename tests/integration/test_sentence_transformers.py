@@ -59,8 +59,9 @@ def test_the_vectors_of_sentence_transformers(loaded: Loaded, case: str) -> None
     params = pipeline.merge(json.loads(call))
     for text, want in zip(TEXTS, ANSWERS["embedding"][case], strict=True):
         assert_same(pipeline.alone(text, dict(params)), want)
-    report = check(pipeline, TEXTS, params, limits=FULLEST)
-    assert (report.failed, report.wrong) == ({}, {})
+    if json.loads(call) == VARIANTS[name].calls[0]:
+        report = check(pipeline, TEXTS, params, limits=FULLEST)
+        assert (report.failed, report.wrong) == ({}, {})
 
 
 @pytest.mark.parametrize("case", ANSWERS["ranking"])
