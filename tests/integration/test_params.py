@@ -530,3 +530,15 @@ def test_frames_of_a_narrow_video_are_added_up(loaded: Loaded) -> None:
     frames = np.zeros((16, 2, 20_000, 3), dtype=np.uint8)
     with pytest.raises(PipeqError, match="input_too_large"):
         list(pipeline.prepare(frames, pipeline.merge({})))
+
+
+@pytest.mark.parametrize(("task", "model"), [("image-text-to-text", "llava"), ("any-to-any", "qwen2_audio")])
+@pytest.mark.parametrize("last", [{"role": "assistant", "content": "the"}, {"role": "user", "content": "the"}])
+def test_a_last_turn_of_plain_text_is_gone_on_from(loaded: Loaded, task: str, model: str, last: dict[str, Any]) -> None:
+    """The pipeline looks for a part of type text there, and found a text: every such chat failed."""
+    chat = [{"role": "user", "content": "the fox"}, last]
+    going_on = {"continue_final_message": True} if last["role"] == "user" else {}
+    result = answer(loaded(task, model), chat, with_always(task, model, going_on))
+    (part,) = result[0]["generated_text"][-1]["content"]
+    assert part["text"].startswith("the")
+    assert chat[-1] == last

@@ -92,7 +92,7 @@ class ImageTextToText(Generates):
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         if isinstance(value, dict) and "images" not in value:
             value = value["text"]
-        return Chat(value) if isinstance(value, list) else value
+        return Chat(_with_last_part(value, params)) if isinstance(value, list) else value
 
     def call(self, pipe: transformers.Pipeline, value: Any, params: dict[str, Any]) -> Any:
         if isinstance(value, dict) and "images" in value:
@@ -130,6 +130,14 @@ class ImageTextToText(Generates):
             "generated_sequence": rows.reshape(*written.shape[:-1], rows.shape[-1]),
             "input_ids": output["input_ids"][:, padded - own :] if own else output["input_ids"],
         }
+
+
+def _with_last_part(chat: list[dict[str, Any]], params: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A chat whose last turn is gone on from: the pipeline looks for a part of type text there, and takes no text."""
+    last, goes_on = chat[-1], params.get("continue_final_message")
+    if not isinstance(last["content"], str) or not (last["role"] == "assistant" if goes_on is None else goes_on):
+        return chat
+    return [*chat[:-1], {**last, "content": [{"type": "text", "text": last["content"]}]}]
 
 
 class AnyToAny(ImageTextToText):
