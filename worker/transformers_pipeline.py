@@ -185,6 +185,7 @@ class TransformersPipeline(Pipeline):
             )
 
     def forward(self, features: list[Mapping[str, Any]], params: Mapping[str, Any]) -> list[Any]:
+        self.quirks.rope.forget()
         try:
             outputs = self._forward(features, params)
         except Exception:
@@ -242,6 +243,7 @@ class TransformersPipeline(Pipeline):
             value: one decoded input; it may be changed.
             params: as :meth:`merge` returns them; they may be changed.
         """
+        self.quirks.rope.forget()
         return self.quirks.alone(self.pipe(), value, params)
 
     def result(self, result: Any, value: Any, params: Mapping[str, Any]) -> Any:

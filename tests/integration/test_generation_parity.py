@@ -223,6 +223,29 @@ def test_parameters_that_the_model_brings_count_too(loaded: Callable[[str, str],
         del config.chat_format
 
 
+@pytest.mark.parametrize("model", ["stretched_dynamic", "stretched_longrope"])
+def test_a_text_longer_than_the_training_moves_nobody_elses_positions(
+    loaded: Callable[[str, str], TransformersPipeline], model: str
+) -> None:
+    """Neither beside it nor after it."""
+    pipeline = loaded("text-generation", model)
+    middle, long = (" ".join([samples.texts()[1]] * times) for times in (2, 4))
+    values = [*prompts(), middle, "fox dog jumps over the lazy invoice", long, "the lazy dog", middle]
+    params = {"max_new_tokens": 12, "do_sample": False, "return_tensors": True}
+    report = check(pipeline, values, params, limits=FULLEST)
+    assert (report.failed, report.wrong) == ({}, {})
+    assert 4 <= report.largest_batch < len(values), "short ones meet, whatever their length"
+
+    def answer(text: str) -> Any:
+        merged = pipeline.merge(params)
+        (row,) = pipeline.prepare(text, merged)
+        return pipeline.postprocess(pipeline.forward([row.features], merged), merged)
+
+    first = answer(middle)
+    answer(long)
+    assert answer(middle) == first
+
+
 @pytest.mark.parametrize(
     "bad", [{"bad_words_ids": "fox"}, {"stop_strings": [1]}, {"sequence_bias": [[]]}, {"top_p": 7}]
 )

@@ -64,6 +64,35 @@ def writer_padded(path: Path) -> None:
     save(path, hf.LlamaForCausalLM(config), tokenizer)
 
 
+def _stretched(path: Path, **rope: object) -> None:
+    """Trained on 32 tokens, about: beyond, it reads positions in another way."""
+    tokenizer = gpt_tokenizer("<|pad|>", pad_token="<|pad|>")
+    config = hf.LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=32 if rope["rope_type"] == "dynamic" else 256,
+        num_key_value_heads=2,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+        initializer_range=0.4,
+        rope_parameters={"rope_theta": 10000.0, **rope},
+        **SMALL,
+    )
+    save(path, hf.LlamaForCausalLM(config), tokenizer)
+
+
+@builder
+def stretched_dynamic(path: Path) -> None:
+    _stretched(path, rope_type="dynamic", factor=4.0)
+
+
+@builder
+def stretched_longrope(path: Path) -> None:
+    half = SMALL["hidden_size"] // SMALL["num_attention_heads"] // 2
+    factors = {"short_factor": [1.0] * half, "long_factor": [64.0] * half}
+    _stretched(path, rope_type="longrope", factor=8.0, original_max_position_embeddings=32, **factors)
+
+
 @builder
 def llama(path: Path) -> None:
     tokenizer = gpt_tokenizer()

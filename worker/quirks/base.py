@@ -15,6 +15,7 @@ from transformers.pipelines.pt_utils import PipelineIterator
 
 from producers.errors import ErrorCode, PipeqError
 from worker.pipelines import SOLO
+from worker.quirks.rope import Rope
 
 #: Features that transformers pads along their second dimension (pipelines/base.py: ``_pad``).
 PADDED = frozenset(
@@ -54,6 +55,7 @@ class Quirks:
 
     def __init__(self, pipe: transformers.Pipeline) -> None:
         self.limit = position_limit(pipe.model)
+        self.rope = Rope(pipe.model)
         tokenizer = pipe.tokenizer
         if tokenizer is not None and tokenizer.pad_token_id is None:
             # Without it nothing can be padded; the mask hides whatever is there.
@@ -148,7 +150,15 @@ class Quirks:
         tokens = features.get("input_ids")
         if isinstance(tokens, torch.Tensor) and not tokens.shape[-1]:
             return SOLO  # nothing but padding: what a model makes of that depends on its company
-        return signature(features, PADDED if self.pads else frozenset())
+        own = signature(features, PADDED if self.pads else frozenset())
+        if self.rope.limit is None or own == SOLO or not isinstance(tokens, torch.Tensor):
+            return own
+        length = tokens.shape[-1]
+        return (own, length if self.reach(length, forward) > self.rope.limit else 0)
+
+    def reach(self, tokens: int, forward: Mapping[str, Any]) -> int:
+        """The last position that an item of so many tokens may come to in its forward pass."""
+        return tokens
 
     def trim(
         self,

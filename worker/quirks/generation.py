@@ -12,6 +12,7 @@ of transformers 5.23 has its line here, found by reading its code and by running
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -153,6 +154,13 @@ class Generates(Quirks):
             return SOLO
         tokens = features.get("input_ids")
         return (base, tokens.shape[1]) if company is Company.EQUAL and isinstance(tokens, torch.Tensor) else base
+
+    def reach(self, tokens: int, forward: Mapping[str, Any]) -> int:
+        if not self.generates or self._encoder:
+            return tokens
+        settings = self.in_force(forward)
+        new, total = settings.get("max_new_tokens"), settings.get("max_length")
+        return tokens + new if new is not None else max(tokens, total or 0) if total else sys.maxsize
 
     def company(self, forward: Mapping[str, Any]) -> Company:
         """With whom an item may share a batch, by the parameters of its forward pass."""
