@@ -107,8 +107,8 @@ def test_a_text_of_others_on_one_line() -> None:
 def test_long_texts_are_shown_quickly_and_cut(text: str) -> None:
     began = time.process_time()
     for show in (shown.uri, shown.line):
-        assert len(show(text * 100_000)) <= 300
-        assert len(show("https://" + text * 100_000)) <= 300
+        assert len(show(text * 30_000)) <= 300
+        assert len(show("https://" + text * 30_000)) <= 300
     assert time.process_time() - began < 10
 
 

@@ -86,7 +86,7 @@ def test_an_endpoint_of_s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sche
         monkeypatch.setenv(name, "x")
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        for where in (f"127.0.0.1:{server.getsockname()[1]}", "127.0.0.1:port", "ho st", "no-such-host.invalid"):
+        for where in (f"127.0.0.1:{server.getsockname()[1]}", "127.0.0.1:port", "ho st"):
             endpoint = f"{scheme}://u:SECRET@{where}/?sig=SECRET"
             s3 = S3Settings(endpoint_url=endpoint, region="us-east-1")
             ref = Ref(uri="s3://b/k")

@@ -71,10 +71,10 @@ def test_what_is_no_table_says_why(data: bytes, why: str) -> None:
 
 
 def test_very_wide_tables() -> None:
-    wide = b",".join([b"a"] * 10_000)
+    wide = b",".join([b"a"] * 4_000)
     table = decode_table(wide + b"\n" + wide, "x")
     assert list(table)[:2] == ["a", "a.1"]
-    assert len(table) == 10_000
+    assert len(table) == 4_000
     wide = b",".join([b"a"] * 20_000)
     with pytest.raises(PipeqError, match="more than 16384 columns") as caught:
         decode_table(wide + b"\n" + wide, "x")
