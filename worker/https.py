@@ -10,6 +10,7 @@ import ipaddress
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from urllib.parse import urljoin
 
 import urllib3
@@ -111,7 +112,7 @@ class Https:
             except (NewConnectionError, ConnectTimeoutError):
                 # As browsers do: a host with an IPv6 address is no use to a worker that has only IPv4.
                 continue
-            except HTTPError as error:
+            except (HTTPError, HTTPException, ValueError) as error:
                 raise _unavailable(name, error) from error
         with _translated(name):
             return self._send_to(last, url)
@@ -184,7 +185,8 @@ def _check_answer(response: urllib3.BaseHTTPResponse, name: str) -> None:
 def _translated(name: str) -> Iterator[None]:
     try:
         yield
-    except (HTTPError, OSError) as error:
+    except (HTTPError, HTTPException, OSError, ValueError) as error:
+        # ValueError is what http.client makes of a chunk of a negative size.
         raise _unavailable(name, error) from error
 
 

@@ -364,7 +364,16 @@ HEADERS = (
     b"|x-amz-request-id: \xe2\x80\xa8\r\n|ETag: \r\n|Last-Modified: never\r\n|x-amz-meta-a: =?utf-8?b?/w==?=\r\n|"
     b"Expires: 99999999999999999999\r\n|Content-Type: a\rb\r\n|Content-Range: x\r\n|Connection: close\r\n"
 ).split(b"|")
-BODIES = (b"hello", b"", b"5\r\nhello\r\n0\r\n\r\n", b"zz\r\nhello", b"-5\r\nhello\r\n", b"<Error><Code>", b"f" * 70000)
+BODIES = (
+    b"hello",
+    b"",
+    b"-5\r\nhello\r\n0\r\n\r\n",
+    b"5\r\nhello\r\n0\r\n\r\n",
+    b"zz\r\nhello",
+    b"-5\r\nhello\r\n",
+    b"<Error><Code>",
+    b"f" * 70000,
+)
 
 
 @pytest.mark.parametrize("scheme", ["https", "s3"])
