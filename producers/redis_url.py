@@ -209,8 +209,9 @@ def connect(url: str, *, retries: int = 1) -> redis.Redis:
     if "max_connections" in arguments:
         # Whoever finds all of them in use waits.
         make: Callable[..., redis.ConnectionPool] = redis.BlockingConnectionPool
-        return redis.Redis(connection_pool=make(timeout=wait_s, **arguments))
-    return redis.Redis(connection_pool=redis.ConnectionPool(**arguments))
+        return redis.Redis.from_pool(make(timeout=wait_s, **arguments))
+    # The pool is the client's: its connections end with it.
+    return redis.Redis.from_pool(redis.ConnectionPool(**arguments))
 
 
 def without_password(url: str) -> str:

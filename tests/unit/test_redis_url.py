@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,23 @@ def test_files_of_tls(tmp_path: Path) -> None:
 def test_the_plain_url_says_the_same(url: str) -> None:
     want: dict[str, Any] = {"db": 0, **options(url)}
     assert options(plain_url(options(url))) == want
+
+
+@pytest.mark.parametrize("query", ["client_name=counted", "client_name=counted&max_connections=3"])
+def test_the_connections_end_with_the_client(valkey_url: str, query: str) -> None:
+    with redis.Redis.from_url(valkey_url, decode_responses=True) as db:
+
+        def counted() -> int:
+            return sum(one["name"] == "counted" for one in db.client_list())
+
+        client = connect(f"{valkey_url}?{query}")
+        client.ping()
+        assert counted() == 1
+        client.close()
+        deadline = time.monotonic() + 10
+        while counted():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_a_limit_on_connections_waits() -> None:
