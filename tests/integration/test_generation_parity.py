@@ -199,7 +199,8 @@ def test_parameters_that_the_model_brings_count_too(loaded: Callable[[str, str],
     )
 
     def meet(**given: Any) -> bool:
-        quirks._companies.clear()
+        assert isinstance(quirks, Generates)
+        quirks.forget()
         groups = {quirks.group(one, {"do_sample": False, **given}) for one in (short, long)}
         return len(groups) == 1 and SOLO not in groups
 

@@ -132,6 +132,10 @@ RULES: dict[str, Rule] = {
 }
 
 
+#: Calls with different parameters of which it is remembered what they mean.
+_REMEMBERED = 256
+
+
 class Generates(Quirks):
     """What the task types have in common whose forward pass is ``generate``."""
 
@@ -145,6 +149,7 @@ class Generates(Quirks):
         self.generates = bool(pipe.model.can_generate())
         self._encoder = bool(getattr(pipe.model.config, "is_encoder_decoder", False))
         self._companies: dict[str, Company] = {}
+        self._in_force: dict[str, dict[str, Any]] = {}
         #: Of the last batch: making one reads the whole vocabulary.
         self._stop: tuple[Any, Callable[[torch.Tensor], torch.Tensor] | None] = (None, None)
 
@@ -164,13 +169,18 @@ class Generates(Quirks):
 
     def company(self, forward: Mapping[str, Any]) -> Company:
         """With whom an item may share a batch, by the parameters of its forward pass."""
-        key = json.dumps(forward, sort_keys=True, default=lambda value: type(value).__name__)
+        key = _key(forward)
         found = self._companies.get(key)
         if found is None:
-            if len(self._companies) > 256:
-                self._companies.clear()
+            if len(self._companies) > _REMEMBERED:
+                self.forget()
             found = self._companies[key] = self._company(forward)
         return found
+
+    def forget(self) -> None:
+        """Makes nothing of what was found out before; for who changes the model's configuration."""
+        self._companies.clear()
+        self._in_force.clear()
 
     def _company(self, forward: Mapping[str, Any]) -> Company:
         if not self.generates:
@@ -205,7 +215,19 @@ class Generates(Quirks):
         return dict((forward.get("generate_kwargs") or {}) if self.nested else forward)
 
     def in_force(self, forward: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters of ``generate`` that hold for a call, those of the model's configuration among them."""
+        """The parameters of ``generate`` that hold for a call, those of the model's configuration among them.
+
+        Asked of each item, and the same for many: nobody may change what is returned.
+        """
+        key = _key(forward)
+        found = self._in_force.get(key)
+        if found is None:
+            if len(self._in_force) > _REMEMBERED:
+                self.forget()
+            found = self._in_force[key] = self._find_out(forward)
+        return found
+
+    def _find_out(self, forward: Mapping[str, Any]) -> dict[str, Any]:
         pipe, asked = self._pipe, self._asked(forward)
         if isinstance(pipe, GenerationPipeline):
             config, others = pipe.generation_config(asked)
@@ -246,3 +268,7 @@ class Generates(Quirks):
             self._stop = (strings, stop_at(strings, self._pipe.tokenizer))
         eos, pad, beams = settings.get("eos_token_id"), settings.get("pad_token_id"), settings.get("num_beams", 1) > 1
         return rows[:, : int(lengths(rows[None], eos, pad, start=own, stop=self._stop[1], beams=beams))]
+
+
+def _key(forward: Mapping[str, Any]) -> str:
+    return json.dumps(forward, sort_keys=True, default=lambda value: type(value).__name__)
