@@ -38,12 +38,12 @@ class Message:
 
     @property
     def id(self) -> str | None:
-        """Its id, where a reader of JSON can find one."""
+        """Its id, where a reader of JSON can find one that Redis can have as a name."""
         try:
             found = json.loads(self.raw)["headers"]["id"]
-        except (ValueError, KeyError, TypeError, RecursionError, UnicodeDecodeError):
+            return found if isinstance(found, str) and found.encode() else None
+        except (ValueError, KeyError, TypeError, RecursionError):  # among them half a surrogate pair
             return None
-        return found if isinstance(found, str) and found else None
 
 
 class Source:

@@ -75,25 +75,30 @@ def one_round(zoo: Zoo, db: redis.Redis, source: Source, rng: random.Random, end
         elif (state := record_state(db, message.id)) is not None:
             ended[state] += 1
         elif message.id in with_id:
-            lost.append(
-                (message.kind, "a dead letter and no record", message.raw[:300] + b" ... " + message.raw[-1800:])
-            )
+            lost.append((message, "a dead letter and no record"))
         elif message.id in later:
             ended["waiting"] += 1
         else:
-            lost.append((message.kind, "nothing", message.raw[:300] + b" ... " + message.raw[-1800:]))
-    assert lost == [], f"{len(lost)} of {ROUND} have no end: {lost[:3]}"
+            lost.append((message, "nothing"))
+    keep(zoo, [message.raw for message, _ in lost])
+    assert not lost, f"{len(lost)} of {ROUND} have no end: {[(one.kind, one.id, what) for one, what in lost[:5]]}"
     for task, raws in nameless.items():
         # A worker may still find an id in what is no JSON.
         unnamed = sum(letter.get("id") not in named for letter in letters[task])
-        shown = [raw[:300] + b" ... " + raw[-1800:] for raw in raws]
-        assert unnamed >= len(raws), f"{task}: {len(raws)} messages without an id, {unnamed} dead letters: {shown}"
+        keep(zoo, raws if unnamed < len(raws) else [])
+        assert unnamed >= len(raws), f"{task}: {len(raws)} messages without an id, {unnamed} dead letters"
         ended["dead letter"] += len(raws)
     look(zoo, spoilt)
     internal = [found for message in spoilt if message.id and (found := internal_error(db, message))]
     ended["internal"] += len(internal)
     for one in internal[:5]:
         print("internal:", one, flush=True)
+
+
+def keep(zoo: Zoo, raws: list[bytes]) -> None:
+    """Writes what had no end beside the worker's log, where somebody can look at it."""
+    for at, raw in enumerate(raws):
+        (zoo.inputs.parent / f"lost-{at}.json").write_bytes(raw)
 
 
 def litter(db: redis.Redis, messages: list[Message], rng: random.Random) -> None:
