@@ -51,7 +51,7 @@ _PLAIN_NAME: Final = re.compile(r"[\w.:@+=-]{1,200}", re.ASCII)
 _NOT_PLAIN: Final = re.compile(rb"[^\w.:@+=-]")
 
 #: What keys that are no queues begin with, of ours and of Celery.
-_OTHER_KEYS: Final = ("pipeq:", "celery-task-meta-", "unacked", "_kombu.")
+_OTHER_KEYS: Final = ("pipeq:", "celery-task-meta-", "celery-taskset-meta-", "unacked", "_kombu.")
 QUEUE_NAME_WORDS: Final = "text of 1 to 200 printable characters that does not begin like another key of ours or Celery"
 
 #: Largest message, in bytes of its JSON form. Larger inputs go by reference.

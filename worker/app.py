@@ -23,7 +23,8 @@ def build_app(runtime: Runtime) -> Celery:
     """An app that consumes the queues of the runtime's pipelines and nothing else."""
     settings = runtime.settings
     broker_url, redis_arguments = redis_arguments_of(settings.redis_url)
-    app = Celery("pipeq")
+    # Links and chains go on to queues of other workers, too.
+    app = Celery("pipeq", amqp="worker.routes:Routes")
     app.conf.update(
         broker_url=broker_url,
         broker_transport=transport.NAME,
@@ -60,7 +61,6 @@ def build_app(runtime: Runtime) -> Celery:
         result_accept_content=["json"],
         task_queues=[Queue(name, routing_key=name) for name in runtime.queues],
         include=settings.include,
-        task_create_missing_queues=False,
         worker_pool="worker.pool:TaskPool",
         worker_consumer="worker.consumer:Consumer",
         # Tasks that wait inside, not CPUs: the window that batches are picked from.

@@ -13,6 +13,7 @@ import hmac
 import os
 import re
 import threading
+import time
 from typing import Any, Literal
 
 import redis
@@ -30,6 +31,8 @@ Kind = Literal["result", "object"]
 _KEY_BYTES = 32
 #: Keys that are still known once Redis has lost them.
 MOST_KEYS = 4
+#: How old what is known of the fleet's key may be when something is signed, in seconds.
+LEARN_S = 1.0
 _OBJECT_NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*\.[a-z]+")
 
 
@@ -48,6 +51,8 @@ class Signatures:
         self.allow = AllowList((*results.allow, *own), "[results] allow")
         #: Newest first.
         self._keys: list[bytes] = []
+        #: By the monotonic clock. Workers that start after Redis lost its keys must know what is signed here.
+        self._learn_again_at = 0.0
         self._lock = threading.Lock()
 
     def sign(self, uri: str, kind: Kind, sha256: str = "") -> str:
@@ -57,7 +62,7 @@ class Signatures:
             PipeqError: ``output_failed``, retryable: the key is not known yet, and Redis does not say it.
         """
         try:
-            if not self._keys:
+            if time.monotonic() >= self._learn_again_at:
                 self._learn()
             return _signature(self._keys[0], uri, kind, sha256)
         except RedisError as error:
@@ -84,9 +89,9 @@ class Signatures:
         return False
 
     def _learn(self) -> None:
-        """Asks Redis for the key of the fleet; makes one where there is none, or something else."""
+        """Asks Redis for the key of the fleet; gives it the last one, or a new one, where there is none."""
         with self._lock:
-            mine = os.urandom(_KEY_BYTES)
+            mine = self._keys[0] if self._keys else os.urandom(_KEY_BYTES)
             self._redis.set(queues.SIGNING_KEY, mine, nx=True)
             try:
                 key = self._redis.get(queues.SIGNING_KEY)
@@ -95,8 +100,8 @@ class Signatures:
             if not isinstance(key, bytes) or len(key) != _KEY_BYTES:
                 self._redis.set(queues.SIGNING_KEY, mine)
                 key = mine
-            if key not in self._keys:
-                self._keys = [key, *self._keys[: MOST_KEYS - 1]]
+            self._keys = [key, *[other for other in self._keys if other != key][: MOST_KEYS - 1]]
+            self._learn_again_at = time.monotonic() + LEARN_S
 
 
 def _signature(key: bytes, uri: str, kind: Kind, sha256: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +16,25 @@ import pytest
 import redis
 from celery import Celery, chain, chord
 
-from producers import Client, State, embedded, queues
+from producers import Client, Ref, State, embedded, queues
 from tests import samples, tiny_models
 from tests.worker_process import worker
 from worker.outputs import wav
+from worker.settings import ResultSettings
+from worker.signed import LEARN_S, Signatures
 
 SPEECH, TEXT, PICTURE, LABEL = "automatic-speech-recognition", "text-classification", "image-to-image", "vit"
 
 
 @dataclass(frozen=True)
 class Served:
+    url: str
     app: Celery
     client: Client
     db: redis.Redis
     inputs: Path
     results: Path
+    models: Path
 
     def infer(self, pipeline: str, **kwargs: Any) -> Any:
         return self.app.signature("pipeq.infer", kwargs={"pipeline": pipeline, **kwargs}, queue=pipeline)
@@ -54,7 +60,7 @@ def served(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
     with embedded.valkey() as url, worker(folder, url, "--config", config) as process, Client(url) as client:
         process.wait_ready(client, *models)
         app = Celery("stock", broker=url, backend=url)
-        yield Served(app, client, redis.Redis.from_url(url), inputs, results)
+        yield Served(url, app, client, redis.Redis.from_url(url), inputs, results, tiny)
 
 
 def read(result: Any) -> Any:
@@ -139,4 +145,61 @@ def test_a_lost_key_is_made_anew(served: Served) -> None:
             served.db.rpush(queues.SIGNING_KEY, key)
         heard = chain(served.infer(SPEECH, inputs=clip(served, 0)), served.infer(TEXT)).apply_async()
         assert read(heard.get(timeout=60))
+    # Another worker that has never seen the key begins after it was lost.
     served.db.delete(queues.SIGNING_KEY)
+    newcomer = Signatures(served.db, ResultSettings())
+    newcomer.sign("file:///x", "object")
+    time.sleep(LEARN_S + 0.1)
+    heard = served.infer(SPEECH, inputs=clip(served, 0)).apply_async(link=served.infer("looked-at"))
+    assert heard.get(timeout=60)
+    (_, pushed) = served.db.blpop(["looked-at"], 10)  # type: ignore[misc]
+    (handed_on,), _, _ = json.loads(base64.b64decode(json.loads(pushed)["body"]))
+    assert newcomer.knows(Ref(**handed_on), "result")
+
+
+def test_the_next_task_may_be_of_another_worker(served: Served, tmp_path: Path) -> None:
+    """Each worker serves one pipeline, as on machines with one GPU; and a link may go to anybody's Celery tasks."""
+    config = tmp_path / "other.toml"
+    model = tiny_models.build("classifier", served.models)
+    config.write_text(
+        f'[results]\nallow = ["{served.results.as_uri()}/"]\n'
+        f'[pipelines.elsewhere]\ntask = "{TEXT}"\nmodel = "{model}"\n'
+    )
+    with worker(tmp_path, served.url, "--config", config) as process:
+        process.wait_ready(served.client, "elsewhere")
+        away = chain(served.infer(SPEECH, inputs=clip(served, 0)), served.infer("elsewhere")).apply_async()
+        got = away.get(timeout=60)
+        assert got == served.infer("elsewhere", inputs=read(away.parent.get(timeout=10))).apply_async().get(timeout=60)
+        header = [served.infer(SPEECH, inputs=clip(served, at)) for at in (0, 1)]
+        assert len(chord(header, served.infer("elsewhere")).apply_async().get(timeout=60)) == 2
+        back = chain(served.infer("elsewhere", inputs="the fox"), served.infer("constant-of-nobody"))
+        assert back.apply_async().parent.get(timeout=60)[0]["label"]
+        assert served.db.llen("constant-of-nobody") == 1
+    mine = served.app.signature("mine.task", immutable=True)
+    assert served.infer(TEXT, inputs="the fox").apply_async(link=mine).get(timeout=60)
+    assert served.db.llen("celery") == 1
+    served.db.delete("celery", "constant-of-nobody")
+
+
+def test_the_next_task_goes_to_a_queue_and_nowhere_else(served: Served) -> None:
+    keys = [queues.PIPELINES, queues.SIGNING_KEY, queues.RUNNING, queues.waiting_key("nobody"), queues.record_key("x")]
+    keys += ["celery-taskset-meta-x", "unacked_index", "_kombu.binding.x", queues.list_key("nobody", 9), "x" * 201]
+    places: list[dict[str, Any]] = [{"queue": key} for key in keys]
+    places += [{"queue": {"name": "nobody"}}, {"queue": ["nobody"]}, {"queue": 5}]
+    places += [{"exchange": name, "routing_key": "nobody"} for name in ("nobody", "celery.pidbox", "celeryev")]
+    before = {key for key in served.db.keys("*") if not key.startswith(b"celery-task-meta-")}
+    for place in places:
+        link = {"task": queues.TASK_NAME, "args": [], "kwargs": {}, "options": place, "immutable": True}
+        task = served.infer(TEXT, inputs="the fox").apply_async(link=[link])
+        with pytest.raises(Exception, match="the next task"):
+            task.get(timeout=60)
+    after = {key for key in served.db.keys("*") if not key.startswith(b"celery-task-meta-")}
+    assert {key for key in after - before if not key.startswith(b"pipeq:")} == set()
+    assert queues.waiting_key("nobody").encode() not in after
+    # Beside a queue, whatever else leads elsewhere is of no effect.
+    options = {"queue": "nobody", "exchange": "celery.pidbox", "routing_key": "celery", "exchange_type": "fanout"}
+    link = {"task": queues.TASK_NAME, "args": [], "kwargs": {}, "options": options, "immutable": True}
+    assert served.infer(TEXT, inputs="the fox").apply_async(link=[link]).get(timeout=60)
+    assert served.db.llen("nobody") == 1
+    served.db.delete("nobody")
+    assert not served.db.keys("_kombu.binding*nobody*")
