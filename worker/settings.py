@@ -245,6 +245,13 @@ class PipelineSettings(_Section):
     max_batch_size: int = Field(default=64, gt=0)
     #: Most padded cost in one batch (tokens, frames or pixels: see the task type); by default it depends on the device.
     max_batch_cost: int | None = Field(default=None, gt=0)
+    #: Most bytes that the forward pass of one item may take beside the model, as estimated from the model's
+    #: configuration: attention looks at each pair of tokens, beams and sequences keep what they read. 4 GiB on a CPU, a
+    #: quarter of the device's memory elsewhere where it is absent.
+    max_item_bytes: Bytes | None = None
+    #: Most tokens of one item. Where it is absent, as many as `max_item_bytes` is enough for, 32,768 at most. A model's
+    #: table of positions is a bound of its own.
+    max_input_tokens: int | None = Field(default=None, gt=0)
     #: How long a ready item may wait for company while the device is idle, in milliseconds.
     max_wait_ms: float = Field(default=5, ge=0)
     #: Parameters of the pipeline's call, each overridden by a task's own.

@@ -20,7 +20,7 @@ from PIL import Image
 from producers import shown
 from producers.errors import ErrorCode, PipeqError
 from producers.status import ModelInfo
-from worker import finite, quirks, scaling
+from worker import finite, quirks, scaling, word_lengths
 from worker.batcher import Limits
 from worker.infer import is_out_of_memory
 from worker.known_sample import KnownSample
@@ -61,10 +61,10 @@ class TransformersPipeline(Pipeline):
         self.name = name
         self.task_type = task_type
         self.settings = settings
-        self.quirks: Quirks = quirks.make(task_type.quirks, pipe)
         limits = limits or ParamLimits()
+        self._max_scaled_pixels = limits.max_scaled_pixels
+        self.quirks = self._quirks_of(pipe)
         self.accepted = Accepted(task_type, pipe, limits)
-        self.quirks.max_scaled_pixels = self._max_scaled_pixels = limits.max_scaled_pixels
         self.device = torch.device(pipe.device)
         self.model = ModelInfo(
             id=str(settings.model or pipe.model.name_or_path),
@@ -89,6 +89,12 @@ class TransformersPipeline(Pipeline):
         self._state: ModelState | None = None
         self._known: KnownSample | None = None
         self.settings = settings.model_copy(update={"params": self._own(settings.params)})
+
+    def _quirks_of(self, pipe: transformers.Pipeline) -> Quirks:
+        made = quirks.make(self.task_type.quirks, pipe)
+        made.max_scaled_pixels = self._max_scaled_pixels
+        made.bound(pipe, self.settings.max_input_tokens, self.settings.max_item_bytes)
+        return made
 
     def pipe(self) -> transformers.Pipeline:
         """The calling thread's copy: its own tokenizer and processors, everybody's model.
@@ -155,6 +161,7 @@ class TransformersPipeline(Pipeline):
         """One decoded input -> the features of its items, one after the other: one, or one a chunk."""
         pipe, call = self.pipe(), self.call_params(params)
         self._check_chat(pipe, value)
+        word_lengths.check(pipe.tokenizer, value)
         try:
             scaling.check(image_processor(pipe), scaling.sizes(value), call.preprocess, self._max_scaled_pixels)
             for features in self.quirks.preprocess(pipe, value, params, call):
@@ -293,7 +300,7 @@ class TransformersPipeline(Pipeline):
         self.release_memory()
         pipe = rebuild()
         finite.hook(pipe.model)
-        made, pads = quirks.make(self.task_type.quirks, pipe), self.quirks.pads
+        made, pads = self._quirks_of(pipe), self.quirks.pads
         made.pads = made.pads and pads
         self._pipe, self.quirks, self.accepted.pipe = pipe, made, pipe
         self._local = threading.local()

@@ -14,6 +14,7 @@ from transformers.pipelines.base import ChunkPipeline, pad_collate_fn
 from transformers.pipelines.pt_utils import PipelineIterator
 
 from producers.errors import ErrorCode, PipeqError
+from worker import footprint
 from worker.pipelines import SOLO
 from worker.quirks.rope import Rope
 
@@ -48,6 +49,10 @@ class Quirks:
 
     #: ``[param_limits] max_scaled_pixels``.
     max_scaled_pixels = 2**25
+    #: Most tokens of one item, and bytes of its forward pass: see :meth:`bound`.
+    most_tokens, most_bytes = footprint.MOST_TOKENS, float(2**32)
+    #: Whether ``truncation`` cuts at these most tokens where the tokenizer knows none.
+    cuts = True
     #: Whether a text of no token at all is nothing to answer.
     needs_tokens = True
     #: Features of different lengths are padded to the longest; False: only equal shapes share a batch.
@@ -56,6 +61,7 @@ class Quirks:
     def __init__(self, pipe: transformers.Pipeline) -> None:
         self.limit = position_limit(pipe.model)
         self.rope = Rope(pipe.model)
+        self.footprint = footprint.of_model(pipe.model)
         tokenizer = pipe.tokenizer
         if tokenizer is not None and tokenizer.pad_token_id is None:
             # Without it nothing can be padded; the mask hides whatever is there.
@@ -68,6 +74,22 @@ class Quirks:
                 if getattr(pipe.model.config, "pad_token_id", None) is None:
                     # GPT-2's classifiers refuse a batch without one, and look for a text's last token by it.
                     pipe.model.config.pad_token_id = eos
+
+    def bound(self, pipe: transformers.Pipeline, most_tokens: int | None, most_bytes: int | None) -> None:
+        """Sets how large an item may be: ``max_input_tokens`` and ``max_item_bytes``, or what this model can do.
+
+        To be called once, before anything is prepared.
+        """
+        self.most_bytes = most_bytes or footprint.default_bytes(pipe.device)
+        if most_tokens is None:
+            self.most_tokens = max(1, min(footprint.MOST_TOKENS, self.footprint.most(self.most_bytes)))
+        else:
+            self.most_tokens = most_tokens
+            self.most_bytes = max(self.most_bytes, self.footprint.of(most_tokens))
+        tokenizer = pipe.tokenizer
+        if self.cuts and tokenizer is not None:
+            least = self.most_tokens if self.limit is None else min(self.limit, self.most_tokens)
+            tokenizer.model_max_length = min(tokenizer.model_max_length, least)
 
     def call_params(self, params: dict[str, Any]) -> dict[str, Any]:
         """What ``pipe._sanitize_parameters`` takes: what ``pipe(x, **params)`` would make of the parameters.
@@ -116,20 +138,38 @@ class Quirks:
     def check_features(
         self, pipe: transformers.Pipeline, features: Mapping[str, Any], forward: Mapping[str, Any]
     ) -> None:
-        """Raises ``invalid_input`` for no token, and for more tokens than the model has positions.
+        """Raises ``invalid_input`` for no token, and for more tokens than the model has positions or memory is for.
 
-        On a GPU such an item would not fail alone: it kills the CUDA context.
+        On a GPU the former would not fail alone: it kills the CUDA context. The latter may end the process.
         """
         tokens = features.get("input_ids")
         if self.needs_tokens and isinstance(tokens, torch.Tensor) and not tokens.shape[-1]:
             raise PipeqError(
                 ErrorCode.INVALID_INPUT, "the text is empty, or holds nothing that the model's tokenizer knows"
             )
-        if self.limit is not None and isinstance(tokens, torch.Tensor) and tokens.shape[-1] > self.limit:
+        self.check_length(
+            "the text",
+            footprint.longest(features),
+            ", or cut it with the parameter truncation=true where the pipeline has it",
+        )
+
+    def check_length(self, what: str, tokens: int, more: str = "") -> None:
+        """Raises ``invalid_input`` where a text is too long.
+
+        Args:
+            what: the text, in words.
+            tokens: its length.
+            more: what else may be done about it.
+        """
+        if self.limit is not None and tokens > self.limit:
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT, f"{what} is {tokens} tokens, the model takes {self.limit}: shorten it{more}"
+            )
+        if tokens > self.most_tokens:
             raise PipeqError(
                 ErrorCode.INVALID_INPUT,
-                f"the text is {tokens.shape[-1]} tokens, the model takes {self.limit}: shorten it"
-                ", or cut it with the parameter truncation=true where the pipeline has it",
+                f"{what} is {tokens} tokens, beyond the {self.most_tokens} that this pipeline takes "
+                f"(`max_input_tokens` of the pipeline in the worker's settings): shorten it{more}",
             )
 
     def cost(self, features: Mapping[str, Any]) -> int:

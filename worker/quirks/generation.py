@@ -21,6 +21,8 @@ from typing import Any
 import torch
 import transformers
 
+from producers.errors import ErrorCode, PipeqError
+from worker import footprint
 from worker.pipelines import SOLO
 from worker.quirks.base import CallParams, Quirks
 from worker.tasks.generation import GenerationPipeline, lengths, stop_at
@@ -153,6 +155,36 @@ class Generates(Quirks):
         #: Of the last batch: making one reads the whole vocabulary.
         self._stop: tuple[Any, Callable[[torch.Tensor], torch.Tensor] | None] = (None, None)
 
+    def check_features(
+        self, pipe: transformers.Pipeline, features: Mapping[str, Any], forward: Mapping[str, Any]
+    ) -> None:
+        super().check_features(pipe, features, forward)
+        if self.generates:
+            self._check_rows(footprint.longest(features), forward)
+
+    def _check_rows(self, prompt: int, forward: Mapping[str, Any]) -> None:
+        """Refuses beams and sequences that read and write too much together.
+
+        What nobody asked for, the lengths in the model's own configuration, mostly ends sooner, and does not count.
+        """
+        asked = dict(forward)
+        for name in ("generate_kwargs", "forward_params"):
+            asked |= forward.get(name) or {}
+        lengths_asked = (_number(asked, name) for name in ("max_new_tokens", "min_new_tokens"))
+        before = 0 if self._encoder else prompt  # a decoder of its own starts anew
+        totals = (_number(asked, name) - before for name in ("max_length", "min_length"))
+        new = max(0, *lengths_asked, *totals)
+        rows = max(1, _number(asked, "num_beams"), _number(asked, "num_return_sequences"))
+        needed = self.footprint.of(prompt, new, rows)
+        if (rows > 1 or new) and needed > self.most_bytes:
+            gib, most_gib = needed / 2**30, self.most_bytes / 2**30
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                f"a text of {prompt} tokens, {new} new ones and {rows} beams or sequences take about {gib:.1f} GiB, "
+                f"beyond {most_gib:.1f} GiB (`max_item_bytes` of the pipeline in the worker's settings): take fewer, "
+                "or shorten the text",
+            )
+
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
         base, company = super().group(features, forward), self.company(forward)
         if base == SOLO or company is Company.ALONE:
@@ -272,3 +304,8 @@ class Generates(Quirks):
 
 def _key(forward: Mapping[str, Any]) -> str:
     return json.dumps(forward, sort_keys=True, default=lambda value: type(value).__name__)
+
+
+def _number(params: Mapping[str, Any], name: str) -> int:
+    value = params.get(name)
+    return int(value) if isinstance(value, int | float) else 0

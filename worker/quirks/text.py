@@ -25,6 +25,8 @@ class TextClassification(Quirks):
 class TokenClassification(Quirks):
     """A text beyond ``stride`` is cut into chunks; a list of words is one input."""
 
+    cuts = False  # its pipeline would cut without being asked to
+
     def call_params(self, params: dict[str, Any]) -> dict[str, Any]:
         # What the pipeline's call adds, and its preprocessing insists on.
         return {"is_split_into_words": False, "delimiter": None, **params}

@@ -11,7 +11,7 @@ import transformers
 from PIL import Image
 
 from producers.errors import ErrorCode, PipeqError
-from worker import scaling
+from worker import footprint, scaling
 from worker.pipelines import SOLO
 from worker.quirks.base import CallParams, Quirks
 from worker.quirks.generation import Generates
@@ -29,14 +29,9 @@ class ComparesLabels(Quirks):
     def check_features(
         self, pipe: transformers.Pipeline, features: Mapping[str, Any], forward: Mapping[str, Any]
     ) -> None:
-        label, texts = features.get("candidate_label"), features.get("text_inputs")
-        tokens = (features if texts is None else texts[0])["input_ids"].shape[-1]
-        if self.limit is not None and tokens > self.limit:
-            which = "a label in its template" if label is None else f"the label {label[:40]!r}"
-            raise PipeqError(
-                ErrorCode.INVALID_INPUT,
-                f"candidate_labels: {which} is {tokens} tokens, the model takes {self.limit}: shorten it",
-            )
+        label = features.get("candidate_label")
+        which = "a label in its template" if label is None else f"the label {label[:40]!r}"
+        self.check_length(f"candidate_labels: {which}", footprint.longest(features))
 
 
 class ZeroShotImage(ComparesLabels):
