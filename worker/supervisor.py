@@ -131,7 +131,7 @@ class _Supervisor:
         running = [child.process for child in self.children if child.process is not None]
         for process in running:
             process.terminate()
-        deadline = time.monotonic() + self.settings.drain_s + self.settings.hard_timeout_s + KILL_AFTER_S
+        deadline = time.monotonic() + self.settings.drain_s + KILL_AFTER_S
         for process in running:
             try:
                 process.wait(max(0, deadline - time.monotonic()))
