@@ -69,7 +69,6 @@ def one_round(zoo: Zoo, db: redis.Redis, source: Source, rng: random.Random, end
     letters = {task: new_letters(db, task, before) for task, before in dead_before.items()}
     with_id = {letter["id"] for each in letters.values() for letter in each if letter.get("id")}
     later = waiting_ids(db)
-    named = {message.id for message in spoilt if message.id is not None}
     nameless: dict[str, list[bytes]] = {}
     lost = []
     for message in spoilt:
@@ -87,9 +86,11 @@ def one_round(zoo: Zoo, db: redis.Redis, source: Source, rng: random.Random, end
     assert not lost, f"{len(lost)} of {ROUND} have no end: {[(one.kind, one.id, what) for one, what in lost[:5]]}"
     for task, raws in nameless.items():
         # A worker may still find an id in what is no JSON.
-        unnamed = sum(letter.get("id") not in named for letter in letters[task])
-        keep(zoo, raws if unnamed < len(raws) else [])
-        assert unnamed >= len(raws), f"{task}: {len(raws)} messages without an id, {unnamed} dead letters"
+        found = {json.dumps(letter["id"]).encode() for letter in letters[task] if letter.get("id")}
+        without = [raw for raw in raws if not any(one in raw for one in found)]
+        unnamed = sum(not letter.get("id") for letter in letters[task])
+        keep(zoo, without if unnamed < len(without) else [])
+        assert unnamed >= len(without), f"{task}: {len(without)} messages without an id, {unnamed} dead letters"
         ended["dead letter"] += len(raws)
     look(zoo, spoilt)
     internal = [found for message in spoilt if message.id and (found := internal_error(db, message))]
