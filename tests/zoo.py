@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,15 +68,19 @@ class Zoo:
 
 
 @contextmanager
-def running(models: Path, folder: Path, more: str = "", **env: Any) -> Iterator[Zoo]:
+def running(
+    models: Path, folder: Path, more: str = "", params: Mapping[str, Sequence[str]] | None = None, **env: Any
+) -> Iterator[Zoo]:
     """A Valkey and a worker of their own.
 
     Args:
         models: where tiny models are, or are built.
         folder: for everything else.
         more: lines of the worker's settings beside those of the pipelines; tables only.
+        params: pipeline -> lines of its own parameters.
         env: settings by keyword.
     """
+    params = params or {}
     inputs, results = folder / "inputs", folder / "results"
     inputs.mkdir()
     results.mkdir()
@@ -87,7 +91,8 @@ def running(models: Path, folder: Path, more: str = "", **env: Any) -> Iterator[
     ]
     for task, (model, _) in SERVED.items():
         path = tiny_models.build(model, models)
-        lines.append(f'[pipelines.{task}]\nmodel = "{path}"\n')
+        own = "params = { " + ", ".join(params[task]) + " }\n" if task in params else ""
+        lines.append(f'[pipelines.{task}]\nmodel = "{path}"\n{own}')
     config = folder / "pipelines.toml"
     config.write_text("\n".join(lines))
     with (

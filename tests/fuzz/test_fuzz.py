@@ -28,15 +28,30 @@ SEED = int(os.environ.get("SEED") or 1)
 ROUND = 500 if MESSAGES < 20_000 else 2000
 #: How long one round may take before its messages count as lost, in seconds.
 ROUND_S = 240
+#: What models write is not asked here: a few tokens.
+LIMITS = "[param_limits]\nmax_new_tokens = 6\nmax_beams = 2\nmax_sequences = 2"
+WRITES = {
+    **{
+        task: ["max_new_tokens = 6"]
+        for task in (
+            "text-generation",
+            "text2text-generation",
+            "summarization",
+            "translation_en_to_de",
+            "image-to-text",
+        )
+    },
+    **dict.fromkeys(("image-text-to-text", "any-to-any"), ["generate_kwargs = { max_new_tokens = 6 }"]),
+}
 FINAL = {"SUCCESS", "FAILURE", "REVOKED"}
 
 
 @pytest.mark.timeout(max(600, MESSAGES / 10))
 def test_every_message_has_an_end(tiny: Path, tmp_path: Path) -> None:
-    limits = (
-        "[param_limits]\nmax_new_tokens = 6\nmax_beams = 2\nmax_sequences = 2"  # what models write is not asked here
-    )
-    with running(tiny, tmp_path, limits, log_level="WARNING") as zoo, redis.Redis.from_url(zoo.client.redis_url) as db:
+    with (
+        running(tiny, tmp_path, LIMITS, WRITES, log_level="WARNING") as zoo,
+        redis.Redis.from_url(zoo.client.redis_url) as db,
+    ):
         source, rng, ended = Source(zoo.inputs, SEED), random.Random(SEED), Counter[str]()
         memory: list[float] = []
         rounds, began = max(1, MESSAGES // ROUND), time.monotonic()
