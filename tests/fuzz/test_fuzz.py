@@ -41,7 +41,7 @@ WRITES = {
             "image-to-text",
         )
     },
-    **dict.fromkeys(("image-text-to-text", "any-to-any"), ["generate_kwargs = { max_new_tokens = 6 }"]),
+    **{key: ["generate_kwargs = { max_new_tokens = 6 }"] for key in ("image-text-to-text", "any-to-any")},
 }
 FINAL = {"SUCCESS", "FAILURE", "REVOKED"}
 
