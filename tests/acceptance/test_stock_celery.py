@@ -17,6 +17,9 @@ from producers import Client, State, queues
 from tests.acceptance.conftest import Service
 from tests.parity import assert_same, plain
 from tests.worker_process import worker
+from worker.models import load
+from worker.settings import PipelineSettings
+from worker.transformers_pipeline import TransformersPipeline
 
 WORDS = "invoice total amount euros model queue worker batch cat dog image sound speech paper river stone light".split()
 
@@ -62,11 +65,10 @@ def test_five_hundred_texts_five_of_them_bad(redis_url: str, minilm: Path, tmp_p
 
 
 def embedding_pipeline(model: Path) -> transformers.Pipeline:
-    from worker.tasks.text_embedding import TextEmbeddingPipeline
-
-    return transformers.pipeline(
-        "feature-extraction", model=str(model), pipeline_class=TextEmbeddingPipeline, device="cpu"
-    )
+    """transformers' own call, without queue and batch, of a checkpoint whose files say how long texts may be."""
+    loaded = load("it", PipelineSettings(task="text-embedding", model=str(model)), "cpu")
+    assert isinstance(loaded, TransformersPipeline)
+    return loaded.pipe()
 
 
 MESSAGE = {"pipeline": "text-classification", "inputs": "the quick brown fox"}
