@@ -43,8 +43,10 @@ def task_id(value: Any) -> str:
 
 
 def task_ids(values: Any) -> list[str]:
-    """Several of them. A bare text would be a list of its letters."""
-    return [task_id(value) for value in several("task_ids", values, "ids")]
+    """Several of them; of a mapping its keys: id -> what the caller remembers of it. A text would be its letters."""
+    return [
+        task_id(value) for value in several("task_ids", list(values) if isinstance(values, Mapping) else values, "ids")
+    ]
 
 
 def several(name: str, values: Any, of: str) -> Iterable[Any]:

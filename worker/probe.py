@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from worker.transformers_pipeline import TransformersPipeline, sample_of
+from worker.transformers_pipeline import TransformersPipeline, overlaid, sample_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +32,12 @@ def padding_changes(pipeline: TransformersPipeline) -> bool:
     """
     half = pipeline._pipe.model.dtype != torch.float32
     value, params = sample_of(pipeline)
-    merged = {**pipeline.settings.params, **params}
+    merged = overlaid(pipeline.settings.params, params)
     if pipeline.task_type.generation is not None:
         if half or "max_new_tokens" not in params:
             return False
-        merged |= {"max_new_tokens": TOKENS, "do_sample": False}
-        merged |= {"num_beams": 1} if pipeline.task_type.generation == "call" else {}
+        fixed = {"max_new_tokens": TOKENS, "do_sample": False}
+        merged = overlaid(merged, fixed | ({"num_beams": 1} if pipeline.task_type.generation == "call" else {}))
     short, long = (next(iter(pipeline.preprocess(one, merged))) for one in (value, _longer(value)))
     if not isinstance(short.get("input_ids"), torch.Tensor) or short["input_ids"].shape == long["input_ids"].shape:
         return False

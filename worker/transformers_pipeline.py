@@ -114,7 +114,7 @@ class TransformersPipeline(Pipeline):
         return own
 
     def merge(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        merged = {**self.settings.params, **self.accepted.check(params, self.name)}
+        merged = overlaid(self.settings.params, self.accepted.check(params, self.name))
         merged = {name: value for name, value in merged.items() if value is not None or self._means_all(name)}
         for name, example in self.task_type.required:
             if not is_labels(merged.get(name)):
@@ -264,7 +264,7 @@ class TransformersPipeline(Pipeline):
         """Remembers how the model is now, loaded and warmed up: how each pass is to leave it."""
         self._state = ModelState(self._pipe)
         value, params = sample_of(self)
-        merged = {**self.settings.params, **params}
+        merged = overlaid(self.settings.params, params)
         features, half = next(iter(self.preprocess(value, merged))), self.model.dtype != "float32"
         try:
             known = KnownSample(lambda: self.forward([features], merged)[0], self.device, half=half)
@@ -349,7 +349,7 @@ def _is_panic(error: BaseException) -> bool:
 def warm_up(pipeline: TransformersPipeline) -> None:
     """Runs a tiny input through every stage, so that the first task pays for no lazy set-up."""
     value, params = sample_of(pipeline)
-    merged = {**pipeline.settings.params, **params}
+    merged = overlaid(pipeline.settings.params, params)
     outputs = [pipeline.forward([features], merged)[0] for features in pipeline.preprocess(value, merged)]
     error = next((one for one in outputs if isinstance(one, PipeqError)), None)
     if error is not None:
@@ -357,6 +357,21 @@ def warm_up(pipeline: TransformersPipeline) -> None:
         logger.warning("%s: warm-up: %s", pipeline.name, error.message, extra={"action": "load"})
         return
     pipeline.postprocess(outputs, merged)
+
+
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """A pipeline's own parameters, overridden by a task's, whichever of the two has one inside ``generate_kwargs``.
+
+    transformers refuses a parameter of ``generate`` that stands in both places, and nobody gave it twice.
+    """
+    merged = {**below, **above}
+    ours, theirs = below.get("generate_kwargs"), above.get("generate_kwargs")
+    if ours and theirs is None and "generate_kwargs" in merged:
+        merged["generate_kwargs"] = {name: value for name, value in ours.items() if name not in above}
+    for name in theirs or ():
+        if name not in above:
+            merged.pop(name, None)
+    return merged
 
 
 def sample_of(pipeline: TransformersPipeline) -> tuple[Any, dict[str, Any]]:

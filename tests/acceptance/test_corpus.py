@@ -17,7 +17,7 @@ def test_the_expected_passage_is_among_the_three_nearest(service: Service) -> No
         refs.append(Ref(f"s3://inputs/corpus/{at:02}.txt"))
     client = service.client
     passages = [client.result(task, 60) for task in client.submit_many("text-embedding", refs)]
-    questions = [client.result(task, 60) for task in client.submit_many("text-embedding", QUESTIONS)]
+    questions = [client.result(task, 60) for task in client.submit_many("text-embedding", list(QUESTIONS))]
     for question, (text, expected) in zip(questions, QUESTIONS.items(), strict=True):
         scores = [sum(a * b for a, b in zip(question, passage, strict=True)) for passage in passages]
         nearest = sorted(range(len(scores)), key=lambda at: -scores[at])[:3]

@@ -255,7 +255,8 @@ def test_a_killed_child_is_started_again(redis_url: str, tiny: Path, tmp_path: P
 def test_a_model_that_cannot_be_loaded_stops_the_start(redis_url: str, tmp_path: Path) -> None:
     with worker(tmp_path, redis_url, f"text-classification={tmp_path / 'nothing'}") as process:
         assert process.process.wait(90) == 2
-        assert "pipeline 'text-classification': cannot load" in process.text()
+        assert "pipeline 'text-classification': model" in process.text()
+        assert "there is no such folder" in process.text()
         assert "Traceback" not in process.text()
 
 

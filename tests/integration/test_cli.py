@@ -329,7 +329,15 @@ def test_queues_as_json(client: Client) -> None:
     client.submit(PIPELINE, "a")
     queue = json.loads(run("queues", "--json").stdout)
     assert queue.pop("oldest_age_s") >= 0
-    assert queue == {"pipeline": PIPELINE, "depth": 1, "waiting": 0, "in_flight": 0, "workers": 1, "dead": 0}
+    assert queue == {
+        "pipeline": PIPELINE,
+        "depth": 1,
+        "waiting": 0,
+        "in_flight": 0,
+        "workers": 1,
+        "dead": 0,
+        "deaf": {},
+    }
 
 
 def test_no_queues_at_all(db: redis.Redis) -> None:

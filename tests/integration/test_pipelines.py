@@ -15,6 +15,7 @@ from tests.samples import WORDS
 from worker.loading import load
 from worker.settings import PipelineSettings
 from worker.transformers_pipeline import TransformersPipeline as Loaded
+from worker.transformers_pipeline import overlaid
 
 torch.set_num_threads(1)
 
@@ -105,3 +106,38 @@ def test_a_model_that_cannot_be_loaded_says_which_and_why(tmp_path: Path) -> Non
         load("text-classification", PipelineSettings(model=str(tmp_path / "nothing")), "cpu")
     assert caught.value.code == "invalid_settings"
     assert "nothing" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "merged"),
+    [
+        (
+            {"generate_kwargs": {"max_new_tokens": 6}},
+            {"max_new_tokens": 2},
+            {"generate_kwargs": {}, "max_new_tokens": 2},
+        ),
+        ({"max_new_tokens": 6}, {"generate_kwargs": {"max_new_tokens": 2}}, {"generate_kwargs": {"max_new_tokens": 2}}),
+        ({"max_new_tokens": 6}, {"max_new_tokens": 2}, {"max_new_tokens": 2}),
+        (
+            {"generate_kwargs": {"do_sample": False}},
+            {"top_k": 1},
+            {"generate_kwargs": {"do_sample": False}, "top_k": 1},
+        ),
+        ({"max_new_tokens": 6}, {"generate_kwargs": None}, {"max_new_tokens": 6, "generate_kwargs": None}),
+    ],
+)
+def test_a_tasks_parameter_overrides_the_settings_wherever_each_has_it(
+    below: dict[str, Any], above: dict[str, Any], merged: dict[str, Any]
+) -> None:
+    before = (str(below), str(above))
+    assert overlaid(below, above) == merged
+    assert (str(below), str(above)) == before
+
+
+@pytest.mark.parametrize("own", [{"max_new_tokens": 6}, {"generate_kwargs": {"max_new_tokens": 6}}])
+def test_settings_may_have_a_parameter_of_generate_in_either_place(tiny: Path, own: dict[str, Any]) -> None:
+    model = str(tiny_models.build("llava", tiny))
+    # Loaded, warmed up and asked whether padding changes its answers.
+    pipeline = load("it", PipelineSettings(task="image-text-to-text", model=model, params=own), "cpu")
+    for theirs in ({"max_new_tokens": 3}, {"generate_kwargs": {"max_new_tokens": 3}}):
+        pipeline.call_params(pipeline.merge(theirs))

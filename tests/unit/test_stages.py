@@ -56,23 +56,40 @@ def test_the_watchdog_barks_once_and_only_when_late() -> None:
 
 
 def test_steps_go_on_where_they_began_in_turn_with_new_ones() -> None:
-    threads, seen, done = Threads(2, "it"), [], threading.Event()
+    threads, seen, done = Threads(2, "it"), [], threading.Semaphore(0)
 
     def slice_of(name: str, left: int) -> None:
         seen.append((name, threading.get_ident()))
         if left:
             threads.go_on(threads.here(), lambda: slice_of(name, left - 1))
-        elif name == "b":
-            done.set()
+        else:
+            done.release()
 
     threads.submit(lambda: slice_of("a", 50))
     threads.submit(lambda: slice_of("b", 200))
-    threads.submit(lambda: seen.append(("new", 0)))
-    assert done.wait(20)
+    assert done.acquire(timeout=20)
+    assert done.acquire(timeout=20)
     assert len({thread for name, thread in seen if name == "a"}) == 1
     assert len({thread for name, thread in seen if name == "b"}) == 1
-    # What is new waits for one slice, not for a task.
-    assert [name for name, _ in seen].index("new") < 100
+    threads.close()
+
+
+def test_what_is_new_waits_for_a_step_and_not_for_a_task() -> None:
+    threads, seen, done, both = Threads(1, "it"), [], threading.Event(), threading.Event()
+
+    def slice_of(left: int) -> None:
+        assert both.wait(20)
+        seen.append("old")
+        if left:
+            threads.go_on(threads.here(), lambda: slice_of(left - 1))
+        else:
+            done.set()
+
+    threads.submit(lambda: slice_of(50))
+    threads.submit(lambda: seen.append("new"))
+    both.set()
+    assert done.wait(20)
+    assert seen.index("new") <= 2
     threads.close()
 
 
