@@ -70,7 +70,7 @@ def decode(
     if media is Media.VIDEO:
         return Video(data, name, limits.max_pixels, limits.max_video_frames, decoded)
     if media is Media.TABLE:
-        return decode_table(data, name, decoded)
+        return decode_table(data, name, limits, decoded)
     decoded.take(len(data), name, len(data) * _TOKENIZED)
     return decode_text(data, name)
 

@@ -116,7 +116,7 @@ def _decoded(settings: Settings, pipeline: Any, source: IO[str]) -> Iterator[Any
             if not line.strip():
                 continue
             try:
-                (one,), _ = read_inputs(pipeline.task_type, [json_value(line)])
+                (one,), _ = read_inputs(pipeline.task_type, [json_value(line)], settings.inputs)
                 for slot in one.slots:
                     data, where, rate = fetcher.fetch(slot.ref), ref_name(slot.ref), pipeline.sampling_rate
                     slot.fill(decode(slot.media, data, where, settings.inputs, rate, slot.in_chat))

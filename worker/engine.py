@@ -202,7 +202,7 @@ class Engine:
     def _read(self, work: Work) -> None:
         pipeline = work.pipeline
         assert pipeline is not None
-        work.inputs, work.is_list = read_inputs(pipeline.task_type, work.given)
+        work.inputs, work.is_list = read_inputs(pipeline.task_type, work.given, self._settings.inputs)
         work.outputs = [[] for _ in work.inputs]
         work.echoes = {id(read): sent for one in work.inputs for read, sent in one.turns}
         self._check_items(prepare.least_items(work.inputs, work.params))

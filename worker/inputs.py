@@ -17,10 +17,13 @@ from producers.errors import ErrorCode, PipeqError
 from producers.message import Ref, describe
 from producers.reading import number
 from worker.chats import TURN, is_chat, misspelt, wrong_turn
+from worker.settings import InputSettings
+from worker.tables import check_cells, check_size
 from worker.task_type import Media, TaskType
 
 #: Keys of a chat's part that may hold its reference, beside the one named after its type.
 _PART_KEYS = ("url", "path", "uri", "base64")
+_DEFAULTS = InputSettings()
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -61,21 +64,21 @@ class Input:
         return next(iter(self.fields.values())) if self.is_plain else self.fields
 
 
-def read_inputs(task_type: TaskType, inputs: Any) -> tuple[list[Input], bool]:
-    """Checks the ``inputs`` of a message against what the task type takes.
+def read_inputs(task_type: TaskType, inputs: Any, limits: InputSettings = _DEFAULTS) -> tuple[list[Input], bool]:
+    """Checks the ``inputs`` of a message against what the task type takes, and tables against ``limits``.
 
     Returns:
         The inputs, and whether the producer sent a list.
 
     Raises:
-        PipeqError: ``invalid_input``, naming the input and the field.
+        PipeqError: ``invalid_input``, naming the input and the field; ``input_too_large``, of a table.
     """
     _check_values(inputs)
     if _takes_chats(task_type) and (sentence := wrong_turn(inputs)) is not None:
         raise PipeqError(ErrorCode.INVALID_INPUT, f"inputs: {sentence}")
     if isinstance(inputs, list) and not (_takes_chats(task_type) and is_chat(inputs)):
-        return [_located(f"inputs[{at}]", task_type, value) for at, value in enumerate(inputs)], True
-    return [_located("inputs", task_type, inputs)], False
+        return [_located(f"inputs[{at}]", task_type, value, limits) for at, value in enumerate(inputs)], True
+    return [_located("inputs", task_type, inputs, limits)], False
 
 
 def _check_values(inputs: Any) -> None:
@@ -121,9 +124,9 @@ def _takes_chats(task_type: TaskType) -> bool:
     return task_type.main is not None and task_type.fields[task_type.main] is Media.CHAT
 
 
-def _located(where: str, task_type: TaskType, value: Any) -> Input:
+def _located(where: str, task_type: TaskType, value: Any, limits: InputSettings) -> Input:
     try:
-        return _Reader(task_type).read(value)
+        return _Reader(task_type, limits).read(value)
     except PipeqError as error:
         raise PipeqError(error.code, f"{where}: {error.message}", error.retryable) from error.__cause__
 
@@ -131,8 +134,9 @@ def _located(where: str, task_type: TaskType, value: Any) -> Input:
 class _Reader:
     """Reads one input, and notes where it holds references."""
 
-    def __init__(self, task_type: TaskType) -> None:
+    def __init__(self, task_type: TaskType, limits: InputSettings) -> None:
         self._type = task_type
+        self._limits = limits
         self._slots: list[Slot] = []
         self._turns: list[tuple[Any, Any]] = []
 
@@ -179,7 +183,7 @@ class _Reader:
                 raise self._wrong(f"{name} is the text {_short(shown.uri(value))}, not a reference to {media} bytes")
             self._add(container, key, media, _read_ref({"uri": value}))
         elif media is Media.TABLE:
-            container[key] = _read_table(value)
+            container[key] = _read_table(value, self._limits)
         elif isinstance(value, str):
             return
         elif media is Media.CHAT and (sentence := wrong_turn(value)) is not None:
@@ -238,10 +242,12 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
 
 
-def _read_table(value: Any) -> Any:
+def _read_table(value: Any, limits: InputSettings) -> Any:
     """Columns, or rows turned into columns; every cell becomes text, as the models want it."""
     if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
         names = list(dict.fromkeys(name for row in value for name in row))
+        # Rows that share no name would be the square of them.
+        check_size(len(names), len(value), "the table", limits)
         value = {name: [row.get(name, "") for row in value] for name in names}
     columns = value if isinstance(value, dict) else {}
     lengths = {len(column) if isinstance(column, list) else -1 for column in columns.values()}
@@ -251,7 +257,10 @@ def _read_table(value: Any) -> Any:
             'the table must be {"column": ["cell", ...], ...} with columns of one length, a list of rows, or a '
             "reference to CSV",
         )
-    return {name: ["" if cell is None else str(cell) for cell in column] for name, column in columns.items()}
+    check_size(len(columns), lengths.pop(), "the table", limits)
+    table = {name: ["" if cell is None else str(cell) for cell in column] for name, column in columns.items()}
+    check_cells(table, "the table", limits)
+    return table
 
 
 def _read_ref(fields: dict[str, Any]) -> Ref:

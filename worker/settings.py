@@ -149,6 +149,11 @@ class InputSettings(_Section):
     max_decoded_bytes: Bytes = 4 * 2**30
     #: Longest audio, in seconds.
     max_audio_s: float = Field(default=4 * 3600, gt=0)
+    #: Cells of one table, headers aside; a cell of more than 64 characters counts as several. Tokenizers of tables are
+    #: Python, look at every cell, and cannot be stopped: 4,096 cells take about 3 seconds.
+    max_table_cells: int = Field(default=4096, gt=0)
+    #: Columns of one table: each is looked for in every row, and TAPAS knows no more.
+    max_table_columns: int = Field(default=512, gt=0)
     #: Frames of a video that are decoded to find those that are asked for.
     max_video_frames: int = Field(default=100_000, gt=0)
     #: How long one connect or read of a remote store may take, in seconds.

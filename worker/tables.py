@@ -15,6 +15,7 @@ from producers import shown
 from producers.errors import ErrorCode, PipeqError
 from worker.decoded import Decoded
 from worker.looks import looks_like
+from worker.settings import InputSettings
 
 #: In the order in which they are taken where several would do.
 _SEPARATORS = (",", ";", "\t", "|")
@@ -24,6 +25,9 @@ _SAMPLE_BYTES = 2**16
 _MAX_COLUMNS = 2**14
 #: Bytes of a cell, its text aside, as pandas and as Python keep it.
 _CELL_BYTES = 64
+#: Characters of a cell that count as one, and from which on it counts by the square, as the time to find numbers in it.
+_CELL_CHARACTERS = 64
+_LONG_CHARACTERS = 512
 #: What a file of another encoding than UTF-8 begins with, the longest first.
 _ENCODINGS = (
     (b"\xff\xfe\0\0", "utf-32"),
@@ -33,7 +37,53 @@ _ENCODINGS = (
 )
 
 
-def decode_table(data: bytes, name: str, decoded: Decoded | None = None) -> dict[str, list[str]]:
+def check_size(columns: int, rows: int, name: str, limits: InputSettings, at_least: bool = False) -> None:
+    """Refuses a table with which a tokenizer would hold a thread, and Python's lock, for minutes.
+
+    Args:
+        columns: of the table.
+        rows: below its header.
+        name: what errors call it.
+        limits: how large it may be.
+        at_least: whether there may be more rows.
+
+    Raises:
+        PipeqError: ``input_too_large``.
+    """
+    for count, what, most, key in (
+        (columns, "columns", limits.max_table_columns, "max_table_columns"),
+        (columns * rows, "cells or more" if at_least else "cells", limits.max_table_cells, "max_table_cells"),
+    ):
+        if count > most:
+            raise PipeqError(
+                ErrorCode.INPUT_TOO_LARGE,
+                f"{name} has {count} {what}, and this worker takes {most} in one table ([inputs] {key}): send the part "
+                "that the question is about",
+            )
+
+
+def check_cells(table: dict[str, list[str]], name: str, limits: InputSettings) -> None:
+    """Refuses a table of few cells, or headers, that hold much text.
+
+    Raises:
+        PipeqError: ``input_too_large``.
+    """
+    count = sum(_weight(len(cell)) for column in table.values() for cell in column)
+    # Headers are no cells, but their text is read as well.
+    count += sum(_weight(len(header)) - 1 for header in table)
+    if count > limits.max_table_cells:
+        raise PipeqError(
+            ErrorCode.INPUT_TOO_LARGE,
+            f"{name} has the text of {count} cells (one for each {_CELL_CHARACTERS} characters, more for long cells), and "
+            f"this worker takes {limits.max_table_cells} in one table ([inputs] max_table_cells): shorten them",
+        )
+
+
+def _weight(characters: int) -> int:
+    return max(1, -(-characters // _CELL_CHARACTERS)) + (characters // _LONG_CHARACTERS) ** 2
+
+
+def decode_table(data: bytes, name: str, limits: InputSettings, decoded: Decoded | None = None) -> dict[str, list[str]]:
     """CSV with a header -> its columns, every cell as text.
 
     Cells are separated by comma, semicolon, tab or bar, whichever gives rows of one length; Excel's ``sep=;`` says it.
@@ -41,7 +91,7 @@ def decode_table(data: bytes, name: str, decoded: Decoded | None = None) -> dict
     has empty cells, as in pandas and in spreadsheets; a row of more cells than the header is an error.
 
     Raises:
-        PipeqError: ``input_undecodable``; ``input_too_large`` before the cells are made.
+        PipeqError: ``input_undecodable``; ``input_too_large``, mostly before the cells are made.
     """
     text = _text(data, name)
     said = re.match(r"sep=(.)\r?\n", text)
@@ -54,16 +104,23 @@ def decode_table(data: bytes, name: str, decoded: Decoded | None = None) -> dict
         cells = sum(text.count(end) for end in (separator, "\n", "\r")) + 1
         decoded.take(len(text) + cells * _CELL_BYTES, name, 4 * len(text) + cells * _CELL_BYTES)
     try:
-        frame = _read(text, separator)
-    except MemoryError:
+        columns = _read(text, separator, 1).shape[1]
+        check_size(columns, 0, name, limits)
+        # The header, as many rows as there may be, and one that shows that there are more.
+        rows = limits.max_table_cells // columns + 2
+        frame = _read(text, separator, rows)
+    except (MemoryError, PipeqError):
         raise
     except Exception as error:
         # pandas says where: "Expected 2 fields in line 3, saw 4", "EOF inside string starting at row 1".
         raise _no_table(data, name, shown.line(str(error))) from error
     if len(frame) < 2:
         raise _no_table(data, name, "it has no rows below its header")
-    columns = _names([str(cell) for cell in frame.iloc[0]])
-    return {column: frame[at].iloc[1:].tolist() for at, column in enumerate(columns)}
+    check_size(columns, len(frame) - 1, name, limits, len(frame) == rows)
+    names = _names([str(cell) for cell in frame.iloc[0]])
+    table = {column: frame[at].iloc[1:].tolist() for at, column in enumerate(names)}
+    check_cells(table, name, limits)
+    return table
 
 
 def _text(data: bytes, name: str) -> str:
@@ -99,7 +156,7 @@ def _header(text: str) -> str:
     return match[0] if match else ""
 
 
-def _read(text: str, separator: str) -> Any:
+def _read(text: str, separator: str, rows: int) -> Any:
     import pandas
 
     # Without a header, as pandas would take surplus cells of a row for its name.
@@ -108,6 +165,7 @@ def _read(text: str, separator: str) -> Any:
         sep=separator,
         header=None,
         index_col=False,
+        nrows=rows,
         dtype=object,
         na_filter=False,
         engine="c",

@@ -152,6 +152,7 @@ KEYS = [
     queues.RUNNING,
     queues.UNACKED,
     queues.LEASES,
+    queues.SIGNING_KEY,
     "unacked",
     "_kombu.binding.celery",
     "celery-taskset-meta-1",
@@ -172,9 +173,9 @@ def commands(db: redis.Redis) -> dict[str, int]:
         db.connection_pool.release(connection)
 
 
-def answer(db: redis.Redis, *command: Any) -> str:
+def answer(db: redis.Redis, *command: Any, user: str = "pipeq-producer") -> str:
     try:
-        return str(db.execute_command("ACL", "DRYRUN", "pipeq-producer", *command))
+        return str(db.execute_command("ACL", "DRYRUN", user, *command))
     except redis.ResponseError as error:
         return str(error)
 
@@ -200,6 +201,48 @@ def test_a_producer_may_name_these_keys_and_no_other(db: redis.Redis, urls: dict
             assert (said == "OK") is (key in allowed), (command, key, said)
 
 
+#: What an operator may read, and nothing else of ours: neither the key that workers sign with nor what they hold.
+OPERATOR = {
+    RECORD,
+    *queues.list_keys(QUEUE),
+    QUEUE + "-2",
+    *(
+        key(name)
+        for key in (queues.waiting_key, queues.dead_letter_key, queues.workers_key, queues.loading_key)
+        for name in (QUEUE, "another")
+    ),
+    queues.worker_key("w1"),
+    queues.PIPELINES,
+    queues.RUNNING,
+}
+
+
+def test_only_workers_reach_the_signing_key(db: redis.Redis, urls: dict[str, str]) -> None:
+    """Who reads it forges references to results, and reads the store with them."""
+    db.set(queues.SIGNING_KEY, "secret")
+    for user, url in urls.items():
+        with redis.Redis.from_url(url, decode_responses=True) as own:
+            if user == "pipeq-worker":
+                assert own.get(queues.SIGNING_KEY) == "secret"
+                continue
+            for command in (
+                ("GET", queues.SIGNING_KEY), ("MGET", queues.PIPELINES, queues.SIGNING_KEY),
+                ("GETRANGE", queues.SIGNING_KEY, 0, -1), ("STRLEN", queues.SIGNING_KEY),
+                ("GETBIT", queues.SIGNING_KEY, 0), ("DUMP", queues.SIGNING_KEY), ("LCS", queues.SIGNING_KEY, RECORD),
+                ("COPY", queues.SIGNING_KEY, RECORD), ("SORT_RO", queues.SIGNING_KEY),
+                ("SORT_RO", queues.PIPELINES, "BY", "nosort", "GET", queues.SIGNING_KEY),
+                ("SET", queues.SIGNING_KEY, "x"), ("GETEX", queues.SIGNING_KEY), ("GETDEL", queues.SIGNING_KEY),
+            ):  # fmt: skip
+                with pytest.raises(redis.exceptions.NoPermissionError):
+                    own.execute_command(*command)
+
+
+def test_an_operator_may_read_these_keys_and_no_other(db: redis.Redis, urls: dict[str, str]) -> None:
+    for key in {*KEYS, *OPERATOR}:
+        said = answer(db, "type", key, user="pipeq-operator")
+        assert (said == "OK") is (key in OPERATOR), (key, said)
+
+
 def test_what_was_possible_once_is_refused_to_a_real_producer(producer: redis.Redis, db: redis.Redis) -> None:
     db.hset(queues.PIPELINES, QUEUE, "{}")
     db.lpush(QUEUE, "somebody's message")
@@ -213,6 +256,7 @@ def test_what_was_possible_once_is_refused_to_a_real_producer(producer: redis.Re
         ("ZRANGE", queues.waiting_key(QUEUE), 0, -1), ("ZREM", queues.waiting_key(QUEUE), "x"),
         ("ZADD", queues.waiting_key("another"), 1, "x"), ("ZADD", queues.workers_key(QUEUE), 1, "x"),
         ("ZADD", queues.LEASES, 1, "x"), ("GET", queues.worker_key("w1")), ("DEL", RECORD),
+        ("GET", queues.SIGNING_KEY), ("SET", queues.SIGNING_KEY, "x"),
         ("EVAL", "while true do end", 0), ("EVAL_RO", "while true do end", 0), ("EVALSHA", "0" * 40, 0),
         ("SCRIPT", "LOAD", "return 1"), ("SCRIPT", "FLUSH"), ("SCRIPT", "KILL"),
         ("FUNCTION", "LOAD", "#!lua name=a\nredis.register_function('a', function() end)"), ("FUNCTION", "FLUSH"),

@@ -8,6 +8,7 @@ import pytest
 
 from producers.errors import PipeqError
 from worker.inputs import Input, read_inputs
+from worker.settings import InputSettings
 from worker.task_type import Media
 from worker.task_types import TASK_TYPES, find
 
@@ -85,6 +86,32 @@ def test_words_of_one_input() -> None:
 def test_a_table_is_columns_of_text(table: Any) -> None:
     one = read("table-question-answering", {"table": table, "query": "how many?"})
     assert one.call_value["table"] == {"a": ["1", "2"], "b": ["x", ""]}
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ({"a": ["1"] * 40_000}, r"the table has 40000 cells, .* takes 4096 .*\[inputs\] max_table_cells"),
+        ([{"a": 1, "b": 2}] * 2049, r"the table has 4098 cells, .*max_table_cells"),
+        # As columns of one length they would be 400 million cells.
+        ([{str(at): 1} for at in range(20_000)], r"the table has 20000 columns, .* takes 512 .*max_table_columns"),
+        ({str(at): [1] for at in range(513)}, r"the table has 513 columns, .*\[inputs\] max_table_columns"),
+        ({"a": ["x" * 65] * 2049}, r"the table has the text of 4098 cells.*max_table_cells"),
+    ],
+    ids=["rows", "objects", "names", "columns", "characters"],
+)
+def test_a_table_that_would_hold_a_thread_is_refused(table: Any, why: str) -> None:
+    with pytest.raises(PipeqError, match=r"inputs\[0\]: " + why) as caught:
+        read("table-question-answering", {"table": table, "query": "how many?"})
+    assert caught.value.code == "input_too_large"
+
+
+def test_the_settings_say_how_large_a_table_may_be() -> None:
+    value = {"table": {"a": ["1"] * 4097}, "query": "how many?"}
+    task = find("table-question-answering")
+    read_inputs(task, value, InputSettings(max_table_cells=4097))
+    with pytest.raises(PipeqError, match="has 4097 cells, and this worker takes 4096"):
+        read_inputs(task, value, InputSettings(max_table_cells=4096))
 
 
 def test_a_table_may_be_a_reference() -> None:

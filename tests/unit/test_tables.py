@@ -6,9 +6,16 @@ import pytest
 
 from producers.errors import ErrorCode, PipeqError
 from worker.decoded import Decoded
+from worker.settings import InputSettings
 from worker.tables import decode_table
 
 PLAIN = {"city": ["Bern", "Rom"], "euros": ["5", "7"]}
+#: Larger than the defaults: what CSV may be is not how large it may be.
+LARGE = InputSettings(max_table_cells=10**6, max_table_columns=100_000)
+
+
+def decode(data: bytes, name: str, decoded: Decoded | None = None) -> dict[str, list[str]]:
+    return decode_table(data, name, LARGE, decoded)
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
@@ -19,7 +26,7 @@ def test_separators_line_ends_and_encodings(separator: str, end: str, encoding: 
     rows = (["city", "euros"], ["Bern", "5"], ["Rom", "7"])
     text = end.join(separator.join(row) for row in rows) + (end if last else "")
     data = text.encode(encoding)
-    assert decode_table(b"\xfe\xff" + data if encoding == "utf-16-be" else data, "x") == PLAIN
+    assert decode(b"\xfe\xff" + data if encoding == "utf-16-be" else data, "x") == PLAIN
 
 
 @pytest.mark.parametrize(
@@ -46,7 +53,7 @@ def test_separators_line_ends_and_encodings(separator: str, end: str, encoding: 
     ],
 )
 def test_what_people_write(text: str, table: dict[str, list[str]]) -> None:
-    assert decode_table(text.encode(), "x") == table
+    assert decode(text.encode(), "x") == table
 
 
 @pytest.mark.parametrize(
@@ -65,23 +72,47 @@ def test_what_people_write(text: str, table: dict[str, list[str]]) -> None:
 )
 def test_what_is_no_table_says_why(data: bytes, why: str) -> None:
     with pytest.raises(PipeqError, match=why) as caught:
-        decode_table(data, "s3://b/k")
+        decode(data, "s3://b/k")
     assert caught.value.code == ErrorCode.INPUT_UNDECODABLE
     assert "s3://b/k" in caught.value.message
 
 
 def test_very_wide_tables() -> None:
     wide = b",".join([b"a"] * 4_000)
-    table = decode_table(wide + b"\n" + wide, "x")
+    table = decode(wide + b"\n" + wide, "x")
     assert list(table)[:2] == ["a", "a.1"]
     assert len(table) == 4_000
     wide = b",".join([b"a"] * 20_000)
     with pytest.raises(PipeqError, match="more than 16384 columns") as caught:
-        decode_table(wide + b"\n" + wide, "x")
+        decode(wide + b"\n" + wide, "x")
     assert caught.value.code == ErrorCode.INPUT_UNDECODABLE
 
 
 def test_cells_are_counted_before_they_are_made() -> None:
     with pytest.raises(PipeqError, match="max_decoded_bytes") as caught:
-        decode_table(b",\n" * 100_000, "x", Decoded(10_000_000))
+        decode(b",\n" * 100_000, "x", Decoded(10_000_000))
     assert caught.value.code == ErrorCode.INPUT_TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"a\n" + b"1\n" * 40_000, r"s3://b/k has 4097 cells or more, .* takes 4096 .*\[inputs\] max_table_cells"),
+        (b"a,b\n" + b"1,2\n" * 2049, r"has 4098 cells or more, .* takes 4096 .*max_table_cells"),
+        (b",".join([b"a"] * 513) + b"\n1\n", r"has 513 columns, .* takes 512 .*\[inputs\] max_table_columns"),
+        (b"a\n" + b"x" * 40_000, r"text of 6709 cells.* takes 4096 .*max_table_cells"),
+        (b"x" * 40_000 + b"\n1\n", r"text of 6709 cells.* takes 4096 .*max_table_cells"),
+    ],
+    ids=["rows", "cells", "columns", "characters", "header"],
+)
+def test_a_table_that_would_hold_a_thread_is_refused(data: bytes, why: str) -> None:
+    with pytest.raises(PipeqError, match=why) as caught:
+        decode_table(data, "s3://b/k", InputSettings())
+    assert caught.value.code == ErrorCode.INPUT_TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    "data", [b"a\n" + b"1\n" * 4096, b"a,b\n" + b"1,2\n" * 2048, b"a\n" + (b"x" * 64 + b"\n") * 4096]
+)
+def test_a_table_of_as_many_cells_as_the_settings_say(data: bytes) -> None:
+    assert decode_table(data, "x", InputSettings())["a"]
