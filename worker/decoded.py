@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 
 from producers.errors import ErrorCode, PipeqError
+from worker.picture_memory import PictureMemory
 
 
 def _hold_nothing(size: int) -> None:
@@ -24,14 +25,21 @@ class Decoded:
         hold: called with the bytes that are about to be kept.
         large: one for all tasks of a worker. A task beyond an eighth of the limit holds it until :meth:`end`, so that
             what many large tasks take for a moment never adds up.
+        answer: what the answer about each picture takes, for each of its pixels.
     """
 
     def __init__(
-        self, limit: int, hold: Callable[[int], None] = _hold_nothing, large: threading.Lock | None = None
+        self,
+        limit: int,
+        hold: Callable[[int], None] = _hold_nothing,
+        large: threading.Lock | None = None,
+        answer: PictureMemory | None = None,
     ) -> None:
         self._limit = limit
         self._hold = hold
         self._large = large
+        self._answer = answer or PictureMemory()
+        self._answer_bytes = 0.0
         self._is_large = False
         self._count = 0
 
@@ -52,6 +60,29 @@ class Decoded:
             self._large.acquire()
             self._is_large = True
         self._hold(kept)
+
+    def check_answer(self, width: int, height: int, name: str) -> None:
+        """To be called before a picture is decoded: whether there is memory for the answer about it.
+
+        The answers about all pictures of a task are kept until it is delivered; they are made one after the other.
+
+        Args:
+            width: of the picture, in pixels.
+            height: of the picture, in pixels.
+            name: what errors call it.
+
+        Raises:
+            PipeqError: ``input_too_large``.
+        """
+        self._answer_bytes += width * height * self._answer.kept
+        needed = self._answer_bytes + width * height * self._answer.passing
+        if needed > self._limit:
+            raise PipeqError(
+                ErrorCode.INPUT_TOO_LARGE,
+                f"{name} has {width}x{height} pixels, and this pipeline's answer of that size may take "
+                f"{needed / 2**30:.1f} GiB of memory, beyond the {self._limit / 2**30:.1f} GiB of one task "
+                "([inputs] max_decoded_bytes): send a smaller picture, or fewer in one task",
+            )
 
     def end(self) -> None:
         """A step of the task's preparation is done, or has failed; the next may be large again."""

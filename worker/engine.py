@@ -232,7 +232,10 @@ class Engine:
 
     def _rows(self, work: Work) -> Iterator[Item | None]:
         """Decodes and prepares, in as many steps as there are: None for something decoded, then the items."""
-        decoded = Decoded(self._settings.inputs.max_decoded_bytes, lambda more: self._hold(work, more), self._large)
+        assert work.pipeline is not None
+        answer = work.pipeline.picture_memory(work.params)
+        most = self._settings.inputs.max_decoded_bytes
+        decoded = Decoded(most, lambda more: self._hold(work, more), self._large, answer)
         try:
             for at, slot in [(at, slot) for at, one in enumerate(work.inputs) for slot in one.slots]:
                 with work.timed("decode"):

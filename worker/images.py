@@ -63,6 +63,7 @@ def decode_image(data: bytes, name: str, max_pixels: int, decoded: Decoded | Non
             _check_pixels(width, height, name, max_pixels)
             _check_tiles(image, name, max_pixels)
             if decoded is not None:
+                decoded.check_answer(width, height, name)
                 size = width * height * _PIXEL_BYTES
                 decoded.take(size, name, size)
             # A TIFF is turned while it is loaded, and then says so.

@@ -9,6 +9,7 @@ from typing import Any
 
 from producers.status import ModelInfo
 from worker.batcher import Limits
+from worker.picture_memory import PictureMemory
 from worker.settings import PipelineSettings
 from worker.task_type import TaskType
 
@@ -76,6 +77,10 @@ class Pipeline(ABC):
     def result(self, result: Any, value: Any, params: Mapping[str, Any]) -> Any:
         """The result of a task with one input, where ``pipe(x)`` wraps it differently from ``pipe([x])[0]``."""
         return result
+
+    def picture_memory(self, params: Mapping[str, Any]) -> PictureMemory:
+        """What the answer about a picture takes, for each of its pixels."""
+        return PictureMemory()
 
     def release_memory(self) -> None:  # noqa: B027 - most have none to give back
         """Gives back what the device has no use for, before a smaller batch is tried."""

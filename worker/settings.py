@@ -146,6 +146,7 @@ class InputSettings(_Section):
     #: Most bytes that the inputs of one task may take once they are decoded, with what their preparation takes for a
     #: moment: about 90 minutes of audio that is not cut into chunks (`chunk_length_s`), 500 million pixels, or 130 MB
     #: of text. Of tasks beyond an eighth of it, one at a time is prepared.
+    #: Answers of the size of a picture (masks, depth, images) may take as much.
     max_decoded_bytes: Bytes = 4 * 2**30
     #: Longest audio, in seconds.
     max_audio_s: float = Field(default=4 * 3600, gt=0)

@@ -160,6 +160,7 @@ _VISION_ROWS = (
         cost="pixels",
         company="same shape",
         objects="masks: PNG",
+        quirks="ImageSegmentation",
     ),
     TaskType(
         "object-detection",

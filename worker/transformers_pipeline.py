@@ -20,7 +20,7 @@ from PIL import Image
 from producers import shown
 from producers.errors import ErrorCode, PipeqError
 from producers.status import ModelInfo
-from worker import finite, quirks, scaling, word_lengths
+from worker import finite, picture_memory, quirks, scaling, word_lengths
 from worker.batcher import Limits
 from worker.infer import is_out_of_memory
 from worker.known_sample import KnownSample
@@ -255,6 +255,9 @@ class TransformersPipeline(Pipeline):
 
     def result(self, result: Any, value: Any, params: Mapping[str, Any]) -> Any:
         return self.quirks.result(result, value, params)
+
+    def picture_memory(self, params: Mapping[str, Any]) -> picture_memory.PictureMemory:
+        return picture_memory.of(self.task_type.name, self._pipe, params)
 
     def release_memory(self) -> None:
         if self.device.type == "cuda":

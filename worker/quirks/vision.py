@@ -7,15 +7,21 @@ from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 from PIL import Image
 
 from producers.errors import ErrorCode, PipeqError
-from worker import footprint, scaling
+from worker import footprint, picture_memory, scaling
 from worker.pipelines import SOLO
 from worker.quirks.base import CallParams, Quirks
 from worker.quirks.generation import Generates
 from worker.video import Video
+
+#: Labels whose scores are scaled up together.
+_LABELS_AT_ONCE = 4
+#: Bytes of all scores, scaled up, below which they are scaled up as transformers does it: all at once.
+_ALL_AT_ONCE_BYTES = 2**28
 
 
 class ComparesLabels(Quirks):
@@ -91,6 +97,48 @@ class KeypointMatching(Quirks):
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return {"images": [picture(), picture()]}, {}
+
+
+class ImageSegmentation(Quirks):
+    """Scales the scores of a few labels after the other up to the size of the picture, not those of all at once.
+
+    The masks are those of transformers, but where two labels are equal but for the last bit of a float.
+    """
+
+    def postprocess(self, pipe: transformers.Pipeline, outputs: list[Any], call: CallParams) -> Any:
+        processor, output = pipe.image_processor, outputs[0]
+        logits = output.get("logits")
+        is_semantic = call.postprocess.get("subtask") in (None, "semantic")
+        if not is_semantic or not isinstance(logits, torch.Tensor) or not picture_memory.by_label(processor):
+            return super().postprocess(pipe, outputs, call)
+        [(height, width)] = output["target_size"]
+        if logits.shape[1] * height * width * logits.element_size() <= _ALL_AT_ONCE_BYTES:
+            return super().postprocess(pipe, outputs, call)
+        scaled_up, best, found, count = processor.post_process_semantic_segmentation, None, None, logits.shape[1]
+        for at in range(0, count, _LABELS_AT_ONCE):
+            # Not fewer at the end: of a single label torch takes another way, and rounds differently.
+            first = max(0, min(at, count - _LABELS_AT_ONCE))
+            some = transformers.utils.ModelOutput(logits=logits[:, first : first + _LABELS_AT_ONCE])
+            [made] = scaled_up(some, target_sizes=output["target_size"], return_segmentation_scores=True)
+            labels = made.segmentation_scores.argmax(0, keepdim=True)
+            scores = made.segmentation_scores.gather(0, labels)[0]
+            labels = labels[0].to(torch.int32) + first
+            if best is None or found is None:
+                best, found = scores, labels
+                continue
+            # The first of equal ones, as argmax has it.
+            found = torch.where(scores > best, labels, found)
+            torch.maximum(best, scores, out=best)
+        assert found is not None
+        segments = found.numpy()
+        return [
+            {
+                "score": None,
+                "label": pipe.model.config.id2label[label],
+                "mask": Image.fromarray((segments == label).view(np.uint8) * np.uint8(255)),
+            }
+            for label in np.flatnonzero(np.bincount(segments.reshape(-1))).tolist()
+        ]
 
 
 class MaskGeneration(Quirks):
