@@ -152,10 +152,11 @@ class TransformersPipeline(Pipeline):
         forward = self.call_params(params)
         alike = [json.dumps(params.get(name)) for name in self.task_type.group_by]
         shared = (self.name, forward.forward_key, *alike)
+        rows = self.quirks.rows(forward.forward)
         for features in self.preprocess(value, params):
             own = self.quirks.group(features, forward.forward)
             group = (*shared, uuid.uuid4().hex if own == SOLO else own)
-            yield Prepared(features, group, self.quirks.cost(features), _nbytes(features))
+            yield Prepared(features, group, rows * self.quirks.cost(features), _nbytes(features))
 
     def preprocess(self, value: Any, params: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         """One decoded input -> the features of its items, one after the other: one, or one a chunk."""

@@ -141,3 +141,13 @@ def test_settings_may_have_a_parameter_of_generate_in_either_place(tiny: Path, o
     pipeline = load("it", PipelineSettings(task="image-text-to-text", model=model, params=own), "cpu")
     for theirs in ({"max_new_tokens": 3}, {"generate_kwargs": {"max_new_tokens": 3}}):
         pipeline.call_params(pipeline.merge(theirs))
+
+
+@pytest.mark.parametrize("params", [{"num_beams": 4}, {"num_return_sequences": 4, "do_sample": True}])
+def test_beams_and_sequences_count_in_a_batch(pipelines: dict[tuple[str, str], Loaded], params: dict[str, Any]) -> None:
+    pipeline = pipelines["text-generation", "gpt2"]
+    alone, several = (
+        next(iter(pipeline.prepare("the quick brown fox", pipeline.merge({"max_new_tokens": 2, **more}))))
+        for more in ({}, params)
+    )
+    assert several.cost == 4 * alone.cost

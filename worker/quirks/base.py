@@ -172,6 +172,10 @@ class Quirks:
                 f"(`max_input_tokens` of the pipeline in the worker's settings): shorten it{more}",
             )
 
+    def rows(self, forward: Mapping[str, Any]) -> int:
+        """How many rows of a forward pass an item becomes: beams, or sequences that are written side by side."""
+        return 1
+
     def cost(self, features: Mapping[str, Any]) -> int:
         """What the item costs in a forward pass, in tokens or what weighs about as much."""
         if (tokens := features.get("input_ids")) is not None:

@@ -162,19 +162,21 @@ class Generates(Quirks):
         if self.generates:
             self._check_rows(footprint.longest(features), forward)
 
+    def rows(self, forward: Mapping[str, Any]) -> int:
+        asked = _asked(forward)
+        return max(1, _number(asked, "num_beams"), _number(asked, "num_return_sequences")) if self.generates else 1
+
     def _check_rows(self, prompt: int, forward: Mapping[str, Any]) -> None:
         """Refuses beams and sequences that read and write too much together.
 
         What nobody asked for, the lengths in the model's own configuration, mostly ends sooner, and does not count.
         """
-        asked = dict(forward)
-        for name in ("generate_kwargs", "forward_params"):
-            asked |= forward.get(name) or {}
+        asked = _asked(forward)
         lengths_asked = (_number(asked, name) for name in ("max_new_tokens", "min_new_tokens"))
         before = 0 if self._encoder else prompt  # a decoder of its own starts anew
         totals = (_number(asked, name) - before for name in ("max_length", "min_length"))
         new = max(0, *lengths_asked, *totals)
-        rows = max(1, _number(asked, "num_beams"), _number(asked, "num_return_sequences"))
+        rows = self.rows(forward)
         needed = self.footprint.of(prompt, new, rows)
         if (rows > 1 or new) and needed > self.most_bytes:
             gib, most_gib = needed / 2**30, self.most_bytes / 2**30
@@ -304,6 +306,14 @@ class Generates(Quirks):
 
 def _key(forward: Mapping[str, Any]) -> str:
     return json.dumps(forward, sort_keys=True, default=lambda value: type(value).__name__)
+
+
+def _asked(forward: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of generate, wherever they stand."""
+    asked = dict(forward)
+    for name in ("generate_kwargs", "forward_params"):
+        asked |= forward.get(name) or {}
+    return asked
 
 
 def _number(params: Mapping[str, Any], name: str) -> int:
