@@ -74,8 +74,8 @@ def check_cells(table: dict[str, list[str]], name: str, limits: InputSettings) -
     if count > limits.max_table_cells:
         raise PipeqError(
             ErrorCode.INPUT_TOO_LARGE,
-            f"{name} has the text of {count} cells (one for each {_CELL_CHARACTERS} characters, more for long cells), and "
-            f"this worker takes {limits.max_table_cells} in one table ([inputs] max_table_cells): shorten them",
+            f"{name} has the text of {count} cells (one for each {_CELL_CHARACTERS} characters, more for long cells), "
+            f"and this worker takes {limits.max_table_cells} in one table ([inputs] max_table_cells): shorten them",
         )
 
 
