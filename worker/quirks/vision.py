@@ -120,15 +120,13 @@ class ImageSegmentation(Quirks):
             first = max(0, min(at, count - _LABELS_AT_ONCE))
             some = transformers.utils.ModelOutput(logits=logits[:, first : first + _LABELS_AT_ONCE])
             [made] = scaled_up(some, target_sizes=output["target_size"], return_segmentation_scores=True)
-            labels = made.segmentation_scores.argmax(0, keepdim=True)
-            scores = made.segmentation_scores.gather(0, labels)[0]
-            labels = labels[0].to(torch.int32) + first
-            if best is None or found is None:
-                best, found = scores, labels
-                continue
-            # The first of equal ones, as argmax has it.
-            found = torch.where(scores > best, labels, found)
-            torch.maximum(best, scores, out=best)
+            for label, scores in enumerate(made.segmentation_scores, first):
+                if best is None or found is None:
+                    best, found = scores.clone(), torch.zeros_like(scores, dtype=torch.int32)
+                    continue
+                # The first of equal ones, as argmax has it.
+                found.masked_fill_(scores > best, label)
+                torch.maximum(best, scores, out=best)
         assert found is not None
         segments = found.numpy()
         return [
