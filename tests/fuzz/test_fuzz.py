@@ -129,6 +129,7 @@ def litter(db: redis.Redis, messages: list[Message], rng: random.Random) -> None
             )
         )
         if rng.random() < 0.2:
+            db.delete(queues.record_key(str(message.id)))
             db.rpush(queues.record_key(str(message.id)), record)  # not even a string
         else:
             db.set(queues.record_key(str(message.id)), record)
