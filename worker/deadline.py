@@ -127,6 +127,11 @@ class _Reader(io.RawIOBase):
         super().close()
 
 
+def _timed(response: Any, sock: socket.socket) -> Any:
+    response.fp = io.BufferedReader(_Reader(sock, response.fp.detach()))
+    return response
+
+
 class _Response(http.client.HTTPResponse):
     """Reads its status, its headers, its chunks and its body by :class:`_Reader`."""
 
@@ -177,7 +182,12 @@ class TimedExpecting(Timed):
     def _handle_expect_response(self, message_body: Any) -> None:
         real, self.sock = self.sock, _Reading(self.sock)
         try:
+            before = self.response_class
             super()._handle_expect_response(message_body)  # type: ignore[misc]
+            made = self.response_class
+            if made is not before:
+                # It answered at once and not with 100: botocore goes on to read that answer by a class of its own.
+                self.response_class = lambda sock, *args, **kwargs: _timed(made(sock, *args, **kwargs), sock)  # type: ignore[assignment]
         finally:
             if isinstance(self.sock, _Reading):
                 self.sock = real
