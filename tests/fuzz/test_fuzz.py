@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -94,9 +95,8 @@ def one_round(zoo: Zoo, db: redis.Redis, source: Source, rng: random.Random, end
     keep(zoo, [message.raw for message, _ in lost])
     assert not lost, f"{len(lost)} of {ROUND} have no end: {[(one.kind, one.id, what) for one, what in lost[:5]]}"
     for task, raws in nameless.items():
-        # A worker may still find an id in what is no JSON.
-        found = {json.dumps(letter["id"]).encode() for letter in letters[task] if letter.get("id")}
-        without = [raw for raw in raws if not any(one in raw for one in found)]
+        # A worker may still find an id in what is no JSON; one that had ended before gets no second dead letter.
+        without = [raw for raw in raws if not any(record_state(db, one) for one in ids_in(raw))]
         unnamed = sum(not letter.get("id") for letter in letters[task])
         keep(zoo, without if unnamed < len(without) else [])
         assert unnamed >= len(without), f"{task}: {len(without)} messages without an id, {unnamed} dead letters"
@@ -176,6 +176,17 @@ def waiting_ids(db: redis.Redis) -> set[str]:
                 found.add(json.loads(json.loads(member)["message"])["headers"]["id"])
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue
+    return found
+
+
+def ids_in(raw: bytes) -> set[str]:
+    """What may be taken for an id in a message, wherever it stands in it."""
+    found = set()
+    for quoted in re.findall(rb'"id"\s*:\s*("(?:[^"\\]|\\.)*")', raw):
+        try:
+            found.add(json.loads(quoted))
+        except ValueError:
+            continue
     return found
 
 
