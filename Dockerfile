@@ -15,7 +15,7 @@ RUN python -m venv /opt/pipeq
 ENV PATH=/opt/pipeq/bin:$PATH
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 # Packages without code, so that a change of code does not install everything anew.
-RUN mkdir producers worker && touch producers/__init__.py worker/__init__.py
+RUN mkdir -p producers/pipeq worker/pipeq_worker && touch producers/pipeq/__init__.py worker/pipeq_worker/__init__.py
 # 1: also what reads text in images, for document-question-answering.
 ARG WITH_TESSERACT=0
 RUN if [ "$WITH_TESSERACT" = 1 ]; then pip install --no-cache-dir -c constraints.txt pytesseract==0.3.13; fi

@@ -61,8 +61,8 @@ bench: install ## Run the benchmarks.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
 
 docs: install ## Write anew what is made from the code: docs/message.schema.json, docs/task-types.md, docs/schemas, the README's table.
-	$(BIN)/python -c 'from producers.message import json_schema; print(json_schema(), end="")' > docs/message.schema.json
-	$(BIN)/python -m worker.docs
+	$(BIN)/python -c 'from pipeq.contract.message import json_schema; print(json_schema(), end="")' > docs/message.schema.json
+	$(BIN)/python -m tools.docs
 
 clean: ## Remove what the targets made, .venv included.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -19,9 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeq import Client
+from pipeq.demo.embedded import minilm_path, valkey
+
 from benchmarks.report import Run, table
-from producers import Client
-from producers.embedded import minilm_path, valkey
 
 TEXTS = 1000
 MEDIAN_WORDS = 20
@@ -98,7 +99,7 @@ def run_queue(client: Client, inputs: list[str], at: int) -> Run:
 def running_worker(model: Path, redis_url: str) -> Iterator[Client]:
     """A worker with default settings but for one torch thread, ready to take tasks."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PIPEQ_TORCH_THREADS": "1", "PIPEQ_LOG_LEVEL": "WARNING"}
-    command = [sys.executable, "-m", "producers", "worker", f"{PIPELINE}={model}", "--redis-url", redis_url]
+    command = [sys.executable, "-m", "pipeq", "worker", f"{PIPELINE}={model}", "--redis-url", redis_url]
     process = subprocess.Popen(command, env=env)
     try:
         with Client(redis_url) as client:

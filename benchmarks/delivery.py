@@ -23,11 +23,11 @@ from typing import Any
 
 import redis
 from celery import Celery
+from pipeq import Client
+from pipeq.demo.embedded import valkey
 from rich.console import Console
 from rich.table import Table
 
-from producers import Client
-from producers.embedded import valkey
 from tests.proxy import proxy
 
 MESSAGES = 10_000
@@ -72,7 +72,7 @@ def process(*command: str, folder: Path | None = None, **env: str) -> Iterator[s
 @contextmanager
 def pipeq_worker(url: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Ours, at default settings."""
-    with process(sys.executable, "-m", "producers", "worker", "constant", "--redis-url", url) as child:
+    with process(sys.executable, "-m", "pipeq", "worker", "constant", "--redis-url", url) as child:
         yield child
 
 

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from producers import Client
+from pipeq import Client
 
 if len(sys.argv) > 1:
     texts = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()

@@ -8,7 +8,7 @@ Chunks overlap, so that no word is cut, and the worker joins what they say into 
 
 import sys
 
-from producers import Client, Ref
+from pipeq import Client, Ref
 
 SAMPLE = "https://raw.githubusercontent.com/openai/whisper/main/tests/jfk.flac"
 

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from datasets import load_dataset
-
-from producers import Client, TaskStatus
+from pipeq import Client, TaskStatus
 
 DEFAULTS = ["cornell-movie-review-data/rotten_tomatoes", "text", "test"]
 PIPELINE = "text-classification"

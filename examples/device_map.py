@@ -8,7 +8,7 @@ Where a model lies is the worker's business: the producer's code is the same as 
 
 import sys
 
-from producers import Client
+from pipeq import Client
 
 question = sys.argv[1] if len(sys.argv) > 1 else "What is the secret to baking a really good cake?"
 chat = [

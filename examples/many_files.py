@@ -9,7 +9,7 @@ for each file gives each its own status, and its result as soon as it is there.
 
 import sys
 
-from producers import Client, Ref
+from pipeq import Client, Ref
 
 SAMPLES = [
     "https://raw.githubusercontent.com/openai/whisper/main/tests/jfk.flac",

@@ -8,7 +8,7 @@ Both models are in one worker here; `pipeq worker` in two places with one each w
 
 import sys
 
-from producers import Client, Ref
+from pipeq import Client, Ref
 
 SAMPLE = (
     "https://raw.githubusercontent.com/huggingface/transformers/main/tests/fixtures/tests_samples/COCO/000000039769.png"

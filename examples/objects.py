@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-
-from producers import Client, Ref
+from pipeq import Client, Ref
 
 SAMPLE = (
     "https://raw.githubusercontent.com/huggingface/transformers/main/tests/fixtures/tests_samples/COCO/000000039769.png"

@@ -8,7 +8,7 @@ Tasks with different parameters may wait on the same queue; only those with the 
 
 import sys
 
-from producers import Client, PipeqError
+from pipeq import Client, PipeqError
 
 text = sys.argv[1] if len(sys.argv) > 1 else "You remembered my birthday!"
 

@@ -8,7 +8,7 @@ A file of your own must be on a disk that the worker sees, too, below what it ma
 
 import sys
 
-from producers import Client, Ref
+from pipeq import Client, Ref
 
 SAMPLE = "https://raw.githubusercontent.com/openai/whisper/main/tests/jfk.flac"
 

@@ -8,7 +8,7 @@ Each label is an item of its own, so the labels of one text run as a batch, toge
 
 import sys
 
-from producers import Client
+from pipeq import Client
 
 TEXT = "I have a problem with my iPhone that needs to be resolved asap!!"
 

@@ -8,7 +8,7 @@ A small image may also travel in the message: `Ref.from_bytes(data)`, up to 256 
 
 import sys
 
-from producers import Client, Ref
+from pipeq import Client, Ref
 
 FIXTURES = "https://raw.githubusercontent.com/huggingface/transformers/main/tests/fixtures/tests_samples"
 

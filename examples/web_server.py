@@ -13,12 +13,11 @@ import asyncio
 import sys
 
 import uvicorn
+from pipeq import Client, PipeqError, State, WaitTimeoutError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
-
-from producers import Client, PipeqError, State, WaitTimeoutError
 
 client = Client()
 

@@ -9,8 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
-
-from producers import embedded
+from pipeq.demo import embedded
 
 #: What the shared S3 server has.
 BUCKETS = ("inputs", "results")

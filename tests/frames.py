@@ -6,7 +6,7 @@ import base64
 import json
 from typing import Any
 
-from producers import queues
+from pipeq.contract import keys as queues
 
 
 def frame(task_id: str, queue: str, kwargs: dict[str, Any] | None = None, **more: Any) -> str:

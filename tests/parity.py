@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from worker.compare import differences
+from pipeq_worker.doctor.compare import differences
 
 
 def plain(value: Any) -> Any:

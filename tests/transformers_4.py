@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from pipeq_worker.models.own import OWN
 
 from tests import tiny_models
-from worker.tasks import OWN
 
 Change = Callable[[Any], None]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from producers import Client
+from pipeq import Client
 
 #: A worker imports torch and loads its models before it is ready, in seconds.
 READY_S = 90
@@ -71,7 +71,7 @@ def worker(folder: Path, redis_url: str, *arguments: Any, **env: Any) -> Iterato
     }
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "producers", "worker", *map(str, arguments)],
+            [sys.executable, "-m", "pipeq", "worker", *map(str, arguments)],
             stdout=out,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PIPEQ_REDIS_URL": redis_url, "PIPEQ_TORCH_THREADS": "1", **settings},

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pipeq import Client, Ref
+from pipeq.demo import embedded
+from pipeq_worker.delivery.outputs import wav
 
-from producers import Client, Ref, embedded
 from tests import samples, tiny_models
 from tests.worker_process import WorkerProcess, worker
-from worker.outputs import wav
 
 NESTED = {"generate_kwargs": {"max_new_tokens": 6, "do_sample": False}}
 GREEDY = {"max_new_tokens": 6, "num_beams": 1}

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pipeq import Client
+from pipeq.demo import embedded
 
-from producers import Client, embedded
 from tests import tiny_models
 from tests.worker_process import WorkerProcess, worker
 

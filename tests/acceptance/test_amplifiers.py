@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pipeq import Client, State
+from pipeq.demo import embedded
 
-from producers import Client, State, embedded
 from tests import tiny_models
 from tests.worker_process import worker
 

@@ -13,11 +13,12 @@ import pytest
 import redis
 from celery import Celery
 from PIL import Image
+from pipeq import Ref, State
+from pipeq.contract import keys as queues
 
-from producers import Ref, State, queues
 from tests.acceptance.conftest import Service
 from tests.media import encode_image, picture
-from tests.unit.test_decoded import flac
+from tests.unit.pipeq_worker.media.test_text_and_imagesd import flac
 
 ANYWHERE = Path("/etc/hostname")
 

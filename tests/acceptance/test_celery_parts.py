@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery, chain, chord, group
+from pipeq import Client, State
+from pipeq.demo import embedded
 
-from producers import Client, State, embedded
 from tests.worker_process import WorkerProcess, worker
 
 TASKS = """
@@ -51,7 +52,7 @@ def shout(text):
 
 APP = """
 from celery import Celery
-import worker.transport
+import pipeq_worker.broker.transport
 app = Celery("somebody", include=["somebodys_tasks"])
 app.conf.update(
     broker_url="{transport}{url}", result_backend="{backend}{url}", worker_pool="{pool}", task_acks_late=True,
@@ -61,9 +62,9 @@ app.conf.update(
 
 OURS = {
     "transport": "pipeq+",
-    "backend": "worker.backend:Backend+",
-    "pool": "worker.pool:TaskPool",
-    "consumer": "worker.consumer:Consumer",
+    "backend": "pipeq_worker:Backend+",
+    "pool": "pipeq_worker:TaskPool",
+    "consumer": "pipeq_worker:Consumer",
 }
 STOCK = {"transport": "", "backend": "", "pool": "threads", "consumer": "celery.worker.consumer:Consumer"}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from producers import Ref
+from pipeq import Ref
+
 from tests.acceptance.conftest import Service
 from tests.acceptance.corpus import PASSAGES, QUESTIONS
 from tests.acceptance.test_stock_celery import embedding_pipeline

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeq import Client, Ref, State
+from pipeq.demo import embedded
+from pipeq_worker.delivery.outputs import wav
 
-from producers import Client, Ref, State, embedded
 from tests import samples, tiny_models
 from tests.worker_process import worker
-from worker.outputs import wav
 
 GREEDY = {"generate_kwargs": {"max_new_tokens": 2, "do_sample": False}}
 MODELS = {

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pipeq import Ref
+from pipeq_worker.delivery.outputs import convert
+from pipeq_worker.media.video import Video
+from pipeq_worker.models.loading import load
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
+from pipeq_worker.settings.read import PipelineSettings
 
-from producers import Ref
 from tests import samples, tiny_models
 from tests.parity import assert_same
 from tests.zoo import SERVED, Zoo, inputs_of, refer, running
-from worker.loading import load
-from worker.outputs import convert
-from worker.settings import PipelineSettings
-from worker.transformers_pipeline import TransformersPipeline
-from worker.video import Video
 
 torch.set_num_threads(1)
 

@@ -22,15 +22,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from pipeq import Client, Ref
+from pipeq.demo import embedded
+from pipeq_worker.models.loading import load
+from pipeq_worker.process.cli import worker as worker_command
+from pipeq_worker.settings import read as settings
 
-from producers import Client, Ref, embedded
 from tests import samples, tiny_models
 from tests.media import encode_audio, encode_image, picture, tone
 from tests.parity import assert_same
 from tests.worker_process import worker
-from worker import settings
-from worker.cli import worker as worker_command
-from worker.loading import load
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import redis
+from pipeq import Client
+from pipeq.contract import keys as queues
+from pipeq.demo import embedded
 
-from producers import Client, embedded, queues
 from tests import tiny_models
 from tests.frames import frame
 from tests.worker_process import WorkerProcess, worker

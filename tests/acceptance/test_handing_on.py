@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery, chain, chord
+from pipeq import Client, Ref, State
+from pipeq.contract import keys as queues
+from pipeq.demo import embedded
+from pipeq_worker.delivery.outputs import wav
+from pipeq_worker.settings.read import ResultSettings
+from pipeq_worker.stores.signed import LEARN_S, Signatures
 
-from producers import Client, Ref, State, embedded, queues
 from tests import samples, tiny_models
 from tests.worker_process import worker
-from worker.outputs import wav
-from worker.settings import ResultSettings
-from worker.signed import LEARN_S, Signatures
 
 SPEECH, TEXT, PICTURE, LABEL = "automatic-speech-recognition", "text-classification", "image-to-image", "vit"
 

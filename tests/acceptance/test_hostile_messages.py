@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from pipeq import Client
+from pipeq.contract import keys as queues
+from pipeq.contract.message import TaskMessage
+from pipeq.demo import embedded
+from pipeq.envelope import Envelope
+from pipeq_worker.broker import protocol
 
-from producers import Client, embedded, queues
-from producers.envelope import Envelope
-from producers.message import TaskMessage
 from tests.worker_process import WorkerProcess, worker
-from worker import protocol
 
 VALUES: list[Any] = [True, 5, -1, 0.5, 1e308, 10**400, "text", "\ud800", "", [], [1], {}, {"a": 1}, "9" * 5000]
 #: Beside those of the protocol: what kombu and Celery read all the same, and names that stand in their way.

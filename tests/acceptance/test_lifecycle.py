@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import redis
 import transformers
+from pipeq import Client, PipeqError, Ref, State
+from pipeq.contract import keys as queues
+from pipeq.demo import embedded
 
-from producers import Client, PipeqError, Ref, State, embedded, queues
 from tests import tiny_models
 from tests.acceptance.conftest import Service
 from tests.parity import assert_same, plain

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from pipeq import Client, Ref
 
-from producers import Client, Ref
 from tests import tiny_models
 from tests.worker_process import worker
 

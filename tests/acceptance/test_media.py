@@ -6,13 +6,13 @@ import json
 
 import pytest
 import transformers
+from pipeq import Ref, State
+from pipeq_worker.media.audio import decode_audio
+from pipeq_worker.stages.decode import decode_image
 
-from producers import Ref, State
 from tests.acceptance.conftest import Service
 from tests.media import AUDIO_FORMATS, encode_audio, encode_image, picture, tone
 from tests.parity import assert_same, plain
-from worker.audio import decode_audio
-from worker.decode import decode_image
 
 WHISPER = "automatic-speech-recognition"
 SPEECH = {"return_timestamps": "word", "max_new_tokens": 12, "language": "en"}

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from pipeq import Client
+from pipeq_worker.models.transformers_loading import load
+from pipeq_worker.settings.read import PipelineSettings
 
-from producers import Client
 from tests import samples, tiny_models
 from tests.parity import assert_same
 from tests.worker_process import worker
-from worker.models import load
-from worker.settings import PipelineSettings
 
 torch.set_num_threads(1)
 

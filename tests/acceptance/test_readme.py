@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from pipeq.cli import main as cli
+from pipeq_worker.settings.read import load
 
-from producers.cli import main as cli
 from tests.acceptance.conftest import Service
 from tests.media import encode_audio, encode_image, picture, tone
-from worker.settings import load
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 #: What the examples say for a Redis on the reader's machine.
@@ -50,7 +50,7 @@ def test_shell_examples_are_commands_that_exist() -> None:
 
 def test_a_shell_example_runs(service: Service) -> None:
     (service.inputs / "photo.png").write_bytes(encode_image(picture(), "png"))
-    pipeq = [sys.executable, "-m", "producers"]
+    pipeq = [sys.executable, "-m", "pipeq"]
     env = ["--redis-url", service.client.redis_url]
     got = subprocess.run(
         [*pipeq, "submit", "text-classification", "I love this queue", "--wait", *env],
@@ -84,7 +84,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_the_demo_runs() -> None:
-    command = [sys.executable, "-m", "producers", "demo", "What keeps a bad input from failing its neighbours?"]
+    command = [sys.executable, "-m", "pipeq", "demo", "What keeps a bad input from failing its neighbours?"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "What keeps a bad input from failing its neighbours?" in done.stdout

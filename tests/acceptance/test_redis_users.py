@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery, chord
+from pipeq import Client, PipeqError, State
+from pipeq.contract import keys as queues
+from pipeq.demo import embedded
 
-from producers import Client, PipeqError, State, embedded, queues
 from tests.worker_process import worker
 
 RULES = Path(__file__).parents[2] / "deploy" / "redis-users.acl"

@@ -12,14 +12,15 @@ import pytest
 import redis
 import transformers
 from celery import Celery, chain, chord, group
+from pipeq import Client, State
+from pipeq.contract import keys as queues
+from pipeq_worker.models.transformers_loading import load
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
+from pipeq_worker.settings.read import PipelineSettings
 
-from producers import Client, State, queues
 from tests.acceptance.conftest import Service
 from tests.parity import assert_same, plain
 from tests.worker_process import worker
-from worker.models import load
-from worker.settings import PipelineSettings
-from worker.transformers_pipeline import TransformersPipeline
 
 WORDS = "invoice total amount euros model queue worker batch cat dog image sound speech paper river stone light".split()
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import redis
+from pipeq import Client, State
+from pipeq.contract import keys as queues
 
-from producers import Client, State, queues
 from tests.worker_process import WorkerProcess, worker
 
 LINE = "stopping: 9 tasks go back on their queues, 1 that run have"

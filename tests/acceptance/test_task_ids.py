@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
+from pipeq import Client, State
+from pipeq.contract import keys as queues
+from pipeq.demo import embedded
 
-from producers import Client, State, embedded, queues
 from tests.worker_process import worker
 
 IDS = ["report 5", "user/42", "äöü", "a" * 201, "../../x", "..", "a%2F..", "line\nbreak", "\0", "日本" * 150]

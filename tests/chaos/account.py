@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Self
 
 import redis
-
-from producers import Client, State, queues
+from pipeq import Client, State
+from pipeq.contract import keys as queues
 
 _FINAL = {"SUCCESS", "FAILURE", "REVOKED"}
 

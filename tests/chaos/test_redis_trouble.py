@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import redis
+from pipeq import State
+from pipeq.demo import embedded
 
-from producers import State, embedded
 from tests.chaos.account import Account
 from tests.proxy import proxy
 from tests.worker_process import WorkerProcess, worker

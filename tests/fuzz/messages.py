@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from pipeq.contract.message import TaskMessage, plain
+from pipeq.envelope import Envelope
 
-from producers.envelope import Envelope
-from producers.message import TaskMessage, plain
 from tests.fuzz import hostile
 from tests.zoo import SERVED, inputs_of, refer
 

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 import redis
+from pipeq import PipeqError, State
+from pipeq.contract import keys as queues
 
-from producers import PipeqError, State, queues
 from tests.fuzz import hostile
 from tests.fuzz.messages import Message, Source
 from tests.zoo import SERVED, Zoo, running

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pipeq_worker.models.loading import load
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
+from pipeq_worker.settings.read import PipelineSettings
 
 from tests import tiny_models
-from worker.loading import load
-from worker.settings import PipelineSettings
-from worker.transformers_pipeline import TransformersPipeline
 
 #: Task type and tiny model -> their pipeline.
 Loaded = Callable[[str, str], TransformersPipeline]

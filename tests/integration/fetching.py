@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from producers.embedded import S3Server
-from producers.errors import PipeqError
-from producers.message import Ref
-from worker.fetch import Fetcher
+from pipeq.contract.errors import PipeqError
+from pipeq.contract.message import Ref
+from pipeq.demo.embedded import S3Server
+from pipeq_worker.stages.fetch import Fetcher
 
 
 class Budget:

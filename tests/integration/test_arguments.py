@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 import redis
 from click.testing import CliRunner, Result
-
-from producers import Client, PipeqError, Ref, State, embedded
-from producers import queues as names
-from producers.cli import main
+from pipeq import Client, PipeqError, Ref, State
+from pipeq.cli import main
+from pipeq.contract import keys as names
+from pipeq.demo import embedded
 
 PIPELINE = "text-classification"
 
@@ -281,7 +281,7 @@ def own_server(tmp_path: Path) -> Iterator[tuple[str, Any, Any]]:
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
-@pytest.mark.filterwarnings("ignore::producers.client.NoLiveWorkerWarning")
+@pytest.mark.filterwarnings("ignore::pipeq.client.NoLiveWorkerWarning")
 def test_a_wait_goes_on_while_redis_restarts(own_server: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     url, start, stop = own_server
     with Client(url) as client:
@@ -314,7 +314,7 @@ def test_a_wait_goes_on_while_redis_restarts(own_server: tuple[str, Any, Any], m
         assert time.monotonic() - began < 30, "a Redis that is away from the start is said at once"
         # Without a time limit, for as long as a restart may take.
         start()
-        monkeypatch.setattr("producers.waiting.OUTAGE_S", 0.5)
+        monkeypatch.setattr("pipeq.waiting.OUTAGE_S", 0.5)
         task = client.submit(PIPELINE, "z", check=False)
         waiting = threading.Thread(target=lambda: got.append(refused_by_redis(client, task)))
         waiting.start()
@@ -358,7 +358,7 @@ def test_a_cancel_of_nothing_says_so(run: Any, client: Client) -> None:
 
 
 def test_a_wait_for_nothing_ends(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("producers.cli_commands.UNKNOWN_S", 0.2)
+    monkeypatch.setattr("pipeq.cli.commands.UNKNOWN_S", 0.2)
     done = run("result", "nonsense", "--wait")
     assert (done.exit_code, done.stdout) == (4, "")
     assert "task nonsense was never seen" in done.stderr

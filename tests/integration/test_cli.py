@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 import redis
 from click.testing import CliRunner, Result
-
-from producers import Client, State
-from producers import queues as names
-from producers.cli import main
-from producers.embedded import S3Server
+from pipeq import Client, State
+from pipeq.cli import main
+from pipeq.contract import keys as names
+from pipeq.demo.embedded import S3Server
 
 PIPELINE = "text-classification"
 OOM = {"code": "out_of_memory", "message": "the input\nis too long", "retryable": False}
@@ -353,7 +352,7 @@ def test_no_queues_at_all(db: redis.Redis) -> None:
 def test_a_pipe_of_commands(db: redis.Redis) -> None:
     with Worker(db):
         done = subprocess.run(
-            [sys.executable, "-m", "producers", "submit", PIPELINE, "-", "--timeout", "30"],
+            [sys.executable, "-m", "pipeq", "submit", PIPELINE, "-", "--timeout", "30"],
             input="a\nb\n",
             capture_output=True,
             text=True,

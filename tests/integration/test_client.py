@@ -17,14 +17,13 @@ import pytest
 import redis
 from celery import Celery
 from celery.result import AsyncResult
-
-from producers import Client, NoLiveWorkerWarning, PipeqError, RedisUnavailableError, Ref, State, WaitTimeoutError
-from producers import queues as names
-from producers.errors import ErrorCode
-from producers.redis_url import without_password
-from producers.status import ErrorInfo, TaskStatus
-from producers.submitting import CHUNK_TASKS
-from producers.waiting import RECHECK_S
+from pipeq import Client, NoLiveWorkerWarning, PipeqError, RedisUnavailableError, Ref, State, WaitTimeoutError
+from pipeq.contract import keys as names
+from pipeq.contract.errors import ErrorCode
+from pipeq.contract.redis_url import without_password
+from pipeq.contract.status import ErrorInfo, TaskStatus
+from pipeq.submitting import CHUNK_TASKS
+from pipeq.waiting import RECHECK_S
 
 PIPELINE = "text-classification"
 
@@ -527,7 +526,7 @@ def test_a_running_task_does_not_end_a_wait(client: Client, db: redis.Redis) -> 
 
 
 def test_a_lost_notification_is_made_up_for(client: Client, db: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("producers.waiting.RECHECK_S", 0.5)
+    monkeypatch.setattr("pipeq.waiting.RECHECK_S", 0.5)
     task_id = client.submit(PIPELINE, "x")
     record = json.dumps({"status": "SUCCESS", "result": 1, "pipeq": {}})
     with after(0.1, lambda: db.set(names.record_key(task_id), record)):

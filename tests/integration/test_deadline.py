@@ -19,15 +19,15 @@ from pathlib import Path
 
 import pytest
 import trustme
+from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.message import Ref
+from pipeq.demo.embedded import S3Server
+from pipeq_worker.settings.read import InputSettings, ResultSettings, S3Settings
+from pipeq_worker.stages.fetch import Fetcher
+from pipeq_worker.stores import store
 
-from producers.embedded import S3Server
-from producers.errors import ErrorCode, PipeqError
-from producers.message import Ref
 from tests.integration.fetching import Budget, Dns, WebServer, answer, failure, serve, use_s3
 from tests.proxy import Proxy
-from worker import store
-from worker.fetch import Fetcher
-from worker.settings import InputSettings, ResultSettings, S3Settings
 
 # Where an answer cannot be read, frames of urllib3 and botocore hold its connection until the collector comes.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from pipeq_worker.delivery.outputs import wav
+from pipeq_worker.doctor.cli import doctor as command
 
 from tests import samples, tiny_models
-from worker.doctor_cli import doctor as command
-from worker.outputs import wav
 
 
 def doctor(*arguments: str) -> Result:

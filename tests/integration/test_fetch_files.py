@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pipeq.contract.errors import ErrorCode
+from pipeq.contract.message import Ref
+from pipeq_worker.settings.read import InputSettings, S3Settings
+from pipeq_worker.stages.fetch import Fetcher
+from pipeq_worker.stores.files import open_below
 
-from producers.errors import ErrorCode
-from producers.message import Ref
 from tests.integration.fetching import Budget, failure
-from worker.fetch import Fetcher
-from worker.files import open_below
-from worker.settings import InputSettings, S3Settings
 
 
 def open_files() -> int:

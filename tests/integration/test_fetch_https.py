@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import trustme
+from pipeq.contract.errors import ErrorCode
+from pipeq.contract.message import Ref
+from pipeq.demo import embedded
+from pipeq_worker.settings.read import InputSettings, S3Settings, SettingsError
+from pipeq_worker.stages.fetch import Fetcher
 
-from producers import embedded
-from producers.errors import ErrorCode
-from producers.message import Ref
 from tests.integration.fetching import Budget, Dns, WebServer, answer, chunked, failure, serve
-from worker.fetch import Fetcher
-from worker.settings import InputSettings, S3Settings, SettingsError
 
 LOOPBACK = ("127.0.0.0/8",)
 

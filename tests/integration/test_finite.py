@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from pipeq_worker.doctor.doctor import _Item, _Task
+from pipeq_worker.media.video import Video
+from pipeq_worker.models import finite
+from pipeq_worker.models.loading import load
+from pipeq_worker.models.quirks import CallParams, make
+from pipeq_worker.models.task_types import TASK_TYPES
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline, warm_up
+from pipeq_worker.settings.read import PipelineSettings
+from pipeq_worker.stages.infer import infer
 from safetensors.torch import load_file, save_file
 
 from tests import samples, tiny_models
 from tests.integration.conftest import Loaded
 from tests.zoo import SERVED, inputs_of
-from worker import finite
-from worker.doctor import _Item, _Task
-from worker.infer import infer
-from worker.loading import load
-from worker.quirks import CallParams, make
-from worker.settings import PipelineSettings
-from worker.task_types import TASK_TYPES
-from worker.transformers_pipeline import TransformersPipeline, warm_up
-from worker.video import Video
 
 torch.set_num_threads(1)
 

@@ -1,7 +1,7 @@
 """No parameter of ``generate`` makes an item's answer depend on what else is in its batch: all of them, walked.
 
 Each parameter is given with a value at which it does something, to prompts of one token and of many, in the fullest
-batches that its rule allows (worker/quirks/generation.py), and compared with transformers' own pipeline called for each
+batches that its rule allows (models/quirks/generation.py), and compared with transformers' own pipeline called for each
 alone. Where transformers itself refuses the parameter, we must, too.
 """
 
@@ -15,18 +15,18 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from pipeq_worker.doctor.doctor import check
+from pipeq_worker.models.loading import load
+from pipeq_worker.models.own.generation import lengths
+from pipeq_worker.models.params.table import generation_rules
+from pipeq_worker.models.pipeline import SOLO
+from pipeq_worker.models.quirks.generation import RULES, Company, Generates
+from pipeq_worker.models.task_types import TASK_TYPES
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
+from pipeq_worker.settings.read import PipelineSettings
 
 from tests import samples, tiny_models
 from tests.integration.test_parity import FULLEST
-from worker.doctor import check
-from worker.loading import load
-from worker.params.table import generation_rules
-from worker.pipelines import SOLO
-from worker.quirks.generation import RULES, Company, Generates
-from worker.settings import PipelineSettings
-from worker.task_types import TASK_TYPES
-from worker.tasks.generation import lengths
-from worker.transformers_pipeline import TransformersPipeline
 
 torch.set_num_threads(1)
 

@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 import redis
 from click.testing import CliRunner
-
-from producers import Client, PipeqError, State, TaskStatus
-from producers import queues as names
-from producers.cli import main
-from producers.queue_info import QueueInfo
+from pipeq import Client, PipeqError, State, TaskStatus
+from pipeq.cli import main
+from pipeq.contract import keys as names
+from pipeq.queue_info import QueueInfo
 
 PIPELINE = "text-classification"
 TASK = "5e7a2ccf-cc38-4d62-a716-5fe15bae5706"
@@ -264,7 +263,7 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore::producers.client.NoLiveWorkerWarning")
+@pytest.mark.filterwarnings("ignore::pipeq.client.NoLiveWorkerWarning")
 @pytest.mark.parametrize("kind", KEYS)
 def test_no_type_under_any_key_raises_what_is_not_ours(
     client: Client, db: redis.Redis, valkey_url: str, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -281,7 +280,7 @@ def test_no_type_under_any_key_raises_what_is_not_ours(
     assert client.status(NEIGHBOUR).result == "fine"
 
 
-@pytest.mark.filterwarnings("ignore::producers.client.NoLiveWorkerWarning")
+@pytest.mark.filterwarnings("ignore::pipeq.client.NoLiveWorkerWarning")
 def test_a_queue_of_another_type_leaves_no_record_that_waits_for_ever(client: Client, db: redis.Redis) -> None:
     db.set(PIPELINE, "no list")
     with pytest.raises(PipeqError, match="WRONGTYPE"):

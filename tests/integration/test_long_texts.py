@@ -9,20 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from pipeq import Client
+from pipeq.contract.errors import PipeqError
+from pipeq.demo import embedded
+from pipeq_worker.models import footprint, word_lengths
+from pipeq_worker.models.loading import load
+from pipeq_worker.models.task_type import Media
+from pipeq_worker.models.task_types import find
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
+from pipeq_worker.settings.read import PipelineSettings
 
-from producers import Client, embedded
-from producers.errors import PipeqError
 from tests import tiny_models
 from tests.integration.conftest import Loaded
 from tests.samples import WORDS
 from tests.worker_process import worker
 from tests.zoo import SERVED, inputs_of
-from worker import footprint, word_lengths
-from worker.loading import load
-from worker.settings import PipelineSettings
-from worker.task_type import Media
-from worker.task_types import find
-from worker.transformers_pipeline import TransformersPipeline
 
 torch.set_num_threads(1)
 

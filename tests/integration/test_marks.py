@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import redis
-
-from producers import embedded, queues
-from worker.marks import Marks
+from pipeq.contract import keys as queues
+from pipeq.demo import embedded
+from pipeq_worker.delivery.marks import Marks
 
 
 @pytest.fixture

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from pipeq.contract.errors import PipeqError
+from pipeq_worker.doctor.compare import differences
+from pipeq_worker.models.loading import load
+from pipeq_worker.models.model_state import ModelState
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline, sample_of
+from pipeq_worker.settings.read import PipelineSettings
+from pipeq_worker.stages.infer import infer
 
-from producers.errors import PipeqError
 from tests import samples, tiny_models
-from worker.compare import differences
-from worker.infer import infer
-from worker.loading import load
-from worker.model_state import ModelState
-from worker.settings import PipelineSettings
-from worker.transformers_pipeline import TransformersPipeline, sample_of
 
 torch.set_num_threads(1)
 
@@ -91,7 +91,7 @@ def test_an_early_exit_that_raises_is_undone(
     pipeline = loaded("text-generation", "writer")
     before, layers = run(pipeline, "hello", GREEDY), pipeline._pipe.model.config.num_hidden_layers
     for given in (1, -1):
-        with caplog.at_level(logging.WARNING, "worker"):
+        with caplog.at_level(logging.WARNING, "pipeq_worker"):
             error = run(pipeline, "hello", {**GREEDY, "assistant_early_exit": given})
         assert isinstance(error, PipeqError)
         assert error.code == "inference_failed"
@@ -181,7 +181,7 @@ def test_what_cannot_be_put_back_is_loaded_anew(tiny: Path, caplog: pytest.LogCa
     assert pipeline._pipe is pipe, "a pass that raised is no reason by itself"
     with torch.no_grad():
         pipe.model.transformer.h[0].mlp.c_fc.weight.zero_()
-    with caplog.at_level(logging.ERROR, "worker"):
+    with caplog.at_level(logging.ERROR, "pipeq_worker"):
         assert isinstance(run(pipeline, "fox", too_long), PipeqError)
     assert "the model's own sample gives another answer: loading it anew" in caplog.text
     assert pipeline._pipe is not pipe

@@ -16,16 +16,16 @@ import safetensors.torch
 import torch
 import transformers
 from click.testing import CliRunner
+from pipeq.contract.errors import PipeqError
+from pipeq.demo.embedded import S3Server
+from pipeq_worker.models.transformers_loading import load, task_of_config
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
+from pipeq_worker.process.cli import worker
+from pipeq_worker.settings.read import PipelineSettings, S3Settings
 
-from producers.embedded import S3Server
-from producers.errors import PipeqError
 from tests import samples, tiny_models
 from tests.integration.fetching import use_s3
 from tests.parity import assert_same
-from worker.cli import worker
-from worker.models import load, task_of_config
-from worker.settings import PipelineSettings, S3Settings
-from worker.transformers_pipeline import TransformersPipeline
 
 torch.set_num_threads(1)
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pipeq.contract.errors import PipeqError
+from pipeq_worker.media.video import Video
+from pipeq_worker.models.task_type import Media
+from pipeq_worker.models.task_types import find
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
+from pipeq_worker.stages.accept import read_inputs
 
-from producers.errors import PipeqError
 from tests.integration.conftest import Loaded
 from tests.zoo import SERVED, inputs_of
-from worker.inputs import read_inputs
-from worker.task_type import Media
-from worker.task_types import find
-from worker.transformers_pipeline import TransformersPipeline
-from worker.video import Video
 
 torch.set_num_threads(1)
 

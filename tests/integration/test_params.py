@@ -15,19 +15,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pipeq.contract.errors import PipeqError
+from pipeq_worker.media.video import Video
+from pipeq_worker.models import loading
+from pipeq_worker.models.params.accepted import named_rules
+from pipeq_worker.models.params.compound import Either, Fields, Json, ListOf, Numbers, Pair
+from pipeq_worker.models.params.rules import Bounds, Choice, Flag, Number, Rule, Template, Text, Whole, display
+from pipeq_worker.models.params.table import generation_rules
+from pipeq_worker.models.signatures import pipeline_class
+from pipeq_worker.models.task_type import Media
+from pipeq_worker.models.task_types import TASK_TYPES
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
+from pipeq_worker.settings.read import ParamLimits, PipelineSettings
 
-from producers.errors import PipeqError
 from tests import samples, tiny_models
-from worker import docs, loading
-from worker.params.accepted import named_rules
-from worker.params.compound import Either, Fields, Json, ListOf, Numbers, Pair
-from worker.params.rules import Bounds, Choice, Flag, Number, Rule, Template, Text, Whole, display
-from worker.params.table import generation_rules
-from worker.settings import ParamLimits, PipelineSettings
-from worker.task_type import Media
-from worker.task_types import TASK_TYPES
-from worker.transformers_pipeline import TransformersPipeline
-from worker.video import Video
 
 torch.set_num_threads(1)
 
@@ -191,7 +192,7 @@ PAIRS = [(task, model) for task, (models, _) in WALKED.items() for model in mode
 def rules_of(task: str) -> dict[str, Rule]:
     """What the schema of a task type offers."""
     row = TASK_TYPES[task]
-    named = named_rules(row, docs._pipeline_class(row))
+    named = named_rules(row, pipeline_class(row))
     return {**generation_rules(task), **named} if row.generation == "call" else named
 
 

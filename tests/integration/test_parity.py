@@ -14,20 +14,20 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from pipeq.contract.errors import PipeqError
+from pipeq_worker.doctor.compare import differences
+from pipeq_worker.doctor.doctor import check
+from pipeq_worker.media.video import Video
+from pipeq_worker.models.loading import load
+from pipeq_worker.models.pipeline import BatchLimits
+from pipeq_worker.models.quirks import CallParams, make
+from pipeq_worker.models.task_types import TASK_TYPES, find
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
+from pipeq_worker.settings.read import PipelineSettings
 
-from producers.errors import PipeqError
 from tests import samples, tiny_models
 from tests.samples import WORDS, audio, chats, clips, documents, images, texts
-from worker import docs
-from worker.batcher import Limits
-from worker.compare import differences
-from worker.doctor import check
-from worker.loading import load
-from worker.quirks import CallParams, make
-from worker.settings import PipelineSettings
-from worker.task_types import TASK_TYPES, find
-from worker.transformers_pipeline import TransformersPipeline
-from worker.video import Video
+from tools import docs
 
 torch.set_num_threads(1)
 
@@ -158,7 +158,7 @@ CASES: list[Case] = [
     ("any-to-any", "qwen2_audio", samples.audio_chats, NESTED, 1),
 ]
 #: The fullest batches that there can be, whatever their padding.
-FULLEST = Limits(max_size=64, max_cost=10**9, launch_cost=10**9, max_wait_s=0)
+FULLEST = BatchLimits(max_size=64, max_cost=10**9, launch_cost=10**9, max_wait_s=0)
 
 
 def name_of(case: Case) -> str:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from pipeq.contract.errors import PipeqError
+from pipeq_worker.models.loading import load
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline as Loaded
+from pipeq_worker.models.transformers_pipeline import overlaid
+from pipeq_worker.settings.read import PipelineSettings
 
-from producers.errors import PipeqError
 from tests import tiny_models
 from tests.samples import WORDS
-from worker.loading import load
-from worker.settings import PipelineSettings
-from worker.transformers_pipeline import TransformersPipeline as Loaded
-from worker.transformers_pipeline import overlaid
 
 torch.set_num_threads(1)
 

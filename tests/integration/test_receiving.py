@@ -16,10 +16,12 @@ import pytest
 import redis
 from celery import Celery
 from kombu import Connection, Consumer, Producer, Queue
+from pipeq import Client, State
+from pipeq.contract import keys as queues
+from pipeq.demo import embedded
+from pipeq_worker.leases.leases import Leases, Wanted
 
-from producers import Client, State, embedded, queues
 from tests.worker_process import WorkerProcess, worker
-from worker.leases import Leases, Wanted
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def serves(url: str, pipeline: str = "constant") -> bool:
 def test_its_connections_are_killed_fifty_times(url: str, db: redis.Redis) -> None:
     got: list[Any] = []
     others = tracked(db)
-    with Connection(url, transport="worker.transport:Transport") as connection, Connection(url) as stock:
+    with Connection(url, transport="pipeq_worker:Transport") as connection, Connection(url) as stock:
         consuming = Consumer(connection.channel(), [Queue("killed", routing_key="killed")], accept=["json"])
         consuming.register_callback(lambda body, message: (got.append(body), message.ack()))
         consuming.consume()
@@ -102,7 +104,7 @@ def tracked(db: redis.Redis) -> set[str]:
 
 
 def test_more_threads_claim_at_once_than_a_pool_has_connections(url: str) -> None:
-    with Connection(url, transport="worker.transport:Transport") as connection:
+    with Connection(url, transport="pipeq_worker:Transport") as connection:
         leases, errors = connection.channel().leases, []
         begin = threading.Barrier(60)
 
@@ -186,7 +188,7 @@ def test_a_consumer_that_a_remote_control_cancels_is_seen(
     assert "cancel_consumer" in deaf(db)["constant"]["reason"]
     until(lambda: "no messages are taken from constant" in log())
     assert serves(url, "other")
-    shown = subprocess.check_output([sys.executable, "-m", "producers", "queues", "--redis-url", url], text=True)
+    shown = subprocess.check_output([sys.executable, "-m", "pipeq", "queues", "--redis-url", url], text=True)
     assert re.search(r"constant: pipeq-\S+ takes no messages: a remote control", shown)
     assert "other: " not in shown
     control.add_consumer("constant")

@@ -11,8 +11,9 @@ import pytest
 import redis
 import trustme
 from celery import Celery
+from pipeq import Client, State
+from pipeq.demo import embedded
 
-from producers import Client, State, embedded
 from tests.proxy import proxy
 from tests.worker_process import worker
 

@@ -13,21 +13,21 @@ from typing import Any
 
 import pytest
 import torch
+from pipeq.contract.errors import PipeqError
+from pipeq_worker.doctor.doctor import check
+from pipeq_worker.models.loading import load
+from pipeq_worker.models.pipeline import BatchLimits
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
+from pipeq_worker.settings.read import PipelineSettings
 from safetensors.torch import load_file
 
-from producers.errors import PipeqError
 from tests.parity import assert_same
 from tests.sentence_transformers_6 import FIXTURE, PAIRS, RERANKERS, TEXTS, VARIANTS, build
-from worker.batcher import Limits
-from worker.doctor import check
-from worker.loading import load
-from worker.settings import PipelineSettings
-from worker.transformers_pipeline import TransformersPipeline
 
 torch.set_num_threads(1)
 
 ANSWERS: dict[str, dict[str, Any]] = json.loads(FIXTURE.read_text())
-FULLEST = Limits(max_size=64, max_cost=10**9, launch_cost=10**9, max_wait_s=0)
+FULLEST = BatchLimits(max_size=64, max_cost=10**9, launch_cost=10**9, max_wait_s=0)
 
 Loaded = Callable[[str, str], TransformersPipeline]
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pipeq.contract.errors import PipeqError
+from pipeq_worker.doctor.doctor import Report, _batched, check
+from pipeq_worker.models.loading import load
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
+from pipeq_worker.settings.read import PipelineSettings
 
-from producers.errors import PipeqError
 from tests import samples, tiny_models
 from tests.integration.test_parity import FULLEST
-from worker.doctor import Report, _batched, check
-from worker.loading import load
-from worker.settings import PipelineSettings
-from worker.transformers_pipeline import TransformersPipeline
 
 torch.set_num_threads(1)
 

@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 import redis
 from click.testing import CliRunner
+from pipeq import Client, NoLiveWorkerWarning, PipeqError
+from pipeq.contract import keys as queues
+from pipeq.demo import embedded
+from pipeq.demo.embedded import S3Server
+from pipeq_worker.process import startup
+from pipeq_worker.process.cli import worker as command
+from pipeq_worker.settings.read import SettingsError
 
-from producers import Client, NoLiveWorkerWarning, PipeqError, embedded, queues
-from producers.embedded import S3Server
 from tests import tiny_models
 from tests.worker_process import worker
-from worker import startup
-from worker.cli import worker as command
-from worker.settings import SettingsError
 
 PIPELINE = "text-classification"
 
@@ -55,7 +57,7 @@ def check(*arguments: str) -> str:
 )
 def test_a_typo_is_answered_before_torch_is_imported(argument: str, says: str) -> None:
     code = (
-        "import sys\nfrom click.testing import CliRunner\nfrom worker.cli import worker\n"
+        "import sys\nfrom click.testing import CliRunner\nfrom pipeq_worker.process.cli import worker\n"
         f"done = CliRunner().invoke(worker, [{argument!r}])\n"
         "print(done.output, done.exit_code, 'torch' in sys.modules, 'transformers' in sys.modules)"
     )
@@ -138,7 +140,7 @@ def test_what_a_redis_refuses_ends_the_start(db: redis.Redis, valkey_url: str, u
 def test_a_worker_with_a_wrong_password_ends_with_the_reason(db: redis.Redis, valkey_url: str) -> None:
     url = valkey_url.replace("redis://", "redis://limited:wr0ng@")
     done = subprocess.run(
-        [sys.executable, "-m", "producers", "worker", "constant", "--redis-url", url],
+        [sys.executable, "-m", "pipeq", "worker", "constant", "--redis-url", url],
         capture_output=True,
         text=True,
         timeout=60,
@@ -155,7 +157,7 @@ def test_a_redis_that_cannot_be_reached_is_waited_for_and_said_again(
     monkeypatch.setattr(startup, "SAY_AGAIN_S", 0.1)
     monkeypatch.setattr(startup, "_ASK_AGAIN_S", 0.05)
     assert caplog.handler is not None
-    caplog.set_level(logging.INFO, "worker.startup")
+    caplog.set_level(logging.INFO, "pipeq_worker.process.startup")
     [port] = embedded.free_ports(1)
     url = f"redis://:s3cret@127.0.0.1:{port}/0"
     waiting = threading.Thread(target=startup.wait_for_redis, args=(url,), daemon=True)

@@ -10,14 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.demo import embedded
+from pipeq.demo.embedded import S3Server
+from pipeq_worker.settings.read import ResultSettings, S3Settings
+from pipeq_worker.stores import files
+from pipeq_worker.stores.store import Store
 
-from producers import embedded
-from producers.embedded import S3Server
-from producers.errors import ErrorCode, PipeqError
 from tests.integration.fetching import use_s3
-from worker import files
-from worker.settings import ResultSettings, S3Settings
-from worker.store import Store
 
 JSON = "application/json"
 

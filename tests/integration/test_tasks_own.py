@@ -18,23 +18,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pipeq.contract.errors import PipeqError
+from pipeq_worker.doctor.compare import differences
+from pipeq_worker.doctor.doctor import check
+from pipeq_worker.models.loading import load
+from pipeq_worker.models.pipeline import BatchLimits
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
+from pipeq_worker.settings.read import PipelineSettings
 
-from producers.errors import PipeqError
 from tests.parity import assert_same, plain
 from tests.transformers_4 import build, decoded, gradient
-from worker.batcher import Limits
-from worker.compare import differences
-from worker.doctor import check
-from worker.loading import load
-from worker.settings import PipelineSettings
-from worker.transformers_pipeline import TransformersPipeline
 
 torch.set_num_threads(1)
 
 #: ``{"task", "model", "params", "inputs", "results"}`` each.
 CASES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "transformers_4_57_6.json").read_text())
 #: The fullest batches that there can be, whatever their padding.
-FULLEST = Limits(max_size=64, max_cost=10**9, launch_cost=10**9, max_wait_s=0)
+FULLEST = BatchLimits(max_size=64, max_cost=10**9, launch_cost=10**9, max_wait_s=0)
 LANGUAGES = {"src_lang": "en_XX", "tgt_lang": "de_DE", "max_new_tokens": 8}
 TEXTS = ["the quick brown fox", "hello", "is this invoice about sports ?"]
 

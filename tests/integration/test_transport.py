@@ -16,13 +16,14 @@ import pytest
 import redis
 import trustme
 from kombu import Connection, Consumer, Producer, Queue
+from pipeq.contract import keys as queues
+from pipeq.demo import embedded
+from pipeq_worker.broker import transport
+from pipeq_worker.leases.leases import Leases, Server, Wanted, place
 
-from producers import embedded, queues
 from tests.proxy import proxy
-from worker import transport
-from worker.leases import Leases, Server, Wanted, place
 
-NAME = "worker.transport:Transport"
+NAME = "pipeq_worker:Transport"
 
 
 @pytest.fixture

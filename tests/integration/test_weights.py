@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from pipeq.contract.errors import PipeqError
+from pipeq_worker.models import weights
+from pipeq_worker.models.task_types import TASK_TYPES, find
+from pipeq_worker.models.transformers_loading import load
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
+from pipeq_worker.settings.read import PipelineSettings
 from safetensors.torch import load_file, save_file
 
-from producers.errors import PipeqError
 from tests import tiny_models
 from tests.integration.test_models import answer
 from tests.zoo import SERVED
-from worker import weights
-from worker.models import load
-from worker.settings import PipelineSettings
-from worker.task_types import TASK_TYPES, find
-from worker.transformers_pipeline import TransformersPipeline
 
 torch.set_num_threads(1)
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from pipeq_worker.doctor.compare import differences
+from pipeq_worker.doctor.doctor import check
+from pipeq_worker.models.loading import load
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
+from pipeq_worker.settings.read import PipelineSettings
 
 from tests import samples, tiny_models
 from tests.integration.test_generation_parity import WHISPER
 from tests.integration.test_parity import FULLEST
-from worker.compare import differences
-from worker.doctor import check
-from worker.loading import load
-from worker.settings import PipelineSettings
-from worker.transformers_pipeline import TransformersPipeline
 
 torch.set_num_threads(1)
 

@@ -8,10 +8,9 @@ from typing import Any
 import click
 import pytest
 import yaml
-
-from producers.cli import main
-from worker import settings as worker_settings
-from worker.supervisor import KILL_AFTER_S
+from pipeq.cli import main
+from pipeq_worker.process.supervisor import KILL_AFTER_S
+from pipeq_worker.settings import read as worker_settings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))

@@ -11,13 +11,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-#: Of `producers`, the worker sees the contract, and how to connect to Redis.
-CONTRACT = {"message", "queues", "status", "errors", "redis_url", "shown", "reading"}
+PACKAGES = {"pipeq": ROOT / "producers/pipeq", "pipeq_worker": ROOT / "worker/pipeq_worker"}
+#: The districts of the worker: each imports those before it, and none after it.
+DISTRICTS = (
+    "settings observe media stores models stages leases delivery host broker process doctor".split()  # bottom to top
+)
+#: Of those before it, what a district may not import.
+APART = {
+    "media": {"observe"},
+    "stores": {"media"},
+    "models": {"observe"},
+    "leases": {"media", "stores", "models", "stages"},
+}
+#: Of ``pipeq``, folder by folder: what it imports of the package's other folders. "" are the files at its top.
+PRODUCERS = {"contract": set[str](), "": {"contract"}, "cli": {"", "contract"}, "demo": {"", "contract"}}
 
 
 def modules() -> dict[str, Path]:
-    files = [*(ROOT / "producers").rglob("*.py"), *(ROOT / "worker").rglob("*.py")]
-    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+    return {
+        ".".join((package, *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__"): path
+        for package, folder in PACKAGES.items()
+        for path in folder.rglob("*.py")
+    }
 
 
 def imports(path: Path) -> set[str]:
@@ -31,29 +46,74 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def test_producers_never_import_the_worker() -> None:
-    for name, path in modules().items():
-        if name.startswith("producers"):
-            assert not {one for one in imports(path) if one.split(".")[0] == "worker"}, name
+def district(name: str) -> str:
+    """The folder of a module, below its package; empty for the files at the package's top."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and (PACKAGES[parts[0]] / parts[1]).is_dir() else ""
 
 
-def test_the_worker_imports_only_the_contract_of_producers() -> None:
+def ours(path: Path) -> set[str]:
+    known = modules()
+    return {one for one in imports(path) if one in known}
+
+
+def test_pipeq_never_imports_the_worker() -> None:
     for name, path in modules().items():
-        if name.startswith("worker"):
-            parts = {one.split(".")[1] for one in imports(path) if one.startswith("producers.")}
-            assert parts - {"*"} <= CONTRACT, name
+        if name.split(".")[0] == "pipeq":
+            assert not {one for one in imports(path) if one.split(".")[0] == "pipeq_worker"}, name
+
+
+def test_the_worker_imports_only_the_contract_of_pipeq() -> None:
+    for name, path in modules().items():
+        if name.split(".")[0] == "pipeq_worker":
+            parts = {".".join(one.split(".")[:2]) for one in imports(path) if one.split(".")[0] == "pipeq"}
+            assert parts <= {"pipeq.contract"}, name
+
+
+def test_every_district_has_its_place_and_says_what_lives_there() -> None:
+    folders = {path.name for path in PACKAGES["pipeq_worker"].iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == set(DISTRICTS)
+    # What all may import, and what imports all, are districts, too.
+    # The package's own file is what Celery's settings name.
+    assert [path.name for path in PACKAGES["pipeq_worker"].glob("*.py")] == ["__init__.py"]
+    for folder in folders:
+        assert ast.get_docstring(ast.parse((PACKAGES["pipeq_worker"] / folder / "__init__.py").read_text())), folder
+
+
+@pytest.mark.parametrize("folder", DISTRICTS)
+def test_no_arrow_runs_up_between_districts(folder: str) -> None:
+    below = set(DISTRICTS[: DISTRICTS.index(folder) + 1]) - APART.get(folder, set())
+    for name, path in modules().items():
+        if name.split(".")[0] == "pipeq_worker" and district(name) == folder:
+            found = {district(one) for one in ours(path) if one.startswith("pipeq_worker.")}
+            assert found <= below, f"{name} imports {sorted(found - below)}"
+
+
+def test_the_stages_know_nothing_of_celery_redis_leases_and_records() -> None:
+    for name, path in modules().items():
+        if name.split(".")[0] == "pipeq_worker" and district(name) == "stages":
+            assert not {one.split(".")[0] for one in imports(path)} & {"celery", "kombu", "redis"}, name
+
+
+def test_folders_of_pipeq() -> None:
+    for name, path in modules().items():
+        # `python -m pipeq` and the names that the package gives out.
+        if name.split(".")[0] == "pipeq" and name not in ("pipeq", "pipeq.__main__"):
+            mine = district(name)
+            found = {district(one) for one in ours(path) if one.startswith("pipeq.")} - {mine}
+            assert found <= PRODUCERS[mine], f"{name} imports {sorted(found)}"
 
 
 def test_no_import_cycle() -> None:
     known = modules()
     graph = {name: imports(path) & known.keys() - {name} for name, path in known.items()}
     # The package itself re-exports lazily.
-    graph["producers"] = set()
+    graph["pipeq"] = set()
     list(TopologicalSorter(graph).static_order())
 
 
-@pytest.mark.parametrize("statement", ["import producers", "import producers.client", "import producers.cli"])
-def test_importing_producers_loads_nothing_heavy(statement: str) -> None:
+@pytest.mark.parametrize("statement", ["import pipeq", "import pipeq.client", "import pipeq.cli"])
+def test_importing_pipeq_loads_nothing_heavy(statement: str) -> None:
     heavy = "torch transformers celery fastapi numpy boto3 av PIL"
     code = f"{statement}, sys; print([name for name in {heavy.split()} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -1,0 +1,52 @@
+"""What other apps import to enqueue tasks and to read their results. Loads no torch and no transformers."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeq.client import Client, NoLiveWorkerWarning
+    from pipeq.contract.errors import ErrorCode, PipeqError, RedisUnavailableError, WaitTimeoutError
+    from pipeq.contract.message import Output, Ref, TaskMessage
+    from pipeq.contract.status import State, TaskStatus
+
+#: Where each name lives. It is imported when it is first used, so that `pipeq --help` waits for neither redis nor
+#: pydantic.
+_HOMES = {
+    "Client": "client",
+    "ErrorCode": "contract.errors",
+    "NoLiveWorkerWarning": "client",
+    "Output": "contract.message",
+    "PipeqError": "contract.errors",
+    "RedisUnavailableError": "contract.errors",
+    "Ref": "contract.message",
+    "State": "contract.status",
+    "TaskMessage": "contract.message",
+    "TaskStatus": "contract.status",
+    "WaitTimeoutError": "contract.errors",
+}
+
+__all__ = [
+    "Client",
+    "ErrorCode",
+    "NoLiveWorkerWarning",
+    "Output",
+    "PipeqError",
+    "RedisUnavailableError",
+    "Ref",
+    "State",
+    "TaskMessage",
+    "TaskStatus",
+    "WaitTimeoutError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,139 @@
+"""CHECKS: what a caller gave -> the same, judged before anything is sent. Used by client.
+
+Each takes a value of any type, returns it, or raises a PipeqError that names the argument, the value and what it takes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+from pipeq.contract import keys as queues
+from pipeq.contract import shown
+from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.message import plain
+
+#: Nothing is delayed, or expires, or is waited for, later than this, in seconds.
+LONGEST_S = 10 * 366 * 86400
+#: Most bytes of headers that a caller adds: half of what a worker allows for all of them.
+HEADERS_BYTES = 32 * 2**10
+#: Largest value that Redis stores.
+MOST_BYTES = 512 * 2**20
+
+
+def pipeline(value: Any) -> str:
+    """The name of a pipeline, which is the name of its queue."""
+    if not queues.is_queue_name(value):
+        _refuse(f"the pipeline {shown.value(value)} is no name of one: {queues.QUEUE_NAME_WORDS}")
+    return value
+
+
+def new_task_id(value: Any) -> str | None:
+    """An id of the caller's own; None for one of ours."""
+    if value is not None and not queues.is_task_id(value):
+        _refuse(f"the task id {shown.value(value)} is not {queues.TASK_ID_WORDS}")
+    return value
+
+
+def task_id(value: Any) -> str:
+    """The id of a task that somebody submitted."""
+    if not queues.is_readable_id(value):
+        _refuse(f"the task id {shown.value(value)} is not {queues.TASK_ID_WORDS}")
+    return value
+
+
+def task_ids(values: Any) -> list[str]:
+    """Several of them; of a mapping its keys: id -> what the caller remembers of it. A text would be its letters."""
+    return [
+        task_id(value) for value in several("task_ids", list(values) if isinstance(values, Mapping) else values, "ids")
+    ]
+
+
+def several(name: str, values: Any, of: str) -> Iterable[Any]:
+    """Any iterable but a text, bytes or a mapping, which iterate over what nobody meant."""
+    if isinstance(values, str | bytes | bytearray | Mapping) or not isinstance(values, Iterable):
+        _refuse(
+            f"{name} is {shown.value(values)}, a {type(values).__name__}, but takes a list of {of}: put it into [...]"
+        )
+    return values
+
+
+def seconds(name: str, value: Any) -> float | None:
+    """A number of seconds from now; None for none."""
+    if value is None:
+        return None
+    # The comparison is false for NaN.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST_S:
+        _refuse(f"{name} is {shown.value(value)}, not a number of seconds from 0, within ten years")
+    return float(value)
+
+
+def priority(value: Any) -> int:
+    """A priority of Celery's on Redis."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 9:
+        _refuse(f"priority {shown.value(value)} is not 0 (first) to 9 (last)")
+    return value
+
+
+def output(value: Any, *, many: bool) -> str | None:
+    """Where results go; a prefix for several."""
+    if value is None:
+        return None
+    place = value.removeprefix("s3://").removeprefix("file:///") if isinstance(value, str) else ""
+    if not isinstance(value, str) or place == value or not place.partition("/")[0]:
+        _refuse(f"output {shown.value(value)} is no URI like s3://bucket/prefix/ or file:///folder/")
+    if many and not value.endswith("/"):
+        _refuse(f"output {shown.value(value)} would hold many results: end it in '/'")
+    return value
+
+
+def params(value: Any) -> dict[str, Any]:
+    """Parameters of a call, as plain JSON."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise PipeqError(
+            ErrorCode.INVALID_PARAMS,
+            f"params is {shown.value(value)}, a {type(value).__name__}, and takes a dictionary such as {{'top_k': 2}}",
+        )
+    try:
+        found = plain(dict(value))
+    except PipeqError as error:
+        raise PipeqError(ErrorCode.INVALID_PARAMS, f"params: {error.message}") from error
+    assert isinstance(found, dict)
+    return found
+
+
+def headers(value: Any) -> dict[str, Any]:
+    """More headers of a message."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        _refuse(
+            f"headers is {shown.value(value)}, a {type(value).__name__}, and takes a dictionary of names and values"
+        )
+    if "compression" in value:
+        _refuse("headers: `compression` says how a body is packed, and this client packs none: leave it out")
+    try:
+        found = plain(dict(value))
+    except PipeqError as error:
+        _refuse(f"headers: {error.message}")
+    if (size := len(json.dumps(found))) > HEADERS_BYTES:
+        _refuse(f"headers take {size} bytes, at most {HEADERS_BYTES} are allowed: put what is large into the inputs")
+    assert isinstance(found, dict)
+    return found
+
+
+def max_bytes(value: Any) -> int:
+    """The largest message."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MOST_BYTES:
+        raise PipeqError(
+            ErrorCode.INVALID_SETTINGS,
+            f"max_message_bytes is {shown.value(value)}, not a number of bytes from 1 to {MOST_BYTES}",
+        )
+    return value
+
+
+def _refuse(message: str) -> NoReturn:
+    raise PipeqError(ErrorCode.INVALID_MESSAGE, message)

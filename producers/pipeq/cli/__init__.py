@@ -1,0 +1,35 @@
+"""``pipeq``: the client on the command line, for people and for scripts."""
+
+from __future__ import annotations
+
+import click
+
+from pipeq.cli.group import EXIT_CODES, LazyCommand, LazyGroup
+
+_CLIENT = "pipeq.cli.commands"
+
+
+@click.group(
+    cls=LazyGroup,
+    lazy={
+        "submit": LazyCommand(_CLIENT, "Queue a task for each INPUT and print its id."),
+        "result": LazyCommand(_CLIENT, "Print a task's output as JSON."),
+        "status": LazyCommand(_CLIENT, "Show how tasks fare."),
+        "cancel": LazyCommand(_CLIENT, "Take tasks back, unless they have ended."),
+        "queues": LazyCommand(_CLIENT, "Show every pipeline's queue."),
+        "demo": LazyCommand(
+            "pipeq.demo.demo", "Try pipeq on this machine alone: Redis, S3, a worker, tasks.", "worker,demo"
+        ),
+    },
+    epilog=f"""{EXIT_CODES}
+
+Example:
+  id=$(pipeq submit text-classification "A fine film.") && pipeq result "$id" --wait
+""",
+)
+@click.version_option(package_name="pipeq", prog_name="pipeq")
+def main() -> None:
+    """Queue work for Hugging Face pipelines, and read its results.
+
+    Redis is where --redis-url says, else PIPEQ_REDIS_URL, else redis://localhost:6379/0.
+    """

@@ -1,0 +1,346 @@
+"""The commands of ``pipeq`` that are the client's: submit, result, status, cancel, queues."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+import click
+
+from pipeq import checks
+from pipeq.cli.group import OK, TASK_FAILED, say
+from pipeq.cli.inputs import read_inputs
+from pipeq.cli.results import output_of, print_results, say_why, state_code, worst
+from pipeq.cli.show import as_json, print_queues, status_block, status_json
+from pipeq.client import Client, RedisUrlError
+from pipeq.contract import keys as names
+from pipeq.contract import shown
+from pipeq.contract.errors import PipeqError, WaitTimeoutError
+from pipeq.contract.status import State, TaskStatus
+from pipeq.submitting import CHUNK_TASKS
+
+#: An id that nobody knows is waited for this long, in seconds, where no time is given.
+UNKNOWN_S = 10.0
+
+
+def _example(*lines: str) -> str:
+    """The epilog of a command's help; the backspace keeps click from joining its lines."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+_redis_url = click.option(
+    "--redis-url", envvar="PIPEQ_REDIS_URL", metavar="URL", help="Default: PIPEQ_REDIS_URL, then localhost."
+)
+_json = click.option("--json", "in_json", is_flag=True, help="Print JSON, one object a line.")
+_wait = click.option("--wait", is_flag=True, help="Wait until every task has ended.")
+
+
+def _parse_timeout(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    # Before anything is submitted. A range of click's lets NaN pass.
+    try:
+        return checks.seconds("timeout", value)
+    except PipeqError as error:
+        raise click.BadParameter(error.message) from error
+
+
+_timeout = click.option(
+    "--timeout",
+    type=float,
+    callback=_parse_timeout,
+    metavar="S",
+    help="Wait at most this many seconds; implies --wait.",
+)
+_ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
+
+
+_allow = click.option(
+    "--allow",
+    multiple=True,
+    metavar="URI",
+    help="Read results below this prefix, s3:// or file:// (your workers' store); may be repeated. "
+    "Default: PIPEQ_CLIENT_ALLOW.",
+)
+
+
+@contextmanager
+def _client(redis_url: str | None, allow: tuple[str, ...] = ()) -> Iterator[Client]:
+    try:
+        client = Client(redis_url, allow=allow) if allow else Client(redis_url)
+    except RedisUrlError as error:
+        raise click.BadParameter(error.message, param_hint="--redis-url") from error
+    except PipeqError as error:
+        hint = "--allow" if allow else "PIPEQ_CLIENT_ALLOW"
+        raise click.BadParameter(error.message, param_hint=hint) from error
+    with client, _warnings_as_lines():
+        yield client
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Shows each warning once, as a line on stderr."""
+    seen: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in seen:
+            seen.add(str(message))
+            say("warning", str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
+
+
+# -- submit -----------------------------------------------------------------------------------------------------------
+
+
+def _parse_params(_: click.Context, __: click.Parameter, text: str) -> dict[str, Any]:
+    try:
+        params = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = f"no JSON: {error}" if isinstance(error, ValueError) else "nested too deep"
+        raise click.BadParameter(f"{reason}; {_write_params(text)}") from error
+    if not isinstance(params, dict):
+        raise click.BadParameter(f"not a JSON object; {_write_params(text)}")
+    return params
+
+
+def _write_params(text: str) -> str:
+    """What to write in the place of ``top_k=2``, or of anything else."""
+    assigned = re.fullmatch(r"\s*-*(\w+)\s*[=:]\s*(.{1,100})", text)
+    if assigned is None:
+        return """write one object, as in --params '{"top_k": 2}'"""
+    try:
+        value = json.loads(assigned[2])
+    except (ValueError, RecursionError):
+        value = {"True": True, "False": False, "None": None}.get(assigned[2], assigned[2])
+    return f"write --params {shlex.quote(as_json({assigned[1]: value}))}"
+
+
+@click.command(
+    epilog=_example(
+        "pipeq submit text-classification 'A fine film.' 'A dull one.' --wait",
+        'pipeq submit automatic-speech-recognition s3://talks/a.flac --params \'{"return_timestamps": "word"}\'',
+        "pipeq submit document-question-answering "
+        '\'{"image": {"uri": "s3://scans/a.png"}, "question": "Who signed?"}\'',
+        "pipeq submit feature-extraction - --text --priority 6 --output s3://results/run-1/ < texts.txt",
+    )
+)
+@click.argument("pipeline")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option(
+    "--params", default="{}", callback=_parse_params, metavar="JSON", help="Parameters of the pipeline's call."
+)
+@click.option("--output", metavar="URI", help="Where results go: s3:// or file://; a prefix ends in '/'.")
+@click.option(
+    "--priority",
+    type=click.IntRange(0, 9),
+    default=names.DEFAULT_PRIORITY,
+    show_default=True,
+    metavar="N",
+    help="0 is served first, 9 last.",
+)
+@click.option(
+    "--expires",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="S",
+    help="Drop a task that no worker has begun after this many seconds.",
+)
+@click.option("--text", is_flag=True, help="Take every INPUT as plain text.")
+@click.option("--no-check", is_flag=True, help="Queue even for a pipeline that no worker has ever served.")
+@_wait
+@_timeout
+@_allow
+@_json
+@_redis_url
+def submit(
+    pipeline: str,
+    inputs: tuple[str, ...],
+    params: dict[str, Any],
+    output: str | None,
+    priority: int,
+    expires: float | None,
+    text: bool,
+    no_check: bool,
+    wait: bool,
+    timeout: float | None,
+    allow: tuple[str, ...],
+    in_json: bool,
+    redis_url: str | None,
+) -> None:
+    """Queue a task for each INPUT and print its id.
+
+    An INPUT is an s3://, file:// or https:// URI; a file that the workers can open under the same path; a JSON object
+    or array, which may hold {"uri": "s3://..."}; or else plain text. `-` reads inputs from stdin, one a line, blank
+    lines left out.
+
+    With --wait, prints a line for each INPUT, in order: its result as JSON, or null and the reason on stderr. Results
+    that --output sent elsewhere print as {"uri": ...}. With --json, a line is the task's full status.
+    """
+    options: dict[str, Any] = {
+        "params": params,
+        "output": output,
+        "priority": priority,
+        "expires_s": expires,
+        "check": not no_check,
+    }
+    waits = wait or timeout is not None
+    ids: list[str] = []
+    with _client(redis_url, allow) as client:
+
+        def done(chunk: list[str]) -> None:
+            if waits:
+                ids.extend(chunk)
+            else:
+                _print_submitted(client, chunk, in_json)
+
+        try:
+            _submit_all(client, pipeline, read_inputs(inputs, text), options, done)
+        except (PipeqError, click.UsageError):
+            if ids:
+                say("warning", f"queued before the error: {' '.join(ids)}")
+            raise
+        code = print_results(client, ids, timeout, in_json, fetch=output is None) if ids else OK
+    click.get_current_context().exit(code)
+
+
+def _submit_all(
+    client: Client,
+    pipeline: str,
+    inputs: Iterator[Any],
+    options: dict[str, Any],
+    done: Callable[[list[str]], None],
+) -> None:
+    """Submits chunk by chunk, so that any number of lines may come from stdin; ``done`` gets the ids of each."""
+    first = list(islice(inputs, 2))
+    if len(first) == 1:
+        # One task may have an exact output; many need a prefix, which submit_many checks.
+        done([client.submit(pipeline, first[0], **options)])
+        return
+    chunk = first + list(islice(inputs, CHUNK_TASKS - 2))
+    while chunk:
+        try:
+            done(client.submit_many(pipeline, chunk, **options))
+        except PipeqError as error:
+            done(getattr(error, "submitted", []))
+            raise
+        chunk = list(islice(inputs, CHUNK_TASKS))
+
+
+def _print_submitted(client: Client, ids: list[str], in_json: bool) -> None:
+    for line in (status_json(status) for status in client.status_many(ids)) if in_json else ids:
+        click.echo(line)
+
+
+@click.command(epilog=_example("pipeq result 6f1c0f5e-3c1c-4f0e-9b55-0a4b1f6d2a77 --timeout 60"))
+@click.argument("task_id", metavar="ID")
+@_wait
+@_timeout
+@_allow
+@_redis_url
+def result(task_id: str, wait: bool, timeout: float | None, allow: tuple[str, ...], redis_url: str | None) -> None:
+    """Print a task's output as JSON.
+
+    It is fetched from the store where it lies there, if --allow names that. Without --wait, a task that has not ended
+    is exit code 3. With it, an id that is not known yet is waited for too, for 10 seconds or as long as --timeout says:
+    a stock Celery producer's task has no record until a worker takes it.
+    """
+    with _client(redis_url, allow) as client:
+        status = client.status(task_id)
+        if wait or timeout is not None:
+            status = _waited_for(client, status, timeout)
+        code = state_code(status)
+        if code == OK:
+            click.echo(as_json(output_of(client, status)))
+        else:
+            say_why(status)
+    click.get_current_context().exit(code)
+
+
+def _waited_for(client: Client, status: TaskStatus, timeout: float | None) -> TaskStatus:
+    """The status when the task has ended, or when there was no more time for that."""
+    try:
+        if timeout is None and status.state is State.UNKNOWN:
+            return client.wait(status.id, UNKNOWN_S)
+        return client.wait(status.id, timeout)
+    except WaitTimeoutError as error:
+        now = client.status(status.id)
+        if timeout is not None:
+            say(error.code, error.message)
+        elif now.state is not State.UNKNOWN:
+            # Known by now: it is worth all the time it takes.
+            return client.wait(status.id)
+        return now
+
+
+@click.command(epilog=_example("pipeq status 6f1c0f5e-3c1c-4f0e-9b55-0a4b1f6d2a77 --json"))
+@_ids
+@_json
+@_redis_url
+def status(ids: tuple[str, ...], in_json: bool, redis_url: str | None) -> None:
+    """Show how tasks fare.
+
+    The exit code says it too: 0 only once all have succeeded.
+    """
+    with _client(redis_url) as client:
+        found = client.status_many(ids)
+    for task in found:
+        click.echo(status_json(task) if in_json else status_block(task))
+    click.get_current_context().exit(worst([state_code(task) for task in found]))
+
+
+@click.command(epilog=_example("pipeq cancel 6f1c0f5e-3c1c-4f0e-9b55-0a4b1f6d2a77"))
+@_ids
+@_json
+@_redis_url
+def cancel(ids: tuple[str, ...], in_json: bool, redis_url: str | None) -> None:
+    """Take tasks back, unless they have ended.
+
+    No worker need be up. Prints the state of each afterwards; exit code 1 where one had ended otherwise, or was not
+    known: a stock Celery producer's task is not, until a worker takes it, which will then drop it.
+    """
+    code = OK
+    with _client(redis_url) as client:
+        for before in client.status_many(ids):
+            task = client.cancel(before.id)
+            if before.state is State.UNKNOWN and before.error is None:
+                task = before
+                say(
+                    before.state,
+                    f"task {before.id} was never seen, or is forgotten; a worker that gets it will drop it",
+                )
+            click.echo(status_json(task) if in_json else f"{shown.line(task.id)}  {task.state}")
+            code = code if task.state is State.CANCELLED else TASK_FAILED
+    click.get_current_context().exit(code)
+
+
+@click.command(epilog=_example("pipeq queues"))
+@_json
+@_redis_url
+def queues(in_json: bool, redis_url: str | None) -> None:
+    r"""Show every pipeline's queue.
+
+    \b
+    depth      messages that wait to be taken
+    waiting    messages that wait for their next try
+    oldest     age of the message that has waited longest
+    in flight  tasks inside workers
+    workers    live ones
+    dead       messages in the dead-letter list
+    """
+    with _client(redis_url) as client:
+        found = client.queues()
+    if in_json:
+        for queue in found:
+            click.echo(as_json(asdict(queue)))
+    elif found:
+        print_queues(found)
+    else:
+        click.echo("No worker has ever served a pipeline here.", err=True)

@@ -1,0 +1,177 @@
+"""How ``pipeq`` shows things to people: a task's block, the table of queues, a late progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from threading import Lock, Timer
+from typing import TYPE_CHECKING, Any, Self
+
+from pipeq.contract import shown
+from pipeq.contract.status import TaskStatus
+from pipeq.queue_info import QueueInfo
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+#: A wait shorter than this shows no progress, in seconds.
+PROGRESS_AFTER_S = 2.0
+#: A status shows this much of a result; ``pipeq result`` prints all of it.
+RESULT_CHARS = 200
+#: Most of an error's message that a status shows.
+ERROR_CHARS = 2000
+#: What JSON allows in a text and a terminal takes for an order, or for a change of direction; and lone surrogates.
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def as_json(value: Any) -> str:
+    """One line of JSON, readable in any script: NaN is null, and what a terminal would obey is escaped."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_without_nan(value), ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda match: json.dumps(match[0])[1:-1], text)
+
+
+def status_json(status: TaskStatus) -> str:
+    """A task's status as one line of JSON."""
+    return as_json(status.model_dump(mode="json"))
+
+
+def status_block(status: TaskStatus) -> str:
+    """A task's status for people: its id and state, then a line for each thing that is known."""
+    head = f"{shown.line(status.id)}  {status.state}"
+    return "\n".join([head, *(f"  {name:<10} {text}" for name, text in _lines(status))])
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return {name: _without_nan(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def _lines(status: TaskStatus) -> Iterator[tuple[str, str]]:
+    if status.pipeline is not None:
+        yield "pipeline", shown.line(status.pipeline)
+    times = {
+        "submitted": status.submitted_at,
+        "started": status.started_at,
+        "finished": status.finished_at,
+        "expires": status.expires_at,
+    }
+    for name, at in times.items():
+        if at is not None:
+            yield name, datetime.fromtimestamp(at).astimezone().isoformat(" ", "seconds")
+    if status.attempts:
+        yield "attempts", str(status.attempts)
+    if status.worker is not None:
+        yield "worker", shown.line(status.worker)
+    if status.model is not None:
+        parts = (str(part) for part in status.model.model_dump().values() if part is not None)
+        yield "model", shown.line(" ".join(parts))
+    if status.batch is not None:
+        yield "batch", f"{status.batch.size} items, {status.batch.padding:.0%} padding"
+    if status.timing_ms:
+        yield "timing", shown.line(", ".join(f"{stage} {ms:.0f} ms" for stage, ms in status.timing_ms.items()))
+    if status.error is not None:
+        yield "error", shown.line(f"{status.error.code}: {status.error.message}", ERROR_CHARS)
+    if status.result_uri is not None:
+        yield "result", shown.uri(status.result_uri)
+    elif status.result is not None:
+        text = as_json(status.result)
+        yield "result", text if len(text) <= RESULT_CHARS else f"{text[:RESULT_CHARS]}... (all: pipeq result)"
+
+
+def print_queues(queues: Sequence[QueueInfo]) -> None:
+    """Prints a table, a pipeline a row, and below it which workers take no messages though they should."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("pipeline", box=None)
+    for title in ("depth", "waiting", "oldest", "in flight", "workers", "dead"):
+        table.add_column(title, justify="right")
+    for queue in queues:
+        counts = (queue.in_flight, queue.workers, queue.dead)
+        oldest = "-" if queue.oldest_age_s is None else _duration(queue.oldest_age_s)
+        table.add_row(
+            escape(shown.line(queue.pipeline)), str(queue.depth), str(queue.waiting), oldest, *map(str, counts)
+        )
+    # A pipe has no width: 80 columns would cut names that a script looks for.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console.print(table)
+    for queue in queues:
+        for name, reason in sorted(queue.deaf.items()):
+            text = f"{shown.line(queue.pipeline)}: {shown.line(name)} takes no messages: {shown.line(reason)}"
+            console.print(text, markup=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    """``95`` -> ``1 min 35 s``: the two largest units."""
+    seconds = max(0, round(seconds))
+    for size, unit, rest, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if seconds >= size:
+            return f"{seconds // size} {unit} {seconds % size // rest} {small}"
+    return f"{seconds} s"
+
+
+class LateProgress:
+    """A progress bar on stderr that comes only when a wait takes over 2 s; none where stderr is no terminal.
+
+    Owns one timer thread, which ends with the ``with`` block.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+        self._closed = False
+        self._bar: Progress | None = None
+        self._row: TaskID | None = None
+        self._lock = Lock()
+        self._timer = Timer(PROGRESS_AFTER_S, self._show)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        with self._lock:
+            self._closed = True
+            if self._bar is not None:
+                self._bar.stop()
+
+    def advance(self) -> None:
+        """One more task has ended."""
+        with self._lock:
+            self._done += 1
+            if self._bar is not None and self._row is not None:
+                self._bar.update(self._row, completed=self._done)
+
+    def _show(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        with self._lock:
+            if self._closed:
+                return
+            self._bar = Progress(
+                TextColumn("waiting"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
+                transient=True,
+                # Results that go into a pipe must stay there; on the same terminal they go above the bar.
+                redirect_stdout=sys.stdout.isatty(),
+            )
+            self._row = self._bar.add_task("waiting", total=self._total, completed=self._done)
+            self._bar.start()

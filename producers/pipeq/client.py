@@ -1,0 +1,411 @@
+"""The client: enqueue tasks, poll them by id, read their results, take them back.
+
+Arguments -> checks -> submitting (Redis); ids -> status, waiting -> results. What stands in Redis is data to be judged:
+no record, mark or heartbeat makes a method raise anything but a PipeqError.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from typing import Any, Self
+
+from redis.exceptions import WatchError
+
+from pipeq import checks
+from pipeq.contract import keys as queues
+from pipeq.contract import shown
+from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.message import TaskMessage, plain
+from pipeq.contract.reading import json_object
+from pipeq.contract.redis_url import connect
+from pipeq.contract.status import State, TaskStatus
+from pipeq.envelope import Envelope, new_id, sha256_of
+from pipeq.queue_info import QueueInfo, read_queue, registered
+from pipeq.read_allow import ReadAllow
+from pipeq.results import read_object, read_result
+from pipeq.server import reachable, replies
+from pipeq.submitting import CHUNK_TASKS, Chunk, Place, Served, Submitter
+from pipeq.waiting import Wait
+
+#: An error names at most this many of the pipelines that there are.
+NAMES_SHOWN = 20
+
+
+class NoLiveWorkerWarning(UserWarning):
+    """No worker serves the pipeline now: the task waits until one has loaded it, or comes back."""
+
+
+class RedisUrlError(PipeqError, ValueError):
+    """The Redis URL cannot be used."""
+
+
+class Client:
+    """A producer's connection to pipeq. Safe to share between threads; use one for each process.
+
+    Args:
+        redis_url: ``redis://``, ``rediss://`` or ``unix://``; by default PIPEQ_REDIS_URL, then localhost.
+        allow: prefixes of what :meth:`result` and :meth:`read` may open, such as ``s3://results/``: the store of your
+            workers; by default those of PIPEQ_CLIENT_ALLOW. Where a submit of this client sent its output is added.
+        max_message_bytes: larger messages are refused with ``input_too_large``; workers have the same limit.
+
+    Every method raises RedisUnavailableError where Redis cannot be reached, and PipeqError (``invalid_message``,
+    ``invalid_input``, ``invalid_params``) for an argument that cannot be used.
+
+    Raises (from the constructor):
+        PipeqError: ``invalid_settings``, naming the argument; a RedisUrlError for the URL.
+    """
+
+    def __init__(
+        self,
+        redis_url: str | None = None,
+        *,
+        allow: Iterable[str] | str | None = None,
+        max_message_bytes: int = queues.MAX_MESSAGE_BYTES,
+    ) -> None:
+        self.redis_url = redis_url or os.environ.get("PIPEQ_REDIS_URL") or "redis://localhost:6379/0"
+        self.max_message_bytes = checks.max_bytes(max_message_bytes)
+        self._allow = ReadAllow(allow)
+        self._reply_to = new_id()
+        if not isinstance(self.redis_url, str):
+            raise RedisUrlError(ErrorCode.INVALID_SETTINGS, f"redis_url is a {type(redis_url).__name__}, not a text")
+        try:
+            self._redis = connect(self.redis_url)
+            self._writing = connect(self.redis_url, retries=0)
+        except ValueError as error:
+            raise RedisUrlError(ErrorCode.INVALID_SETTINGS, str(error)) from None
+        self._submitter = Submitter(self._writing)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections. The client can be used again; it then reconnects."""
+        self._redis.close()
+        self._writing.close()
+
+    def ping(self) -> None:
+        """Raises RedisUnavailableError unless Redis answers."""
+        with self._reachable():
+            self._redis.ping()
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        pipeline: str,
+        inputs: Any,
+        *,
+        params: Mapping[str, Any] | None = None,
+        output: str | None = None,
+        task_id: str | None = None,
+        priority: int = queues.DEFAULT_PRIORITY,
+        expires_s: float | None = None,
+        delay_s: float | None = None,
+        headers: Mapping[str, Any] | None = None,
+        check: bool = True,
+    ) -> str:
+        """Queues one task, in one round trip; the first to a pipeline takes one more, and a ``task_id`` two.
+
+        Args:
+            pipeline: the pipeline's name; its task type unless the worker named it otherwise.
+            inputs: a value, an object of named values, or a list of either; :class:`Ref` for what is stored elsewhere.
+            params: parameters of the pipeline's call, for this task alone.
+            output: an ``s3://`` or ``file://`` URI where the result goes; one that ends in ``/`` is a prefix.
+            task_id: an id of your own; submitting the same again while its record lives changes nothing. Whoever knows
+                an id can read and cancel the task: let nobody guess it.
+            priority: 0 is served first, 9 last.
+            expires_s: seconds from now after which no worker shall begin.
+            delay_s: seconds from now before which no worker shall begin.
+            headers: more message headers, for instance ``traceparent``.
+            check: whether a pipeline that no worker ever served is refused.
+
+        Returns:
+            The task's id.
+
+        Raises:
+            PipeqError: ``unknown_pipeline``, ``input_too_large``, ``invalid_input`` or ``invalid_message``.
+
+        Warns:
+            NoLiveWorkerWarning: no worker serves the pipeline now.
+        """
+        task_id = checks.new_task_id(task_id)
+        output = checks.output(output, many=False)
+        ids = self._submit_all(
+            pipeline, [(inputs, task_id)], params, output, priority, expires_s, delay_s, headers, check
+        )
+        return ids[0]
+
+    def submit_many(
+        self,
+        pipeline: str,
+        inputs: Iterable[Any],
+        *,
+        params: Mapping[str, Any] | None = None,
+        output: str | None = None,
+        priority: int = queues.DEFAULT_PRIORITY,
+        expires_s: float | None = None,
+        delay_s: float | None = None,
+        headers: Mapping[str, Any] | None = None,
+        check: bool = True,
+    ) -> list[str]:
+        """Queues one task for each item of ``inputs``: any iterable, read as it goes; up to 500 tasks a round trip.
+
+        ``output`` must be a prefix (end in ``/``). Other arguments are as for :meth:`submit`.
+
+        Returns:
+            The ids, in the order of the inputs.
+
+        Raises:
+            PipeqError: as :meth:`submit`; the tasks before the offending chunk stay queued, and ``submitted`` on the
+                error holds their ids.
+        """
+        output = checks.output(output, many=True)
+        items = ((item, None) for item in checks.several("inputs", inputs, "inputs"))
+        return self._submit_all(pipeline, items, params, output, priority, expires_s, delay_s, headers, check)
+
+    def _submit_all(
+        self,
+        pipeline: str,
+        items: Iterable[tuple[Any, str | None]],
+        params: Mapping[str, Any] | None,
+        output: str | None,
+        priority: int,
+        expires_s: float | None,
+        delay_s: float | None,
+        headers: Mapping[str, Any] | None,
+        check: bool,
+    ) -> list[str]:
+        pipeline = checks.pipeline(pipeline)
+        place = Place(
+            pipeline, queues.list_key(pipeline, checks.priority(priority)), checks.seconds("delay_s", delay_s)
+        )
+        expires_s = checks.seconds("expires_s", expires_s)
+        headers = checks.headers(headers)
+        shared = {"params": checks.params(params), "output": {"uri": output} if output else None}
+        submitted: list[str] = []
+        chunk = Chunk()
+        served: Served | None = None
+        is_checked = not check
+        try:
+            for inputs, task_id in items:
+                now = time.time()
+                message = TaskMessage.parse({"pipeline": pipeline, "inputs": plain(inputs), **shared})
+                envelope = Envelope(
+                    id=task_id or new_id(),
+                    message=message,
+                    priority=priority,
+                    submitted_at=now,
+                    expires_at=None if expires_s is None else now + expires_s,
+                    headers=headers,
+                    reply_to=self._reply_to,
+                    message_sha256=sha256_of(message) if task_id else "",
+                )
+                body = envelope.body()
+                if len(body) > self.max_message_bytes:
+                    raise _too_large(len(body), self.max_message_bytes)
+                if not is_checked:
+                    self._check_known(pipeline)
+                    is_checked = True
+                if task_id is not None:
+                    with self._reachable():
+                        served = self._submitter.put_once(place, envelope, body)
+                    submitted.append(task_id)
+                    continue
+                chunk.add(envelope, body)
+                if chunk.is_full:
+                    served = self._put(place, chunk)
+                    submitted += chunk.ids
+                    chunk = Chunk()
+            if chunk.ids:
+                served = self._put(place, chunk)
+                submitted += chunk.ids
+        except PipeqError as error:
+            error.submitted = submitted  # type: ignore[attr-defined]
+            raise
+        if output is not None:
+            self._allow.remember(output)
+        if served is not None and served.live == 0 and check:
+            says = (
+                f"a worker is loading {pipeline!r} now: the tasks wait on their queue until it is ready"
+                if served.loading
+                else f"no worker serves {pipeline!r} now: the tasks wait on their queue until one does"
+            )
+            warnings.warn(says, NoLiveWorkerWarning, stacklevel=3)
+        return submitted
+
+    def _put(self, place: Place, chunk: Chunk) -> Served:
+        with self._reachable():
+            return self._submitter.put(place, chunk)
+
+    def _check_known(self, pipeline: str) -> None:
+        with self._reachable():
+            if self._submitter.is_known(pipeline):
+                return
+        known = sorted(self.pipelines())
+        meant = get_close_matches(pipeline, known, 1)
+        hint = f"did you mean {shown.line(meant[0])!r}? " if meant else ""
+        names = ", ".join(shown.line(name, 100) for name in known[:NAMES_SHOWN]) or "none yet"
+        more = f" and {len(known) - NAMES_SHOWN} more" if len(known) > NAMES_SHOWN else ""
+        raise PipeqError(
+            ErrorCode.UNKNOWN_PIPELINE,
+            f"no worker has ever served {pipeline!r} (known: {names}{more}): {hint}start one with "
+            f"`pipeq worker {pipeline}`, or pass check=False to queue it all the same",
+        )
+
+    def cancel(self, task_id: str) -> TaskStatus:
+        """Takes a task back, unless it has ended: a compare-and-set on its record, so no worker need be up.
+
+        A task that is in a batch may still be computed, but its result is not published. An id without a record (one
+        that a stock Celery producer queued) gets one that says cancelled, and a worker drops its message.
+
+        Returns:
+            The status afterwards: ``cancelled``, or how the task had ended before.
+        """
+        key = queues.record_key(checks.task_id(task_id))
+        with self._reachable():
+            while True:
+                with self._redis.pipeline() as pipe:
+                    pipe.watch(key)  # type: ignore[no-untyped-call]
+                    # MGET: nothing, too, where something stands that is no record.
+                    [raw] = pipe.mget([key])
+                    status = TaskStatus.read(task_id, raw)
+                    if status.is_final:
+                        return status
+                    record = _revoked(task_id, json_object(raw) or {})
+                    text = json.dumps(record)
+                    pipe.multi()
+                    # Kept as long as the message may wait on its queue: only this record tells a worker to drop it.
+                    pipe.set(key, text, ex=queues.PENDING_TTL_S)
+                    pipe.publish(key, text)
+                    try:
+                        pipe.execute()
+                    except WatchError:
+                        # Somebody wrote meanwhile, perhaps a result: look again.
+                        continue
+                return TaskStatus.from_record(task_id, record)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def status(self, task_id: str) -> TaskStatus:
+        """What is known of a task; state ``unknown`` for an id never seen or forgotten."""
+        return self.status_many([task_id])[0]
+
+    def status_many(self, task_ids: Iterable[str]) -> list[TaskStatus]:
+        """The status of each task, in order; up to 500 a round trip."""
+        ids = checks.task_ids(task_ids)
+        found: list[TaskStatus] = []
+        for start in range(0, len(ids), CHUNK_TASKS):
+            chunk = ids[start : start + CHUNK_TASKS]
+            with self._reachable(), self._redis.pipeline(transaction=False) as pipe:
+                pipe.mget([queues.record_key(task_id) for task_id in chunk])
+                pipe.hmget(queues.RUNNING, chunk)
+                records, marks = replies(pipe)
+            found += [
+                TaskStatus.read(task_id, record, mark)
+                for task_id, record, mark in zip(chunk, records, marks or [None] * len(chunk), strict=True)
+            ]
+        return found
+
+    def wait(self, task_id: str, timeout_s: float | None = None) -> TaskStatus:
+        """Waits until a task ends.
+
+        Raises:
+            WaitTimeoutError: it did not end in time; it goes on.
+        """
+        return next(self.as_completed([task_id], timeout_s))
+
+    def as_completed(self, task_ids: Iterable[str], timeout_s: float | None = None) -> Iterator[TaskStatus]:
+        """Yields the status of each task when it has ended, first come first served. Woken by Redis, not by polling.
+
+        A Redis that goes away meanwhile is waited for until the time is up, or for 5 minutes without a ``timeout_s``.
+
+        Raises:
+            WaitTimeoutError: some did not end in time; they go on.
+        """
+        ids, timeout_s = checks.task_ids(task_ids), checks.seconds("timeout_s", timeout_s)
+        return Wait(self._redis, self._reachable, self.status_many, ids, timeout_s).ended()
+
+    def result(self, task: str | TaskStatus, timeout_s: float | None = None) -> Any:
+        """Waits until a task ends and returns the pipeline's output, fetched from the store where it lies there.
+
+        Args:
+            task: its id; or its status, as :meth:`as_completed` yields it, which need not be looked up again.
+            timeout_s: how long to wait; for ever where it is absent.
+
+        Raises:
+            PipeqError: the task's own error, ``cancelled`` or ``expired``; ``input_forbidden``, where the result lies
+                outside what this client may read; ``output_failed``, where it cannot be read.
+            WaitTimeoutError: it did not end in time; it goes on.
+        """
+        timeout_s = checks.seconds("timeout_s", timeout_s)
+        if isinstance(task, TaskStatus):
+            status = task if task.is_final else self.wait(task.id, timeout_s)
+        else:
+            status = self.wait(task, timeout_s)
+        if status.error is not None:
+            raise status.error.to_exception()
+        if status.state is State.CANCELLED:
+            raise PipeqError(ErrorCode.CANCELLED, f"task {status.id} was cancelled")
+        if status.state is State.EXPIRED:
+            raise PipeqError(ErrorCode.EXPIRED, f"task {status.id} expired before a worker took it")
+        return status.result if status.result_uri is None else read_result(status.result_uri, self._allow)
+
+    def read(self, part: Mapping[str, Any]) -> bytes:
+        """The bytes of an object in a result (an image, audio, an array), wherever they are.
+
+        Raises:
+            PipeqError: ``input_forbidden``, where it lies outside what this client may read; ``output_failed``, where
+                it cannot be read.
+        """
+        return read_object(part, self._allow)
+
+    def pipelines(self) -> dict[str, dict[str, Any]]:
+        """Every pipeline that a worker has ever served: name -> task type and model; empty where that is unreadable."""
+        with self._reachable():
+            return registered(self._redis.hgetall(queues.PIPELINES))
+
+    def queues(self) -> list[QueueInfo]:
+        """Depth, age and workers of every known pipeline's queue."""
+        with self._reachable():
+            return [read_queue(self._redis, name, self.status_many) for name in sorted(self.pipelines())]
+
+    def _reachable(self) -> AbstractContextManager[None]:
+        return reachable(self.redis_url)
+
+
+def _revoked(task_id: str, before: dict[str, Any]) -> dict[str, Any]:
+    """The record of a task that was taken back, as Celery's own revocation writes it."""
+    ours = before.get("pipeq")
+    # A retrying task was to be retried for a fault that is of no interest any more.
+    kept = {name: value for name, value in ours.items() if name != "error"} if isinstance(ours, dict) else {}
+    return {
+        "status": "REVOKED",
+        # Celery reads a revocation's reason from here.
+        "result": {
+            "exc_type": "TaskRevokedError",
+            "exc_message": ["cancelled"],
+            "exc_module": "celery.exceptions",
+        },
+        "traceback": None,
+        "children": before.get("children", []),
+        "date_done": datetime.now(UTC).isoformat(),
+        "task_id": task_id,
+        "pipeq": {**kept, "finished_at": time.time()},
+    }
+
+
+def _too_large(size: int, limit: int) -> PipeqError:
+    return PipeqError(
+        ErrorCode.INPUT_TOO_LARGE,
+        f"the message is {size} bytes, at most {limit} are allowed: put the input on S3 and submit a Ref to it",
+    )

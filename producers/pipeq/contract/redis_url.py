@@ -1,0 +1,219 @@
+"""Redis URLs: what one says -> the arguments of a connection. Used by client and worker, which so take the same ones.
+
+The options of a URL's query are redis-py's. Those that would change what is read, name code, or mean nothing here are
+refused by name, before anything connects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from pipeq.contract import shown
+
+#: What is not said in the URL, in seconds.
+CONNECT_S = 5.0
+TIMEOUT_S = 30.0
+
+#: Scheme -> kind of connection.
+KINDS: dict[str, type[Any]] = {
+    "redis": redis.Connection,
+    "rediss": redis.SSLConnection,
+    "unix": redis.UnixDomainSocketConnection,
+    # Celery's spellings.
+    "redis+socket": redis.UnixDomainSocketConnection,
+    "socket": redis.UnixDomainSocketConnection,
+}
+
+
+def _number(least: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        if not least <= (value := float(text)) < 1e9:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def _integer(least: int) -> Callable[[str], int]:
+    return lambda text: int(_number(least)(str(int(text))))
+
+
+def _flag(text: str) -> bool:
+    known = {**dict.fromkeys(("true", "yes", "1", "on"), True), **dict.fromkeys(("false", "no", "0", "off"), False)}
+    if text.lower() not in known:
+        raise ValueError
+    return known[text.lower()]
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError
+        return text
+
+    return parse
+
+
+def _name(text: str) -> str:
+    if not text or any(char.isspace() or not char.isprintable() for char in text):
+        raise ValueError
+    return text
+
+
+def _requirement(text: str) -> str:
+    return _one_of("required", "optional", "none")(text.lower().removeprefix("cert_"))
+
+
+def _file(text: str) -> str:
+    if not Path(text).exists():
+        raise ValueError
+    return text
+
+
+#: Option -> what it must be, in words, and how it is read.
+_OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "db": ("a database's number", _integer(0)),
+    "username": ("a user", str),
+    "password": ("a password", str),
+    **dict.fromkeys(("socket_timeout", "socket_connect_timeout", "timeout"), ("seconds", _number(0.001))),
+    **dict.fromkeys(("socket_keepalive", "retry_on_timeout"), ("true or false", _flag)),
+    "health_check_interval": ("whole seconds", _integer(0)),
+    "socket_read_size": ("bytes", _integer(1)),
+    "max_connections": ("a count from 1", _integer(1)),
+    "protocol": ("2 or 3", lambda text: int(_one_of("2", "3")(text))),
+    "client_name": ("a name without blanks", _name),
+}
+_SSL_OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "ssl_cert_reqs": ("required, optional or none", _requirement),
+    **dict.fromkeys(("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"), ("a file that is there", _file)),
+    "ssl_ca_path": ("a folder that is there", _file),
+    "ssl_check_hostname": ("true or false", _flag),
+    "ssl_ciphers": ("a list of OpenSSL's", _name),
+}
+
+
+def options(url: str) -> dict[str, Any]:
+    """The arguments of redis-py's connection pool that a URL stands for; nothing that it does not say.
+
+    Args:
+        url: ``redis://user:password@host:6379/0?option=value``, ``rediss://`` for TLS, ``unix:///path?db=0`` for a
+            socket; also Celery's spelling of the latter, ``redis+socket://``.
+
+    Raises:
+        ValueError: the URL cannot be read, or says what pipeq cannot do; names what, but no secret.
+    """
+    scheme = url.partition("://")[0].lower()
+    if "sentinel" in scheme:
+        raise ValueError(
+            f"{shown.uri(url)}: pipeq does not ask Sentinel; give the address of the primary itself, or of something "
+            "that leads there (HAProxy, a service of Kubernetes)"
+        )
+    kind = KINDS.get(scheme)
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        kind, parts, port = None, urlsplit(""), None
+    if kind is None or parts.fragment:
+        # Not the reason either: a password with an unquoted `/` or `#` would be part of it.
+        raise ValueError(
+            f"{shown.uri(url)} is no Redis URL like redis://host:6379/0, rediss:// or unix:///path "
+            "(in a password, write / # ? @ as %2F %23 %3F %40)"
+        )
+    found: dict[str, Any] = {"connection_class": kind}
+    if kind is redis.UnixDomainSocketConnection:
+        found["path"] = unquote(parts.path)
+    else:
+        if "," in (parts.hostname or ""):
+            raise ValueError(f"{shown.uri(url)} names several servers; pipeq uses one")
+        found |= _server(url, parts)
+        found["port"] = port or 6379
+    found |= {name: unquote(value) for name in ("username", "password") if (value := getattr(parts, name))}
+    return found | _query(url, parts, kind is redis.SSLConnection, found)
+
+
+def _server(url: str, parts: SplitResult) -> dict[str, Any]:
+    found: dict[str, Any] = {"host": unquote(parts.hostname or "localhost")}
+    if path := unquote(parts.path).strip("/"):
+        if not path.isdecimal() or len(path) > 9:
+            raise ValueError(f"{shown.uri(url)}: what follows the slash is the database's number")
+        found["db"] = int(path)
+    return found
+
+
+def _query(url: str, parts: SplitResult, has_tls: bool, said: dict[str, Any]) -> dict[str, Any]:
+    known = {**_OPTIONS, **(_SSL_OPTIONS if has_tls else {})}
+    found: dict[str, Any] = {}
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        name = {"virtual_host": "db"}.get(name, name)
+        if name not in known:
+            raise ValueError(f"{shown.uri(url)}: {_why_not(name)}")
+        words, parse = known[name]
+        try:
+            found[name] = parse(value)
+        except ValueError:
+            raise ValueError(f"{shown.uri(url)}: the option {name!r} is not {words}") from None
+    # As in redis-py: what stands before the host wins, and the database of the query.
+    found = {name: value for name, value in found.items() if name not in ("username", "password") or name not in said}
+    if found.get("ssl_cert_reqs") == "none":
+        found.setdefault("ssl_check_hostname", False)
+    return found
+
+
+def _why_not(name: str) -> str:
+    quoted = repr(shown.line(name, 60))
+    if name in _SSL_OPTIONS:
+        return f"the option {quoted} is for TLS: write rediss://"
+    if name in ("decode_responses", "encoding", "encoding_errors"):
+        return f"the option {quoted} would change what pipeq reads"
+    if name == "credential_provider":
+        return f"the option {quoted} names code"
+    close = get_close_matches(name, [*_OPTIONS, *_SSL_OPTIONS], 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join([*_OPTIONS, *_SSL_OPTIONS])}"
+    return f"pipeq does not know the option {quoted}; {hint}"
+
+
+def plain_url(arguments: dict[str, Any]) -> str:
+    """A URL of the server alone, of which only Celery's own parts are left: user, password, host, port, database."""
+    user, password = (quote(arguments.get(name) or "", safe="") for name in ("username", "password"))
+    who = f"{user}:{password}@" if password else f"{user}@" if user else ""
+    host = arguments.get("host", "localhost")
+    return f"redis://{who}{f'[{host}]' if ':' in host else host}:{arguments.get('port', 6379)}/{arguments.get('db', 0)}"
+
+
+def connect(url: str, *, retries: int = 1) -> redis.Redis:
+    """A connection pool; connects on first use.
+
+    Args:
+        url: see :func:`options`.
+        retries: reconnects before a command fails; the pool's connections go stale when Redis restarts.
+
+    Raises:
+        ValueError: see :func:`options`.
+    """
+    arguments = {
+        "socket_connect_timeout": CONNECT_S,
+        "socket_timeout": TIMEOUT_S,
+        "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), retries),
+        **options(url),
+    }
+    wait_s = arguments.pop("timeout", TIMEOUT_S)
+    if "max_connections" in arguments:
+        # Whoever finds all of them in use waits.
+        make: Callable[..., redis.ConnectionPool] = redis.BlockingConnectionPool
+        return redis.Redis.from_pool(make(timeout=wait_s, **arguments))
+    # The pool is the client's: its connections end with it.
+    return redis.Redis.from_pool(redis.ConnectionPool(**arguments))
+
+
+def without_password(url: str) -> str:
+    """The same URL with its password, in whatever form it is given, replaced by ``***``."""
+    return shown.uri(url)

@@ -1,0 +1,103 @@
+"""QUEUES: the keys of a pipeline -> how much waits there and who works it off. Used by client.
+
+Whatever stands under these keys is judged: what is of a wrong type counts as nothing, and spoils no other queue.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+
+from pipeq.contract import keys as queues
+from pipeq.contract import shown
+from pipeq.contract.reading import json_object, number, readable_object
+from pipeq.contract.status import TaskStatus
+from pipeq.server import replies
+
+#: More tasks than this are inside no worker.
+_MOST_IN_FLIGHT = 10**9
+
+
+@dataclass(frozen=True)
+class QueueInfo:
+    """One pipeline's queue, as ``pipeq queues`` shows it."""
+
+    pipeline: str
+    #: Messages that wait to be taken, and those that wait for their next try.
+    depth: int
+    waiting: int
+    #: Seconds since the oldest message was submitted; None for an empty queue or a stock Celery producer.
+    oldest_age_s: float | None
+    #: Tasks inside workers.
+    in_flight: int
+    workers: int
+    #: Messages in the dead-letter list.
+    dead: int
+    #: Worker -> why it takes none of the messages, though it serves the pipeline; empty where all is well.
+    deaf: dict[str, str] = field(default_factory=dict)
+
+
+def registered(found: Mapping[bytes | str, bytes | str]) -> dict[str, dict[str, Any]]:
+    """The hash of known pipelines -> name -> what its last worker said of it; nothing where that cannot be read."""
+    # redis-py is typed for both; ours does not decode.
+    named = ((name.decode("utf-8", "replace") if isinstance(name, bytes) else name, raw) for name, raw in found.items())
+    return {name: readable_object(raw) or {} for name, raw in named}
+
+
+def read_queue(
+    client: redis.Redis, pipeline: str, status_many: Callable[[Iterable[str]], list[TaskStatus]]
+) -> QueueInfo:
+    """How one queue fares, in two or three round trips."""
+    now = time.time()
+    lists = queues.list_keys(pipeline)
+    with client.pipeline(transaction=False) as pipe:
+        for key in lists:
+            pipe.llen(key)
+        for key in lists:
+            pipe.lindex(key, -1)
+        pipe.zrangebyscore(queues.workers_key(pipeline), now - queues.WORKER_TTL_S, "+inf")
+        pipe.llen(queues.dead_letter_key(pipeline))
+        pipe.zcard(queues.waiting_key(pipeline))
+        *per_list, workers, dead, waiting = replies(pipe)
+    workers = workers or []
+    beats = client.mget([queues.worker_key("").encode() + name for name in workers]) if workers else []
+    oldest = [_task_id(raw) for raw in per_list[len(lists) :] if raw]
+    times = [s.submitted_at for s in status_many(filter(None, oldest)) if s.submitted_at is not None]
+    return QueueInfo(
+        pipeline=pipeline,
+        depth=sum(int(length or 0) for length in per_list[: len(lists)]),
+        waiting=waiting or 0,
+        oldest_age_s=now - min(times) if times else None,
+        in_flight=sum(_in_flight(beat, pipeline) for beat in beats),
+        workers=len(workers),
+        dead=dead or 0,
+        deaf={
+            name.decode("utf-8", "replace"): reason
+            for name, beat in zip(workers, beats, strict=True)
+            if (reason := _deaf(beat, pipeline)) is not None
+        },
+    )
+
+
+def _in_flight(beat: bytes | str | None, pipeline: str) -> int:
+    counts = (json_object(beat) or {}).get("in_flight")
+    count = number(counts.get(pipeline)) if isinstance(counts, dict) else None
+    return int(count) if count is not None and 0 <= count < _MOST_IN_FLIGHT else 0
+
+
+def _deaf(beat: bytes | str | None, pipeline: str) -> str | None:
+    """Why a worker takes no messages of the pipeline; None where it does."""
+    deaf = (json_object(beat) or {}).get("deaf")
+    about = deaf.get(pipeline) if isinstance(deaf, dict) else None
+    return shown.line(str(about.get("reason"))) if isinstance(about, dict) else None
+
+
+def _task_id(raw: bytes) -> str | None:
+    """The id in a message's headers, where it is one that a record can stand under."""
+    headers = (json_object(raw) or {}).get("headers")
+    found = headers.get("id") if isinstance(headers, dict) else None
+    return found if queues.is_task_id(found) else None

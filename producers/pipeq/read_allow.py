@@ -1,0 +1,129 @@
+"""What a client may read: URIs of results -> whether its owner named them. Before: a record. After: results.
+
+Whoever can write to Redis can put any URI into a record; it is the client's own disk, and its own credentials for S3,
+that would be read by it. So nothing is read but what lies below the prefixes that the client was given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from urllib.parse import unquote_to_bytes
+
+from pipeq.contract import shown
+from pipeq.contract.errors import ErrorCode, PipeqError
+
+#: Where the prefixes are, unless the client is given some: separated by commas, or a JSON list.
+VARIABLE = "PIPEQ_CLIENT_ALLOW"
+#: A client remembers this many outputs that it asked for itself.
+_OWN_OUTPUTS = 1000
+
+
+class ReadAllow:
+    """Prefixes below which results and their objects are read: ``s3://bucket/prefix/`` or ``file:///folder/``.
+
+    An entry that ends in ``/`` is a prefix; any other is that one thing, or a folder with all below it.
+
+    Args:
+        entries: one or several; None for those of the environment.
+
+    Raises (from the constructor):
+        PipeqError: ``invalid_settings``, naming the entry.
+    """
+
+    def __init__(self, entries: Iterable[str] | str | None = None) -> None:
+        self._entries = [_checked(entry) for entry in (_of_environment() if entries is None else _listed(entries))]
+        self._own: dict[str, None] = {}
+
+    def remember(self, output: str) -> None:
+        """Where this client's own caller asked results to go is read, too."""
+        self._own.pop(output, None)
+        self._own[output] = None
+        if len(self._own) > _OWN_OUTPUTS:
+            del self._own[next(iter(self._own))]
+
+    def s3(self, uri: str) -> tuple[str, str]:
+        """Bucket and key of an allowed ``s3://`` URI.
+
+        Raises:
+            PipeqError: ``input_forbidden``.
+        """
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        # Some servers resolve these, and then read what is not below the prefix.
+        if not bucket or not key or any(part in (".", "..") for part in key.split("/")) or not uri.isprintable():
+            raise _forbidden(f"{shown.uri(uri)} is no plain s3://bucket/key")
+        if not any(_below(uri, entry) for entry in self._all("s3://")):
+            raise _not_allowed(uri, f"s3://{bucket}/")
+        return bucket, key
+
+    def file(self, uri: str) -> str:
+        """The path of an allowed ``file://`` URI, without any symbolic link.
+
+        Raises:
+            PipeqError: ``input_forbidden``.
+        """
+        path = _path(uri)
+        if path is None:
+            raise _forbidden(f"{shown.uri(uri)} is no absolute path on this machine")
+        real = os.path.realpath(path)
+        for entry in self._all("file://"):
+            root = os.path.realpath(_path(entry) or "/nowhere")
+            if real == root or real.startswith(root.rstrip("/") + "/"):
+                return real
+        raise _not_allowed(uri, f"file://{os.path.dirname(path).rstrip('/')}/")
+
+    def _all(self, scheme: str) -> list[str]:
+        return [entry for entry in (*self._entries, *self._own) if entry.startswith(scheme)]
+
+
+def _of_environment() -> list[str]:
+    return _listed(os.environ.get(VARIABLE, ""))
+
+
+def _listed(entries: Iterable[str] | str) -> list[str]:
+    if not isinstance(entries, str):
+        if not isinstance(entries, Iterable):
+            raise PipeqError(ErrorCode.INVALID_SETTINGS, f"allow is {shown.value(entries)}, not a list of prefixes")
+        return list(entries)
+    if entries.lstrip().startswith("["):
+        try:
+            return list(json.loads(entries))
+        except (ValueError, RecursionError) as error:
+            raise PipeqError(ErrorCode.INVALID_SETTINGS, f"allow: {shown.line(entries)} is no JSON list") from error
+    return [entry for part in entries.split(",") if (entry := part.strip())]
+
+
+def _checked(entry: object) -> str:
+    problem = f"allow: {shown.value(entry)} is no prefix like s3://results/ or file:///data/results/"
+    if not isinstance(entry, str) or not entry.startswith(("s3://", "file://")):
+        raise PipeqError(ErrorCode.INVALID_SETTINGS, problem)
+    if entry.startswith("s3://") and not entry.removeprefix("s3://").partition("/")[0]:
+        raise PipeqError(ErrorCode.INVALID_SETTINGS, f"{problem}: it names no bucket")
+    if entry.startswith("file://") and _path(entry) is None:
+        raise PipeqError(ErrorCode.INVALID_SETTINGS, f"{problem}: it is not absolute")
+    return entry
+
+
+def _path(uri: str) -> str | None:
+    try:
+        path = os.fsdecode(unquote_to_bytes(uri.removeprefix("file://")))
+    except UnicodeEncodeError:
+        return None
+    return path if path.startswith("/") and "\0" not in path else None
+
+
+def _below(value: str, entry: str) -> bool:
+    return value.startswith(entry) if entry.endswith("/") else value == entry or value.startswith(entry + "/")
+
+
+def _not_allowed(uri: str, prefix: str) -> PipeqError:
+    prefix = shown.uri(prefix)
+    return _forbidden(
+        f"this client was not told to read {shown.uri(uri)}: if your workers' store is there, write "
+        f'Client(allow=["{prefix}"]), --allow {prefix} or {VARIABLE}={prefix}'
+    )
+
+
+def _forbidden(message: str) -> PipeqError:
+    return PipeqError(ErrorCode.INPUT_FORBIDDEN, message)

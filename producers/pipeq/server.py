@@ -1,0 +1,60 @@
+"""The Redis that a client speaks to: its errors as ours, and replies that are errors in the place of one value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from redis.client import Pipeline
+from redis.exceptions import (
+    AuthenticationError,
+    ConnectionError,  # noqa: A004
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+    TimeoutError,  # noqa: A004
+)
+
+from pipeq.contract import shown
+from pipeq.contract.errors import ErrorCode, RedisUnavailableError
+
+
+@contextmanager
+def reachable(url: str) -> Iterator[None]:
+    """Turns what redis-py raises inside into RedisUnavailableError, without the URL's password."""
+    try:
+        yield
+    except RedisError as error:
+        where, says = shown.uri(url), shown.line(str(error))
+        if isinstance(error, AuthenticationError):
+            message = f"{where} refuses the password: {says}"
+        elif isinstance(error, ConnectionError | TimeoutError):
+            message = f"cannot reach Redis at {where}: {says}"
+        elif isinstance(error, NoPermissionError):
+            message = (
+                f"Redis at {where} does not let this user do that ({says}): deploy/redis-users.acl has the rights that "
+                "a producer needs, and an operator"
+            )
+        else:
+            message = f"Redis at {where} answers: {says}"
+        passing = isinstance(error, ConnectionError | TimeoutError) and not isinstance(error, AuthenticationError)
+        raise RedisUnavailableError(ErrorCode.REDIS_UNAVAILABLE, message, passing) from error
+
+
+def replies(pipe: Pipeline) -> list[Any]:
+    """Runs a pipeline. A key of a wrong type is None in its place, so that it spoils no other answer.
+
+    Raises:
+        RedisError: any other error, the first.
+    """
+    found = pipe.execute(raise_on_error=False)
+    for reply in found:
+        if isinstance(reply, Exception) and not is_wrong_type(reply):
+            raise reply
+    return [None if isinstance(reply, Exception) else reply for reply in found]
+
+
+def is_wrong_type(error: Exception) -> bool:
+    """Whether Redis says that something else stands under a key."""
+    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")

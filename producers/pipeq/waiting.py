@@ -1,0 +1,108 @@
+"""WAIT: ids of tasks -> their statuses as they end, woken by what Redis publishes rather than by polling.
+
+A Redis that goes away for a while, to be restarted or to fail over, does not end a wait: it goes on until its time
+is up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+
+import redis
+
+from pipeq.contract import keys as queues
+from pipeq.contract import shown
+from pipeq.contract.errors import ErrorCode, RedisUnavailableError, WaitTimeoutError
+from pipeq.contract.status import TaskStatus
+
+#: A wait looks again this often, in seconds, in case a notification was lost with a connection.
+RECHECK_S = 5.0
+#: While Redis is away it is tried again this often, in seconds ...
+_TRY_AGAIN_S = 0.5
+#: ... and a wait without a time limit gives up after this long, in seconds.
+OUTAGE_S = 300.0
+#: Channels of one SUBSCRIBE.
+_CHANNELS_AT_ONCE = 500
+
+
+class Wait:
+    """One wait for some tasks."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        reachable: Callable[[], AbstractContextManager[None]],
+        status_many: Callable[[Iterable[str]], list[TaskStatus]],
+        task_ids: Iterable[str],
+        timeout_s: float | None,
+    ) -> None:
+        self._redis = client
+        self._reachable = reachable
+        self._status_many = status_many
+        self._pending = dict.fromkeys(task_ids)
+        self._total = len(self._pending)
+        self._timeout_s = timeout_s
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        #: When Redis last answered, on the monotonic clock; None before it first did.
+        self._answered_at: float | None = None
+
+    def ended(self) -> Iterator[TaskStatus]:
+        """Yields each status when its task has ended.
+
+        Raises:
+            WaitTimeoutError: some did not end in time.
+            RedisUnavailableError: Redis did not answer when the wait began, or has not for too long.
+        """
+        while self._pending:
+            try:
+                with self._reachable():
+                    yield from self._ended_while_connected()
+            except RedisUnavailableError as error:
+                if not error.retryable or self._answered_at is None:
+                    raise
+                until = self._deadline if self._deadline is not None else self._answered_at + OUTAGE_S
+                if (left := until - time.monotonic()) <= 0:
+                    raise
+                time.sleep(min(_TRY_AGAIN_S, left))
+
+    def _ended_while_connected(self) -> Iterator[TaskStatus]:
+        channels = [queues.record_key(task_id) for task_id in self._pending]
+        with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]
+            for start in range(0, len(channels), _CHANNELS_AT_ONCE):
+                pubsub.subscribe(*channels[start : start + _CHANNELS_AT_ONCE])
+            while self._pending:
+                # Looked at only after subscribing, so that no task can end unseen in between.
+                wake_at = time.monotonic() + RECHECK_S
+                for status in self._status_many(list(self._pending)):
+                    if status.is_final:
+                        del self._pending[status.id]
+                        yield status
+                    elif status.expires_at is not None:
+                        # Nobody publishes an expiry while no worker runs.
+                        wake_at = min(wake_at, time.monotonic() + max(status.expires_at - time.time(), 0) + 0.01)
+                self._answered_at = time.monotonic()
+                yield from self._published(pubsub, wake_at)
+                if self._pending and self._deadline is not None and time.monotonic() >= self._deadline:
+                    raise self._timed_out()
+
+    def _published(self, pubsub: redis.client.PubSub, wake_at: float) -> Iterator[TaskStatus]:
+        """What is published of pending tasks until then, or until the wait's own end."""
+        until = wake_at if self._deadline is None else min(wake_at, self._deadline)
+        while self._pending and (left := until - time.monotonic()) > 0:
+            message = pubsub.get_message(timeout=left)
+            if message is None or message["type"] != "message":
+                continue
+            task_id = message["channel"].decode("utf-8", "replace").removeprefix(queues.record_key(""))
+            status = TaskStatus.read(task_id, message["data"])
+            if status.is_final and task_id in self._pending:
+                del self._pending[task_id]
+                yield status
+
+    def _timed_out(self) -> WaitTimeoutError:
+        left, first = len(self._pending), shown.line(next(iter(self._pending)))
+        return WaitTimeoutError(
+            ErrorCode.TIMEOUT,
+            f"{left} of {self._total} tasks had not ended after {self._timeout_s} s, for instance {first}",
+        )

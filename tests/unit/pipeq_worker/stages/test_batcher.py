@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import random
+import threading
+import time
+from dataclasses import dataclass
+
+import pytest
+from pipeq_worker.models.pipeline import BatchLimits
+from pipeq_worker.stages.batcher import Batch, Batcher, Closed, best_window
+
+LIMITS = BatchLimits(max_size=8, max_cost=100, launch_cost=10, max_wait_s=0.0)
+
+
+@dataclass(eq=False)
+class Row:
+    cost: int
+    group: str = "a"
+    nbytes: int = 1
+    lane: str = "a"
+
+
+def test_a_batch_holds_similar_lengths_and_the_oldest() -> None:
+    batcher: Batcher[Row] = Batcher(10**6)
+    rows = [Row(50), Row(3), Row(48), Row(4), Row(5)]
+    for row in rows:
+        batcher.put(row, LIMITS)
+    first, second = batcher.take(), batcher.take()
+    assert first is not None
+    assert second is not None
+    assert [row.cost for row in first.items] == [48, 50]
+    assert [row.cost for row in second.items] == [3, 4, 5]
+
+
+def test_no_batch_is_over_its_limits_and_none_is_lost() -> None:
+    rng = random.Random(0)
+    batcher: Batcher[Row] = Batcher(10**6)
+    rows = [Row(rng.randint(1, 120)) for _ in range(500)]
+    for row in rows:
+        batcher.put(row, LIMITS)
+    seen = []
+    while len(seen) < len(rows):
+        batch = batcher.take()
+        assert batch is not None
+        costs = [row.cost for row in batch.items]
+        assert len(costs) <= LIMITS.max_size
+        assert len(costs) == 1 or max(costs) * len(costs) <= LIMITS.max_cost
+        seen += batch.items
+    assert {id(row) for row in seen} == {id(row) for row in rows}
+    assert len(batcher) == 0
+
+
+def test_the_oldest_is_never_overtaken_for_long() -> None:
+    """However many short ones keep coming, the long one is in the very next batch."""
+    batcher: Batcher[Row] = Batcher(10**6)
+    long = Row(90)
+    batcher.put(long, LIMITS)
+    for _ in range(100):
+        batcher.put(Row(2), LIMITS)
+    batch = batcher.take()
+    assert batch is not None
+    assert long in batch.items
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_window_is_the_best_there_is(seed: int) -> None:
+    rng = random.Random(seed)
+    costs = sorted(rng.randint(1, 60) for _ in range(rng.randint(1, 25)))
+    must = rng.randrange(len(costs))
+    limits = BatchLimits(
+        max_size=rng.randint(1, 10), max_cost=rng.choice([60, 120, 400]), launch_cost=rng.choice([0, 8, 64])
+    )
+
+    def score(start: int, stop: int) -> float:
+        return sum(costs[start:stop]) / (limits.launch_cost + costs[stop - 1] * (stop - start))
+
+    allowed = [
+        (start, stop)
+        for start in range(must + 1)
+        for stop in range(must + 1, len(costs) + 1)
+        if stop - start == 1
+        or (stop - start <= limits.max_size and costs[stop - 1] * (stop - start) <= limits.max_cost)
+    ]
+    assert score(*best_window(costs, must, limits)) == pytest.approx(max(score(*window) for window in allowed))
+
+
+def test_an_item_over_the_limit_runs_alone() -> None:
+    assert best_window([5, 500], 1, LIMITS) == (1, 2)
+
+
+def test_groups_do_not_mix_and_take_turns_by_age() -> None:
+    batcher: Batcher[Row] = Batcher(10**6)
+    for group in "abab":
+        batcher.put(Row(5, group), LIMITS)
+    taken = [batcher.take(), batcher.take()]
+    assert [[row.group for row in batch.items] for batch in taken if batch] == [["a", "a"], ["b", "b"]]
+
+
+def test_idle_waits_for_company_but_not_long() -> None:
+    batcher: Batcher[Row] = Batcher(10**6)
+    limits = BatchLimits(max_size=8, max_cost=100, max_wait_s=0.2)
+    batcher.put(Row(5), limits)
+    threading.Timer(0.05, batcher.put, (Row(5), limits)).start()
+    began = time.monotonic()
+    batch = batcher.take()
+    assert batch is not None
+    assert len(batch.items) == 2
+    assert 0.15 < time.monotonic() - began < 2
+
+
+def test_a_full_batch_does_not_wait() -> None:
+    batcher: Batcher[Row] = Batcher(10**6)
+    limits = BatchLimits(max_size=2, max_cost=100, max_wait_s=60)
+    batcher.put(Row(5), limits)
+    batcher.put(Row(5), limits)
+    assert batcher.take() is not None
+
+
+def test_put_blocks_while_the_window_is_full() -> None:
+    batcher: Batcher[Row] = Batcher(max_bytes=10)
+    batcher.put(Row(5, nbytes=8), LIMITS)
+    put = threading.Thread(target=batcher.put, args=(Row(5, nbytes=8), LIMITS))
+    put.start()
+    put.join(0.1)
+    assert put.is_alive()
+    assert batcher.take() is not None
+    put.join(5)
+    assert not put.is_alive()
+
+
+def test_one_larger_than_the_window_is_let_in_alone() -> None:
+    batcher: Batcher[Row] = Batcher(max_bytes=10)
+    batcher.put(Row(5, nbytes=1000), LIMITS)
+    assert batcher.take() is not None
+
+
+def test_close_wakes_everybody_and_returns_the_rest() -> None:
+    batcher: Batcher[Row] = Batcher(max_bytes=1)
+    taken: list[Batch[Row] | None] = []
+    take = threading.Thread(target=lambda: taken.append(batcher.take()))
+    take.start()
+    assert batcher.close() == []
+    take.join(5)
+    assert taken == [None]
+    with pytest.raises(Closed):
+        batcher.put(Row(1), LIMITS)
+
+
+def test_padding() -> None:
+    assert Batch([Row(5), Row(10)]).padding == 0.25
+
+
+def test_a_full_lane_holds_up_no_other() -> None:
+    batcher: Batcher[Row] = Batcher(10)
+    batcher.put(Row(5, nbytes=8), LIMITS)
+    full = threading.Thread(target=batcher.put, args=(Row(5, nbytes=8), LIMITS))
+    full.start()
+    other = Row(5, "b", nbytes=8, lane="b")
+    batcher.put(other, LIMITS)  # would block for ever
+    batches = [batcher.take() for _ in range(3)]
+    full.join()
+    assert sorted(row.lane for batch in batches if batch for row in batch.items) == ["a", "a", "b"]
+
+
+def test_beyond_two_batches_little_more_is_kept() -> None:
+    """Of an hour of audio in chunks, for instance, no more than what batches can be chosen from."""
+    batcher: Batcher[Row] = Batcher(100)
+    for _ in range(4):
+        batcher.put(Row(50, nbytes=10), LIMITS)  # a batch is two of them
+    late = threading.Thread(target=batcher.put, args=(Row(50, nbytes=10), LIMITS))
+    late.start()
+    late.join(0.1)
+    assert late.is_alive()
+    for _ in range(6):
+        batcher.put(Row(1, "b", nbytes=10, lane="b"), LIMITS)  # small ones: not two batches yet
+    batcher.take()
+    late.join(5)
+    assert not late.is_alive()

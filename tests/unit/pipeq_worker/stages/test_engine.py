@@ -1,0 +1,292 @@
+"""The stages without Celery and Redis: what one pipeline does to another."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from pipeq.contract.errors import ErrorCode
+from pipeq.contract.message import Ref, TaskMessage
+from pipeq_worker.models.constant_pipeline import ConstantPipeline
+from pipeq_worker.models.pipeline import Prepared
+from pipeq_worker.models.task_types import find
+from pipeq_worker.settings.read import PipelineSettings, Settings
+from pipeq_worker.stages import engine as engine_module
+from pipeq_worker.stages.accept import read_inputs
+from pipeq_worker.stages.engine import Engine
+from pipeq_worker.stages.fetch import Fetcher
+from pipeq_worker.stages.prepare import least_items
+from pipeq_worker.stages.task import Work
+
+from tests.unit.media import image_bytes, picture
+
+
+class Marks:
+    """No running marks."""
+
+    def begin(self, works: list[Work], *, alone: bool = False) -> None:
+        for work in works:
+            work.started_at = time.time()
+
+    def look(self, works: list[Work]) -> None:
+        pass
+
+
+class SlowStore(Fetcher):
+    """Its bucket ``slow`` does not answer until it is told to; the others answer at once."""
+
+    def __init__(self) -> None:
+        self.answers = threading.Event()
+
+    def fetch(self, ref: Ref, reserve: Callable[[int], None] = lambda size: None) -> bytes:
+        data = image_bytes(picture(8, 8), "PNG")
+        reserve(len(data))
+        if "slow" in str(ref.uri):
+            self.answers.wait()
+        return data
+
+
+class ManyRows(ConstantPipeline):
+    """An input is a number of rows. A forward pass takes a while."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, PipelineSettings(task="constant", max_batch_size=4, max_wait_ms=0))
+        self.made: dict[int, int] = {}
+        self.threads: dict[int, set[int]] = {}
+
+    def prepare(self, value: Any, params: Any) -> Iterator[Prepared]:
+        for _ in range(value):
+            self.made[value] = self.made.get(value, 0) + 1
+            self.threads.setdefault(value, set()).add(threading.get_ident())
+            yield Prepared(None, self.name, 1, 1)
+
+    def forward(self, features: list[Any], params: Any) -> list[Any]:
+        time.sleep(0.002)
+        return super().forward(features, params)
+
+
+class Request:
+    """What the stages read of Celery's request."""
+
+    expires = None
+
+
+class Stages:
+    """An engine with one pipeline, and what it has finished."""
+
+    def __init__(self, pipeline: ConstantPipeline, fetcher: Any = None, marks: Any = None, **settings: Any) -> None:
+        self.done: list[Work] = []
+        self._changed = threading.Condition()
+        self.engine = Engine(
+            {pipeline.name: pipeline},
+            Settings(**settings),
+            fetcher,
+            marks or Marks(),  # type: ignore[arg-type]
+            self._deliver,
+            lambda *_: None,
+            2,
+        )
+        self.engine.start()
+
+    def _deliver(self, works: list[Work]) -> None:
+        with self._changed:
+            self.done += works
+            self._changed.notify_all()
+
+    def submit(self, task_id: str, inputs: Any, pipeline: str = "it", **params: Any) -> Work:
+        work = Work(task_id, 0, Request(), lambda: None, lambda _: None)
+        work.message = TaskMessage(pipeline=pipeline, inputs=inputs, params=params)
+        self.engine.submit(work)
+        return work
+
+    def wait_for(self, *works: Work, timeout_s: float = 30) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: set(works) <= set(self.done), timeout_s)
+
+
+@pytest.fixture
+def store() -> Iterator[SlowStore]:
+    one = SlowStore()
+    yield one
+    one.answers.set()
+
+
+def image_pipeline(name: str) -> ConstantPipeline:
+    pipeline = ConstantPipeline(name, PipelineSettings(task="constant"))
+    pipeline.task_type = find("image-classification")
+    return pipeline
+
+
+def test_a_pipeline_whose_store_is_slow_holds_up_no_other(store: SlowStore) -> None:
+    """Neither with threads that wait, nor with bytes that are held."""
+    done: list[Work] = []
+    settings = Settings(fetch_threads=2, prefetch_bytes=2000)
+    pipelines: dict[str, Any] = {name: image_pipeline(name) for name in ("slow", "quick")}
+    engine = Engine(pipelines, settings, store, Marks(), done.extend, lambda *_: None, 1)  # type: ignore[arg-type]
+    engine.start()
+    number = itertools.count()
+
+    def submit(name: str, count: int) -> None:
+        for _ in range(count):
+            work = Work(str(next(number)), 0, Request(), lambda: None, lambda _: None)
+            work.message = TaskMessage(pipeline=name, inputs={"uri": f"s3://{name}/a.png"})
+            engine.submit(work)
+
+    submit("slow", 50)
+    submit("quick", 50)
+    deadline = time.monotonic() + 20
+    while len(done) < 50:
+        assert time.monotonic() < deadline, f"{len(done)} of 50"
+        time.sleep(0.01)
+    assert {work.message.pipeline for work in done if work.message} == {"quick"}
+    assert not any(work.error for work in done)
+    store.answers.set()
+    assert engine.drain(20) == []
+    assert len(done) == 100
+    assert not any(work.error for work in done)
+
+
+def test_tasks_of_many_items_hold_up_nobody() -> None:
+    """Two of them, for two threads: what comes later is done long before."""
+    pipeline = ManyRows("it")
+    stages = Stages(pipeline)
+    large = [stages.submit("a", 3000), stages.submit("b", 3001)]
+    while min(pipeline.made.get(one, 0) for one in (3000, 3001)) < 10:
+        time.sleep(0.01)
+    small = [stages.submit(f"small-{at}", 1) for at in range(50)]
+    stages.wait_for(*small)
+    assert not set(large) & set(stages.done)
+    stages.wait_for(*large)
+    assert [len(work.outputs[0]) for work in large] == [3000, 3001]
+    assert not any(work.error for work in (*large, *small))
+    # What a thread began it goes on with: its tokenizer is in there.
+    assert [len(pipeline.threads[one]) for one in (3000, 3001)] == [1, 1]
+    stages.engine.drain(5)
+
+
+def test_items_are_counted_while_they_are_made() -> None:
+    pipeline = ManyRows("it")
+    stages = Stages(pipeline, max_items=100)
+    work = stages.submit("a", 10**9)
+    fits = stages.submit("b", 100)
+    stages.wait_for(work, fits)
+    assert work.error is not None
+    assert work.error.code == ErrorCode.INPUT_TOO_LARGE
+    assert "max_items" in work.error.message
+    assert pipeline.made[10**9] == 101
+    assert fits.error is None
+    stages.engine.drain(5)
+
+
+LABELS = [f"label {at}" for at in range(1000)]
+
+
+@pytest.mark.parametrize(
+    ("task", "inputs", "params"),
+    [
+        ("zero-shot-classification", ["fox"] * 101, {"candidate_labels": LABELS}),
+        ("zero-shot-classification", ["fox"] * 101, {"candidate_labels": ",".join(LABELS)}),
+        ("zero-shot-image-classification", [{"uri": "s3://b/k"}] * 101, {"candidate_labels": LABELS}),
+        ("zero-shot-object-detection", [{"image": {"uri": "s3://b/k"}, "candidate_labels": LABELS}] * 101, {}),
+        ("zero-shot-audio-classification", [{"uri": "s3://b/k"}] * 101, {"candidate_labels": LABELS}),
+        ("fill-mask", ["fox"] * 101, {"targets": LABELS}),
+        ("table-question-answering", [{"table": {"a": ["1"]}, "query": LABELS}] * 101, {}),
+        ("decision", [{"state": 1, "questions": {key: {} for key in LABELS}}] * 101, {}),
+        ("text-classification", ["fox"] * 20_001, {}),
+    ],
+)
+def test_what_the_message_tells_is_refused_before_anything_is_made(task: str, inputs: Any, params: Any) -> None:
+    inputs, _ = read_inputs(find(task), inputs)
+    assert least_items(inputs, params) > 20_000
+    # A task of the usual kind is what it is.
+    assert least_items(inputs[:1], {}) in (1, 1000)
+
+
+class Cancelled(Marks):
+    """Says of every task that it has ended, once it is told to."""
+
+    def __init__(self) -> None:
+        self.says_so = threading.Event()
+
+    def look(self, works: list[Work]) -> None:
+        for work in works:
+            work.is_over = self.says_so.is_set()
+
+
+def test_a_cancelled_task_stops_between_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "LOOK_S", 0.01)
+    pipeline, marks = ManyRows("it"), Cancelled()
+    stages = Stages(pipeline, marks=marks, max_items=10**9)
+    work = stages.submit("a", 10**8)
+    while pipeline.made.get(10**8, 0) < 100:
+        time.sleep(0.01)
+    marks.says_so.set()
+    stages.wait_for(work)
+    made = pipeline.made[10**8]
+    time.sleep(0.1)
+    assert pipeline.made[10**8] == made < 10**5
+    stages.engine.drain(5)
+
+
+def test_a_cancelled_task_stops_between_references(monkeypatch: pytest.MonkeyPatch, store: SlowStore) -> None:
+    monkeypatch.setattr(engine_module, "LOOK_S", 0.01)
+    fetched: list[Ref] = []
+
+    class Counted(SlowStore):
+        def fetch(self, ref: Ref, reserve: Callable[[int], None] = lambda size: None) -> bytes:
+            fetched.append(ref)
+            time.sleep(0.005)
+            return super().fetch(ref, reserve)
+
+    marks = Cancelled()
+    stages = Stages(image_pipeline("it"), Counted(), marks, fetch_threads=1)
+    work = stages.submit("a", [{"uri": "s3://quick/a.png"}] * 5000)
+    while len(fetched) < 20:
+        time.sleep(0.01)
+    # Nor does it hold up who comes after it, though there is one thread.
+    later = stages.submit("b", [{"uri": "s3://quick/a.png"}])
+    stages.wait_for(later)
+    assert work not in stages.done
+    marks.says_so.set()
+    stages.wait_for(work)
+    assert len(fetched) < 5000
+    stages.engine.drain(5)
+
+
+def test_what_has_not_begun_is_given_back_at_once() -> None:
+    class Slow(ManyRows):
+        begun, ends = threading.Event(), threading.Event()
+
+        def forward(self, features: list[Any], params: Any) -> list[Any]:
+            self.begun.set()
+            self.ends.wait(20)
+            return super().forward(features, params)
+
+    pipeline = Slow("it")
+    stages = Stages(pipeline)
+    first = stages.submit("a", 1)
+    assert pipeline.begun.wait(20)
+    waiting = [stages.submit(str(at), 1) for at in range(20)]
+    for work in (first, *waiting):
+        work.leases = object()  # type: ignore[assignment]
+    assert set(stages.engine.withdraw()) == set(waiting)
+    assert stages.engine.withdraw() == []
+    stages.submit("late", 1)
+    pipeline.ends.set()
+    assert stages.engine.drain(20) == []
+    assert stages.done == [first]
+
+
+def test_a_drain_waits_no_longer_than_it_is_told() -> None:
+    pipeline = ManyRows("it")
+    stages = Stages(pipeline, max_items=10**9)
+    work = stages.submit("a", 10**8)
+    while not pipeline.made:
+        time.sleep(0.01)
+    began = time.monotonic()
+    assert stages.engine.drain(0.2) == [work]
+    assert 0.2 <= time.monotonic() - began < 10

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from pipeq.contract.errors import PipeqError
+from pipeq_worker.stages.infer import DeviceLostError, infer
+
+
+class Model:
+    """Stands in for a device that a test cannot have: it runs out of memory, or breaks."""
+
+    name = "model"
+
+    def __init__(self, fits: int = 1000, fatal: Exception | None = None, short: bool = False) -> None:
+        self.fits, self.fatal, self.short = fits, fatal, short
+        self.sizes: list[int] = []
+        self.recovered, self.spoilt = 0, False
+
+    def release_memory(self) -> None:
+        """A device that a test cannot have keeps none."""
+
+    def recover(self) -> None:
+        self.recovered = self.recovered + 1
+        if self.spoilt:
+            raise OSError("no such model")
+
+    def forward(self, features: list[Any], params: Any) -> list[Any]:
+        self.sizes.append(len(features))
+        if self.fatal:
+            raise self.fatal
+        if len(features) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if "bad" in features:
+            raise ValueError("a bad row\nwith a long story")
+        return features[:-1] if self.short else [f"out {one}" for one in features]
+
+
+def rows(*features: Any) -> list[Any]:
+    return [SimpleNamespace(features=one, output=None, error=None, work=SimpleNamespace(params={})) for one in features]
+
+
+def run(model: Model, items: list[Any]) -> None:
+    infer(model, items)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("at", range(7))
+def test_only_the_bad_one_fails(at: int) -> None:
+    names: list[Any] = [str(number) for number in range(7)]
+    names[at] = "bad"
+    items = rows(*names)
+    run(Model(), items)
+    assert [item.output for item in items] == [None if name == "bad" else f"out {name}" for name in names]
+    assert items[at].error.args == ("inference_failed", "'model' failed on this input: ValueError: a bad row", False)
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
+    model, items = Model(fits=2), rows(*range(8))
+    run(model, items)
+    assert all(item.error is None for item in items)
+    assert max(size for size in model.sizes if size <= 2) == 2
+
+
+def test_one_that_does_not_fit_alone_is_out_of_memory() -> None:
+    items = rows("a")
+    run(Model(fits=0), items)
+    assert isinstance(items[0].error, PipeqError)
+    assert items[0].error.code == "out_of_memory"
+
+
+def test_a_model_that_loses_rows_is_an_error_of_every_item() -> None:
+    items = rows("a", "b")
+    run(Model(short=True), items)
+    assert [item.error.code for item in items] == ["inference_failed"] * 2
+
+
+@pytest.mark.parametrize("error", [torch.AcceleratorError("device-side assert"), RuntimeError("CUDA error: assert")])
+def test_a_broken_device_is_not_blamed_on_the_items(error: Exception) -> None:
+    items = rows("a", "b")
+    with pytest.raises(DeviceLostError):
+        run(Model(fatal=error), items)
+    assert [item.error for item in items] == [None, None]
+
+
+def test_after_each_pass_that_raised_the_model_recovers() -> None:
+    """Before the innocent half runs: the one that raised may have left something behind."""
+    model = Model()
+    run(model, rows("a", "b", "bad", "d"))
+    assert model.recovered == 3
+    model.spoilt = True
+    with pytest.raises(DeviceLostError, match="could not be loaded anew after a failed pass: OSError: no such model"):
+        run(model, rows("bad"))

@@ -1,1 +1,0 @@
-"""The daemon: takes tasks off their queues, batches them through pipelines, lands the results."""

@@ -1,0 +1,247 @@
+"""The Celery pool: takes each request through the stages. Before: Celery's consumer. After: accept.
+
+Celery keeps its stock Request, tracer, events, expiry and revocation; only the body of a task is batched. An ordinary
+Celery task that is sent to this worker runs in a thread beside the stages.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
+from typing import Any
+
+from celery.concurrency.base import BasePool, apply_target
+from celery.worker import state as celery_state
+from pipeq.contract import keys as queues
+from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.message import TaskMessage
+from redis.exceptions import RedisError
+
+from pipeq_worker.host.runtime import Runtime
+from pipeq_worker.observe.outage import outage
+from pipeq_worker.stages.task import Work
+
+logger = logging.getLogger(__name__)
+
+#: The process ends with this code when the device hangs or is beyond use, so that a supervisor starts it again.
+EXIT_DEVICE_LOST = 75
+#: How long such an end may take, in seconds.
+LOST_EXIT_S = 10.0
+
+
+class TaskPool(BasePool):
+    """Named by the setting ``worker_pool``. ``limit``, Celery's concurrency, is the number of tasks inside."""
+
+    signal_safe = False
+    body_can_be_buffer = True
+    #: Celery knows a running task by a process id; ours have none, so they get numbers beyond any.
+    _numbers = itertools.count(1 << 22)
+
+    def on_start(self) -> None:
+        """Starts the stages."""
+        self._works: dict[int, Work] = {}
+        self._inside: dict[str, Work] = {}
+        #: Ordinary tasks that wait or run.
+        self._plain_futures: set[Future[Any]] = set()
+        # In an app that has no pipelines this is a pool of threads, as many as its concurrency says.
+        self._has_pipelines = hasattr(self.app, "pipeq")
+        self._plain = ThreadPoolExecutor((os.cpu_count() or 1) if self._has_pipelines else self.limit, "task")
+        if self._has_pipelines:
+            self._runtime: Runtime = self.app.pipeq
+            self._runtime.start(self.app, self._on_lost, self._delivered)
+
+    def on_apply(
+        self,
+        target: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        callback: Any = None,
+        accept_callback: Any = None,
+        **_: Any,
+    ) -> Any:
+        """Takes one request in; called on Celery's event loop, so it only hands on."""
+        if args[0] != queues.TASK_NAME or not self._has_pipelines:
+            future = self._plain.submit(apply_target, target, args, kwargs or {}, callback, accept_callback)
+            self._plain_futures.add(future)
+            future.add_done_callback(self._plain_futures.discard)
+            return future
+        request = callback.__self__
+        if (work := self._inside.get(request.id)) is not None:
+            # The broker delivers again what it thinks is lost, after a broken connection for instance.
+            work.again.append(request)
+            return None
+        # A task's status is kept, whatever its producer wants to know of it.
+        args[2]["ignore_result"] = False
+        number = next(self._numbers)
+        leases = getattr(request.message.channel, "leases", None)
+        if leases is not None:
+            leases.on_lost, leases.on_stalled = self._on_lost_leases, self.on_stalled
+        work = Work(
+            id=request.id,
+            number=number,
+            request=request,
+            trace=partial(target, *args, **(kwargs or {})),
+            acknowledge=callback,
+            leases=leases,
+            tag=request.message.delivery_tag if leases is not None else "",
+        )
+        self._works[number] = self._inside[work.id] = work
+        if accept_callback is not None:
+            # Called when its batch begins: until then Celery counts the task as reserved, and it can be revoked.
+            work.accept = partial(_accept, request, partial(accept_callback, number))
+        try:
+            work.message = self._read(request)
+        except PipeqError as error:
+            work.fail(error)
+        except Exception as error:
+            work.fail(PipeqError(ErrorCode.INVALID_MESSAGE, f"{type(error).__name__}: {error}"))
+        self._runtime.engine.submit(work)
+        return _Handle(work)
+
+    def _read(self, request: Any) -> TaskMessage:
+        fields = dict(request.kwargs)
+        if len(request.args) == 1 and "inputs" not in fields:
+            fields["inputs"] = request.args[0]  # what comes before it in a chain
+        elif request.args:
+            raise PipeqError(
+                ErrorCode.INVALID_MESSAGE,
+                "the task takes keyword arguments (pipeline, inputs, ...), and one positional one for its inputs where "
+                "they are not among them",
+            )
+        size, limit = len(request.body), self._runtime.settings.max_message_bytes
+        if size > limit:
+            raise PipeqError(
+                ErrorCode.INVALID_MESSAGE,
+                f"the message is {size} bytes, at most {limit} are allowed (`max_message_bytes`): send the input by "
+                "reference",
+            )
+        message = TaskMessage.parse(fields)
+        queue = (request.delivery_info or {}).get("routing_key")
+        if queue and queue != message.pipeline:
+            raise PipeqError(
+                ErrorCode.INVALID_MESSAGE, f"a message for pipeline {message.pipeline!r} lay on the queue {queue!r}"
+            )
+        if message.output is not None:
+            self._runtime.store.check_allowed(message.output.uri)
+        return message
+
+    def _delivered(self, works: list[Work]) -> None:
+        for work in works:
+            self._works.pop(work.number, None)
+            self._inside.pop(work.id, None)
+            for request in work.again:
+                try:
+                    celery_state.task_ready(request)
+                    if work.is_lost:
+                        request.reject(requeue=True)  # this one is its successor
+                    else:
+                        request.acknowledge()
+                except Exception:
+                    logger.exception("task %s", work.id, extra={"action": "deliver"})
+
+    def on_stalled(self, reason: str) -> None:
+        """Messages do not come in, and only a new process helps. Called on the thread of the leases."""
+        if self._runtime.lost is None:
+            self._on_lost(reason, [])
+
+    def _on_lost_leases(self, tags: set[str]) -> None:
+        """Called on the thread of the leases."""
+        for work in list(self._works.values()):
+            if work.tag in tags:
+                work.is_lost = True
+
+    def terminate_job(self, pid: int, signum: Any = None) -> None:
+        """``revoke(terminate=True)``: the task is dropped at its next stage. Celery has recorded the revocation."""
+        if (work := self._works.get(pid)) is not None:
+            work.is_terminated = True
+
+    def on_stop(self) -> None:
+        """SIGTERM: what does not run yet goes back on its queue at once, what runs has ``drain_s``."""
+        if not self._has_pipelines:
+            self._plain.shutdown(wait=True, cancel_futures=True)
+            return
+        drain_s = 0 if self._runtime.lost else self._runtime.settings.drain_s
+        until = time.monotonic() + drain_s
+        back = self._runtime.withdraw()
+        for leases in {id(work.leases): work.leases for work in back}.values():
+            assert leases is not None
+            leases.requeue(work.tag for work in back if work.leases is leases)
+        self._plain.shutdown(wait=False, cancel_futures=True)
+        running = sum(self._runtime.engine.in_flight().values()) + len(self._plain_futures)
+        logger.info(
+            "stopping: %d tasks go back on their queues, %d that run have %g s (`drain_s`)",
+            *(len(back), running, drain_s),
+            extra={"action": "drain"},
+        )
+        left = len(self._runtime.stop(drain_s))
+        wait_s = 0 if self._runtime.engine.is_hurried else max(0, until - time.monotonic())
+        left += len(wait(list(self._plain_futures), wait_s).not_done)
+        if left:
+            logger.warning("%d tasks did not end in time and go back on their queues", left, extra={"action": "drain"})
+        else:
+            logger.info("every task that ran has ended", extra={"action": "drain"})
+
+    def on_terminate(self) -> None:
+        """A cold shutdown, where somebody else's ``celery worker`` runs this pool; ours has none."""
+        if self._has_pipelines:
+            self._runtime.stop(0)
+        self._plain.shutdown(wait=False, cancel_futures=True)
+
+    def _on_lost(self, reason: str, works: list[Work]) -> None:
+        """Ends the process; nothing else frees a device that hangs. Called on the watchdog's or the device's thread."""
+        logger.critical("%s; ending this process", reason, extra={"action": "device_lost"})
+        self._runtime.lost = works
+        # Should even the orderly way hang, no lease of ours may outlive us for long.
+        backstop = threading.Timer(LOST_EXIT_S, os._exit, (EXIT_DEVICE_LOST,))
+        backstop.daemon = True
+        backstop.start()
+        if len(works) == 1:
+            # It was alone, so it is to blame: running it again would only end the next worker.
+            works[0].fail(PipeqError(ErrorCode.TIMEOUT, reason))
+            self._runtime.deliverer.deliver(works)
+        # The way of every SIGTERM, but without waiting for the device: what is inside goes back on its queue.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _get_info(self) -> dict[str, Any]:
+        """What ``celery inspect stats`` shows."""
+        return {
+            **super()._get_info(),
+            "processes": [os.getpid()],
+        } | (self._pipeline_info() if self._has_pipelines else {})
+
+    def _pipeline_info(self) -> dict[str, Any]:
+        return {
+            "in-flight": self._runtime.engine.in_flight(),
+            "pipelines": {name: one.model.model_dump() for name, one in self._runtime.pipelines.items()},
+        }
+
+
+def _accept(request: Any, accepted: Callable[[float], None]) -> bool:
+    try:
+        # Stores and announces that it was revoked.
+        if request.id in celery_state.revoked and request.revoked():
+            return False
+    except RedisError as error:
+        # It says so when it is dropped, or where it is delivered again.
+        outage.noticed("revoke", error)
+        return False
+    outage.over("revoke")
+    accepted(time.monotonic())
+    return True
+
+
+class _Handle:
+    """What Celery keeps a weak reference to, to terminate the task."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def terminate(self, signum: Any = None) -> None:
+        self._work.is_terminated = True

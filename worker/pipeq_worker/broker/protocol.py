@@ -1,0 +1,120 @@
+"""What Celery's message protocol 2 says of each header, property and part of a body, and whether a message keeps to it.
+
+Celery checks next to nothing: a number in the place of a text comes out as an exception of some other place, with the
+tasks of a whole batch around it. Source: celery 5.7, ``app/amqp.py`` (``AMQP.as_task_v2``), ``app/task.py``
+(``Context``), ``worker/request.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from celery.app.task import Context
+from pipeq.contract.reading import number
+
+#: The largest whole number that every JSON reader keeps.
+_LARGEST = 2**53
+
+Check = Callable[[Any], bool]
+
+
+def _text(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False  # half of a pair, which nothing can store
+    return True
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _count(most: int) -> Check:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _limits(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(one is None or number(one) is not None for one in value)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(_text(one) for one in value)
+
+
+def _signatures(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
+
+
+def _object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+#: Header -> what it must be where it is not null, in words and as a check.
+HEADERS: dict[str, tuple[str, Check]] = {
+    **dict.fromkeys(
+        "lang task id shadow eta expires group root_id parent_id argsrepr kwargsrepr origin compression".split(),
+        ("text", _text),
+    ),
+    "group_index": ("a count", _count(_LARGEST)),
+    "retries": ("a count", _count(_LARGEST)),
+    "replaced_task_nesting": ("a count", _count(_LARGEST)),
+    "timelimit": ("a list of two numbers", _limits),
+    **dict.fromkeys(("ignore_result", "redelivered"), ("true or false", _flag)),
+    "stamped_headers": ("a list of texts", _texts),
+    "stamps": ("an object", _object),
+}
+#: The same for properties; what the transport sets itself is not among them.
+PROPERTIES: dict[str, tuple[str, Check]] = {
+    **dict.fromkeys("correlation_id reply_to expiration message_id type user_id app_id".split(), ("text", _text)),
+    "priority": ("a number from 0 to 255", _count(255)),
+    "delivery_mode": ("1 or 2", _count(2)),
+}
+#: The same for the third part of a body.
+EMBED: dict[str, tuple[str, Check]] = {
+    **dict.fromkeys(("callbacks", "errbacks", "chain"), ("a list of signatures", _signatures)),
+    "chord": ("a signature", _object),
+}
+#: Headers become attributes of Celery's request, beside or over these.
+_RESERVED = frozenset(name for name in vars(Context) if name not in HEADERS)
+
+
+def broken_headers(headers: dict[str, Any], properties: dict[str, Any]) -> str | None:
+    """Why a message's headers or properties are none of the protocol's; None where they are.
+
+    Headers that would stand in the way of Celery's own attributes are taken out: they mean nothing to anybody.
+    """
+    for name in [name for name in headers if name in _RESERVED]:
+        del headers[name]
+    return _first_wrong("header", headers, HEADERS) or _first_wrong("property", properties, PROPERTIES)
+
+
+def broken_body(payload: Any) -> str | None:
+    """Why a decoded body is none of the protocol's; None where it is."""
+    if not isinstance(payload, list) or len(payload) != 3:
+        return "its body is not [args, kwargs, embed]"
+    args, kwargs, embed = payload
+    if not isinstance(args, list) or not isinstance(kwargs, dict) or not isinstance(embed, dict):
+        return "its body is not [args, kwargs, embed], a list and two objects"
+    return _first_wrong("embed", embed, EMBED)
+
+
+def _first_wrong(what: str, values: dict[str, Any], table: dict[str, tuple[str, Check]]) -> str | None:
+    for name, (words, check) in table.items():
+        value = values.get(name)
+        if value is not None and not check(value):
+            return f"its {what} `{name}` is {_kind(value)}, not {words}"
+    return None
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return f"the number {value}" if abs(value) < _LARGEST else "a number"
+    if isinstance(value, str):
+        return "a text"
+    return "a list" if isinstance(value, list) else "an object"

@@ -1,0 +1,385 @@
+"""CONSUME: kombu's Redis transport for workers: takes messages under a lease, many at once. After: pool.
+
+Any stock Celery producer feeds it: lists, frames and priorities are kombu's own. What differs is how messages are taken
+(leases/reserver.py) and kept (leases/leases.py). A message that cannot be read goes to the dead-letter list;
+kombu's own transport would end its event loop with it.
+
+In any Celery app: ``import pipeq_worker`` where the app is configured, then ``broker_url = "pipeq+redis://..."``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from queue import Empty
+from types import SimpleNamespace
+from typing import Any, cast
+
+import redis
+from celery.signals import worker_init, worker_shutdown
+from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
+from kombu.utils.encoding import bytes_to_str
+from pipeq.contract import keys as queues
+from pipeq.contract import redis_url, shown
+from pipeq.contract.errors import ErrorCode
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import OutOfMemoryError
+from redis.retry import Retry
+
+from pipeq_worker.delivery.dead_letter import LETTER_CHARS, MOST, dead_letter
+from pipeq_worker.leases.frame import UNLIMITED_BYTES, Limits, Unreadable, broadcast, read
+from pipeq_worker.leases.leases import LEASE_S, SWEEP_S, TIMEOUT_S, Leases, Reserved, Server, Wanted, place
+from pipeq_worker.leases.line import Link
+from pipeq_worker.leases.redis_arguments import over
+from pipeq_worker.leases.reserver import Reserver, Terms
+from pipeq_worker.observe.outage import outage
+
+logger = logging.getLogger(__name__)
+
+#: What kombu knows this transport by once ``pipeq_worker`` is imported.
+NAME = "pipeq"
+
+#: Messages handed to Celery before its event loop looks at anything else.
+AT_ONCE = 64
+#: Bytes of messages of one queue that may be inside.
+QUEUE_BYTES = 64 * 2**20
+#: Messages inside where nobody has set a limit.
+UNLIMITED = 1000
+
+#: Set in a Celery worker: there the end of a connection is no end of the work.
+_is_worker = False
+
+
+def _in_a_worker(**_: Any) -> None:
+    global _is_worker
+    _is_worker = True
+
+
+def _put_everything_back(**_: Any) -> None:
+    for leases in Leases.every():
+        leases.close()
+
+
+worker_init.connect(_in_a_worker, weak=False)
+worker_shutdown.connect(_put_everything_back, weak=False)
+
+
+class QoS(kombu_redis.QoS):
+    """Messages that a channel has handed out. The server's part of it is in the leases."""
+
+    def can_consume(self) -> bool:
+        """Always: what the reserver takes is within the limits already."""
+        return True
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Notes a message that goes to a consumer."""
+        virtual.QoS.append(self, message, delivery_tag)
+        self.channel.leases.watch(delivery_tag, message)
+
+    def ack(self, delivery_tag: str) -> None:
+        """From any thread, and also when the connection it came by is gone."""
+        virtual.QoS.ack(self, delivery_tag)
+        self.channel.leases.acknowledge(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Puts the message back where it is served last, as kombu does, or drops it."""
+        if not requeue:
+            self.ack(delivery_tag)
+            return
+        virtual.QoS.ack(self, delivery_tag)
+        self.channel.leases.requeue([delivery_tag], is_last=True)
+
+    def restore_unacked(self, client: Any = None) -> None:
+        """Puts back whatever has no answer yet."""
+        self._flush()
+        tags = list(self._delivered)
+        self._delivered.clear()
+        self.channel.leases.requeue(tags)
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """At the end of the channel. A worker goes on with what it has, and puts back the rest at its own end."""
+        self._on_collect.cancel()
+        if not _is_worker and self.channel.do_restore:
+            self.restore_unacked()
+        # Nothing but its request holds a message now: should Celery forget one, it goes back.
+        self._delivered.clear()
+        self._delivered.restored = True
+
+    def restore_visible(self, *_: Any, **__: Any) -> None:
+        """Lapsed leases are the leases' own business."""
+
+
+class Poller(kombu_redis.MultiChannelPoller):
+    """Kombu's, which watches a pipe of ours in the place of a BRPOP."""
+
+    def on_poll_start(self) -> None:
+        """Called before each look at what is readable."""
+        for channel in self._channels:
+            if channel.reserver is not None and channel.reserver.doorbell not in self._fd_to_chan:
+                self._fd_to_chan[channel.reserver.doorbell] = (channel, "RESERVED")
+                self.poller.register(channel.reserver.doorbell, self.eventflags)
+            if channel.active_fanout_queues:
+                self._register_LISTEN(channel)
+
+    def on_readable(self, fileno: int) -> Any:
+        """Something was taken, or somebody broadcasts."""
+        channel, kind = self._fd_to_chan.get(fileno, (None, None))
+        if kind != "RESERVED":
+            return super().on_readable(fileno)
+        # Outside an event loop whoever drains events expects one at a time.
+        return channel.deliver(1 if self._in_protected_read else AT_ONCE)
+
+    def forget(self, fileno: int) -> None:
+        """A pipe that is about to be closed."""
+        if self._fd_to_chan.pop(fileno, None) is not None:
+            try:
+                self._unregister_from_poll(fileno)
+            except (KeyError, ValueError, OSError):
+                logger.debug("pipe %d was not watched", fileno)
+
+
+class Channel(kombu_redis.Channel):
+    """See the module.
+
+    Transport options beside kombu's: ``lease_s`` and ``sweep_s`` (seconds), ``queue_prefetch`` (messages of each queue
+    that may be inside; else Celery's prefetch count, for all together), ``queue_bytes``, ``queue_body_bytes`` (queue
+    -> bytes of the largest body, unpacked), ``content_types`` (of bodies; else all that the app accepts),
+    ``shared_queues`` (those whose lower priorities get a share of each reserve; of all others the order is strict) and
+    ``redis_arguments`` (more arguments of redis-py's connections).
+    """
+
+    QoS = QoS
+    lease_s = LEASE_S
+    sweep_s = SWEEP_S
+    queue_prefetch: int | None = None
+    queue_bytes = QUEUE_BYTES
+    queue_body_bytes: Mapping[str, int] = {}
+    content_types: Collection[str] = ()
+    redis_arguments: Mapping[str, Any] = {}
+    shared_queues: Collection[str] = ()
+    from_transport_options = (
+        *kombu_redis.Channel.from_transport_options,
+        "lease_s",
+        "sweep_s",
+        "queue_prefetch",
+        "queue_bytes",
+        "queue_body_bytes",
+        "content_types",
+        "shared_queues",
+        "redis_arguments",
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.reserver: Reserver | None = None
+        self._leases: Leases | None = None
+        self._no_ack: set[str] = set()
+        super().__init__(*args, **kwargs)
+
+    @property
+    def leases(self) -> Leases:
+        """This process's, on this server."""
+        if self._leases is None:
+            params = self._connparams()
+            server = Server(place(params), self.global_keyprefix, _client_of(params))
+            self._leases = Leases.of(server, float(self.lease_s), float(self.sweep_s))
+        return self._leases
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        """Of pipeq+redis://..., of which kombu leaves what follows the plus to the transport, as redis-py reads it."""
+        transport, client = self.connection, self.connection.client
+        said = dict(self.redis_arguments)
+        if "scheme" in said:
+            said["connection_class"] = redis_url.KINDS[said.pop("scheme")]
+        if client.hostname and "://" in client.hostname:
+            said |= redis_url.options(client.hostname)
+            # Copies of the connection are made from what it has, so it must stay as it is.
+            nothing = dict.fromkeys(("hostname", "port", "userid", "password", "ssl", "virtual_host"))
+            transport.client = SimpleNamespace(credential_provider=client.credential_provider, **nothing)
+        try:
+            # kombu makes its own of it, which tells its poller when a connection ends.
+            if (kind := said.pop("connection_class", None)) is not None:
+                self.connection_class = kind
+            params = super()._connparams(asynchronous)
+        finally:
+            transport.client = client
+        return over(params, said)
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+        """Starts to take messages off a queue."""
+        reply = super().basic_consume(queue, no_ack, *args, **kwargs)
+        if queue not in self.active_fanout_queues:
+            (self._no_ack.add if no_ack else self._no_ack.discard)(queue)
+            if self.reserver is None:
+                self.leases.start()
+                terms = Terms(self._wanted, lambda queue: queue in self.shared_queues)
+                self.reserver = Reserver(self.leases, _connection_of(self._connparams()), terms)
+            self.reserver.take_from(tuple(self.active_queues))
+        return reply
+
+    def _queue_bind(self, *args: Any, **kwargs: Any) -> None:
+        """Registers where broadcasts go. A full Redis refuses; its queues are worked off all the same."""
+        try:
+            super()._queue_bind(*args, **kwargs)
+        except OutOfMemoryError as error:
+            outage.noticed(f"broadcasts on channel {self.channel_id}", error)
+        else:
+            outage.over(f"broadcasts on channel {self.channel_id}")
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Every second; refused by a full Redis, which kombu logs each time."""
+        try:
+            super().maybe_refresh_binding_expiry()
+        except OutOfMemoryError as error:
+            outage.noticed(f"broadcasts on channel {self.channel_id}", error)
+        else:
+            outage.over(f"broadcasts on channel {self.channel_id}")
+
+    def _basic_cancel(self, consumer_tag: str) -> Any:
+        reply = super()._basic_cancel(consumer_tag)
+        if self.reserver is not None:
+            self.reserver.take_from(tuple(self.active_queues))
+        return reply
+
+    def deliver(self, most: int) -> bool:
+        """Hands messages that were taken to their consumers."""
+        reserved = self.reserver.ready(most) if self.reserver is not None else []
+        for at, one in enumerate(reserved):
+            try:
+                self._hand_on(one)
+            except BaseException:
+                # The rest was never seen by anybody.
+                self.leases.requeue(later.tag for later in reserved[at + 1 :])
+                raise
+        if not reserved:
+            raise Empty
+        return True
+
+    def _hand_on(self, one: Reserved) -> None:
+        message = read(one, self._limits(one.queue))
+        if isinstance(message, Unreadable):
+            self._bury(one, message)
+            return
+        self.connection._deliver(message, one.queue)
+        if one.queue in self._no_ack:
+            self.leases.acknowledge(one.tag)
+
+    def _receive_one(self, c: Any) -> Any:
+        """A broadcast. kombu expects JSON of Celery's shape, and ends the event loop with whatever is none."""
+        response = self._read_broadcast(c)
+        if not isinstance(response, list | tuple):
+            return None
+        payload = self._handle_message(c, response)
+        channel, data = bytes_to_str(payload["channel"]), payload["data"]
+        if not bytes_to_str(payload["type"]).endswith("message") or not data:
+            return None
+        if channel[0] == "/":
+            _, _, channel = channel.partition(".")
+        exchange = channel.split("/", 1)[0]
+        message = broadcast(data, exchange.endswith(".pidbox"))
+        if isinstance(message, Unreadable) or exchange not in self._fanout_to_queue:
+            reason = message.reason if isinstance(message, Unreadable) else "nobody listens"
+            logger.warning(
+                "a broadcast on %s is dropped: %s", shown.line(channel), reason, extra={"action": "broadcast"}
+            )
+            return None
+        return self._deliver_fanout_message(message, exchange)
+
+    def _read_broadcast(self, c: Any) -> Any:
+        try:
+            return c.parse_response()
+        except self.connection_errors:
+            self._in_listen = None
+            raise
+
+    def _get(self, queue: str) -> dict[str, Any]:
+        """One message, for those who ask instead of consuming."""
+        wanted = replace(self._wanted(queue, 1), messages=1, nbytes=2**30)
+        while (one := self.leases.reserve_one(wanted)) is not None:
+            message = read(one, self._limits(queue))
+            if not isinstance(message, Unreadable):
+                return message
+            self._bury(one, message)
+        raise Empty
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
+        """One message, or None."""
+        message = super().basic_get(queue, no_ack=no_ack, **kwargs)
+        if message is not None and no_ack:
+            self.leases.acknowledge(message.delivery_tag)
+        return message
+
+    def close(self) -> None:
+        """What was taken and not handed out goes back."""
+        reserver, self.reserver = self.reserver, None
+        if reserver is not None:
+            self.connection.cycle.forget(reserver.doorbell)
+            reserver.close()
+        super().close()
+
+    def _restore(self, message: Any, leftmost: bool = False) -> None:
+        self.leases.requeue([message.delivery_tag])
+
+    def _lists(self, queue: str) -> list[str]:
+        return [self._q_for_pri(queue, step) for step in self.priority_steps]
+
+    def _limits(self, queue: str) -> Limits:
+        return Limits.of_body(self.queue_body_bytes.get(queue, UNLIMITED_BYTES), frozenset(self.content_types) or None)
+
+    def _wanted(self, queue: str, queues: int) -> Wanted:
+        """What may come in now of a queue, of so many."""
+        lists = self._lists(queue)
+        messages, nbytes = self._credit(queue, queues)
+        largest, lifetime_ms = self._limits(queue).message_bytes, self._expires.get(queue, 0)
+        if lifetime_ms:
+            self.leases.lifetimes[queue] = lists, lifetime_ms
+        return Wanted(queue, lists, messages, nbytes, [0] * len(lists), largest, lifetime_ms)
+
+    def _credit(self, queue: str, queues: int) -> tuple[int, int]:
+        held, nbytes = self.leases.held(queue)
+        left_bytes = max(0, self.queue_bytes - nbytes)
+        if self.queue_prefetch:
+            return max(0, self.queue_prefetch - held), left_bytes
+        limit = self.qos.prefetch_count or UNLIMITED
+        # Celery's limit is for all queues together.
+        return max(0, limit - self.leases.held()[0]) // queues or int(limit > self.leases.held()[0]), left_bytes
+
+    def _bury(self, one: Reserved, message: Unreadable) -> None:
+        """Puts a message that cannot be read where somebody finds it: under its task's id, if one is known."""
+        text = one.raw[:LETTER_CHARS].decode("utf-8", "backslashreplace")
+        reason = f"the message cannot be read: {message.reason}"
+        if message.task_id is not None and self.leases.on_unreadable(one, message.task_id, reason, text):
+            return
+        logger.error("on %s: %s", one.queue, reason, extra={"action": "dead_letter"})
+        letter = dead_letter(message.task_id, ErrorCode.INVALID_MESSAGE, reason, text)
+        self.leases.bury(one.tag, queues.dead_letter_key(one.queue), letter, MOST)
+
+
+class Transport(kombu_redis.Transport):
+    """See the module."""
+
+    Channel = Channel
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        self.cycle = Poller()
+
+
+def _timed(params: dict[str, Any]) -> dict[str, Any]:
+    """With a time limit on everything: kombu's connections have none, since its event loop never waits for a reply."""
+    # The limit on connections is of kombu's pools: ours are as many as there are threads that ask.
+    own = {name: value for name, value in params.items() if name != "max_connections"}
+    own |= {"socket_timeout": TIMEOUT_S, "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), 1)}
+    return own if "path" in params else own | {"socket_connect_timeout": TIMEOUT_S}
+
+
+def _client_of(params: dict[str, Any]) -> Callable[[], redis.Redis]:
+    return lambda: redis.Redis(connection_pool=redis.ConnectionPool(**_timed(params)))
+
+
+def _connection_of(params: dict[str, Any]) -> Callable[[], Link]:
+    # Its broadcasts are easier told from answers in the older protocol.
+    own = {**_timed(params), "protocol": 2}
+    make = own.pop("connection_class")
+    return lambda: cast(Link, make(**own))

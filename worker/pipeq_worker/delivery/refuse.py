@@ -1,0 +1,54 @@
+"""REFUSE: a message that nobody can work with -> a dead letter, and a FAILURE under its task's id. Before: receipt."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from celery import Celery
+from pipeq.contract import keys as queues
+from pipeq.contract.errors import ErrorCode, PipeqError
+from redis.exceptions import ResponseError
+
+from pipeq_worker.delivery.backend import Annotation, annotation
+from pipeq_worker.delivery.dead_letter import MOST, dead_letter, push
+from pipeq_worker.observe.outage import is_wrong_type
+
+logger = logging.getLogger(__name__)
+
+
+def refuse(app: Celery, worker: str, queue: str, task_id: object, reason: str, message: Any) -> None:
+    """Ends a message. Whoever calls this then removes it.
+
+    Args:
+        app: whose backend stores the end.
+        worker: this worker's name.
+        queue: where the message lay.
+        task_id: the id found in it, if any; without a readable one there is only the dead letter.
+        reason: the error's sentence.
+        message: the frame; text where it is none.
+    """
+    error = PipeqError(ErrorCode.INVALID_MESSAGE, reason)
+    logger.error("on %s: %s", queue, error, extra={"action": "dead_letter"})
+    key = queues.dead_letter_key(queue)
+    if queues.is_readable_id(task_id):
+        letter = dead_letter(task_id, error.code, error.message, message)
+        status = {
+            "error": {"code": error.code, "message": error.message, "retryable": False},
+            "finished_at": time.time(),
+            "worker": worker,
+        }
+        token = annotation.set(Annotation(status, key, letter))
+        try:
+            app.backend.mark_as_failure(task_id, error)
+        finally:
+            annotation.reset(token)
+        return
+    letter = dead_letter(None, error.code, error.message, message)
+    try:
+        push(app.backend.client, queue, letter, app.conf.get("pipeq_dead_letter_max", MOST))
+    except ResponseError as problem:
+        if not is_wrong_type(problem):
+            raise
+        logger.warning("a dead letter is lost: %s: %s", key, problem, extra={"action": "dead_letter"})

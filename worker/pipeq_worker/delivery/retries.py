@@ -1,0 +1,107 @@
+"""Tasks that wait for their next try: in a sorted set in Redis, so that an outage of a store fills no worker."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import redis
+from pipeq.contract import keys as queues
+from pipeq.contract import shown
+from pipeq.contract.reading import json_object
+from redis.exceptions import ResponseError
+
+from pipeq_worker.delivery.backend import Retry
+from pipeq_worker.delivery.dead_letter import LETTER_CHARS, raw_frame
+from pipeq_worker.leases import lua
+from pipeq_worker.leases.frame import readable_id
+from pipeq_worker.observe.outage import Episodes, is_wrong_type
+from pipeq_worker.settings.read import Settings
+from pipeq_worker.stages.task import Work
+
+#: Most messages that one call puts back on their lists.
+MOVE_AT_ONCE = 1000
+
+
+class Retries:
+    """Decides on retries, and puts those that are due back on their queues.
+
+    Args:
+        client: Redis.
+        settings: the worker's.
+        refuse: ends a message: its queue, its task's id if there is one, the reason, its text.
+    """
+
+    def __init__(
+        self, client: redis.Redis, settings: Settings, refuse: Callable[[str, str | None, str, str], None]
+    ) -> None:
+        self._redis = client
+        self._settings = settings
+        self._refuse = refuse
+        self._log = Episodes("what waits for %s cannot go on: %s", "what waits for %s goes on", "due")
+        self._due = client.register_script(lua.source("due"))
+
+    def delay_s(self, retries: int) -> float:
+        """Exponential backoff with full jitter (Brooker, "Exponential Backoff and Jitter", 2015), but never none."""
+        longest = min(self._settings.retry_backoff_max_s, self._settings.retry_backoff_s * 2.0 ** min(retries, 100))
+        return random.uniform(longest / 2, longest)  # noqa: S311 - spreads load, guards nothing
+
+    def next_try(self, work: Work) -> Retry:
+        """A copy of the task's message, with one more retry, and when it is due. The backend puts it where it waits."""
+        assert work.pipeline is not None
+        delay = self.delay_s(work.retries)
+        frame = raw_frame(work.request.message)
+        message = {
+            **frame,
+            "headers": {**frame["headers"], "retries": work.retries + 1},
+            # A late acknowledgement of the first delivery must not be taken for one of the second.
+            "properties": {**frame["properties"], "delivery_tag": str(uuid.uuid4())},
+        }
+        key = queues.list_key(work.queue or work.pipeline.name, _priority(frame["properties"]))
+        member = json.dumps({"list": key, "message": json.dumps(message)})
+        return Retry(time.time() + delay, queues.waiting_key(work.pipeline.name), member)
+
+    def move_due(self, names: Iterable[str]) -> None:
+        """Puts what is due back on these queues. What no worker has put there goes to the dead letters of its queue."""
+        wrong = {}
+        for name in names:
+            try:
+                problem = self._move_due(name)
+            except ResponseError as error:
+                if not is_wrong_type(error):
+                    raise
+                problem = f"{queues.waiting_key(name)}: {error}"
+            if problem:
+                wrong[name] = shown.line(problem)
+        self._log.now(wrong)
+
+    def _move_due(self, name: str) -> str:
+        waiting = queues.waiting_key(name)
+        bad, problem = self._due(keys=[waiting, *queues.list_keys(name)], args=[time.time(), MOVE_AT_ONCE])
+        for member in bad:
+            task_id, reason = _judge(member)
+            text = member[:LETTER_CHARS].decode("utf-8", "backslashreplace")
+            self._refuse(name, task_id, f"a message that waited for {name} {reason}", text)
+            # Last: should this process end here, it is refused once more.
+            self._redis.zrem(waiting, member)
+        return problem.decode("utf-8", "replace")
+
+
+def _judge(member: bytes) -> tuple[str | None, str]:
+    """The id in a waiting message that cannot go back on its queue, and what is wrong with it."""
+    entry = json_object(member)
+    message = entry.get("message") if entry is not None else None
+    if entry is None or not isinstance(message, str):
+        return readable_id(member), "is not what a client or a worker puts there"
+    task_id = readable_id(message.encode("utf-8", "surrogatepass"))
+    return task_id, f"is for another list, {shown.line(str(entry.get('list')))!r}"
+
+
+def _priority(properties: dict[str, Any]) -> int:
+    """A message's priority; the default one where it is none that we know."""
+    priority = properties.get("priority")
+    return priority if isinstance(priority, int) and 0 <= priority <= 9 else queues.DEFAULT_PRIORITY

@@ -1,0 +1,1 @@
+"""DOCTOR: tries a pipeline out before it serves."""

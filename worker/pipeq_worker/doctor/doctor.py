@@ -1,0 +1,162 @@
+"""Runs inputs through a pipeline in batches and one by one, and says where the answers differ."""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeq.contract.errors import PipeqError
+
+from pipeq_worker.doctor.compare import differences
+from pipeq_worker.models.pipeline import BatchLimits
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
+from pipeq_worker.stages.batcher import Batcher
+from pipeq_worker.stages.infer import infer
+
+
+@dataclass
+class Report:
+    """What was found."""
+
+    #: Sizes of the batches that ran.
+    batches: list[int] = field(default_factory=list)
+    #: For each input that differs: its index, and where the answers differ, in words.
+    wrong: dict[int, list[str]] = field(default_factory=dict)
+    #: For each input that failed, in a batch or alone: its index, and why.
+    failed: dict[int, str] = field(default_factory=dict)
+    alone_s: float = 0.0
+    batched_s: float = 0.0
+
+    @property
+    def largest_batch(self) -> int:
+        """Items in the fullest batch; 0 where none ran."""
+        return max(self.batches, default=0)
+
+
+@dataclass(eq=False)
+class _Task:
+    """What the stages read of a task."""
+
+    params: dict[str, Any]
+    pipeline: TransformersPipeline
+    needs_no_device: bool = False
+
+
+@dataclass(eq=False)
+class _Item:
+    work: _Task
+    index: int
+    chunk: int
+    features: Any
+    group: Hashable
+    cost: int
+    nbytes: int
+    output: Any = None
+    error: PipeqError | None = None
+    lane: str = ""
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Nobody watches."""
+
+
+def check(
+    pipeline: TransformersPipeline,
+    values: list[Any],
+    params: Mapping[str, Any],
+    *,
+    limits: BatchLimits | None = None,
+    shuffle: int | None = 0,
+    progress: Callable[[str, int, int], None] = _silent,
+) -> Report:
+    """Compares each input's answer in a batch with the one of transformers' pipeline called for it alone.
+
+    Args:
+        pipeline: the pipeline.
+        values: decoded inputs.
+        params: parameters of the call, over the pipeline's own.
+        limits: of the batches; the pipeline's own by default.
+        progress: called with what is done, how much of it, and of how much.
+        shuffle: seed of the order in which items arrive, so that chunks of different inputs mix; None for theirs.
+
+    Raises:
+        PipeqError: ``invalid_params``.
+    """
+    report, merged = Report(), pipeline.merge(params)
+    began = time.monotonic()
+    got = _batched(pipeline, values, merged, limits or pipeline.limits, report, shuffle, progress)
+    report.batched_s = time.monotonic() - began
+    for index, value in enumerate(values):
+        progress("one by one", index, len(values))
+        began = time.monotonic()
+        try:
+            # Copies: several pipelines change what they are given.
+            want = pipeline.alone(copy.deepcopy(value), copy.deepcopy(merged))
+        except Exception as error:
+            report.failed.setdefault(index, f"alone: {type(error).__name__}: {error}")
+            continue
+        finally:
+            report.alone_s += time.monotonic() - began
+        if index in got and (found := list(differences(got[index], want))):
+            report.wrong[index] = found
+    progress("one by one", len(values), len(values))
+    return report
+
+
+def _batched(
+    pipeline: TransformersPipeline,
+    values: list[Any],
+    params: dict[str, Any],
+    limits: BatchLimits,
+    report: Report,
+    shuffle: int | None,
+    progress: Callable[[str, int, int], None],
+) -> dict[int, Any]:
+    items: list[_Item] = []
+    task = _Task(params, pipeline)
+    for index, value in enumerate(values):
+        try:
+            rows = list(pipeline.prepare(copy.deepcopy(value), params))
+        except PipeqError as error:
+            report.failed[index] = str(error)
+            continue
+        items += [_Item(task, index, at, r.features, r.group, r.cost, r.nbytes) for at, r in enumerate(rows)]
+    if shuffle is not None:
+        random.Random(shuffle).shuffle(items)  # noqa: S311 - no secret
+    batcher: Batcher[_Item] = Batcher(2**62)
+    for item in items:
+        batcher.put(item, limits)
+    while len(batcher):
+        batch = batcher.take()
+        assert batch is not None
+        report.batches.append(len(batch.items))
+        infer(pipeline, batch.items)  # type: ignore[arg-type]
+        progress("in batches", len(items) - len(batcher), len(items))
+    outputs: dict[int, list[_Item]] = {}
+    for item in sorted(items, key=lambda one: one.chunk):
+        outputs.setdefault(item.index, []).append(item)
+    return dict(_results(pipeline, values, params, outputs, report))
+
+
+def _results(
+    pipeline: TransformersPipeline,
+    values: list[Any],
+    params: dict[str, Any],
+    outputs: dict[int, list[_Item]],
+    report: Report,
+) -> Iterable[tuple[int, Any]]:
+    for index, chunks in outputs.items():
+        broken = next((item.error for item in chunks if item.error is not None), None)
+        if broken is not None:
+            report.failed[index] = str(broken)
+            continue
+        try:
+            result = pipeline.postprocess([item.output for item in chunks], params)
+        except PipeqError as error:
+            report.failed[index] = str(error)
+            continue
+        yield index, pipeline.result(result, values[index], params)

@@ -1,0 +1,119 @@
+"""A worker's sign of life: which pipelines it serves, on what, and how much is inside. Also wakes waiting retries."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import redis
+from pipeq.contract import keys as queues
+from pipeq.contract import shown
+from redis.exceptions import RedisError
+
+from pipeq_worker.delivery.retries import Retries
+from pipeq_worker.leases.receiving import Receiving
+from pipeq_worker.models.pipeline import Pipeline
+from pipeq_worker.observe.outage import Episodes, is_wrong_type, outage
+
+logger = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """A thread of its own; owned by the runtime."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        worker: str,
+        pipelines: Mapping[str, Pipeline],
+        in_flight: Callable[[], dict[str, int]],
+        retries: Retries,
+        waiting: Iterable[str],
+        receiving: Receiving,
+    ) -> None:
+        self._redis = client
+        self._worker = worker
+        self._pipelines = pipelines
+        self._in_flight = in_flight
+        self._retries = retries
+        #: Queues whose waiting messages are put back when their time has come.
+        self._waiting = list(waiting)
+        self._receiving = receiving
+        self._log = Episodes(
+            "the key %s is not what pipeq keeps there: %s", "the key %s is as it should be", "heartbeat"
+        )
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Registers the pipelines, so that producers may submit to them, and starts beating."""
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Nothing shall come in any more; what is inside is still being finished."""
+        self._receiving.leave()
+
+    def close(self) -> None:
+        """Signs off. The pipelines stay known."""
+        if not self._thread.is_alive():
+            return
+        self._stop.set()
+        self._thread.join()
+        try:
+            with self._redis.pipeline(transaction=False) as pipe:
+                for name in self._pipelines:
+                    pipe.zrem(queues.workers_key(name), self._worker)
+                pipe.delete(queues.worker_key(self._worker))
+                pipe.execute()
+        except RedisError:
+            logger.debug("could not sign off; the heartbeat lapses by itself", extra={"action": "heartbeat"})
+
+    def _run(self) -> None:
+        while True:
+            served = False
+            try:
+                self._beat()
+                served = True
+                self._retries.move_due(self._waiting)
+                outage.over("heartbeat")
+            except RedisError as error:
+                outage.noticed("heartbeat", error)
+            except Exception:
+                # Without a heartbeat the worker would look dead, and retries would never wake.
+                logger.exception("heartbeat", extra={"action": "heartbeat"})
+            try:
+                self._receiving.beaten(served)
+            except Exception:
+                logger.exception("heartbeat", extra={"action": "heartbeat"})
+            if self._stop.wait(queues.HEARTBEAT_S / 2):
+                return
+
+    def _beat(self) -> None:
+        now = time.time()
+        about = {"host": socket.gethostname(), "pid": os.getpid(), "in_flight": self._in_flight(), "at": now}
+        if deaf := self._receiving.deaf():
+            about["deaf"] = deaf
+        keys = []
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name, pipeline in self._pipelines.items():
+                info = {"task": pipeline.task_type.name, "model": pipeline.model.model_dump()}
+                pipe.hset(queues.PIPELINES, name, json.dumps(info))
+                pipe.zadd(queues.workers_key(name), {self._worker: now})
+                pipe.zremrangebyscore(queues.workers_key(name), "-inf", now - 3600)
+                keys += [queues.PIPELINES, queues.workers_key(name), queues.workers_key(name)]
+            pipe.set(queues.worker_key(self._worker), json.dumps(about), ex=int(queues.WORKER_TTL_S))
+            keys.append(queues.worker_key(self._worker))
+            # One key that holds something else shall not keep the others from being written.
+            replies = pipe.execute(raise_on_error=False)
+        wrong = {}
+        for key, reply in zip(keys, replies, strict=True):
+            if is_wrong_type(reply):
+                wrong[key] = shown.line(str(reply))
+            elif isinstance(reply, Exception):
+                raise reply
+        self._log.now(wrong)

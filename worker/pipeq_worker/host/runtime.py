@@ -1,0 +1,128 @@
+"""What a worker process holds besides Celery: settings, pipelines, and the stages once they run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from celery import Celery
+from pipeq.contract.redis_url import connect
+from redis.exceptions import RedisError
+
+from pipeq_worker.delivery.deliver import Deliverer
+from pipeq_worker.delivery.marks import Marks
+from pipeq_worker.delivery.refuse import refuse
+from pipeq_worker.delivery.retries import Retries
+from pipeq_worker.host.heartbeat import Heartbeat
+from pipeq_worker.leases.receiving import Receiving
+from pipeq_worker.models.pipeline import Pipeline
+from pipeq_worker.settings.read import Settings
+from pipeq_worker.stages.engine import Engine
+from pipeq_worker.stages.fetch import Fetcher
+from pipeq_worker.stages.task import Work
+from pipeq_worker.stores.signed import Signatures
+from pipeq_worker.stores.store import Store
+
+logger = logging.getLogger(__name__)
+
+#: More threads only fight over the interpreter.
+MOST_PREPARE_THREADS = 8
+
+
+@dataclass
+class Runtime:
+    """Built before Celery starts; the pool starts and stops it."""
+
+    settings: Settings
+    pipelines: dict[str, Pipeline]
+    #: Name of this worker, as Celery shows it.
+    hostname: str
+    #: Set when the device hangs or is beyond use, to the tasks it had: the process ends without waiting for it.
+    lost: list[Work] | None = None
+    engine: Engine = field(init=False)
+    deliverer: Deliverer = field(init=False)
+    store: Store = field(init=False)
+    _heartbeat: Heartbeat = field(init=False)
+    _fetcher: Fetcher = field(init=False)
+    _marks: Marks = field(init=False)
+
+    @property
+    def queues(self) -> list[str]:
+        """What messages are taken from: a queue for each pipeline, and those of ordinary Celery tasks."""
+        return [*self.pipelines, *(self.settings.celery_queues if self.settings.include else ())]
+
+    def start(
+        self,
+        app: Celery,
+        on_lost: Callable[[str, list[Work]], None],
+        on_delivered: Callable[[list[Work]], None],
+    ) -> None:
+        """Starts the stages."""
+        settings = self.settings
+        client = connect(settings.redis_url, retries=3)
+        retries = Retries(client, settings, partial(refuse, app, self.hostname))
+
+        def on_deaf(reason: str) -> None:
+            if self.lost is None:
+                on_lost(reason, [])
+
+        self._marks = Marks(client, self.hostname)
+        signatures = Signatures(client, settings.results)
+        self.store = Store(settings.results, settings.s3)
+        self._fetcher = Fetcher(settings.inputs, settings.s3, settings.fetch_threads * len(self.pipelines), signatures)
+        self.deliverer = Deliverer(app, settings, self.store, retries, client, signatures)
+
+        def deliver(works: list[Work]) -> None:
+            try:
+                self.deliverer.deliver(works)
+            finally:
+                on_delivered(works)
+
+        self.engine = Engine(
+            self.pipelines,
+            settings,
+            self._fetcher,
+            self._marks,
+            deliver,
+            on_lost,
+            settings.prepare_threads or min(os.cpu_count() or 1, MOST_PREPARE_THREADS),
+        )
+        self.engine.start()
+        receiving = Receiving(self.queues, lambda: app.amqp.queues.consume_from, on_deaf)
+        self._heartbeat = Heartbeat(
+            client, self.hostname, self.pipelines, self.engine.in_flight, retries, self.queues, receiving
+        )
+        threading.Thread(target=self._fetcher.warm_up, name="warm-up", daemon=True).start()
+
+    def announce(self) -> None:
+        """Registers the pipelines: from now on producers may submit to them. Called when messages are being taken."""
+        self._heartbeat.start()
+        logger.info("ready: serving %s as %s", ", ".join(self.queues), self.hostname, extra={"action": "ready"})
+
+    def hurry(self) -> None:
+        """Whoever stops now, or is stopping, waits for nothing any more."""
+        if hasattr(self, "engine"):  # else nothing has come in yet
+            self.engine.hurry()
+
+    def withdraw(self) -> list[Work]:
+        """Takes nothing in any more. Returns what has not come to the device yet: its messages are the caller's."""
+        self._heartbeat.leave()
+        return self.engine.withdraw()
+
+    def stop(self, timeout_s: float) -> list[Work]:
+        """Finishes what fits into ``timeout_s``, less after :meth:`hurry`. Returns what did not."""
+        self._heartbeat.leave()
+        left = self.engine.drain(0 if self.lost else timeout_s)
+        try:
+            self._marks.take_back([work for work in left if work not in (self.lost or [])])
+        except RedisError as error:
+            logger.warning("cannot take back %d marks: %s", len(left), error, extra={"action": "drain"})
+        self._heartbeat.close()
+        self.deliverer.close()
+        self.store.close()
+        self._fetcher.close()
+        return left

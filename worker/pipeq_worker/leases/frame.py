@@ -1,0 +1,302 @@
+"""FRAME: a message's bytes -> kombu's frame, or why it is none. Before: the reserver. After: kombu, Celery's Request.
+
+What lies on a list was written by anybody. Here it becomes a frame that kombu reads without surprise: JSON of a bounded
+depth, headers and properties that are objects, a body that is text, in an encoding that is decoded in one go, and that
+unpacks to no more than is allowed. What the headers say is judged later, in :mod:`pipeq_worker.broker.protocol`.
+"""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeq.contract import shown
+from pipeq.contract.reading import UnreadableError, json_object, json_value, number
+
+from pipeq_worker.leases.leases import Reserved
+
+#: Bytes of a message, and of its unpacked body, where nobody has set a limit.
+UNLIMITED_BYTES = 64 * 2**20
+#: What the frame adds to a body of this many bytes: base64 makes 4 of 3, and the rest is headers.
+HEADERS_BYTES = 64 * 2**10
+#: Encodings that kombu's producers send and more that are as cheap: Python has others that take quadratic time.
+ENCODINGS = frozenset(
+    "utf-8 utf8 us-ascii ascii binary ascii-8bit latin-1 latin1 iso-8859-1 utf-16 utf-32 cp1252 windows-1252".split()
+)
+#: A content type that :class:`Limits` may ask for.
+JSON = frozenset({"application/json"})
+#: Fields of a command of the remote control.
+_CONTROL: dict[str, type] = {
+    "method": str,
+    "arguments": dict,
+    "destination": list,
+    "pattern": str,
+    "matcher": str,
+    "ticket": str,
+    "reply_to": dict,
+}
+#: What kombu calls its ways to compress.
+_COMPRESSIONS = {
+    **dict.fromkeys(("application/x-gzip", "gzip", "zlib"), "zlib"),
+    **dict.fromkeys(("application/x-bz2", "bzip2", "bzip"), "bz2"),
+    **dict.fromkeys(("application/x-lzma", "lzma", "xz"), "lzma"),
+}
+#: The dictionary of an LZMA stream is as large as the stream says.
+_LZMA_MEMORY = 32 * 2**20
+_CHUNK = 64 * 2**10
+
+_HEADERS = re.compile(rb'"headers"')
+_ID = re.compile(rb'"id"\s*:\s*"((?:[^"\\\x00-\x1f]|\\.){1,1200})"')
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a queue's messages may be."""
+
+    #: Bytes of the body, unpacked.
+    body_bytes: int = UNLIMITED_BYTES
+    #: Bytes of the message as it lies on the list.
+    message_bytes: int = UNLIMITED_BYTES
+    #: Types of the body that are taken; None for whatever the app accepts.
+    content_types: frozenset[str] | None = None
+
+    @classmethod
+    def of_body(cls, body_bytes: int, content_types: frozenset[str] | None = None) -> Limits:
+        """For bodies of this size, with room for their frame."""
+        return cls(body_bytes, body_bytes * 4 // 3 + HEADERS_BYTES, content_types)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A message that is no frame."""
+
+    #: The end of the sentence "the message cannot be read: ...".
+    reason: str
+    #: The task's id, where one is found in it: somebody waits for an answer under it.
+    task_id: str | None
+
+
+def read(one: Reserved, limits: Limits) -> dict[str, Any] | Unreadable:
+    """The message's frame, or why it is none. Never raises."""
+    if one.too_large:
+        task_id, _, _ = one.raw.partition(b"\n")
+        reason = (
+            f"it is {one.too_large} bytes, at most {limits.message_bytes} are allowed (`max_message_bytes`, and what "
+            "its headers take): send the input by reference"
+        )
+        return Unreadable(reason, _id_text(task_id))
+    try:
+        message = json_value(one.raw)
+    except UnreadableError as error:
+        return Unreadable(str(error), _id_in(one.raw))
+    if not isinstance(message, dict):
+        return Unreadable(f"it is a JSON {type(message).__name__}, not Celery's frame", None)
+    try:
+        _complete(message, one, limits)
+    except UnreadableError as error:
+        return Unreadable(str(error), _id_of(message))
+    return message
+
+
+def broadcast(data: bytes | str, is_control: bool) -> dict[str, Any] | Unreadable:
+    """The frame of a message that everybody gets (remote control, events), or why it is none. Never raises.
+
+    Args:
+        data: what was published.
+        is_control: whether it is for the remote control, whose body is a JSON object.
+    """
+    try:
+        return _broadcast(data, is_control)
+    except UnreadableError as error:
+        return Unreadable(str(error), None)
+
+
+def _broadcast(data: bytes | str, is_control: bool) -> dict[str, Any]:
+    message = json_value(data)
+    if not isinstance(message, dict):
+        raise UnreadableError("it is no JSON object")
+    properties, headers = message.get("properties"), message.setdefault("headers", {})
+    if not isinstance(properties, dict) or not isinstance(headers, dict):
+        raise UnreadableError("its properties or headers are no object")
+    if not isinstance(properties.get("delivery_info"), dict) or not isinstance(properties.get("delivery_tag"), str):
+        raise UnreadableError("it has no delivery_info or delivery_tag")
+    if headers.get("clock") is not None and number(headers["clock"]) is None:
+        raise UnreadableError("its clock is no number")
+    if is_control and headers.get("compression"):
+        raise UnreadableError("it is compressed")
+    body = _check_body(message, Limits(content_types=JSON if is_control else None))
+    if message.get("content-type") in JSON and not headers.get("compression"):
+        value = json_value(body)
+        if is_control:
+            _check_control(value)
+    return message
+
+
+def _check_control(value: Any) -> None:
+    """What kombu (5.7, ``pidbox.py``) expects: at anything else it raises, and Celery opens its channel anew."""
+    if not isinstance(value, dict):
+        raise UnreadableError("its body is no JSON object")
+    for name, kind in _CONTROL.items():
+        if value.get(name) is not None and not isinstance(value[name], kind):
+            raise UnreadableError(f"its {name} is a {type(value[name]).__name__}")
+    if not isinstance(value.get("method"), str):
+        raise UnreadableError("it has no method")
+    reply_to = value.get("reply_to") or {"exchange": "", "routing_key": ""}
+    if not all(isinstance(reply_to.get(name), str) for name in ("exchange", "routing_key")):
+        raise UnreadableError("its reply_to has no exchange or routing_key")
+
+
+def _complete(message: dict[str, Any], one: Reserved, limits: Limits) -> None:
+    properties, headers = message.get("properties"), message.get("headers")
+    if headers is None:
+        headers = message["headers"] = {}
+    if not isinstance(properties, dict):
+        raise UnreadableError("it has no properties: send it with Celery or pipeq's client")
+    if not isinstance(headers, dict):
+        raise UnreadableError("its headers are no object")
+    # Where it lay counts, not where it says it was going: a retry goes back there.
+    properties["delivery_info"] = {"exchange": "", "routing_key": one.queue}
+    # One for each delivery: a late answer to an earlier one is no answer to this one.
+    properties["delivery_tag"] = one.tag
+    if one.raw.startswith(b" "):
+        # See requeue.lua.
+        headers["redelivered"] = properties["delivery_info"]["redelivered"] = True
+    _check_body(message, limits)
+
+
+def _check_body(message: dict[str, Any], limits: Limits) -> bytes:
+    """The body's bytes, perhaps still packed."""
+    properties, headers = message["properties"], message["headers"]
+    _check_type(message, limits)
+    body = _body(message.get("body"), properties.get("body_encoding"))
+    if headers.get("compression"):
+        _check_unpacked(body, headers["compression"], limits)
+    elif len(body) > limits.body_bytes:
+        raise UnreadableError(_too_large(f"is {len(body)} bytes", limits))
+    return body
+
+
+def _check_type(message: dict[str, Any], limits: Limits) -> None:
+    kind, encoding = message.get("content-type"), message.get("content-encoding")
+    if kind is not None and not isinstance(kind, str):
+        raise UnreadableError(f"its content-type is a {type(kind).__name__}, not text")
+    if limits.content_types is not None and kind not in limits.content_types:
+        known = " or ".join(sorted(limits.content_types))
+        raise UnreadableError(f"its content-type is {_named(kind)}, not {known}")
+    if encoding is not None and (not isinstance(encoding, str) or encoding.lower() not in ENCODINGS):
+        raise UnreadableError(f"its content-encoding is {_named(encoding)}, not utf-8")
+
+
+def _body(body: Any, encoding: Any) -> bytes:
+    """The body's bytes, still packed."""
+    if body is None:
+        return b""
+    if not isinstance(body, str):
+        raise UnreadableError(f"its body is a {type(body).__name__}, not text")
+    if encoding is None or not body:
+        return body.encode("utf-8", "surrogatepass")
+    if encoding != "base64":
+        raise UnreadableError(f"its body_encoding is {_named(encoding)}, not base64")
+    try:
+        return base64.b64decode(body)
+    except (ValueError, TypeError) as error:
+        raise UnreadableError(f"its body is no base64: {error}") from error
+
+
+def _check_unpacked(body: bytes, compression: Any, limits: Limits) -> None:
+    kind = _COMPRESSIONS.get(compression) if isinstance(compression, str) else None
+    if kind is None:
+        # An app that takes any type of body may have installed more of kombu's.
+        if isinstance(compression, str) and limits.content_types is None:
+            return
+        raise UnreadableError(
+            f"its body is compressed with {_named(compression)}; gzip, bzip2 and lzma are taken (a packed body saves "
+            "little: send large inputs by reference)"
+        )
+    size = 0
+    try:
+        for chunk in _UNPACK[kind](body):
+            size += len(chunk)
+            if size > limits.body_bytes:
+                raise UnreadableError(_too_large("unpacks to more", limits))
+    except (zlib.error, lzma.LZMAError, OSError, ValueError, EOFError, MemoryError) as error:
+        if isinstance(error, UnreadableError):
+            raise
+        raise UnreadableError(f"its body cannot be unpacked: {error}") from error
+
+
+def _unzipped(data: bytes) -> Iterator[bytes]:
+    one = zlib.decompressobj()
+    while data:
+        yield one.decompress(data, _CHUNK)
+        data = one.unconsumed_tail
+    yield one.flush(_CHUNK)
+    if not one.eof:
+        raise EOFError("it is cut off")
+
+
+def _streams(make: Callable[[], Any]) -> Callable[[bytes], Iterator[bytes]]:
+    def unpack(data: bytes) -> Iterator[bytes]:
+        while data:
+            one = make()
+            yield one.decompress(data, _CHUNK)
+            while not one.eof:
+                if one.needs_input:
+                    raise EOFError("it is cut off")
+                yield one.decompress(b"", _CHUNK)
+            # kombu reads what follows, too.
+            data = one.unused_data
+
+    return unpack
+
+
+_UNPACK: dict[str, Callable[[bytes], Iterator[bytes]]] = {
+    "zlib": _unzipped,
+    "bz2": _streams(bz2.BZ2Decompressor),
+    "lzma": _streams(lambda: lzma.LZMADecompressor(memlimit=_LZMA_MEMORY)),
+}
+
+
+def _too_large(what: str, limits: Limits) -> str:
+    return (
+        f"its body {what}, at most {limits.body_bytes} bytes are allowed (`max_message_bytes`): send the input by "
+        "reference"
+    )
+
+
+def _named(value: Any) -> str:
+    return repr(shown.line(value, 60)) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def readable_id(raw: bytes) -> str | None:
+    """The task's id in a message, be it a frame or only something like it."""
+    message = json_object(raw)
+    return _id_in(raw) if message is None else _id_of(message)
+
+
+def _id_of(message: dict[str, Any]) -> str | None:
+    headers = message.get("headers")
+    found = headers.get("id") if isinstance(headers, dict) else None
+    return found if isinstance(found, str) and found else None
+
+
+def _id_in(raw: bytes) -> str | None:
+    """The id in a text that is no JSON, such as the beginning of a message."""
+    headers = _HEADERS.search(raw)
+    found = _ID.search(raw, headers.end() if headers else 0)
+    return _id_text(found[1]) if found else None
+
+
+def _id_text(quoted: bytes) -> str | None:
+    try:
+        found = json.loads(b'"%s"' % quoted)
+    except ValueError:
+        return None
+    return found if isinstance(found, str) and found else None

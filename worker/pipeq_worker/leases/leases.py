@@ -1,0 +1,477 @@
+"""LEASES: the messages that this process may work on. Before: the lists in Redis. After: acknowledged, or put back.
+
+A lease belongs to the process, not to a connection of kombu's: when that breaks, what is on the device stays ours. A
+thread renews the leases while the process lives, and puts back what others let lapse. So a message whose worker died is
+on its list again after a lease and a sweep at most, and one that takes hours is never delivered twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+import redis
+from kombu.asynchronous import get_event_loop
+from pipeq.contract import keys as queues
+from pipeq.contract import shown
+from redis.exceptions import RedisError, ResponseError
+
+from pipeq_worker.leases import lua
+from pipeq_worker.observe.outage import is_wrong_type, outage
+
+logger = logging.getLogger(__name__)
+
+#: How long a lease lasts unless it is renewed, in seconds.
+LEASE_S = 15.0
+#: How often lapsed leases are looked for, in seconds.
+SWEEP_S = 5.0
+#: Most messages that one call of a script handles.
+AT_ONCE = 1000
+#: A reply that takes longer is taken for a broken connection, in seconds.
+TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """A message that was taken off its list."""
+
+    queue: str
+    tag: str
+    raw: bytes
+    #: Its size in bytes where it is too large; then ``raw`` is the id in it, a line break, and how it begins.
+    too_large: int = 0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What may be taken of one queue."""
+
+    queue: str
+    #: Its lists by priority, without the prefix.
+    lists: list[str]
+    messages: int
+    #: Bytes of messages; the one that crosses the limit is let in.
+    nbytes: int
+    #: How many messages each list gets before more urgent ones.
+    shares: list[int]
+    #: Bytes of the largest message that is handed out whole.
+    largest: int = 2**30
+    #: How long its lists live after somebody asked for messages, in milliseconds; 0 for ever.
+    lifetime_ms: int = 0
+
+
+@dataclass
+class _Held:
+    queue: str
+    nbytes: int
+    #: Its result is being stored; only whoever does that learns whether it was still ours.
+    is_ending: bool = False
+    #: Kept so that its callback comes when nobody has the message any more.
+    message: Any = None
+
+
+def taken(reply: Any, wanted: list[Wanted]) -> tuple[list[Reserved], list[tuple[str, int]], dict[str, str]]:
+    """Reads the reply of the script that takes messages.
+
+    Returns:
+        What was taken; of each message its queue and the number of its list there; and for each queue with a key that
+        is no list, which one and why.
+    """
+    messages, refused = reply
+    lists = [(one.queue, at) for one in wanted for at in range(len(one.lists))]
+    fields = zip(messages[::4], messages[1::4], messages[2::4], messages[3::4], strict=True)
+    reserved = [Reserved(lists[at - 1][0], tag.decode(), raw, size) for at, tag, size, raw in fields]
+    names = [name for one in wanted for name in one.lists]
+    problems = {
+        lists[at - 1][0]: f"the key {names[at - 1]!r}: {shown.line(error.decode('utf-8', 'replace'))}"
+        for at, error in zip(refused[::2], refused[1::2], strict=True)
+    }
+    return reserved, [lists[at - 1] for at in messages[::4]], problems
+
+
+def place(params: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells one Redis database from another in the arguments of a connection."""
+    db = int(params.get("db") or 0)
+    if "path" in params:
+        return params["path"], db
+    host = params.get("host") or "localhost"
+    return "localhost" if host == "127.0.0.1" else host, int(params.get("port") or 6379), db
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where the leases are: two with equal places are the same database."""
+
+    #: ``(host, port, database)``, or ``(path, database)`` of a socket; see :func:`place`.
+    place: tuple[Any, ...]
+    #: What every key begins with.
+    prefix: str = ""
+    connect: Callable[[], redis.Redis] = field(compare=False, default=redis.Redis)
+
+
+class Reader(Protocol):
+    """Somebody who takes messages."""
+
+    def stalled(self) -> str | None:
+        """What hangs; None if nothing does."""
+
+    def deaf(self) -> Mapping[str, Any]:
+        """Each queue that it takes from, and why nothing comes in (``reserver.Deaf``), or None."""
+
+
+class Leases:
+    """One for each server in a process: :meth:`of`.
+
+    Args:
+        server: where they are.
+        lease_s: how long a lease lasts unless it is renewed; it is renewed three times in that time.
+        sweep_s: how often lapsed leases are looked for.
+    """
+
+    _of: dict[Server, Leases] = {}  # noqa: RUF012 - the registry
+    _of_lock = threading.Lock()
+
+    @classmethod
+    def of(cls, server: Server, lease_s: float = LEASE_S, sweep_s: float = SWEEP_S) -> Leases:
+        """The process's leases on a server; made when first asked for."""
+        with cls._of_lock:
+            found = cls._of.get(server)
+            if found is None or found.is_closed():
+                found = cls._of[server] = cls(server, lease_s, sweep_s)
+            return found
+
+    @classmethod
+    def every(cls) -> list[Leases]:
+        """All of this process."""
+        with cls._of_lock:
+            return list(cls._of.values())
+
+    def __init__(self, server: Server, lease_s: float, sweep_s: float) -> None:
+        self.server = server
+        self.lease_s = lease_s
+        self._sweep_s = sweep_s
+        self.unacked_key = server.prefix + queues.UNACKED
+        self.key = server.prefix + queues.LEASES
+        self._closing = threading.Event()
+        #: Called with the tags of leases that are gone: whoever works on their messages shall drop them.
+        self.on_lost: Callable[[set[str]], None] = lambda tags: None
+        #: Called with a sentence when messages should come in and do not: nothing but a new process helps.
+        self.on_stalled: Callable[[str], None] = lambda reason: None
+        #: Called with a message that cannot be read, the task's id in it, the reason as a sentence, and its text.
+        #: Whether that took care of it: its end stands under the id, and it is acknowledged.
+        self.on_unreadable: Callable[[Reserved, str, str, str], bool] = lambda one, task_id, reason, text: False
+        #: Queue -> its lists and how long they live after somebody asked for messages, in milliseconds. A list that was
+        #: empty meanwhile has forgotten it.
+        self.lifetimes: dict[str, tuple[list[str], int]] = {}
+        #: Who takes messages under these leases.
+        self.readers: set[Reader] = set()
+        #: Notified when a message is held no more.
+        self.changed = threading.Condition()
+        self._held: dict[str, _Held] = {}
+        self._tasks: dict[str, int] = {}
+        self._bytes: dict[str, int] = {}
+        self._unsent: list[str] = []
+        self._orphans: SimpleQueue[str] = SimpleQueue()
+        self._redis = server.connect()
+        self._reserve, self._renew, self._requeue, self._postpone = (
+            self._redis.register_script(lua.source(name)) for name in ("reserve", "renew", "requeue", "postpone")
+        )
+        self._tags, self._batch = os.urandom(6).hex(), count()
+        self._thread: threading.Thread | None = None
+        # Nobody sweeps before everybody had the time to renew: this process may have been away, or Redis.
+        self._quiet_until = time.monotonic() + lease_s
+        #: When Redis last answered.
+        self._heard_at = time.monotonic()
+
+    def start(self) -> None:
+        """Starts the thread, if it does not run: from now on this process renews, and puts back what others left."""
+        with self.changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
+                self._thread.start()
+
+    # -- taking -------------------------------------------------------------------------------------------------------
+
+    def reserve_command(self, wanted: list[Wanted]) -> tuple[str, list[Any]]:
+        """The script that takes messages, and its keys and arguments, for a connection of the caller's.
+
+        Its reply is for :func:`taken`.
+        """
+        prefix = self.server.prefix
+        keys = [self.unacked_key, self.key, *(prefix + name for one in wanted for name in one.lists)]
+        args: list[Any] = [self.lease_s, f"{self._tags}-{next(self._batch):010d}-", len(wanted[0].lists)]
+        for one in wanted:
+            args += (one.messages, one.nbytes, one.largest, one.lifetime_ms, *one.shares)
+        return lua.source("reserve"), [len(keys), *keys, *args]
+
+    def reserve_one(self, wanted: Wanted) -> Reserved | None:
+        """The next message of a queue, if there is one."""
+        _, (number, *rest) = self.reserve_command([wanted])
+        reserved, _, _ = taken(self._reserve(keys=rest[:number], args=rest[number:]), [wanted])
+        self.add(reserved)
+        return reserved[0] if reserved else None
+
+    def add(self, reserved: Iterable[Reserved]) -> None:
+        """Notes what was taken: from now on it is renewed."""
+        with self.changed:
+            for one in reserved:
+                self._held[one.tag] = _Held(one.queue, len(one.raw))
+                self._tasks[one.queue] = self._tasks.get(one.queue, 0) + 1
+                self._bytes[one.queue] = self._bytes.get(one.queue, 0) + len(one.raw)
+        self.start()
+
+    def watch(self, tag: str, message: Any) -> None:
+        """Puts the message back should everybody let go of it without an answer, as Celery does when it reconnects."""
+        with self.changed:
+            if (held := self._held.get(tag)) is not None:
+                # It may be called anywhere, locks held and all.
+                held.message = weakref.ref(message, lambda _: self._orphans.put(tag))
+
+    def held(self, queue: str | None = None) -> tuple[int, int]:
+        """How many messages are held, of one queue or all, and their bytes."""
+        with self.changed:
+            if queue is None:
+                return len(self._held), sum(self._bytes.values())
+            return self._tasks.get(queue, 0), self._bytes.get(queue, 0)
+
+    def end(self, tags: Iterable[str]) -> None:
+        """Says that these are about to be acknowledged by the script that stores their results."""
+        with self.changed:
+            for tag in tags:
+                if (held := self._held.get(tag)) is not None:
+                    held.is_ending = True
+
+    def holds(self, tag: str) -> bool:
+        """Whether a message is held, as far as this process knows."""
+        return tag in self._held
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    def release(self, tags: Iterable[str]) -> list[str]:
+        """Forgets messages: acknowledged elsewhere, lost, or about to be answered. Returns those that were held."""
+        with self.changed:
+            released = []
+            for tag in tags:
+                if (held := self._held.pop(tag, None)) is not None:
+                    released.append(tag)
+                    self._tasks[held.queue] -= 1
+                    self._bytes[held.queue] -= held.nbytes
+            if released:
+                self.changed.notify_all()
+            return released
+
+    def acknowledge(self, tag: str) -> None:
+        """Removes a message for good; all those of one turn of the event loop in one round trip.
+
+        What cannot be said now is said later, or delivered again.
+        """
+        with self.changed:
+            if not self.release([tag]):
+                return
+            self._unsent.append(tag)
+            first = len(self._unsent) == 1
+        loop = get_event_loop()
+        if loop is None or not loop._running:
+            self.flush()
+        elif first:
+            loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Sends the acknowledgements that are unsent."""
+        with self.changed:
+            tags, self._unsent = self._unsent, []
+        if not tags:
+            return
+        try:
+            with self._redis.pipeline() as pipe:
+                pipe.zrem(self.key, *tags)
+                pipe.hdel(self.unacked_key, *tags)
+                pipe.execute()
+        except RedisError as error:
+            outage.noticed("acknowledge", error)
+            with self.changed:
+                self._unsent += tags
+        else:
+            outage.over("acknowledge")
+
+    def requeue(self, tags: Iterable[str], *, is_last: bool = False) -> int:
+        """Puts messages back on their lists, in the order in which they were taken. Returns how many.
+
+        Those that Redis cannot take now lapse, and go back by the next sweep.
+
+        Args:
+            tags: theirs.
+            is_last: whether all others are served before them; else they are served next.
+        """
+        wanted = set(tags)
+        with self.changed:
+            ours = [tag for tag in self._held if tag in wanted]
+            lasting = {self._held[tag].queue for tag in ours} & self.lifetimes.keys()
+            self.release(ours)
+        back = 0
+        try:
+            # The last ones first: each call puts its own in front of what is there.
+            for start in range((len(ours) - 1) // AT_ONCE * AT_ONCE, -1, -AT_ONCE):
+                chunk = ours[start : start + AT_ONCE]
+                back += self._put_back("last" if is_last else "tags", *chunk)
+            self._renew_lifetimes(lasting)
+        except RedisError as error:
+            logger.warning("%d messages go back when their leases lapse: %s", len(ours) - back, error)
+        return back
+
+    def _renew_lifetimes(self, names: Iterable[str]) -> None:
+        for queue in names:
+            lists, lifetime_ms = self.lifetimes[queue]
+            with self._redis.pipeline() as pipe:
+                for name in lists:
+                    pipe.pexpire(self.server.prefix + name, lifetime_ms)
+                pipe.execute()
+
+    def _put_back(self, *args: Any) -> int:
+        back, *broken = self._requeue(keys=[self.unacked_key, self.key], args=args)
+        for entry in broken:
+            logger.error(
+                "an entry of %s is no message of ours and was removed: %r",
+                self.unacked_key,
+                entry,
+                extra={"action": "sweep"},
+            )
+        return int(back)
+
+    def postpone(self, tag: str, waiting_key: str, due: float) -> None:
+        """Moves a message into a set of waiting ones, until ``due`` (seconds since the epoch)."""
+        self._postpone(keys=[self.unacked_key, self.key, self.server.prefix + waiting_key], args=[tag, due])
+        self.release([tag])
+
+    def bury(self, tag: str, dead_letter_key: str, letter: str, most: int) -> None:
+        """Moves a message that cannot be read to a dead-letter list of ``most`` entries."""
+        key = self.server.prefix + dead_letter_key
+        with self._redis.pipeline() as pipe:
+            pipe.lpush(key, letter)
+            pipe.ltrim(key, 0, most - 1)
+            pipe.zrem(self.key, tag)
+            pipe.hdel(self.unacked_key, tag)
+            try:
+                pipe.execute()
+            except ResponseError as error:
+                # The others of the four were done all the same.
+                if not is_wrong_type(error):
+                    raise
+                logger.warning("a dead letter is lost: %s: %s", key, error, extra={"action": "dead_letter"})
+        self.release([tag])
+
+    def renew(self, tags: list[str]) -> set[str]:
+        """Renews leases now, and returns those that are gone.
+
+        Raises:
+            RedisError: Redis does not answer; then nothing is known.
+        """
+        gone: set[str] = set()
+        for start in range(0, len(tags), AT_ONCE):
+            reply = self._renew(keys=[self.key], args=[self.lease_s, *tags[start : start + AT_ONCE]])
+            gone.update(tag.decode() for tag in reply)
+        return gone
+
+    def lose(self, tags: Iterable[str]) -> None:
+        """Drops leases that are gone, and tells whoever works on them."""
+        with self.changed:
+            lost = set(self.release(tag for tag in tags if tag in self._held and not self._held[tag].is_ending))
+        if lost:
+            logger.warning("%d leases are gone: their work is dropped", len(lost), extra={"action": "lease_lost"})
+            self.on_lost(lost)
+
+    def close(self) -> None:
+        """Puts back whatever is still held, and ends the thread."""
+        self._closing.set()
+        self.flush()
+        with self.changed:
+            left = list(self._held)
+            self.changed.notify_all()
+        if left and (back := self.requeue(left)):
+            logger.info("%d messages are back on their queues", back, extra={"action": "requeue"})
+        self._orphans.put("")
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(2 * TIMEOUT_S)
+        self._redis.close()
+
+    def is_closed(self) -> bool:
+        """Whether everything was put back."""
+        return self._closing.is_set()
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        now = self._heard_at = time.monotonic()
+        renew_at, sweep_at = now + self.lease_s / 3, now
+        while not self.is_closed():
+            left = min(renew_at, max(sweep_at, self._quiet_until)) - time.monotonic()
+            self._put_back_orphans(max(left, 0))
+            if self.is_closed():
+                return
+            try:
+                if time.monotonic() >= renew_at:
+                    self._renew_all()
+                    self._was_away()
+                    renew_at = time.monotonic() + self.lease_s / 3
+                if time.monotonic() >= max(sweep_at, self._quiet_until):
+                    self._sweep()
+                    sweep_at = time.monotonic() + self._sweep_s
+                outage.over("leases")
+            except RedisError as error:
+                outage.noticed("leases", error)
+                now = time.monotonic()
+                # Whoever else was cut off shall have the time to come back and renew.
+                self._quiet_until = now + self.lease_s
+                renew_at = now + min(0.5, self.lease_s / 10)
+            except Exception:
+                # Without this thread all that is held would be lost to others.
+                logger.exception("leases", extra={"action": "leases"})
+                renew_at = time.monotonic() + 1
+
+    def _renew_all(self) -> None:
+        for reader in list(self.readers):
+            if (reason := reader.stalled()) is not None:
+                self.on_stalled(reason)
+        self.flush()
+        with self.changed:
+            tags = list(self._held)
+        if tags:
+            self.lose(self.renew(tags))
+
+    def _sweep(self) -> None:
+        seconds, microseconds = self._redis.time()
+        if self._was_away():
+            return
+        until = seconds + microseconds / 1e6 + self.lease_s / 3
+        while back := self._put_back("lapsed", AT_ONCE, until):
+            logger.warning(
+                "%d messages of a worker that is gone are back on their queues", back, extra={"action": "sweep"}
+            )
+
+    def _was_away(self) -> bool:
+        """Whether Redis, or this process, was silent for so long that others may have failed to renew, too."""
+        now = time.monotonic()
+        away = now - self._heard_at > self.lease_s * 2 / 3
+        self._heard_at = now
+        if away:
+            self._quiet_until = now + self.lease_s
+        return away
+
+    def _put_back_orphans(self, timeout_s: float) -> None:
+        """Waits so long, or until somebody let go of a message that is still held."""
+        orphans = []
+        with suppress(Empty):
+            orphans.append(self._orphans.get(timeout=timeout_s))
+            while True:
+                orphans.append(self._orphans.get_nowait())
+        if any(self.holds(tag) for tag in orphans):
+            self.requeue(orphans)

@@ -1,0 +1,280 @@
+"""The thread that takes messages off the lists of a channel's queues. Before: the lists. After: transport, pool.
+
+It takes as many in one step as there is credit for, queue by queue, so that a busy queue cannot fill the place of
+another. While there is nothing it sleeps: Redis itself says when one of the lists changes (CLIENT TRACKING), whichever
+of them it is. Whatever fails is tried again for ever, and stands in :meth:`Reserver.deaf` meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeq.contract import shown
+from redis.exceptions import AuthenticationError, MaxConnectionsError, RedisError, ResponseError
+
+from pipeq_worker.leases.leases import TIMEOUT_S, Leases, Reserved, Wanted, taken
+from pipeq_worker.leases.line import Line, Link
+from pipeq_worker.observe.outage import outage
+
+logger = logging.getLogger(__name__)
+
+#: Share of what is taken that each list gets before more urgent ones.
+SHARE = 0.1
+#: Less credit than this is left to gather for a moment: one message at a time costs a round trip each.
+ENOUGH = 16
+GATHER_S = 0.02
+#: Redis may forget to ring (its table of tracked keys is bounded): look all the same this often, in seconds ...
+LOOK_S = 1.0
+#: ... and this often where it cannot ring, or where a queue waits for credit.
+POLL_S = 0.1
+#: A thread, or an event loop, that has done nothing for so long hangs, in seconds.
+STALLED_S = 60.0
+#: After a fault, and twice as long after each further one up to ..., in seconds.
+RETRY_S = 0.02
+RETRY_MAX_S = 0.5
+
+
+@dataclass(frozen=True)
+class Deaf:
+    """Why messages of a queue do not come in."""
+
+    #: A sentence.
+    reason: str
+    #: Whether a new process may help: false where Redis itself has refused.
+    restart_helps: bool = True
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a channel says about its queues."""
+
+    #: What may come in now of a queue, of so many queues; without shares.
+    wanted: Callable[[str, int], Wanted]
+    #: Whether the lower priorities of a queue get a share of each reserve; else the order is strict.
+    shares: Callable[[str], bool] = lambda queue: False
+
+
+class Reserver:
+    """One for a channel; owns its thread, two connections and two pipes.
+
+    Args:
+        leases: where what is taken is noted.
+        connect: makes a connection to the same server.
+        terms: what may come in.
+    """
+
+    def __init__(self, leases: Leases, connect: Callable[[], Link], terms: Terms) -> None:
+        self._leases = leases
+        self._line = Line(connect)
+        self._terms = terms
+        self._queues: tuple[str, ...] = ()
+        self._rotation = 0
+        #: Fractions of messages that lists have a right to, from reserves that were too small.
+        self._owed: dict[str, list[float]] = {}
+        self._lock = threading.Lock()
+        self._ready: deque[Reserved] = deque()
+        self._ready_since = 0.0
+        #: Readable while something is ready.
+        self.doorbell, self._ring = os.pipe()
+        self._woken, self._wake = os.pipe()
+        for end in (self.doorbell, self._ring, self._woken, self._wake):
+            os.set_blocking(end, False)
+        self._closing = threading.Event()
+        #: When this thread last did a turn, whatever came of it.
+        self.seen_at = time.monotonic()
+        #: What the last turn failed with; None where it went well.
+        self._fault: BaseException | None = None
+        #: Queue -> what Redis said of a key of its, in the last reserve.
+        self._refused: dict[str, str] = {}
+        leases.readers.add(self)
+        self._thread = threading.Thread(target=self._run, name="reserve", daemon=True)
+        self._thread.start()
+
+    # -- the event loop's side ----------------------------------------------------------------------------------------
+
+    def take_from(self, queues: tuple[str, ...]) -> None:
+        """Takes from these queues from now on. What was taken from others and not handed out yet goes back."""
+        with self._lock:
+            self._queues = queues
+            kept: deque[Reserved] = deque()
+            back = []
+            for one in self._ready:
+                kept.append(one) if one.queue in queues else back.append(one.tag)
+            self._ready = kept
+        if back:
+            self._leases.requeue(back)
+        self._nudge()
+
+    def ready(self, most: int) -> list[Reserved]:
+        """What was taken, oldest first, ``most`` at most."""
+        with self._lock:
+            found = [self._ready.popleft() for _ in range(min(most, len(self._ready)))]
+            self._ready_since = time.monotonic()
+            if not self._ready:
+                with suppress(BlockingIOError):
+                    os.read(self.doorbell, 4096)
+        return found
+
+    def stalled(self) -> str | None:
+        """What hangs; None if nothing does. Only a new process helps then."""
+        now = time.monotonic()
+        with self._lock:
+            waiting_s = now - self._ready_since if self._ready else 0.0
+        if waiting_s > STALLED_S:
+            return f"messages have waited {waiting_s:.0f} s for the event loop"
+        if self._queues and now - self.seen_at > STALLED_S:
+            return f"no message was asked for in {now - self.seen_at:.0f} s"
+        return None
+
+    def deaf(self) -> dict[str, Deaf | None]:
+        """Each queue that messages are to be taken from, and why none come in; None where they do."""
+        queues, fault, refused = self._queues, self._fault, self._refused
+        if not self._thread.is_alive():
+            return dict.fromkeys(queues, Deaf("the thread that takes messages has ended"))
+        if fault is not None:
+            # What Redis answers, it answers to the next process, too.
+            helps = not isinstance(fault, ResponseError | AuthenticationError | MaxConnectionsError)
+            return dict.fromkeys(queues, Deaf(f"{type(fault).__name__}: {shown.line(str(fault))}", helps))
+        return {queue: Deaf(refused[queue], False) if queue in refused else None for queue in queues}
+
+    def close(self) -> None:
+        """Ends the thread; what it took and nobody saw goes back."""
+        if self._closing.is_set():
+            return
+        self._leases.readers.discard(self)
+        self.take_from(())
+        self._closing.set()
+        self._nudge()
+        with self._leases.changed:
+            self._leases.changed.notify_all()
+        if self._thread is not threading.current_thread():
+            self._thread.join(2 * TIMEOUT_S)
+        if not self._thread.is_alive():
+            for end in (self.doorbell, self._ring, self._woken, self._wake):
+                os.close(end)
+
+    def _nudge(self) -> None:
+        with suppress(BlockingIOError):
+            os.write(self._wake, b"!")
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        retry_s = RETRY_S
+        while not self._closing.is_set():
+            try:
+                self._turn()
+                self._fault, retry_s = None, RETRY_S
+                outage.over("reserve")
+            except Exception as error:
+                # A thread that ended here would be a worker that is never heard of again.
+                if self._closing.is_set():
+                    break
+                self._fault = error
+                self.seen_at = time.monotonic()
+                if isinstance(error, RedisError | OSError):
+                    outage.noticed("reserve", error)
+                else:
+                    logger.exception("reserve", extra={"action": "reserve"})
+                self._line.close()
+                self._sleep(retry_s)
+                retry_s = min(2 * retry_s, RETRY_MAX_S)
+        self._line.close()
+
+    def _turn(self) -> None:
+        queues = self._queues
+        if not queues:
+            self.seen_at = time.monotonic()
+            self._sleep(LOOK_S)
+            return
+        free = sum(one.messages for one in self._wanted(queues))
+        if free < ENOUGH and not self._gathered(queues, free):
+            return
+        wanted = self._wanted(queues)
+        if self._reserve(queues, wanted):
+            return
+        starved = any(not one.messages or not one.nbytes for one in wanted)
+        self._wait_for_bell(LOOK_S if self._line.rings and not starved else POLL_S)
+
+    def _wanted(self, queues: tuple[str, ...]) -> list[Wanted]:
+        return [self._terms.wanted(queue, len(queues)) for queue in queues]
+
+    def _gathered(self, queues: tuple[str, ...], free: int) -> bool:
+        """Waits a moment for more credit. Whether there is any."""
+        held, _ = self._leases.held()
+        if not held and free:
+            return True  # nothing is inside that could free any
+        with self._leases.changed:
+            self._leases.changed.wait_for(
+                lambda: self._closing.is_set() or sum(one.messages for one in self._wanted(queues)) >= ENOUGH,
+                GATHER_S if free else POLL_S,
+            )
+        self.seen_at = time.monotonic()
+        return any(one.messages and one.nbytes for one in self._wanted(queues))
+
+    def _reserve(self, queues: tuple[str, ...], wanted: list[Wanted]) -> bool:
+        """One call of the script. Whether it brought anything."""
+        # Whoever came first last time comes last now: with little credit each gets its turn.
+        self._rotation = (self._rotation + 1) % len(queues)
+        wanted = [
+            replace(one, shares=self._shares(one)) if self._terms.shares(one.queue) else one
+            for one in (*wanted[self._rotation :], *wanted[: self._rotation])
+        ]
+        script, arguments = self._leases.reserve_command(wanted)
+        reserved, places, self._refused = taken(self._line.call(script, arguments), wanted)
+        self.seen_at = time.monotonic()
+        if not reserved:
+            return False
+        self._settle(places)
+        self._leases.add(reserved)
+        with self._lock:
+            kept = [one for one in reserved if one.queue in self._queues]
+            first = not self._ready
+            self._ready += kept
+            if first:
+                self._ready_since = time.monotonic()
+            if first and kept:
+                with suppress(BlockingIOError):
+                    os.write(self._ring, b"!")
+        if len(kept) < len(reserved):
+            # Cancelled while the script ran.
+            self._leases.requeue(one.tag for one in reserved if one.queue not in self._queues)
+        return True
+
+    def _shares(self, wanted: Wanted) -> list[int]:
+        owed = self._owed.setdefault(wanted.queue, [0.0] * len(wanted.lists))
+        credit = wanted.messages
+        for at in range(1, len(owed)):
+            # Bounded, so that a list that was empty for long does not overtake everything at once.
+            owed[at] = min(owed[at] + credit * SHARE, max(1.0, credit * SHARE))
+        return [int(share) for share in owed]
+
+    def _settle(self, places: list[tuple[str, int]]) -> None:
+        """What a list got is no longer owed to it."""
+        for queue, at in places:
+            if (owed := self._owed.get(queue)) is not None:
+                owed[at] = max(0.0, owed[at] - 1)
+
+    def _wait_for_bell(self, timeout_s: float) -> None:
+        if not self._line.rung():
+            self._sleep(timeout_s, *self._line.sockets)
+            self._line.rung()
+
+    def _sleep(self, timeout_s: float, *others: Any) -> None:
+        """Until then, until one of the others has something to read, or until :meth:`_nudge`."""
+        # Not select(), which takes no file whose number is beyond 1023.
+        poll = select.poll()
+        for one in (self._woken, *others):
+            poll.register(one, select.POLLIN)
+        poll.poll(timeout_s * 1000)
+        with suppress(BlockingIOError):
+            os.read(self._woken, 4096)

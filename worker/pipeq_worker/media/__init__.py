@@ -1,0 +1,1 @@
+"""MEDIA: bytes of images, audio, video and tables -> what models take, counted before it is made."""

@@ -1,0 +1,1 @@
+"""MODELS: the table of task types, and the pipelines that run them."""

@@ -1,0 +1,64 @@
+"""The task type ``constant``: a pipeline without a model, to try out, measure and torture everything around one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.status import ModelInfo
+
+from pipeq_worker.models.params.rules import Number, UnfitError, display
+from pipeq_worker.models.pipeline import BatchLimits, Pipeline, Prepared
+from pipeq_worker.models.task_types import find
+from pipeq_worker.settings.read import PipelineSettings
+
+#: What every task gets.
+RESULT = "constant"
+LONGEST_S = 86_400
+
+
+class ConstantPipeline(Pipeline):
+    """Takes anything, returns :data:`RESULT`. Its parameter ``seconds`` says how long a forward pass takes (0)."""
+
+    def __init__(self, name: str, settings: PipelineSettings) -> None:
+        self.name = name
+        self.task_type = find(settings.task or name)
+        self.settings = settings
+        self.model = ModelInfo(id=RESULT)
+        self.limits = BatchLimits(
+            max_size=settings.max_batch_size,
+            max_cost=settings.max_batch_cost or settings.max_batch_size,
+            max_wait_s=settings.max_wait_ms / 1000,
+        )
+
+    def merge(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        merged = {"seconds": 0, **self.settings.params, **params}
+        seconds = merged["seconds"]
+        for name in merged.keys() - {"seconds"}:
+            sentence = f"{self.name!r} takes no parameter {display(name)}; it takes: seconds"
+            raise PipeqError(ErrorCode.INVALID_PARAMS, sentence)
+        try:
+            return {"seconds": Number(0, LONGEST_S).check(0 if seconds is None else seconds, {}, "seconds")}
+        except UnfitError as error:
+            sentence = f"parameter 'seconds' of {self.name!r} is {display(seconds)}, {error.sentence}"
+            raise PipeqError(ErrorCode.INVALID_PARAMS, sentence) from None
+
+    def prepare(self, value: Any, params: Mapping[str, Any]) -> Iterator[Prepared]:
+        yield Prepared(None, (self.name, params["seconds"]), 1, 0)
+
+    def forward(self, features: list[Any], params: Mapping[str, Any]) -> list[Any]:
+        if params["seconds"]:
+            time.sleep(params["seconds"])
+        return [RESULT] * len(features)
+
+    def postprocess(self, outputs: list[Any], params: Mapping[str, Any]) -> Any:
+        return outputs[0]
+
+
+def load(name: str, settings: PipelineSettings) -> ConstantPipeline:
+    """Loads nothing."""
+    pipeline = ConstantPipeline(name, settings)
+    pipeline.merge({})
+    return pipeline

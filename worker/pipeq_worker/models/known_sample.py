@@ -1,0 +1,80 @@
+"""A pipeline's own sample and the answer that it gave when it was loaded: does it still?
+
+Asked after a forward pass that raised, when everything that can be compared was put back (``models/model_state.py``).
+It takes one tiny pass. A pipeline that answers something else, or nothing, loads anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from pipeq.contract.errors import PipeqError
+
+#: Moves of the answer, as a share of its largest number, that are rounding: of full, and of half precision.
+ROUNDING, ROUNDING_HALF = 1e-3, 5e-2
+_SEED = 0
+
+
+class KnownSample:
+    """The sample of a pipeline that is loaded and warmed up.
+
+    Args:
+        run: one forward pass over the sample.
+        device: where it runs.
+        half: whether in half precision.
+    """
+
+    def __init__(self, run: Callable[[], Any], device: torch.device, *, half: bool) -> None:
+        self._forward, self._devices = run, [device] if device.type == "cuda" else []
+        self._limit = ROUNDING_HALF if half else ROUNDING
+        self._answer = self._run()
+        #: Not of a model that answers twice differently from the same random numbers.
+        self.repeats = self._is_answer(self._run())
+
+    def is_known(self) -> bool:
+        """Whether the pipeline still gives its answer; asked once more where it does not.
+
+        Raises:
+            Exception: whatever the forward pass raises.
+        """
+        return self._is_answer(self._run()) or self._is_answer(self._run())
+
+    def _run(self) -> list[np.ndarray]:
+        with torch.random.fork_rng(devices=self._devices):
+            torch.manual_seed(_SEED)
+            output = self._forward()
+        if isinstance(output, PipeqError):
+            raise output
+        return list(_arrays(output))
+
+    def _is_answer(self, found: list[np.ndarray]) -> bool:
+        return len(found) == len(self._answer) and all(map(self._close, found, self._answer))
+
+    def _close(self, found: np.ndarray, known: np.ndarray) -> bool:
+        if found.shape != known.shape:
+            return False
+        if known.dtype.kind != "f" or not known.size:
+            return np.array_equal(found, known)
+        finite = np.isfinite(known)
+        if not np.array_equal(np.isfinite(found), finite):
+            return False
+        scale = max(float(np.abs(known[finite]).max(initial=0)), 1e-6)
+        return bool(np.abs(found[finite] - known[finite]).max(initial=0) <= self._limit * scale)
+
+
+def _arrays(output: Any) -> Iterator[np.ndarray]:
+    """All the numbers of an output, in their order."""
+    if isinstance(output, torch.Tensor):
+        tensor = output.detach().cpu()
+        yield np.asarray(tensor.float() if tensor.is_floating_point() else tensor)
+    elif isinstance(output, np.ndarray):
+        yield output
+    elif isinstance(output, Mapping):
+        for name in output:
+            yield from _arrays(output[name])
+    elif isinstance(output, list | tuple):
+        for one in output:
+            yield from _arrays(one)

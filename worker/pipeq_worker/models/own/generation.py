@@ -1,0 +1,165 @@
+"""What the pipelines share that call ``generate``: whose settings win, and where each item's sequences end."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from transformers.generation.stopping_criteria import StopStringCriteria
+
+#: A length that transformers 4 took for not set in a model's generation_config.json: its own default, which many
+#: checkpoints spell out.
+_NO_LENGTH = (None, 20)
+#: Prefix of the private names under which ``pipeq_worker.models.own.load`` registers our classes with transformers.
+PRIVATE = "pipeq-"
+
+
+class GenerationPipeline(transformers.Pipeline):
+    """A pipeline whose forward pass may be ``model.generate``.
+
+    From weakest to strongest: the model's generation_config.json, :attr:`defaults`, the part of ``config.json`` for
+    this task (T5's ``task_specific_params``), the parameters of the call. A ``max_length`` of generation_config.json
+    takes the place of the default ``max_new_tokens``. All as in transformers 4.57.6, but for one thing: there the
+    default ``max_new_tokens`` won over a ``max_length`` of the call, which was ignored with a warning.
+    """
+
+    _pipeline_calls_generate = True
+    _load_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+
+    #: Generation parameters where neither the task's part nor the call sets them.
+    defaults: ClassVar[dict[str, Any]] = {"max_new_tokens": 256}
+    #: Put before each text.
+    prefix: str | None = None
+
+    def __init__(self, *args: Any, task: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, task=task.removeprefix(PRIVATE), **kwargs)
+        self.task_params = dict((getattr(self.model.config, "task_specific_params", None) or {}).get(self.task) or {})
+        self.prefix = self.task_params.pop("prefix", self.prefix)
+        self._settings = self._settle()
+
+    def generate(self, model_inputs: dict[str, Any], params: dict[str, Any]) -> torch.Tensor:
+        """One ``generate`` over a batch.
+
+        Args:
+            model_inputs: keyword arguments of ``generate``: tensors with a leading dimension of the batch's size.
+            params: generation parameters of the call, and whatever else the model's ``generate`` takes.
+
+        Returns:
+            ``[batch, sequences, tokens]``: ``num_return_sequences`` for each item.
+        """
+        batch = next(len(value) for value in model_inputs.values() if isinstance(value, torch.Tensor))
+        config, others = self.generation_config(params)
+        if config.stop_strings:
+            others.setdefault("tokenizer", self.tokenizer)
+        # A configuration rather than loose parameters: BLIP names some of them itself, and twice is an error.
+        sequences = self.model.generate(**model_inputs, generation_config=config, **others)
+        return sequences.reshape(batch, -1, sequences.shape[-1])
+
+    def generation_config(self, params: dict[str, Any]) -> tuple[transformers.GenerationConfig, dict[str, Any]]:
+        """The parameters of a call -> the whole configuration of ``generate``, and what does not belong in one."""
+        config = copy.deepcopy(self._settings)
+        params = {name: value for name, value in {**self._generate_kwargs, **params}.items() if value is not None}
+        if "max_length" in params and "max_new_tokens" not in params:
+            config.max_new_tokens = None  # generate would let it win, and a length that a call asks for is to count
+        return config, config.update(**params)
+
+    def lengths(self, sequences: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
+        """How long each item's longest sequence would have been alone: :func:`lengths`, as a call's parameters say."""
+        config, _ = self.generation_config(params)
+        stop = stop_at(config.stop_strings, self.tokenizer)
+        beams = (config.num_beams or 1) > 1
+        return lengths(sequences, config.eos_token_id, config.pad_token_id, stop=stop, beams=beams)
+
+    def _settle(self) -> transformers.GenerationConfig:
+        """What holds for every call that does not say otherwise."""
+        model = self.model
+        if not model.can_generate():
+            return transformers.GenerationConfig()
+        config = copy.deepcopy(model.generation_config)
+        defaults = dict(self.defaults)
+        if config.max_length not in _NO_LENGTH:
+            defaults["max_new_tokens"] = config.max_new_tokens
+        if self.tokenizer is not None and config.pad_token_id is None:
+            defaults["pad_token_id"] = self.tokenizer.pad_token_id
+        config.update(**defaults)
+        config.update(**{name: value for name, value in self.task_params.items() if hasattr(config, name)})
+        if config.max_new_tokens is not None:
+            config.max_length = None  # max_new_tokens wins, and generate would warn at every call
+        # Where a call's configuration says None, generate asks the model's: what is decided here must not come back.
+        model.generation_config.max_new_tokens = model.generation_config.max_length = None
+        return config
+
+
+def stop_at(strings: str | list[str] | None, tokenizer: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """Says of ``[rows, tokens]`` which rows end with one of the strings, ``[rows]``; None where there are none."""
+    if not strings:
+        return None
+    criterion = StopStringCriteria(tokenizer, strings)
+    return lambda rows: criterion(rows, None).to(rows.device)
+
+
+def lengths(
+    sequences: torch.Tensor,
+    eos: int | list[int] | torch.Tensor | None,
+    pad: int | None,
+    *,
+    start: int = 1,
+    stop: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    beams: bool = False,
+) -> torch.Tensor:
+    """How long each item's longest sequence would have been alone, without what others in its batch needed.
+
+    Args:
+        sequences: ``[batch, sequences, tokens]``, each filled up after its end.
+        eos: the token or tokens that end a sequence; None where none does.
+        pad: the padding token.
+        start: tokens before what was generated; a decoder starts with one.
+        stop: strings that end a sequence, too, where there is an end token: without one nothing is filled up.
+        beams: whether beams were searched: they are filled up with the end token where ``pad`` is 0 or absent.
+
+    Returns:
+        ``[batch]``.
+    """
+    rows = sequences.flatten(0, 1)
+    device, total = rows.device, rows.shape[-1]
+    ends = torch.full((len(rows),), total, device=device)
+    tokens = None if eos is None else torch.as_tensor(eos, device=device).flatten()
+    if tokens is not None and total > start:
+        is_end = torch.isin(rows[:, start:], tokens)
+        ends = torch.where(is_end.any(-1), start + is_end.int().argmax(-1) + 1, ends)
+    if stop is not None and tokens is not None:
+        filler = int(tokens[0]) if pad is None or (beams and not pad) else pad
+        for at, row in enumerate(rows):
+            # Where a string ended it, padding follows at once.
+            others = (row[start:] != filler).nonzero()
+            last = start + int(others[-1]) + 1 if len(others) else start
+            if start < last < ends[at] and bool(stop(row[None, :last])[0]):
+                ends[at] = last
+    return ends.reshape(sequences.shape[:2]).amax(-1)
+
+
+def assisted(pipe: GenerationPipeline) -> dict[str, Any]:
+    """The assistant model of ``pipe``, as parameters of ``generate``."""
+    found: dict[str, Any] = {}
+    if getattr(pipe, "assistant_model", None) is not None:
+        found["assistant_model"] = pipe.assistant_model
+    if getattr(pipe, "assistant_tokenizer", None) is not None:
+        found |= {"tokenizer": pipe.tokenizer, "assistant_tokenizer": pipe.assistant_tokenizer}
+    return found
+
+
+def put_image_before(features: dict[str, Any], config: Any) -> None:
+    """Makes room for the image before BLIP-2's text, ``input_ids`` and ``attention_mask`` of ``[1, tokens]``.
+
+    Without it the model writes and does not look: what the pipelines of transformers 4.57.6 did.
+    """
+    if config.model_type != "blip-2" or config.image_token_id is None:
+        return
+    room = torch.full((1, config.num_query_tokens), config.image_token_id)
+    features["input_ids"] = torch.cat([room, features["input_ids"]], dim=1)
+    features["attention_mask"] = torch.cat([torch.ones_like(room), features["attention_mask"]], dim=1)

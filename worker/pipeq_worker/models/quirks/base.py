@@ -1,0 +1,258 @@
+"""The plain way through a pipeline of transformers, in its three steps; everything else is a difference from it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from pipeq.contract.errors import ErrorCode, PipeqError
+from transformers.pipelines.base import ChunkPipeline, pad_collate_fn
+from transformers.pipelines.pt_utils import PipelineIterator
+
+from pipeq_worker.models import footprint
+from pipeq_worker.models.pipeline import SOLO
+from pipeq_worker.models.quirks.rope import Rope
+
+#: Features that transformers pads along their second dimension (pipelines/base.py: ``_pad``).
+PADDED = frozenset(
+    "input_ids attention_mask token_type_ids special_tokens_mask offset_mapping p_mask input_values".split()
+)
+#: An image patch of this many pixels counts like one token (ViT's 16 x 16).
+PATCH_PIXELS = 256
+#: A mel spectrogram of this many frames counts like one token (Whisper's encoder halves 100 frames a second).
+FRAMES_PER_TOKEN = 2
+#: This many samples count like one token (wav2vec2's 20 ms at 16 kHz).
+SAMPLES_PER_TOKEN = 320
+
+
+@dataclass(frozen=True)
+class CallParams:
+    """One call's parameters, each where the pipeline wants it."""
+
+    preprocess: dict[str, Any]
+    forward: dict[str, Any]
+    postprocess: dict[str, Any]
+
+    @property
+    def forward_key(self) -> str:
+        """Equal for calls that may share a forward pass."""
+        return json.dumps(self.forward, sort_keys=True, default=lambda value: type(value).__name__)
+
+
+class Quirks:
+    """The plain way. ``pipe`` is always the calling thread's own copy of the pipeline."""
+
+    #: ``[param_limits] max_scaled_pixels``.
+    max_scaled_pixels = 2**25
+    #: Most tokens of one item, and bytes of its forward pass: see :meth:`bound`.
+    most_tokens, most_bytes = footprint.MOST_TOKENS, float(2**32)
+    #: Whether ``truncation`` cuts at these most tokens where the tokenizer knows none.
+    cuts = True
+    #: Whether a text of no token at all is nothing to answer.
+    needs_tokens = True
+    #: Features of different lengths are padded to the longest; False: only equal shapes share a batch.
+    pads = True
+
+    def __init__(self, pipe: transformers.Pipeline) -> None:
+        self.limit = position_limit(pipe.model)
+        self.rope = Rope(pipe.model)
+        self.footprint = footprint.of_model(pipe.model)
+        tokenizer = pipe.tokenizer
+        if tokenizer is not None and tokenizer.pad_token_id is None:
+            # Without it nothing can be padded; the mask hides whatever is there.
+            eos = tokenizer.eos_token_id
+            if eos is None:
+                self.pads = False
+                tokenizer.pad_token_id = 0
+            else:
+                tokenizer.pad_token_id = eos
+                if getattr(pipe.model.config, "pad_token_id", None) is None:
+                    # GPT-2's classifiers refuse a batch without one, and look for a text's last token by it.
+                    pipe.model.config.pad_token_id = eos
+
+    def bound(self, pipe: transformers.Pipeline, most_tokens: int | None, most_bytes: int | None) -> None:
+        """Sets how large an item may be: ``max_input_tokens`` and ``max_item_bytes``, or what this model can do.
+
+        To be called once, before anything is prepared.
+        """
+        self.most_bytes = most_bytes or footprint.default_bytes(pipe.device)
+        if most_tokens is None:
+            self.most_tokens = max(1, min(footprint.MOST_TOKENS, self.footprint.most(self.most_bytes)))
+        else:
+            self.most_tokens = most_tokens
+            self.most_bytes = max(self.most_bytes, self.footprint.of(most_tokens))
+        tokenizer = pipe.tokenizer
+        if self.cuts and tokenizer is not None:
+            least = self.most_tokens if self.limit is None else min(self.limit, self.most_tokens)
+            tokenizer.model_max_length = min(tokenizer.model_max_length, least)
+
+    def call_params(self, params: dict[str, Any]) -> dict[str, Any]:
+        """What ``pipe._sanitize_parameters`` takes: what ``pipe(x, **params)`` would make of the parameters.
+
+        Raises:
+            PipeqError: ``invalid_params``.
+        """
+        return params
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        """What ``pipe.preprocess`` takes for one input: decoded media, text, or an object of them."""
+        return value
+
+    def preprocess(
+        self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any], call: CallParams
+    ) -> Iterator[Mapping[str, Any]]:
+        """One input -> the features of its items, one after the other: one, or one a chunk."""
+        made = pipe.preprocess(self.call_input(pipe, value, params), **call.preprocess)
+        yield from made if isinstance(pipe, ChunkPipeline) else (made,)
+
+    def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: CallParams) -> list[Any]:
+        """Features of one group -> each item's output, as if it had run alone."""
+        if len(features) == 1:
+            # A mapping of its own: forward passes take entries out of theirs.
+            return [pipe.forward(copy.copy(features[0]), **call.forward)]
+        # The same choice of parts as in transformers' own Pipeline.get_iterator.
+        collate = pad_collate_fn(pipe.tokenizer, pipe.feature_extractor or pipe.image_processor)
+        batch = pipe.forward(collate(features), **call.forward)
+        if "mems" in batch:
+            # XLNet's memory has its batch in another dimension, and nobody reads it.
+            batch = {name: one for name, one in batch.items() if name != "mems"}
+        outputs = list(PipelineIterator([batch], lambda output: output, {}, loader_batch_size=len(features)))
+        padded = max((one["input_ids"].shape[1] for one in features if "input_ids" in one), default=0)
+        return [
+            self.trim(pipe, output, one, padded, call.forward) for output, one in zip(outputs, features, strict=True)
+        ]
+
+    def postprocess(self, pipe: transformers.Pipeline, outputs: list[Any], call: CallParams) -> Any:
+        """The outputs of one input's items, in order -> its result."""
+        return pipe.postprocess(outputs if isinstance(pipe, ChunkPipeline) else outputs[0], **call.postprocess)
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]] | None:
+        """A tiny input and parameters for the warm-up; None for the one made from the fields' media."""
+        return None
+
+    def check_features(
+        self, pipe: transformers.Pipeline, features: Mapping[str, Any], forward: Mapping[str, Any]
+    ) -> None:
+        """Raises ``invalid_input`` for no token, and for more tokens than the model has positions or memory is for.
+
+        On a GPU the former would not fail alone: it kills the CUDA context. The latter may end the process.
+        """
+        tokens = features.get("input_ids")
+        if self.needs_tokens and isinstance(tokens, torch.Tensor) and not tokens.shape[-1]:
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT, "the text is empty, or holds nothing that the model's tokenizer knows"
+            )
+        self.check_length(
+            "the text",
+            footprint.longest(features),
+            ", or cut it with the parameter truncation=true where the pipeline has it",
+        )
+
+    def check_length(self, what: str, tokens: int, more: str = "") -> None:
+        """Raises ``invalid_input`` where a text is too long.
+
+        Args:
+            what: the text, in words.
+            tokens: its length.
+            more: what else may be done about it.
+        """
+        if self.limit is not None and tokens > self.limit:
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT, f"{what} is {tokens} tokens, the model takes {self.limit}: shorten it{more}"
+            )
+        if tokens > self.most_tokens:
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                f"{what} is {tokens} tokens, beyond the {self.most_tokens} that this pipeline takes "
+                f"(`max_input_tokens` of the pipeline in the worker's settings): shorten it{more}",
+            )
+
+    def rows(self, forward: Mapping[str, Any]) -> int:
+        """How many rows of a forward pass an item becomes: beams, or sequences that are written side by side."""
+        return 1
+
+    def cost(self, features: Mapping[str, Any]) -> int:
+        """What the item costs in a forward pass, in tokens or what weighs about as much."""
+        if (tokens := features.get("input_ids")) is not None:
+            return max(1, tokens.shape[-1])
+        if (frames := features.get("input_features")) is not None:
+            return max(1, frames.shape[-1] // FRAMES_PER_TOKEN)
+        if (samples := features.get("input_values")) is not None:
+            return max(1, samples.shape[-1] // SAMPLES_PER_TOKEN)
+        for value in features.values():
+            if isinstance(value, torch.Tensor) and value.ndim >= 4:
+                return max(1, value[0].numel() // (3 * PATCH_PIXELS))
+        return 1
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        """Items with equal groups may share a batch; :data:`SOLO` for one that may not."""
+        tokens = features.get("input_ids")
+        if isinstance(tokens, torch.Tensor) and not tokens.shape[-1]:
+            return SOLO  # nothing but padding: what a model makes of that depends on its company
+        own = signature(features, PADDED if self.pads else frozenset())
+        if self.rope.limit is None or own == SOLO or not isinstance(tokens, torch.Tensor):
+            return own
+        length = tokens.shape[-1]
+        return (own, length if self.reach(length, forward) > self.rope.limit else 0)
+
+    def reach(self, tokens: int, forward: Mapping[str, Any]) -> int:
+        """The last position that an item of so many tokens may come to in its forward pass."""
+        return tokens
+
+    def trim(
+        self,
+        pipe: transformers.Pipeline,
+        output: Any,
+        features: Mapping[str, Any],
+        padded: int,
+        forward: Mapping[str, Any],
+    ) -> Any:
+        """Undoes in one item's output what padding the batch did to it.
+
+        Args:
+            pipe: the calling thread's copy of the pipeline.
+            output: the model's output for the item, with a leading dimension of 1.
+            features: the item's own features, unpadded.
+            padded: length to which the batch was padded, in the second dimension.
+            forward: the parameters of the forward pass.
+        """
+        return output
+
+    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        """What a user of transformers would call for this input; the answer that a batch must give, too."""
+        return pipe(value, **params)
+
+    def result(self, result: Any, value: Any, params: Mapping[str, Any]) -> Any:
+        """The result of a task with one input, where ``pipe(x)`` wraps it differently from ``pipe([x])[0]``."""
+        return result
+
+
+def signature(features: Mapping[str, Any], padded: frozenset[str]) -> Hashable:
+    """What must be equal for features to be collated: names, types, and the shapes that are not padded."""
+    parts: list[Hashable] = []
+    for key in sorted(features):
+        value = features[key]
+        if not isinstance(value, torch.Tensor):
+            parts.append((key, type(value).__name__))
+            continue
+        if value.ndim and value.shape[0] != 1:
+            return SOLO  # an image that became several, for instance: transformers would split it wrongly
+        shape = tuple(value.shape[2:] if key in padded and value.ndim >= 2 else value.shape)
+        parts.append((key, str(value.dtype), value.ndim, shape))
+    return tuple(parts)
+
+
+def position_limit(model: Any) -> int | None:
+    """Most tokens that a model with a learned table of positions takes; None where positions are computed."""
+    names = ("position_embeddings", "wpe", "embed_positions")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding) and name.rsplit(".", 1)[-1] in names:
+            # RoBERTa and its kin count positions from behind their padding index, OPT and BART from an offset.
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return int(module.num_embeddings - getattr(module, "offset", first))
+    return None

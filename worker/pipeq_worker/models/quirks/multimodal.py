@@ -1,0 +1,208 @@
+"""Several media in one input, and tables."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Hashable, Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import transformers
+from pipeq.contract.errors import ErrorCode, PipeqError
+from transformers.pipelines.any_to_any import Chat as AnyChat
+from transformers.utils.chat_template_utils import Chat
+
+from pipeq_worker.models.pipeline import SOLO
+from pipeq_worker.models.quirks.base import CallParams, Quirks
+from pipeq_worker.models.quirks.generation import Generates
+from pipeq_worker.models.quirks.vision import picture
+
+
+class DocumentQuestionAnswering(Quirks):
+    """Its masks are plain lists that nothing pads, so only items of equal length share a batch."""
+
+    pads = False
+
+    def __init__(self, pipe: transformers.Pipeline) -> None:
+        super().__init__(pipe)
+        self.reads_words = "VisionEncoderDecoder" not in str(pipe.model_type)
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        boxes = value.get("word_boxes")
+        if boxes is not None:
+            _check_word_boxes(boxes)
+        elif self.reads_words and value.get("image") is None:
+            raise PipeqError(ErrorCode.INVALID_INPUT, "the input has neither an `image` nor `word_boxes`: send one")
+        elif self.reads_words and not _tesseract():
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                "reading words off an image takes tesseract, which this worker lacks: send `word_boxes` with the "
+                "image, or install the tesseract program and the Python package pytesseract beside the worker",
+            )
+        return value
+
+    def preprocess(
+        self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any], call: CallParams
+    ) -> Iterator[Mapping[str, Any]]:
+        try:
+            yield from super().preprocess(pipe, value, params, call)
+        except BaseException as error:
+            # The tokenizer raises where there is no room for any word, and panics where chunks overlap by more.
+            if type(error).__name__ != "PanicException" and "Truncation error" not in str(error):
+                raise
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                "the question leaves too little room in max_seq_len tokens for the document's words: shorten it, or "
+                "set another max_seq_len or doc_stride",
+            ) from error
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        words = [["invoice", [0, 0, 100, 100]], ["42", [100, 0, 200, 100]]]
+        return {"image": picture(), "question": "what number?", "word_boxes": words}, {}
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        return super().group(features, forward) if self.reads_words else SOLO
+
+
+class VisualQuestionAnswering(Generates):
+    """Questions of any length share a batch where their images have one shape, and the model tells padding apart."""
+
+    def __init__(self, pipe: transformers.Pipeline) -> None:
+        super().__init__(pipe)
+        # BLIP's decoder looks at every token of the question, padding too (its generate makes a mask of ones).
+        self.pads = not pipe.model.can_generate()
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        params = {"max_new_tokens": 2} if pipe.model.can_generate() else {}
+        return {"image": picture(), "question": "what?"}, params
+
+
+class ImageTextToText(Generates):
+    """A chat with images, or text and images; what is generated is cut where it would have ended alone."""
+
+    nested = True
+
+    def __init__(self, pipe: transformers.Pipeline) -> None:
+        super().__init__(pipe)
+        # Generation goes on at the right end: padding there would come between. The pipeline does not see to it.
+        for tokenizer in (pipe.tokenizer, getattr(pipe.processor, "tokenizer", None)):
+            if tokenizer is not None:
+                tokenizer.padding_side = "left"
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        if isinstance(value, dict) and "images" not in value:
+            value = value["text"]
+        return Chat(_with_last_part(value, params)) if isinstance(value, list) else value
+
+    def call(self, pipe: transformers.Pipeline, value: Any, params: dict[str, Any]) -> Any:
+        if isinstance(value, dict) and "images" in value:
+            return pipe(images=value["images"], text=value["text"], **params)
+        return pipe(text=value["text"] if isinstance(value, dict) else value, **params)
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        if getattr(pipe.processor, "chat_template", None) is None:
+            # BLIP and its like, which do not chat: none of them goes without an image.
+            return {"images": [picture()], "text": "warm up"}, {"max_new_tokens": 2}
+        return "warm up", {"max_new_tokens": 2}
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        # Which kind of prompt it is, a chat or text, does not matter to the model.
+        return super().group({key: value for key, value in features.items() if key != "text"}, forward)
+
+    def trim(
+        self,
+        pipe: transformers.Pipeline,
+        output: Any,
+        features: Mapping[str, Any],
+        padded: int,
+        forward: Mapping[str, Any],
+    ) -> Any:
+        sequences = output["generated_sequence"]
+        # A decoder repeats the prompt, padding first; an encoder and a decoder give what was written alone.
+        decodes = pipe.model.config.is_encoder_decoder
+        repeats = "input_ids" in features and not decodes and sequences.shape[-1] >= padded
+        own = features["input_ids"].shape[1] if repeats else 0
+        start = padded - own if repeats else 0
+        written = sequences[..., start:]
+        rows = self.generated(written.reshape(-1, written.shape[-1]), own or int(decodes), forward)
+        return {
+            **output,
+            "generated_sequence": rows.reshape(*written.shape[:-1], rows.shape[-1]),
+            "input_ids": output["input_ids"][:, padded - own :] if own else output["input_ids"],
+        }
+
+
+def _with_last_part(chat: list[dict[str, Any]], params: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A chat whose last turn is gone on from: the pipeline looks for a part of type text there, and takes no text."""
+    last, goes_on = chat[-1], params.get("continue_final_message")
+    if not isinstance(last["content"], str) or not (last["role"] == "assistant" if goes_on is None else goes_on):
+        return chat
+    return [*chat[:-1], {**last, "content": [{"type": "text", "text": last["content"]}]}]
+
+
+class AnyToAny(ImageTextToText):
+    """Alone: its processors differ in all they return, and pad on different sides."""
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        value = super().call_input(pipe, value, params)
+        # A class of its own, of the same name.
+        return AnyChat(value.messages) if isinstance(value, Chat) else value
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        return SOLO
+
+
+class TableQuestionAnswering(Generates):
+    """Alone: the table travels along as a data frame, which nothing collates."""
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        import pandas as pd
+
+        if not value["query"]:
+            raise PipeqError(ErrorCode.INVALID_INPUT, "query is empty")
+        return {**value, "table": pd.DataFrame(value["table"])}
+
+    def call(self, pipe: transformers.Pipeline, value: Any, params: dict[str, Any]) -> Any:
+        return pipe(self.call_input(pipe, value, params), **params)
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        return SOLO
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return {"table": {"a": ["1", "2"]}, "query": "how many ?"}, {}
+
+
+class Decision(Quirks):
+    """Alone: the pipeline runs a forward pass for each prompt itself."""
+
+    def preprocess(
+        self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any], call: CallParams
+    ) -> Iterator[Mapping[str, Any]]:
+        try:
+            yield from super().preprocess(pipe, value, params, call)
+        except ValueError as error:
+            # It names what is wrong with which question.
+            raise PipeqError(ErrorCode.INVALID_INPUT, f"the questions cannot be asked: {error}"[:500]) from error
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        return SOLO
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return {"state": "warm up", "questions": {"warm": {"type": "noul", "instructions": "warm?"}}}, {}
+
+
+def _check_word_boxes(boxes: Any) -> None:
+    for at, entry in enumerate(boxes if isinstance(boxes, list) else [None]):
+        word, box = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+        numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(x, int) and 0 <= x <= 1000 for x in box)
+        # Models look up a box's width and height: a negative one is no index.
+        if not isinstance(word, str) or box is None or not numbers or box[0] > box[2] or box[1] > box[3]:
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                f"word_boxes[{at}] is not [word, [left, top, right, bottom]] with whole numbers from 0 to 1000, left "
+                "not beyond right and top not beyond bottom",
+            )
+
+
+def _tesseract() -> bool:
+    return find_spec("pytesseract") is not None and shutil.which("tesseract") is not None

@@ -1,0 +1,162 @@
+"""Text in: classification, embeddings, and what generates text from text."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import transformers
+from pipeq.contract.errors import ErrorCode, PipeqError
+from transformers.utils.chat_template_utils import Chat
+
+from pipeq_worker.models.own.text2text import TranslationPipeline
+from pipeq_worker.models.pipeline import SOLO
+from pipeq_worker.models.quirks.base import Quirks
+from pipeq_worker.models.quirks.generation import Generates
+
+
+class TextClassification(Quirks):
+    """``pipe("text")`` wraps its single result in a list, ``pipe(["text"])`` and ``pipe({"text": ...})`` do not."""
+
+    def result(self, result: Any, value: Any, params: Mapping[str, Any]) -> Any:
+        return [result] if isinstance(value, str) and "top_k" not in params else result
+
+
+class TokenClassification(Quirks):
+    """A text beyond ``stride`` is cut into chunks; a list of words is one input."""
+
+    cuts = False  # its pipeline would cut without being asked to
+
+    def call_params(self, params: dict[str, Any]) -> dict[str, Any]:
+        # What the pipeline's call adds, and its preprocessing insists on.
+        return {"is_split_into_words": False, "delimiter": None, **params}
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        if isinstance(value, list) and not params.get("is_split_into_words"):
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                "text is a list of words, which needs the parameter is_split_into_words=true and a delimiter",
+            )
+        return value
+
+    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        # A list of words is wrapped once more.
+        return pipe([value], **params)[0] if isinstance(value, list) else pipe(value, **params)
+
+
+class ZeroShotClassification(Quirks):
+    """Each candidate label is a chunk of its own."""
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        if not value:
+            raise PipeqError(ErrorCode.INVALID_INPUT, "text is empty")
+        return value
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return "warm up", {"candidate_labels": ["a", "b"]}
+
+
+class FeatureExtraction(Quirks):
+    """Returns a row a token: rows of padding are cut off."""
+
+    def trim(
+        self,
+        pipe: transformers.Pipeline,
+        output: Any,
+        features: Mapping[str, Any],
+        padded: int,
+        forward: Mapping[str, Any],
+    ) -> Any:
+        rows, own = output[0], features["input_ids"].shape[1]
+        if rows.ndim < 3 or rows.shape[1] != padded:
+            return output
+        return (rows[:, -own:] if pipe.tokenizer.padding_side == "left" else rows[:, :own],)
+
+
+class TextEmbedding(Quirks):
+    """One vector a text: pooled on the device, so that the rows of tokens never leave it."""
+
+
+class TextGeneration(Generates):
+    """Takes chats; a batch is padded on the left and runs until its longest generation ends."""
+
+    needs_tokens = False  # it begins with the model's first token
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        return Chat(value) if isinstance(value, list) else value
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return "warm up", {"max_new_tokens": 2}
+
+    def check_features(
+        self, pipe: transformers.Pipeline, features: Mapping[str, Any], forward: Mapping[str, Any]
+    ) -> None:
+        super().check_features(pipe, features, forward)
+        if self.limit is None or pipe.device.type == "cpu":
+            return  # a CPU raises at the first token too many, if it gets that far
+        prompt, more = features["input_ids"].shape[-1], self.in_force(forward).get("max_new_tokens")
+        if more is not None and prompt + more > self.limit:
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                f"the prompt is {prompt} tokens, with max_new_tokens={more} beyond the model's {self.limit}: set "
+                f"max_new_tokens to {max(self.limit - prompt, 0)} at most, or shorten the prompt",
+            )
+
+    def trim(
+        self,
+        pipe: transformers.Pipeline,
+        output: Any,
+        features: Mapping[str, Any],
+        padded: int,
+        forward: Mapping[str, Any],
+    ) -> Any:
+        own = features["input_ids"].shape[1]
+        rows = self.generated(output["generated_sequence"][0, :, padded - own :], own, forward)
+        return {
+            **output,
+            "generated_sequence": rows[None],
+            "input_ids": output["input_ids"][:, padded - own :],
+        }
+
+
+class FillMask(Quirks):
+    """It needs a mask in each text."""
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        mask = pipe.tokenizer.mask_token
+        if mask is None or mask not in value:
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT, f"text has no mask: put {mask} where a word is missing, as often as you like"
+            )
+        return value
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return f"warm {pipe.tokenizer.mask_token}", {}
+
+
+class Text2Text(Generates):
+    """An encoder reads a padded batch with its mask; what a batch fills sequences up with, the pipeline cuts off."""
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        params: dict[str, Any] = {"max_new_tokens": 2, "min_length": 0}
+        if isinstance(pipe, TranslationPipeline) and hasattr(pipe.tokenizer, "_build_translation_inputs"):
+            # This tokenizer insists on languages, which come with the tasks.
+            params |= dict.fromkeys(("src_lang", "tgt_lang"), pipe.tokenizer.src_lang)
+        return "warm up", params
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        base = super().group(features, forward)
+        # A batch is written in one language.
+        return SOLO if base == SOLO else (base, features.get("forced_bos_token_id"))
+
+
+class QuestionAnswering(Quirks):
+    """A long context is cut into chunks, each with what maps its tokens to characters."""
+
+    def __init__(self, pipe: transformers.Pipeline) -> None:
+        super().__init__(pipe)
+        # On the left, padding would move a text along the model's table of positions.
+        self.pads = self.pads and pipe.tokenizer.padding_side == "right"
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return {"question": "what?", "context": "warm up"}, {}

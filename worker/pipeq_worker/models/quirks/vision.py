@@ -1,0 +1,229 @@
+"""Images and video in."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from pipeq.contract.errors import ErrorCode, PipeqError
+
+from pipeq_worker.media import picture_memory
+from pipeq_worker.media.video import Video
+from pipeq_worker.models import footprint, scaling
+from pipeq_worker.models.pipeline import SOLO
+from pipeq_worker.models.quirks.base import CallParams, Quirks
+from pipeq_worker.models.quirks.generation import Generates
+
+#: Labels whose scores are scaled up together.
+_LABELS_AT_ONCE = 4
+#: Bytes of all scores, scaled up, below which they are scaled up as transformers does it: all at once.
+_ALL_AT_ONCE_BYTES = 2**28
+
+
+class ComparesLabels(Quirks):
+    """Of models that compare labels with images or sounds: a label is no longer than the texts that they read."""
+
+    def __init__(self, pipe: transformers.Pipeline) -> None:
+        super().__init__(pipe)
+        if self.limit is None:
+            self.limit = getattr(getattr(pipe.model.config, "text_config", None), "max_position_embeddings", None)
+
+    def check_features(
+        self, pipe: transformers.Pipeline, features: Mapping[str, Any], forward: Mapping[str, Any]
+    ) -> None:
+        label = features.get("candidate_label")
+        which = "a label in its template" if label is None else f"the label {label[:40]!r}"
+        self.check_length(f"candidate_labels: {which}", footprint.longest(features))
+
+
+class ZeroShotImage(ComparesLabels):
+    """Its labels are parameters, and a batch has one set of them."""
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return picture(), {"candidate_labels": ["a", "b"]}
+
+
+class ZeroShotObjectDetection(ComparesLabels):
+    """Each candidate label is a chunk of its own."""
+
+    def call_params(self, params: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in params.items() if name != "candidate_labels"}
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        fields = value if isinstance(value, dict) else {"image": value}
+        labels = fields.get("candidate_labels", params.get("candidate_labels"))
+        if labels is None:
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                'candidate_labels is missing: give it with the image, {"image": ..., "candidate_labels": ["cat"]}, or '
+                "as a parameter",
+            )
+        if isinstance(labels, str):
+            # As transformers does, but without the blanks around them.
+            labels = [label.strip() for label in labels.split(",")]
+        if not is_labels(labels) or not all(label.strip() for label in labels):
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                'candidate_labels must be a list of texts, or texts separated by commas, none of them blank: ["cat", '
+                '"dog"]',
+            )
+        return {"image": fields["image"], "candidate_labels": labels}
+
+    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        return pipe(self.call_input(pipe, value, params), **self.call_params(dict(params)))
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return {"image": picture(), "candidate_labels": ["a"]}, {}
+
+
+class KeypointMatching(Quirks):
+    """Two images make one input; the pipeline cannot collate several."""
+
+    def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        images = value["images"] if isinstance(value, dict) else value
+        if len(images) != 2:
+            raise PipeqError(ErrorCode.INVALID_INPUT, f"keypoint-matching takes two images, there are {len(images)}")
+        return images
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        return SOLO
+
+    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        return pipe(self.call_input(pipe, value, params), **params)
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return {"images": [picture(), picture()]}, {}
+
+
+class ImageSegmentation(Quirks):
+    """Scales the scores of a few labels after the other up to the size of the picture, not those of all at once.
+
+    The masks are those of transformers, but where two labels are equal but for the last bit of a float.
+    """
+
+    def postprocess(self, pipe: transformers.Pipeline, outputs: list[Any], call: CallParams) -> Any:
+        processor, output = pipe.image_processor, outputs[0]
+        logits = output.get("logits")
+        is_semantic = call.postprocess.get("subtask") in (None, "semantic")
+        if not is_semantic or not isinstance(logits, torch.Tensor) or not picture_memory.by_label(processor):
+            return super().postprocess(pipe, outputs, call)
+        [(height, width)] = output["target_size"]
+        if logits.shape[1] * height * width * logits.element_size() <= _ALL_AT_ONCE_BYTES:
+            return super().postprocess(pipe, outputs, call)
+        scaled_up, best, found, count = processor.post_process_semantic_segmentation, None, None, logits.shape[1]
+        for at in range(0, count, _LABELS_AT_ONCE):
+            # Not fewer at the end: of a single label torch takes another way, and rounds differently.
+            first = max(0, min(at, count - _LABELS_AT_ONCE))
+            some = transformers.utils.ModelOutput(logits=logits[:, first : first + _LABELS_AT_ONCE])
+            [made] = scaled_up(some, target_sizes=output["target_size"], return_segmentation_scores=True)
+            for label, scores in enumerate(made.segmentation_scores, first):
+                if best is None or found is None:
+                    best, found = scores.clone(), torch.zeros_like(scores, dtype=torch.int32)
+                    continue
+                # The first of equal ones, as argmax has it.
+                found.masked_fill_(scores > best, label)
+                torch.maximum(best, scores, out=best)
+        assert found is not None
+        segments = found.numpy()
+        return [
+            {
+                "score": None,
+                "label": pipe.model.config.id2label[label],
+                "mask": Image.fromarray((segments == label).view(np.uint8) * np.uint8(255)),
+            }
+            for label in np.flatnonzero(np.bincount(segments.reshape(-1))).tolist()
+        ]
+
+
+class MaskGeneration(Quirks):
+    """Its preprocessing runs the vision encoder, so all of it happens on the device's thread, image by image."""
+
+    def preprocess(
+        self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any], call: CallParams
+    ) -> Iterator[Mapping[str, Any]]:
+        yield {"image": value, "preprocess": call.preprocess}
+
+    def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: CallParams) -> list[Any]:
+        return [
+            [pipe.forward(points, **call.forward) for points in pipe.preprocess(one["image"], **one["preprocess"])]
+            for one in features
+        ]
+
+    def postprocess(self, pipe: transformers.Pipeline, outputs: list[Any], call: CallParams) -> Any:
+        return pipe.postprocess(outputs[0], **call.postprocess)
+
+    def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
+        return SOLO
+
+    def cost(self, features: Mapping[str, Any]) -> int:
+        return 1
+
+
+class VideoClassification(Quirks):
+    """Frames are picked while the video is decoded; the pipeline itself would open whatever a string names."""
+
+    def preprocess(
+        self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any], call: CallParams
+    ) -> Iterator[Mapping[str, Any]]:
+        count = call.preprocess.get("num_frames") or pipe.model.config.num_frames
+        every = call.preprocess.get("frame_sampling_rate") or 1
+        # The positions that the pipeline takes.
+        indices = np.linspace(0, count * every - 1, num=count, dtype=np.int64).tolist()
+        frames = value.frames(indices) if isinstance(value, Video) else value[indices]
+        if len(frames) < count:
+            name = value.name if isinstance(value, Video) else "the video"
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT,
+                f"{name} has {len(frames)} of the {count} frames that are asked for (num_frames={count}, "
+                f"frame_sampling_rate={every}): take fewer, or closer together",
+            )
+        height, width = frames[0].shape[:2]
+        scaling.check(image_processor(pipe), ((width, height) for _ in frames), {}, self.max_scaled_pixels)
+        if getattr(pipe, "video_processor", None) is not None:
+            made = pipe.video_processor(list(frames), return_tensors="pt")
+        else:
+            made = pipe.image_processor(list(frames), return_tensors="pt")
+        yield made.to(pipe.dtype)
+
+    def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
+        # It takes the name of a file, and nothing else.
+        with tempfile.NamedTemporaryFile(suffix=".video") as file:
+            file.write(value.data)
+            file.flush()
+            return pipe(file.name, **params)
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return np.zeros((pipe.model.config.num_frames, 64, 64, 3), dtype=np.uint8), {}
+
+
+class ImageToText(Generates):
+    """Images of one shape share a batch; what it fills sequences up with, decoding leaves out."""
+
+    pads = False
+    nested = False  # the pipeline takes them out of generate_kwargs
+
+    def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
+        return picture(), {"max_new_tokens": 2}
+
+
+def image_processor(pipe: transformers.Pipeline) -> Any:
+    """What scales the images, or frames, of a pipeline; None where it takes none."""
+    own = (pipe.image_processor, getattr(pipe, "video_processor", None))
+    return next((one for one in (*own, getattr(pipe.processor, "image_processor", None)) if one is not None), None)
+
+
+def picture() -> Image.Image:
+    """A small image for the warm-up; not of one colour, for models that scale by what they see."""
+    ramp = np.arange(64 * 64 * 3, dtype=np.uint32).reshape(64, 64, 3) % 251
+    return Image.fromarray(ramp.astype(np.uint8))
+
+
+def is_labels(value: Any) -> bool:
+    """Whether a value is text, or a list of texts, and not empty."""
+    one_or_more = value if isinstance(value, list) else [value]
+    return bool(value) and all(isinstance(label, str) for label in one_or_more)

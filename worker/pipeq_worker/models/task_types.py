@@ -1,0 +1,408 @@
+"""The declarative table of task types: what each takes, gives and costs. A task type more is one row.
+
+Where a type differs from the plain way (preprocess, pad, forward, postprocess), a small class in ``models/quirks``
+says how; where transformers has no pipeline for it, one in ``models/own`` is it. The tables of the README and
+``docs/task-types.md``, and the JSON Schemas in ``docs/schemas``, are made from these rows (``make docs``).
+"""
+
+from __future__ import annotations
+
+import re
+
+from pipeq.contract.errors import ErrorCode, PipeqError
+
+from pipeq_worker.models.task_type import TOKENIZER_PARAMS, Media, TaskType
+
+_LABELS = "a list of `{label, score}`"
+_CANDIDATES = ("candidate_labels", '["sports", "politics"]')
+_TEXT = {"text": Media.TEXT}
+_IMAGE = {"image": Media.IMAGE}
+_AUDIO = {"audio": Media.AUDIO}
+
+_TEXT_ROWS = (
+    TaskType(
+        "text-classification",
+        {"text": Media.TEXT, "text_pair": Media.TEXT},
+        _LABELS,
+        main="text",
+        optional=frozenset({"text_pair"}),
+        params=TOKENIZER_PARAMS,
+        quirks="TextClassification",
+        aliases=("sentiment-analysis",),
+    ),
+    TaskType(
+        "token-classification",
+        {"text": Media.TEXTS},
+        "a list of `{entity, score, word, start, end}`",
+        main="text",
+        chunks=True,
+        quirks="TokenClassification",
+        note='a list of words, `[["Anna", "went"]]`, with `is_split_into_words`; `stride` cuts long texts into chunks',
+        aliases=("ner",),
+    ),
+    TaskType("fill-mask", _TEXT, "a list of `{token_str, score, sequence}`", main="text", quirks="FillMask"),
+    TaskType(
+        "zero-shot-classification",
+        _TEXT,
+        "`{labels, scores}`, best first",
+        main="text",
+        params=frozenset({"candidate_labels", "hypothesis_template", "multi_label"}),
+        required=(_CANDIDATES,),
+        chunks=True,
+        quirks="ZeroShotClassification",
+        note="one item a label",
+    ),
+    TaskType(
+        "feature-extraction",
+        _TEXT,
+        "a row of floats a token",
+        main="text",
+        objects="NPY with `return_tensors`",
+        quirks="FeatureExtraction",
+    ),
+    TaskType(
+        "text-embedding",
+        _TEXT,
+        "a list of floats",
+        main="text",
+        own=True,
+        quirks="TextEmbedding",
+        note="ours: as sentence-transformers makes it of the same checkpoint; `prompt_name`",
+    ),
+    TaskType(
+        "text-ranking",
+        {"text": Media.TEXT, "text_pair": Media.TEXT},
+        "`{score}`",
+        own=True,
+        note="ours: a cross-encoder; `text` is the query, `text_pair` the document; `prompt_name`",
+    ),
+    TaskType(
+        "text-generation",
+        {"text": Media.CHAT},
+        "a list of `{generated_text}`",
+        main="text",
+        params=frozenset({"add_special_tokens", "padding"}),
+        generation="call",
+        quirks="TextGeneration",
+    ),
+    TaskType(
+        "text2text-generation",
+        _TEXT,
+        "a list of `{generated_text}`",
+        main="text",
+        generation="call",
+        own=True,
+        quirks="Text2Text",
+        note="dropped by transformers 5",
+    ),
+    TaskType(
+        "summarization",
+        _TEXT,
+        "a list of `{summary_text}`",
+        main="text",
+        generation="call",
+        own=True,
+        quirks="Text2Text",
+        note="dropped by transformers 5",
+    ),
+    TaskType(
+        "translation",
+        _TEXT,
+        "a list of `{translation_text}`",
+        main="text",
+        generation="call",
+        own=True,
+        quirks="Text2Text",
+        note="dropped by transformers 5; `translation_en_to_de` names the languages, too",
+    ),
+    TaskType(
+        "question-answering",
+        {"question": Media.TEXT, "context": Media.TEXT},
+        "`{answer, score, start, end}`",
+        chunks=True,
+        own=True,
+        quirks="QuestionAnswering",
+        note="dropped by transformers 5; long contexts are cut into chunks",
+    ),
+    TaskType(
+        "table-question-answering",
+        {"table": Media.TABLE, "query": Media.TEXTS},
+        "`{answer, coordinates, cells, aggregator}`",
+        company="alone",
+        quirks="TableQuestionAnswering",
+        needs=("pandas",),
+    ),
+    TaskType(
+        "decision",
+        {"state": Media.JSON, "questions": Media.JSON},
+        "question name -> `{type, ...}`",
+        company="alone",
+        quirks="Decision",
+    ),
+)
+
+_VISION_ROWS = (
+    TaskType("image-classification", _IMAGE, _LABELS, main="image", cost="pixels", company="same shape"),
+    TaskType(
+        "image-feature-extraction",
+        _IMAGE,
+        "rows of floats",
+        main="image",
+        cost="pixels",
+        company="same shape",
+        objects="NPY with `return_tensors`",
+    ),
+    TaskType(
+        "image-segmentation",
+        _IMAGE,
+        "a list of `{label, score, mask}`",
+        main="image",
+        params=frozenset({"subtask", "threshold", "mask_threshold", "overlap_mask_area_threshold"}),
+        cost="pixels",
+        company="same shape",
+        objects="masks: PNG",
+        quirks="ImageSegmentation",
+    ),
+    TaskType(
+        "object-detection",
+        _IMAGE,
+        "a list of `{label, score, box}`",
+        main="image",
+        params=frozenset({"threshold"}),
+        cost="pixels",
+        company="same shape",
+        note="images of one aspect ratio share a batch",
+    ),
+    TaskType(
+        "depth-estimation",
+        _IMAGE,
+        "`{predicted_depth, depth}`",
+        main="image",
+        cost="pixels",
+        company="same shape",
+        objects="`predicted_depth`: NPY; `depth`: PNG",
+    ),
+    TaskType(
+        "keypoint-matching",
+        {"images": Media.IMAGES},
+        "a list of `{keypoint_image_0, keypoint_image_1, score}`",
+        main=None,
+        cost="pixels",
+        company="alone",
+        quirks="KeypointMatching",
+        note="as transformers 5.23 gives them: of images that are not square, x and y are off",
+    ),
+    TaskType(
+        "mask-generation",
+        _IMAGE,
+        "`{masks, scores}`",
+        main="image",
+        params=frozenset(
+            "points_per_batch points_per_crop crops_n_layers crop_overlap_ratio crop_n_points_downscale_factor "
+            "pred_iou_thresh stability_score_thresh stability_score_offset mask_threshold crops_nms_thresh".split()
+        ),
+        cost="pixels",
+        company="alone",
+        objects="masks: PNG",
+        quirks="MaskGeneration",
+        needs=("torchvision",),
+        untested="its last step takes torchvision; the steps before it are tested",
+        note="its points run in batches of their own (`points_per_batch`)",
+    ),
+    TaskType(
+        "zero-shot-image-classification",
+        _IMAGE,
+        _LABELS,
+        main="image",
+        params=frozenset({"candidate_labels", "hypothesis_template"}),
+        required=(_CANDIDATES,),
+        cost="pixels",
+        company="same shape",
+        group_by=("candidate_labels", "hypothesis_template"),
+        quirks="ZeroShotImage",
+        note="one set of labels a batch",
+    ),
+    TaskType(
+        "zero-shot-object-detection",
+        {"image": Media.IMAGE, "candidate_labels": Media.JSON},
+        "a list of `{label, score, box}`",
+        main="image",
+        optional=frozenset({"candidate_labels"}),
+        params=frozenset({"candidate_labels", "threshold", "top_k"}),
+        chunks=True,
+        cost="pixels",
+        quirks="ZeroShotObjectDetection",
+        note="one item a label; labels with the image or as a parameter",
+    ),
+    TaskType(
+        "video-classification",
+        {"video": Media.VIDEO},
+        _LABELS,
+        main="video",
+        cost="pixels",
+        company="same shape",
+        quirks="VideoClassification",
+        note="only the sampled frames are kept",
+    ),
+    TaskType(
+        "image-to-image",
+        _IMAGE,
+        "an image",
+        main="image",
+        cost="pixels",
+        company="same shape",
+        own=True,
+        objects="PNG",
+        note="dropped by transformers 5",
+    ),
+)
+
+_AUDIO_ROWS = (
+    TaskType(
+        "automatic-speech-recognition",
+        _AUDIO,
+        "`{text}`, with `chunks` where timestamps are asked for",
+        main="audio",
+        generation="call",
+        chunks=True,
+        cost="samples",
+        quirks="SpeechRecognition",
+        note="Whisper and CTC; `chunk_length_s`, `return_timestamps`",
+    ),
+    TaskType(
+        "audio-classification",
+        _AUDIO,
+        _LABELS,
+        main="audio",
+        cost="samples",
+        company="same shape",
+        quirks="AudioClassification",
+    ),
+    TaskType(
+        "zero-shot-audio-classification",
+        _AUDIO,
+        _LABELS,
+        main="audio",
+        params=frozenset({"candidate_labels", "hypothesis_template"}),
+        required=(_CANDIDATES,),
+        cost="samples",
+        company="same shape",
+        group_by=("candidate_labels", "hypothesis_template"),
+        quirks="ZeroShotAudio",
+        note="one set of labels a batch",
+    ),
+    TaskType(
+        "text-to-audio",
+        {"text": Media.CHAT},
+        "`{audio, sampling_rate}`",
+        main="text",
+        generation="generate_kwargs",
+        company="alone",
+        objects="audio: WAV",
+        audio_key="audio",
+        quirks="TextToAudio",
+        aliases=("text-to-speech",),
+    ),
+)
+
+_MULTIMODAL_ROWS = (
+    TaskType(
+        "document-question-answering",
+        {"image": Media.IMAGE, "question": Media.TEXT, "word_boxes": Media.JSON},
+        "a list of `{answer, score, start, end}`",
+        optional=frozenset({"image", "word_boxes"}),
+        chunks=True,
+        company="same shape",
+        quirks="DocumentQuestionAnswering",
+        note="reads words off the image where tesseract is installed",
+    ),
+    TaskType(
+        "visual-question-answering",
+        {"image": Media.IMAGE, "question": Media.TEXT},
+        "a list of `{answer, score}`",
+        own=True,
+        generation="call",
+        company="same shape",
+        quirks="VisualQuestionAnswering",
+        note="dropped by transformers 5",
+        aliases=("vqa",),
+    ),
+    TaskType(
+        "image-to-text",
+        _IMAGE,
+        "a list of `{generated_text}`",
+        main="image",
+        own=True,
+        generation="generate_kwargs",
+        cost="pixels",
+        company="same shape",
+        quirks="ImageToText",
+        note="dropped by transformers 5",
+    ),
+    TaskType(
+        "image-text-to-text",
+        {"text": Media.CHAT, "images": Media.IMAGES},
+        "a list of `{input_text, generated_text}`",
+        main="text",
+        optional=frozenset({"images"}),
+        chat_media=(Media.IMAGE,),
+        generation="generate_kwargs",
+        company="same shape",
+        quirks="ImageTextToText",
+        note="a chat whose turns hold images, or `{images, text}`",
+    ),
+    TaskType(
+        "any-to-any",
+        {"text": Media.CHAT, "images": Media.IMAGES},
+        "a list of `{input_text, generated_text}`, or audio or an image",
+        main="text",
+        optional=frozenset({"images"}),
+        chat_media=(Media.IMAGE, Media.AUDIO),
+        generation="generate_kwargs",
+        company="alone",
+        objects="images: PNG",
+        quirks="AnyToAny",
+        note="models of images and video take torchvision",
+    ),
+)
+
+_ROWS = (
+    *_TEXT_ROWS,
+    *_VISION_ROWS,
+    *_AUDIO_ROWS,
+    *_MULTIMODAL_ROWS,
+    TaskType(
+        "constant",
+        {"value": Media.JSON},
+        "the text `constant`",
+        main="value",
+        cost="nothing",
+        has_model=False,
+        untested="no model",
+        note="no model: to try out and measure what is around one",
+    ),
+)
+
+TASK_TYPES = {row.name: row for row in _ROWS}
+#: Other names that transformers knows a task type by.
+ALIASES = {alias: row.name for row in _ROWS for alias in row.aliases}
+#: ``translation_en_to_de``
+TRANSLATION = re.compile(r"translation_([A-Za-z-]+)_to_([A-Za-z-]+)")
+
+
+def is_task_type(name: str) -> bool:
+    """Whether there is a row for a name or an alias."""
+    return name in TASK_TYPES or name in ALIASES or TRANSLATION.fullmatch(name) is not None
+
+
+def find(name: str) -> TaskType:
+    """The row of a task type, by its name or an alias.
+
+    Raises:
+        PipeqError: ``invalid_settings``, naming the types there are.
+    """
+    if not is_task_type(name):
+        raise PipeqError(
+            ErrorCode.INVALID_SETTINGS, f"{name!r} is no task type; there are: {', '.join(sorted(TASK_TYPES))}"
+        )
+    return TASK_TYPES["translation" if TRANSLATION.fullmatch(name) else ALIASES.get(name, name)]

@@ -1,0 +1,411 @@
+"""Pipelines of transformers: loads, warms up and runs them. See models/pipeline.py for what the stages need."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from jinja2 import TemplateError
+from PIL import Image
+from pipeq.contract import shown
+from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.status import ModelInfo
+
+from pipeq_worker.media import picture_memory
+from pipeq_worker.models import finite, quirks, scaling, word_lengths
+from pipeq_worker.models.faults import is_out_of_memory
+from pipeq_worker.models.known_sample import KnownSample
+from pipeq_worker.models.model_state import ModelState, PartsState
+from pipeq_worker.models.params.accepted import Accepted
+from pipeq_worker.models.pipeline import SOLO, BatchLimits, Pipeline, Prepared
+from pipeq_worker.models.quirks import CallParams, Quirks
+from pipeq_worker.models.quirks.vision import image_processor, is_labels, picture
+from pipeq_worker.models.task_type import Media, TaskType
+from pipeq_worker.settings.read import ParamLimits, PipelineSettings
+
+logger = logging.getLogger(__name__)
+
+#: Most padded cost of a batch, in tokens, where the settings name none: a CPU computes as fast at 1024 as beyond, and
+#: padding grows (docs/decisions/batching.md); a GPU wants more.
+DEFAULT_COST = {"cpu": 1024}
+DEFAULT_COST_ACCELERATOR = 32768
+#: What launching a forward pass costs, in tokens (MiniLM on one CPU thread: 6 ms, beside 0.2 ms a token).
+LAUNCH_COST = {"cpu": 64}
+LAUNCH_COST_ACCELERATOR = 4096
+#: What an item's Python objects take beside its tensors, about, in bytes.
+OBJECT_BYTES = 4096
+#: What of a pipeline keeps state between calls, so that each thread needs one of its own.
+_PARTS = ("tokenizer", "feature_extractor", "image_processor", "video_processor", "processor")
+
+
+class TransformersPipeline(Pipeline):
+    """One of transformers' pipelines, taken apart into its stages."""
+
+    def __init__(
+        self,
+        name: str,
+        task_type: TaskType,
+        settings: PipelineSettings,
+        pipe: transformers.Pipeline,
+        limits: ParamLimits | None = None,
+    ) -> None:
+        self.name = name
+        self.task_type = task_type
+        self.settings = settings
+        limits = limits or ParamLimits()
+        self._max_scaled_pixels = limits.max_scaled_pixels
+        self.quirks = self._quirks_of(pipe)
+        self.accepted = Accepted(task_type, pipe, limits)
+        self.device = torch.device(pipe.device)
+        self.model = ModelInfo(
+            id=str(settings.model or pipe.model.name_or_path),
+            revision=settings.revision or getattr(pipe.model.config, "_commit_hash", None),
+            dtype=str(pipe.model.dtype).removeprefix("torch."),
+            device=_devices(pipe),
+        )
+        self.limits = BatchLimits(
+            max_size=settings.max_batch_size,
+            max_cost=settings.max_batch_cost or DEFAULT_COST.get(self.device.type, DEFAULT_COST_ACCELERATOR),
+            launch_cost=LAUNCH_COST.get(self.device.type, LAUNCH_COST_ACCELERATOR),
+            max_wait_s=settings.max_wait_ms / 1000,
+        )
+        extractor = pipe.feature_extractor
+        self.sampling_rate = getattr(extractor, "sampling_rate", self.sampling_rate)
+        self._pipe = pipe
+        finite.hook(pipe.model)
+        self._local = threading.local()
+        self._copying = threading.Lock()
+        #: Makes the pipeline once more, for :meth:`recover`.
+        self.rebuild: Callable[[], transformers.Pipeline] | None = None
+        self._state: ModelState | None = None
+        self._known: KnownSample | None = None
+        self.settings = settings.model_copy(update={"params": self._own(settings.params)})
+
+    def _quirks_of(self, pipe: transformers.Pipeline) -> Quirks:
+        made = quirks.make(self.task_type.quirks, pipe)
+        made.max_scaled_pixels = self._max_scaled_pixels
+        made.bound(pipe, self.settings.max_input_tokens, self.settings.max_item_bytes)
+        return made
+
+    def pipe(self) -> transformers.Pipeline:
+        """The calling thread's copy: its own tokenizer and processors, everybody's model.
+
+        A fast tokenizer shared by threads that truncate differently gives wrong lengths without an error.
+        """
+        own = getattr(self._local, "pipe", None)
+        if own is None:
+            with self._copying:
+                own = copy.copy(self._pipe)
+                for part in _PARTS:
+                    if hasattr(own, part):
+                        setattr(own, part, copy.deepcopy(getattr(self._pipe, part)))
+            self._local.pipe = own
+            parts = (getattr(own, name, None) for name in _PARTS)
+            self._local.parts = PartsState([part for part in parts if part is not None])
+        return own
+
+    def merge(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        merged = overlaid(self.settings.params, self.accepted.check(params, self.name))
+        merged = {name: value for name, value in merged.items() if value is not None or self._means_all(name)}
+        for name, example in self.task_type.required:
+            if not is_labels(merged.get(name)):
+                raise PipeqError(
+                    ErrorCode.INVALID_PARAMS,
+                    f"{self.task_type.name} needs the parameter {name}, for instance {example}",
+                )
+        self.accepted.check_together(merged, self.name)
+        return merged
+
+    def _means_all(self, name: str) -> bool:
+        """Whether null is a value of its own: everywhere else it means transformers' default."""
+        return name == "top_k" and self.task_type.name == "text-classification"
+
+    def call_params(self, params: Mapping[str, Any]) -> CallParams:
+        """Sorts parameters by where they are used, as ``pipe(x, **params)`` would.
+
+        Raises:
+            PipeqError: ``invalid_params``, with what transformers says.
+        """
+        pipe = self.pipe()
+        try:
+            # A copy: several pipelines empty or fill the dictionaries they are given.
+            mine = self.quirks.call_params(copy.deepcopy(dict(params)))
+            preprocess, forward, postprocess = pipe._sanitize_parameters(**mine)
+        except (ValueError, TypeError, KeyError) as error:
+            raise PipeqError(ErrorCode.INVALID_PARAMS, f"{self.name!r} refuses the parameters: {error}") from error
+        return CallParams(
+            {**pipe._preprocess_params, **preprocess},
+            {**pipe._forward_params, **forward},
+            {**pipe._postprocess_params, **postprocess},
+        )
+
+    def prepare(self, value: Any, params: Mapping[str, Any]) -> Iterator[Prepared]:
+        forward = self.call_params(params)
+        alike = [json.dumps(params.get(name)) for name in self.task_type.group_by]
+        shared = (self.name, forward.forward_key, *alike)
+        rows = self.quirks.rows(forward.forward)
+        for features in self.preprocess(value, params):
+            own = self.quirks.group(features, forward.forward)
+            group = (*shared, uuid.uuid4().hex if own == SOLO else own)
+            yield Prepared(features, group, rows * self.quirks.cost(features), _nbytes(features))
+
+    def preprocess(self, value: Any, params: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """One decoded input -> the features of its items, one after the other: one, or one a chunk."""
+        pipe, call = self.pipe(), self.call_params(params)
+        self._check_chat(pipe, value)
+        word_lengths.check(pipe.tokenizer, value)
+        try:
+            scaling.check(image_processor(pipe), scaling.sizes(value), call.preprocess, self._max_scaled_pixels)
+            for features in self.quirks.preprocess(pipe, value, params, call):
+                self.quirks.check_features(pipe, features, call.forward)
+                yield features
+        except PipeqError:
+            raise
+        except BaseException as error:
+            if not isinstance(error, Exception) and not _is_panic(error):
+                raise
+            self._put_back(self._restore_parts())
+            if isinstance(error, TemplateError):
+                sentence = f"text is a chat that the model's template refuses: {error}"
+                raise PipeqError(ErrorCode.INVALID_INPUT, sentence) from error
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT, f"{self.name!r} cannot prepare {_seen(value)}: {type(error).__name__}: {error}"
+            ) from error
+
+    def _check_chat(self, pipe: transformers.Pipeline, value: Any) -> None:
+        """Refuses a chat for a model that has no template to write it with."""
+        main = self.task_type.main
+        text = value.get(main) if isinstance(value, dict) else value
+        if main is None or self.task_type.fields[main] is not Media.CHAT or not isinstance(text, list):
+            return
+        if not any(getattr(part, "chat_template", None) for part in (pipe.processor, pipe.tokenizer)):
+            raise PipeqError(
+                ErrorCode.INVALID_INPUT, f"{main} is a chat, and this model has no chat template: send plain text"
+            )
+
+    def forward(self, features: list[Mapping[str, Any]], params: Mapping[str, Any]) -> list[Any]:
+        self.quirks.rope.forget()
+        try:
+            outputs = self._forward(features, params)
+        except Exception:
+            self._put_all_back()
+            raise
+        if self._state is not None:
+            self._state.restore_configs()
+        return outputs
+
+    def _put_all_back(self) -> None:
+        if self._state is not None:
+            self._put_back(self._state.restore() + self._restore_parts())
+
+    def _forward(self, features: list[Mapping[str, Any]], params: Mapping[str, Any]) -> list[Any]:
+        pipe, call = self.pipe(), self.call_params(params)
+        with finite.watched(len(features)) as watch:
+            try:
+                outputs = self.quirks.forward(pipe, features, call)
+            except (RuntimeError, ValueError) as error:
+                # Sampling, for instance, cannot draw from NaN, and says so in words of torch. Its subclasses, and
+                # faults of a device, are for others to judge.
+                judged = type(error) in (RuntimeError, ValueError) and "CUDA" not in str(error)
+                if not judged or len(features) > 1 or not any(watch.bad(raised=True)):
+                    raise
+                self._put_all_back()
+                return [self._not_finite()]
+        return self._checked(outputs, features, watch.bad())
+
+    def _checked(self, outputs: list[Any], features: list[Mapping[str, Any]], bad: list[bool]) -> list[Any]:
+        """The outputs, with an error in place of each that holds NaN; about its neighbours it says nothing."""
+        lengths = [one["input_ids"].shape[-1] if _has_tokens(one) else 0 for one in features]
+        left, padded = getattr(self._pipe.tokenizer, "padding_side", "right") == "left", max(lengths)
+        for at, (output, own, is_bad) in enumerate(zip(outputs, lengths, bad, strict=True)):
+            if is_bad or finite.not_finite(output, own, padded, left=left):
+                outputs[at] = self._not_finite()
+        return outputs
+
+    def _not_finite(self) -> PipeqError:
+        return PipeqError(ErrorCode.INFERENCE_FAILED, f"{self.name!r}: {finite.SENTENCE}")
+
+    def postprocess(self, outputs: list[Any], params: Mapping[str, Any]) -> Any:
+        try:
+            return self.quirks.postprocess(self.pipe(), outputs, self.call_params(params))
+        except Exception as error:
+            self._put_back(self._restore_parts())
+            raise PipeqError(
+                ErrorCode.INFERENCE_FAILED,
+                f"{self.name!r} cannot read the model's output: {type(error).__name__}: {error}",
+            ) from error
+
+    def alone(self, value: Any, params: Mapping[str, Any]) -> Any:
+        """What transformers' own pipeline answers, called as its users call it: what this class must answer, too.
+
+        Args:
+            value: one decoded input; it may be changed.
+            params: as :meth:`merge` returns them; they may be changed.
+        """
+        self.quirks.rope.forget()
+        return self.quirks.alone(self.pipe(), value, params)
+
+    def result(self, result: Any, value: Any, params: Mapping[str, Any]) -> Any:
+        return self.quirks.result(result, value, params)
+
+    def picture_memory(self, params: Mapping[str, Any]) -> picture_memory.PictureMemory:
+        return picture_memory.of(self.task_type.name, self._pipe, params)
+
+    def release_memory(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def settle(self) -> None:
+        """Remembers how the model is now, loaded and warmed up: how each pass is to leave it."""
+        self._state = ModelState(self._pipe)
+        value, params = sample_of(self)
+        merged = overlaid(self.settings.params, params)
+        features, half = next(iter(self.preprocess(value, merged))), self.model.dtype != "float32"
+        try:
+            known = KnownSample(lambda: self.forward([features], merged)[0], self.device, half=half)
+        except PipeqError:
+            return  # NaN, for instance; the warm-up said so, and the tasks will
+        self._known = known if known.repeats else None
+        if self._known is None:
+            logger.debug("%s answers its sample differently each time", self.name, extra={"action": "sample"})
+
+    def recover(self) -> None:
+        if self._known is None or self.rebuild is None:
+            return
+        try:
+            if self._known.is_known():
+                return
+            reason = "another answer"
+        except Exception as error:
+            if is_out_of_memory(error):
+                return  # says nothing about the model
+            reason = f"{type(error).__name__}: {error}"
+        logger.error(
+            "%s: after a pass that raised, the model's own sample gives %s: loading it anew",
+            self.name,
+            shown.line(reason),
+            extra={"action": "reload", "pipeline": self.name},
+        )
+        self._load_anew(self.rebuild)
+
+    def _load_anew(self, rebuild: Callable[[], transformers.Pipeline]) -> None:
+        self._state = self._known = None
+        with contextlib.suppress(Exception):  # weights that are spread over devices cannot be moved
+            self._pipe.model.to("meta")  # gives the memory back, whoever still holds the model
+        self.release_memory()
+        pipe = rebuild()
+        finite.hook(pipe.model)
+        made, pads = self._quirks_of(pipe), self.quirks.pads
+        made.pads = made.pads and pads
+        self._pipe, self.quirks, self.accepted.pipe = pipe, made, pipe
+        self._local = threading.local()
+        warm_up(self)
+        self.settle()
+
+    def _restore_parts(self) -> list[str]:
+        parts: PartsState | None = getattr(self._local, "parts", None)
+        return [] if parts is None else parts.restore()
+
+    def _put_back(self, changed: list[str]) -> None:
+        if changed:
+            logger.warning(
+                "%s: put back what a failed call had changed: %s",
+                self.name,
+                shown.line(", ".join(changed)),
+                extra={"action": "restore", "pipeline": self.name},
+            )
+
+    def _own(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Checks the settings' own parameters; a missing required one may still come with the task."""
+        checked = self.accepted.check(params, self.name)
+        checked = {name: value for name, value in checked.items() if value is not None or self._means_all(name)}
+        self.accepted.check_together(checked, self.name)
+        if checked:
+            self.call_params(checked)
+        return checked
+
+
+def _seen(value: Any) -> str:
+    """An input in words, for errors: its size is what most processors stumble over, and few say."""
+    parts = list(value.values()) if isinstance(value, dict) else [value]
+    images = [f"{width} x {height} pixels" for width, height in scaling.sizes(value)]
+    sounds = [f"{one.size} samples" for one in parts if isinstance(one, np.ndarray) and one.ndim == 1]
+    return f"the input ({', '.join([*images, *sounds][:4])})" if images or sounds else "the input"
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether code in Rust gave up on this input: a tokenizer whose stride is longer than its chunks, for instance.
+
+    Its exception is no ``Exception``, so that nothing catches it by accident; it would end the thread.
+    """
+    return type(error).__name__ == "PanicException"
+
+
+def warm_up(pipeline: TransformersPipeline) -> None:
+    """Runs a tiny input through every stage, so that the first task pays for no lazy set-up."""
+    value, params = sample_of(pipeline)
+    merged = overlaid(pipeline.settings.params, params)
+    outputs = [pipeline.forward([features], merged)[0] for features in pipeline.preprocess(value, merged)]
+    error = next((one for one in outputs if isinstance(one, PipeqError)), None)
+    if error is not None:
+        # Its tasks will say so; but some inputs may be answered.
+        logger.warning("%s: warm-up: %s", pipeline.name, error.message, extra={"action": "load"})
+        return
+    pipeline.postprocess(outputs, merged)
+
+
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """A pipeline's own parameters, overridden by a task's, whichever of the two has one inside ``generate_kwargs``.
+
+    transformers refuses a parameter of ``generate`` that stands in both places, and nobody gave it twice.
+    """
+    merged = {**below, **above}
+    ours, theirs = below.get("generate_kwargs"), above.get("generate_kwargs")
+    if ours and theirs is None and "generate_kwargs" in merged:
+        merged["generate_kwargs"] = {name: value for name, value in ours.items() if name not in above}
+    for name in theirs or ():
+        if name not in above:
+            merged.pop(name, None)
+    return merged
+
+
+def sample_of(pipeline: TransformersPipeline) -> tuple[Any, dict[str, Any]]:
+    """A tiny input of a pipeline, and parameters for it."""
+    return pipeline.quirks.sample(pipeline.pipe()) or (_sample(pipeline.task_type), {})
+
+
+def _devices(pipe: transformers.Pipeline) -> str:
+    """Where a model lies: one device, or all that accelerate has spread it over."""
+    spread = getattr(pipe.model, "hf_device_map", None) or {"": pipe.device}
+    return ", ".join(dict.fromkeys(_device_name(device) for device in spread.values()))
+
+
+def _device_name(device: Any) -> str:
+    return f"cuda:{device}" if isinstance(device, int) else str(device)
+
+
+def _has_tokens(features: Mapping[str, Any]) -> bool:
+    tokens = features.get("input_ids")
+    return isinstance(tokens, torch.Tensor) and tokens.ndim > 1
+
+
+def _nbytes(features: Mapping[str, Any]) -> int:
+    tensors = sum(value.nbytes for value in features.values() if isinstance(value, torch.Tensor))
+    images = sum(value.width * value.height * 3 for value in features.values() if isinstance(value, Image.Image))
+    return tensors + images + OBJECT_BYTES
+
+
+def _sample(task_type: TaskType) -> Any:
+    samples = {Media.IMAGE: picture(), Media.TEXT: "warm up", Media.TEXTS: "warm up", Media.CHAT: "warm up"}
+    if task_type.main is not None:
+        return samples[task_type.fields[task_type.main]]
+    return {name: samples[media] for name, media in task_type.fields.items() if media in samples}

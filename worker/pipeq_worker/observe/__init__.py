@@ -1,0 +1,1 @@
+"""OBSERVE: what is said of what happens: the log, and outages told once."""

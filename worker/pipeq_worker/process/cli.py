@@ -1,0 +1,154 @@
+"""``pipeq worker``: settings -> pipelines -> Celery, in one process for each device."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import secrets
+import socket
+import sys
+import warnings
+from pathlib import Path
+
+import click
+from pipeq.contract import shown
+from pipeq.contract.errors import PipeqError
+
+from pipeq_worker.models.task_types import is_task_type
+from pipeq_worker.process import startup, supervisor
+from pipeq_worker.settings import read as settings_module
+from pipeq_worker.settings import shown as shown_settings
+from pipeq_worker.settings.read import Settings
+
+logger = logging.getLogger("pipeq_worker")
+
+EXIT_SETTINGS = 2
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  pipeq worker text-embedding=sentence-transformers/all-MiniLM-L6-v2 --allow s3://talks/
+  pipeq worker --config pipelines.toml --devices auto
+  pipeq worker text-generation --include myapp.tasks
+"""
+)
+@click.argument("tasks", nargs=-1, metavar="[TASK[=MODEL] | MODEL]...")
+@click.option("--config", type=click.Path(path_type=Path), help="Settings file (pipelines.toml).")
+@click.option("--allow", multiple=True, metavar="URI", help="Prefix that inputs may be read from; may be repeated.")
+@click.option("--devices", metavar="auto|cpu|0,1", help="One worker process for each device, restarted when it dies.")
+@click.option("--include", multiple=True, metavar="MODULE", help="Also run the ordinary Celery tasks of a module.")
+@click.option("--queue", "celery_queues", multiple=True, metavar="NAME", help="Queue of those tasks (celery).")
+@click.option("--redis-url", metavar="URL", help="Overrides the settings' redis_url.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="Log lines for people or for machines.")
+@click.option("--check", is_flag=True, help="Check settings, parameters, stores and prefixes; then stop.")
+@click.pass_context
+def worker(
+    ctx: click.Context,
+    tasks: tuple[str, ...],
+    config: Path | None,
+    allow: tuple[str, ...],
+    devices: str | None,
+    include: tuple[str, ...],
+    celery_queues: tuple[str, ...],
+    redis_url: str | None,
+    log_format: str | None,
+    check: bool,
+) -> None:
+    """Serve pipelines: load them, then take tasks off their queues.
+
+    Each TASK[=MODEL] adds a pipeline named after its task type, with a local folder, a name on the Hub or an archive
+    on S3 as its model, or the model that transformers takes by default. NAME=MODEL, or MODEL alone, is for what the
+    model's configuration says.
+    """
+    try:
+        named = [_named(text) for text in tasks]
+        settings = settings_module.from_command_line(
+            config, named, allow, redis_url, log_format, include, celery_queues
+        )
+        startup.check(settings)
+        if check:
+            from pipeq_worker.process.checkup import check_all
+
+            check_all(settings)
+            click.echo(shown_settings.as_json(settings))
+            return
+        if devices is not None:
+            sys.exit(supervisor.supervise(supervisor.devices_of(devices), sys.argv, settings))
+        sys.exit(run(settings))
+    except PipeqError as error:
+        click.echo(f"pipeq: {shown.line(str(error), 4000)}", err=True)
+        ctx.exit(EXIT_SETTINGS)
+
+
+def _named(text: str) -> str:
+    """``MODEL`` -> ``TASK=MODEL``; anything else as it is."""
+    if not text or "=" in text or is_task_type(text) or not ("/" in text or Path(text).is_dir()):
+        return text
+    startup.check_folder(text)
+    from pipeq_worker.models.model_archive import unpacked
+    from pipeq_worker.models.transformers_loading import task_of
+    from pipeq_worker.settings.read import PipelineSettings, S3Settings
+
+    model = unpacked(text, S3Settings())
+    return f"{task_of(text, model, PipelineSettings(model=text))}={text}"
+
+
+def run(settings: Settings) -> int:
+    """Serves the pipelines in this process until it is told to stop. Returns its exit code."""
+    # A task is some hundred small objects, all gone when it ends: looking for cycles after each 700 of them, Python's
+    # default, takes an eighth of the time of a no-op task. Nothing large may wait for it (observe/frames.py).
+    gc.set_threshold(50_000, 10, 10)
+    from pipeq_worker.observe import log
+
+    log.set_up(settings.log_level, settings.log_format)
+    from celery.exceptions import SecurityWarning
+
+    from pipeq_worker.broker.app import Worker, build_app
+    from pipeq_worker.broker.pool import EXIT_DEVICE_LOST
+    from pipeq_worker.host.runtime import Runtime
+    from pipeq_worker.models.loading import load, needs_torch
+
+    startup.wait_for_redis(settings.redis_url)
+    # In a container the process id and the host are the same after each restart; a name must not be.
+    hostname = f"pipeq-{os.getpid()}-{secrets.token_hex(2)}@{socket.gethostname()}"
+    pipelines = {}
+    with startup.Loading(settings.redis_url, hostname, settings.pipelines):
+        if any(needs_torch(name, section) for name, section in settings.pipelines.items()):
+            _import_torch(settings)
+        for at, (name, section) in enumerate(settings.pipelines.items(), 1):
+            logger.info(
+                "loading %s (%d of %d)", name, at, len(settings.pipelines), extra={"action": "load", "pipeline": name}
+            )
+            pipelines[name] = load(name, section, settings.device, settings.s3, settings.param_limits)
+    supervisor.end_with_parent()
+    # What is loaded stays: the collector need not walk through torch each time it looks at all there is.
+    gc.collect()
+    gc.freeze()
+    runtime = Runtime(settings, pipelines, hostname)
+    app = build_app(runtime)
+    # Containers run as whom they like; a worker runs no code of its producers.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    celery_worker = Worker(app=app, hostname=hostname, quiet=True, loglevel=settings.log_level)
+    celery_worker.start()
+    if not runtime.lost:
+        logger.info("ended", extra={"action": "end"})
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads that still read from a slow store would hold the process up; their tasks are back on their queues.
+    os._exit(EXIT_DEVICE_LOST if runtime.lost else celery_worker.exitcode or 0)
+
+
+def _import_torch(settings: Settings) -> None:
+    logger.info("importing torch and transformers", extra={"action": "start"})
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # One thread a tokenizer: parallelism comes from our own threads.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if settings.torch_threads:
+        torch.set_num_threads(settings.torch_threads)

@@ -1,0 +1,216 @@
+"""START: what can be told before models are loaded for nothing. Names -> Redis -> a word that the worker is loading.
+
+Nothing here imports torch: a typo is answered within a second or two.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from difflib import get_close_matches
+from types import TracebackType
+from typing import Self
+
+import redis
+from pipeq.contract import keys as queues
+from pipeq.contract import shown
+from pipeq.contract.redis_url import connect
+from redis.exceptions import (
+    AuthenticationError,
+    ConnectionError,  # noqa: A004
+    RedisError,
+    TimeoutError,  # noqa: A004
+)
+
+from pipeq_worker.models.task_types import ALIASES, TASK_TYPES, is_task_type
+from pipeq_worker.settings.read import Settings, SettingsError
+from pipeq_worker.stages.fetch import Fetcher
+from pipeq_worker.stores.store import Store
+
+logger = logging.getLogger(__name__)
+
+#: The first with RPOP of several, ZMSCORE and a deterministic script's TIME.
+OLDEST_REDIS = (6, 2)
+#: A Redis that does not answer is said this often, in seconds ...
+SAY_AGAIN_S = 60.0
+#: ... and asked this often.
+_ASK_AGAIN_S = 1.0
+#: Keys of a pipeline that may be folders.
+_FOLDERS = ("model", "tokenizer", "image_processor", "feature_extractor", "processor", "vocoder", "adapter")
+
+
+def check(settings: Settings) -> None:
+    """Whether a worker could start: task types, folders, modules, what may be read and where results go.
+
+    Raises:
+        SettingsError: names what is wrong, and what was meant.
+    """
+    check_names(settings)
+    for module in settings.include:
+        _check_module(module)
+    # Prefixes, networks and certificates are read when these are made.
+    Fetcher(settings.inputs, settings.s3).close()
+    Store(settings.results, settings.s3).close()
+
+
+def _check_module(name: str) -> None:
+    # As Celery imports it: from the working directory, too.
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError) as error:
+        raise SettingsError(f"include: there is no module {shown.line(name)!r}: {_said(error)}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    if found is None:
+        raise SettingsError(
+            f"include: there is no module {shown.line(name)!r} here: is it installed, or below this folder?"
+        )
+
+
+def check_names(settings: Settings) -> None:
+    """Whether task types exist, and the folders that pipelines name.
+
+    Raises:
+        SettingsError: names the pipeline, and what was meant.
+    """
+    for name, section in settings.pipelines.items():
+        task = section.task or name
+        # Where there is a model, a name may be any: the model says what it is for.
+        if not is_task_type(task) and (section.task is not None or section.model is None):
+            raise SettingsError(f"pipeline {name!r}: {_no_task_type(task)}")
+        for key in _FOLDERS:
+            check_folder(getattr(section, key), f"pipeline {name!r}: {key} ")
+
+
+def check_folder(text: str | None, what: str = "") -> None:
+    """Whether a folder is there, if this is the path of one rather than a name on the Hub.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    # A name on the Hub is OWNER/NAME; what lies elsewhere has a scheme.
+    if text is None or "://" in text or not (text.startswith(("/", "./", "../", "~")) or text.count("/") > 1):
+        return
+    if not os.path.isdir(text):
+        why = "it is a file" if os.path.exists(text) else "there is no such folder"
+        hint = "; ~ is not read here, write the whole path" if text.startswith("~") else ""
+        raise SettingsError(f"{what}{shown.line(text)!r} is no model that can be read: {why}{hint}")
+
+
+def _no_task_type(task: str) -> str:
+    known = sorted({*TASK_TYPES, *ALIASES})
+    close = get_close_matches(task, known, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
+    return f"{shown.line(task)!r} is no task type; {hint}"
+
+
+def wait_for_redis(url: str) -> None:
+    """Returns once Redis answers. Started together with it, a worker may well be first.
+
+    Raises:
+        SettingsError: it answers, and will not do what is asked of it: the password or the database is wrong, it is a
+            cluster, or too old. Only a Redis that cannot be reached is waited for.
+    """
+    where = shown.uri(url)
+    said_at: float | None = None
+    began = time.monotonic()
+    with connect(url) as client:
+        while True:
+            try:
+                client.ping()
+                break
+            except RedisError as error:
+                if isinstance(error, AuthenticationError):
+                    raise SettingsError(f"redis_url: {where} refuses user or password: {_said(error)}") from None
+                if not isinstance(error, ConnectionError | TimeoutError):
+                    raise SettingsError(f"redis_url: {where} answers: {_said(error)}") from None
+                now = time.monotonic()
+                if said_at is None or now - said_at >= SAY_AGAIN_S:
+                    waited = "waiting" if said_at is None else f"waiting for {now - began:.0f} s now"
+                    extra = {"action": "wait"}
+                    logger.warning("Redis at %s does not answer (%s); %s", where, _said(error), waited, extra=extra)
+                    said_at = now
+                time.sleep(_ASK_AGAIN_S)
+        if said_at is not None:
+            logger.info("Redis at %s answers", where, extra={"action": "wait"})
+        _check_server(client, where)
+
+
+def _check_server(client: redis.Redis, where: str) -> None:
+    """Raises SettingsError for a server that cannot do what is asked of it."""
+    try:
+        server, cluster = client.info("server"), client.info("cluster")
+    except RedisError:
+        return  # not for this user to know; the first command will show
+    if cluster.get("cluster_enabled"):
+        raise SettingsError(
+            f"redis_url: {where} is a Redis Cluster, where a script may touch one slot only: use a single server, with "
+            "a replica for its failure"
+        )
+    version = tuple(int(part) for part in str(server.get("redis_version", "99")).split(".")[:2])
+    if version < OLDEST_REDIS:
+        raise SettingsError(
+            f"redis_url: {where} is Redis {server['redis_version']}, pipeq needs {'.'.join(map(str, OLDEST_REDIS))} or "
+            "newer"
+        )
+
+
+def _said(error: Exception) -> str:
+    return shown.line(str(error))
+
+
+class Loading:
+    """Says in Redis that a worker is loading pipelines, so that a submit meanwhile is not told that nobody serves them.
+
+    A context manager; its thread, which it owns, ends with the block. What it said lapses by itself within
+    ``queues.WORKER_TTL_S``: by then the heartbeat of a worker that is ready has taken over. After an error it is taken
+    back.
+    """
+
+    def __init__(self, url: str, worker: str, pipelines: Iterable[str]) -> None:
+        self._redis = connect(url)
+        self._worker = worker
+        self._pipelines = list(pipelines)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="loading", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if kind is not None:
+            with suppress(RedisError), self._redis.pipeline(transaction=False) as pipe:
+                for name in self._pipelines:
+                    pipe.zrem(queues.loading_key(name), self._worker)
+                pipe.execute(raise_on_error=False)
+        self._redis.close()
+
+    def _run(self) -> None:
+        while True:
+            # Of no consequence but for a warning: whoever waits for Redis says so.
+            with suppress(RedisError):
+                self._beat()
+            if self._stop.wait(queues.HEARTBEAT_S):
+                return
+
+    def _beat(self) -> None:
+        now = time.time()
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name in self._pipelines:
+                key = queues.loading_key(name)
+                pipe.zadd(key, {self._worker: now})
+                pipe.zremrangebyscore(key, "-inf", now - queues.WORKER_TTL_S)
+                pipe.expire(key, 3600)
+            pipe.execute(raise_on_error=False)

@@ -1,0 +1,1 @@
+"""SETTINGS: pipelines.toml, environment and command line, as one frozen object."""

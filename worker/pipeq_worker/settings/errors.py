@@ -1,0 +1,84 @@
+"""What is wrong with the settings, in words: keys and variables that nobody reads, and what was meant.
+
+Used by settings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, get_args, get_origin
+
+from pipeq.contract import shown
+from pydantic import BaseModel, ValidationError
+
+PREFIX = "PIPEQ_"
+#: Variables of ours that are no settings of a worker.
+_OTHERS = frozenset({"PIPEQ_CLIENT_ALLOW", "PIPEQ_CACHE", "PIPEQ_SUPERVISOR"})
+#: What Kubernetes and Docker's links set for every service: of one called `pipeq-redis`, PIPEQ_REDIS_PORT_6379_TCP.
+_OF_SERVICES = re.compile(r"PIPEQ_\w*(_SERVICE_(HOST|PORT(_\w+)?)|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+
+
+def unknown_variables(environ: Iterable[str], settings: type[BaseModel]) -> list[str]:
+    """A sentence for each environment variable of ours that nobody reads."""
+    found = []
+    known = [f"{PREFIX}{name.upper()}" for name in settings.model_fields]
+    for variable in environ:
+        name = variable.upper()
+        if not name.startswith(PREFIX) or name.partition("__")[0] in known or name in _OTHERS:
+            continue
+        if _OF_SERVICES.fullmatch(name):
+            continue
+        # The prefix, which all share, says nothing.
+        names = [one.removeprefix(PREFIX) for one in (*known, *_nested(settings), *_OTHERS)]
+        meant = _meant(name.removeprefix(PREFIX), names, PREFIX)
+        found.append(f"no setting is called {shown.line(variable)}{meant or '; unset it'}")
+    return found
+
+
+def sentences(error: ValidationError, settings: type[BaseModel]) -> list[str]:
+    """A sentence for each thing that pydantic found, with its key."""
+    found = []
+    for item in error.errors(include_url=False):
+        *place, name = item["loc"] or ("settings",)
+        where = ".".join(map(str, (*place, name)))
+        if item["type"] != "extra_forbidden":
+            says = item["msg"].removeprefix("Value error, ")
+            found.append(f"{shown.line(where).removesuffix('.[key]')}: {shown.line(says)}")
+            continue
+        model = _model_at(settings, place)
+        keys = list(model.model_fields) if model else []
+        found.append(f"{shown.line(where)}: there is no such key{_meant(str(name), keys) or _all(keys)}")
+    return found
+
+
+def _meant(name: str, known: Iterable[str], prefix: str = "") -> str:
+    close = get_close_matches(name, list(known), 1, 0.7)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+def _all(keys: list[str]) -> str:
+    return f"; there are: {', '.join(keys)}" if keys else ""
+
+
+def _nested(settings: type[BaseModel]) -> Iterable[str]:
+    """Names that somebody may have written with one underscore: PIPEQ_INPUTS__ALLOW."""
+    for name, field in settings.model_fields.items():
+        model = field.annotation
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            yield from (f"{PREFIX}{name}__{inner}".upper() for inner in model.model_fields)
+
+
+def _model_at(model: type[BaseModel], place: Iterable[Any]) -> type[BaseModel] | None:
+    """The section that a key lies in."""
+    found: Any = model
+    for name in place:
+        if isinstance(found, type) and issubclass(found, BaseModel):
+            field = found.model_fields.get(str(name))
+            found = field.annotation if field else None
+        elif get_origin(found) in (dict, Mapping):
+            found = get_args(found)[1]
+        else:
+            return None
+    return found if isinstance(found, type) and issubclass(found, BaseModel) else None

@@ -1,0 +1,81 @@
+"""DECODE: bytes -> text | table | image | audio | video. Before: fetch. After: prepare.
+
+The bytes are anyone's: only known formats are tried, sizes are checked before memory is spent, and no decoder gets to
+open anything else. Neither torch nor transformers is needed here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeq.contract.errors import ErrorCode, PipeqError
+
+from pipeq_worker.media.audio import Audio
+from pipeq_worker.media.decoded import Decoded
+from pipeq_worker.media.images import decode_image
+from pipeq_worker.media.looks import looks_like
+from pipeq_worker.media.tables import decode_table
+from pipeq_worker.media.video import Video
+from pipeq_worker.models.task_type import Media
+from pipeq_worker.settings.read import InputSettings
+
+#: Bytes that a tokenizer takes for a moment for each byte of text: tokens, their places in the text, their words.
+_TOKENIZED = 32
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """UTF-8, with or without a byte order mark.
+
+    Raises:
+        PipeqError: ``input_undecodable``.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        reason = f"{name} is not UTF-8 text (byte {error.start}); it looks like {looks_like(data)}"
+        raise PipeqError(ErrorCode.INPUT_UNDECODABLE, reason) from error
+
+
+def decode(
+    media: Media,
+    data: bytes,
+    name: str,
+    limits: InputSettings,
+    rate: int,
+    in_chat: bool = False,
+    decoded: Decoded | None = None,
+) -> Any:
+    """What bytes stand for, as a pipeline's preparation takes it.
+
+    Args:
+        media: what they are said to be.
+        data: the bytes.
+        name: what errors call them.
+        limits: how large they may be.
+        rate: the sampling rate of audio, in Hz.
+        in_chat: whether it is part of a chat, where audio is wanted as samples.
+        decoded: counts what this task's inputs take; by default this one stands alone.
+
+    Returns:
+        Text, columns of a table, an RGB image; :class:`Audio` and :class:`Video` are decoded while they are read.
+
+    Raises:
+        PipeqError: ``input_too_large`` or ``input_undecodable``.
+    """
+    decoded = decoded or Decoded(limits.max_decoded_bytes)
+    if media is Media.IMAGE:
+        return decode_image(data, name, limits.max_pixels, decoded)
+    if media is Media.AUDIO:
+        audio = Audio(data, name, rate, limits.max_audio_s, decoded)
+        return audio.whole() if in_chat else audio
+    if media is Media.VIDEO:
+        return Video(data, name, limits.max_pixels, limits.max_video_frames, decoded)
+    if media is Media.TABLE:
+        return decode_table(data, name, limits, decoded)
+    decoded.take(len(data), name, len(data) * _TOKENIZED)
+    return decode_text(data, name)
+
+
+def keeps_its_bytes(value: Any) -> bool:
+    """Whether what :func:`decode` returned still holds the bytes it was given: it is decoded while it is read."""
+    return isinstance(value, Audio | Video)

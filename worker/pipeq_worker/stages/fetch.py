@@ -1,0 +1,263 @@
+"""FETCH: Ref -> bytes (s3, file, https, inline). Before: pool. After: decode."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.message import Ref
+from pipeq.contract.reading import UnreadableError, json_value
+
+from pipeq_worker.settings.read import InputSettings, S3Settings
+from pipeq_worker.stores import deadline
+from pipeq_worker.stores.allow import AllowList, display
+from pipeq_worker.stores.files import NotRegularError, open_below
+from pipeq_worker.stores.https import Https
+from pipeq_worker.stores.s3 import S3, Fault, S3Error
+from pipeq_worker.stores.signed import Signatures, looks_like_result, sign_objects
+
+#: Bytes read in one go.
+_CHUNK = 2**20
+#: Largest result that the next task of a chain is handed: as JSON it takes ten times that in memory.
+MOST_RESULT_BYTES = 64 * 2**20
+
+#: How many bytes there are, if that is known, and a function that reads at most so many of them.
+Source = tuple[int | None, Callable[[int], bytes]]
+
+
+def _no_reserve(size: int) -> None:
+    """Memory is not budgeted."""
+
+
+class Fetcher:
+    """Reads references. One serves all threads.
+
+    Args:
+        inputs: what may be read, and how much of it.
+        s3: how to reach S3.
+        threads: how many threads fetch at once, for the connection pools.
+        signatures: how workers know what they wrote themselves.
+
+    Raises (from the constructor):
+        SettingsError: an entry of ``allow``, ``private_networks`` or ``ca_bundle`` cannot be used.
+    """
+
+    def __init__(
+        self, inputs: InputSettings, s3: S3Settings, threads: int = 16, signatures: Signatures | None = None
+    ) -> None:
+        self._max_bytes = inputs.max_bytes
+        self._max_fetch_s = inputs.max_fetch_s
+        self._allow = AllowList(inputs.allow, "[inputs] allow", "--allow")
+        self._signatures = signatures
+        # A pool smaller than the number of threads would throw connections away.
+        self._s3 = S3(s3, inputs.timeout_s, threads)
+        self._https = Https(inputs, self._allow, threads)
+
+    def fetch(self, ref: Ref, reserve: Callable[[int], None] = _no_reserve) -> bytes:
+        """The bytes of a reference.
+
+        Args:
+            ref: what to read; its SHA-256 is checked if it has one.
+            reserve: called once with the size in bytes, before they are read; what it raises ends the fetch. Where an
+                https server does not say the size, it is called after they are read.
+
+        Raises:
+            PipeqError: ``input_forbidden`` (settings, or the store's own access control), ``input_not_found``,
+                ``input_too_large``, ``input_unavailable`` (retryable, as a rule) or ``input_undecodable`` (SHA-256).
+        """
+        name = ref_name(ref)
+        with deadline.within(self._max_fetch_s):
+            try:
+                with self._open(ref, name) as source:
+                    data = self._read(source, name, reserve)
+            except PipeqError as error:
+                if deadline.has_passed() and error.code == ErrorCode.INPUT_UNAVAILABLE:
+                    raise self._too_slow(name) from error
+                raise
+        if ref.sha256 is not None:
+            _check_digest(data, ref.sha256.lower(), name)
+        return data
+
+    def warm_up(self) -> None:
+        """Builds the S3 client ahead of the first task, if any S3 input is allowed: it takes half a second."""
+        if self._allow.has_s3:
+            self._s3.warm_up()
+
+    def close(self) -> None:
+        """Closes the connections to the stores."""
+        self._s3.close()
+        self._https.close()
+
+    @contextmanager
+    def _open(self, ref: Ref, name: str) -> Iterator[Source]:
+        uri = ref.uri
+        if uri is None:
+            encoded = ref.base64 or ""
+            # Decoded only once its size is reserved.
+            size = len(encoded) // 4 * 3 - encoded[-2:].count("=")
+            yield size, _Late(lambda: base64.b64decode(encoded)).read
+        elif uri.startswith("s3://"):
+            bucket, key = self._allowed(ref).check_s3(uri)
+            if not key:
+                raise PipeqError(ErrorCode.INPUT_NOT_FOUND, f"{name} names a bucket but no object in it")
+            with self._open_s3(bucket, key, name) as source:
+                yield source
+        elif uri.startswith("file://"):
+            with _open_file(*self._allowed(ref).check_file(uri), name) as source:
+                yield source
+        else:
+            with self._https.open(uri) as source:
+                yield source
+
+    def result_ref(self, value: Any) -> Ref | None:
+        """The reference to another task's result, where a value is one that a worker of this fleet has signed."""
+        if self._signatures is None or not looks_like_result(value):
+            return None
+        try:
+            ref = Ref(**value)
+        except PipeqError:
+            return None
+        return ref if self._signatures.knows(ref, "result") else None
+
+    def fetch_result(self, ref: Ref, reserve: Callable[[int], None]) -> Any:
+        """The result that a reference of :meth:`result_ref` stands for, with its own objects signed, too."""
+        assert self._signatures is not None
+        assert ref.uri is not None
+
+        def limited(size: int) -> None:
+            if size > MOST_RESULT_BYTES:
+                reason = f"the result before this one is {size} bytes, at most {MOST_RESULT_BYTES} are handed on"
+                raise PipeqError(ErrorCode.INPUT_TOO_LARGE, reason)
+            reserve(size)
+
+        data = self.fetch(ref, limited)
+        try:
+            value = json_value(data)
+        except UnreadableError as error:
+            reason = f"{ref_name(ref)} is no result: {error}"
+            raise PipeqError(ErrorCode.INPUT_UNDECODABLE, reason) from error
+        sign_objects(value, ref.uri, self._signatures)
+        return value
+
+    def _allowed(self, ref: Ref) -> AllowList:
+        """Where this reference may lie."""
+        signatures = self._signatures
+        if ref.signature is None or signatures is None:
+            return self._allow
+        ours = signatures.knows(ref, "result" if ref.sha256 else "object")
+        return signatures.allow if ours else self._allow
+
+    @contextmanager
+    def _open_s3(self, bucket: str, key: str, name: str) -> Iterator[Source]:
+        try:
+            with self._s3.open(bucket, key) as source:
+                yield source
+        except S3Error as error:
+            raise _s3_problem(error, name) from error
+
+    def _read(self, source: Source, name: str, reserve: Callable[[int], None]) -> bytes:
+        size, read = source
+        if size is not None:
+            self._check_size(size, name)
+            with deadline.paused():
+                reserve(size)
+        buffer = io.BytesIO()
+        while chunk := read(min(_CHUNK, self._max_bytes + 1 - buffer.tell())):
+            buffer.write(chunk)
+            # Counted here, whatever the store said: a header is not to be trusted, and a file may grow.
+            self._check_size(buffer.tell(), name, "more than ")
+            if deadline.has_passed():
+                raise self._too_slow(name)
+        if size is None:
+            reserve(buffer.tell())
+        elif size != buffer.tell():
+            reason = f"{name} was said to have {size} bytes and gave {buffer.tell()}; did it change meanwhile?"
+            raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason)
+        # Hands over BytesIO's own buffer: no second copy.
+        return buffer.getvalue()
+
+    def _too_slow(self, name: str) -> PipeqError:
+        reason = f"{name} took over {self._max_fetch_s:g} s to read ([inputs] max_fetch_s)"
+        return PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason)
+
+    def _check_size(self, size: int, name: str, more: str = "") -> None:
+        if size > self._max_bytes:
+            size = self._max_bytes if more else size
+            raise PipeqError(
+                ErrorCode.INPUT_TOO_LARGE,
+                f"{name} has {more}{size} bytes, and this worker reads {self._max_bytes} ([inputs] max_bytes)",
+            )
+
+
+class _Late:
+    """Bytes that are made when they are first read."""
+
+    def __init__(self, make: Callable[[], bytes]) -> None:
+        self._make = make
+        self._stream: io.BytesIO | None = None
+
+    def read(self, size: int) -> bytes:
+        """At most so many bytes; none at the end."""
+        if self._stream is None:
+            self._stream = io.BytesIO(self._make())
+        return self._stream.read(size)
+
+
+def ref_name(ref: Ref) -> str:
+    """What errors call a reference: its URI without credentials and signature."""
+    return "the inline input" if ref.uri is None else display(ref.uri)
+
+
+@contextmanager
+def _open_file(root: str, relative: str, name: str) -> Iterator[Source]:
+    try:
+        descriptor = open_below(root, relative)
+    except OSError as error:
+        raise _file_problem(error, name) from error
+
+    def read(size: int) -> bytes:
+        try:
+            return os.read(descriptor, size)
+        except OSError as error:
+            raise _file_problem(error, name) from error
+
+    try:
+        yield os.fstat(descriptor).st_size, read
+    finally:
+        os.close(descriptor)
+
+
+def _file_problem(error: OSError, name: str) -> PipeqError:
+    if isinstance(error, IsADirectoryError):
+        return PipeqError(ErrorCode.INPUT_NOT_FOUND, f"{name} is a folder, not a file")
+    if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ENAMETOOLONG:
+        return PipeqError(ErrorCode.INPUT_NOT_FOUND, f"{name} does not exist on this worker's disk")
+    if isinstance(error, NotRegularError) or error.errno == errno.ENXIO:
+        return PipeqError(ErrorCode.INPUT_FORBIDDEN, f"{name} is a device, a pipe or a socket, not a file")
+    if error.errno == errno.ELOOP:
+        return PipeqError(ErrorCode.INPUT_FORBIDDEN, f"{name} became a symbolic link while it was opened")
+    if isinstance(error, PermissionError):
+        return PipeqError(ErrorCode.INPUT_FORBIDDEN, f"this worker's user may not read {name}")
+    return PipeqError(ErrorCode.INPUT_UNAVAILABLE, f"{name} cannot be read ({error.strerror})")
+
+
+def _s3_problem(error: S3Error, name: str) -> PipeqError:
+    if error.fault is Fault.MISSING:
+        return PipeqError(ErrorCode.INPUT_NOT_FOUND, f"{name}: the store {error.reason}")
+    if error.fault is Fault.REFUSED:
+        return PipeqError(ErrorCode.INPUT_FORBIDDEN, f"{name}: the store {error.reason}")
+    return PipeqError(ErrorCode.INPUT_UNAVAILABLE, f"{name}: the store {error.reason}", error.fault is Fault.PASSING)
+
+
+def _check_digest(data: bytes, wanted: str, name: str) -> None:
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != wanted:
+        reason = f"{name} is not what was sent: its SHA-256 is {actual}, the message says {wanted}"
+        raise PipeqError(ErrorCode.INPUT_UNDECODABLE, reason)

@@ -1,0 +1,73 @@
+"""INFER: a batch of items -> an output or an error for each, same order. Before: batch. After: deliver."""
+
+from __future__ import annotations
+
+import logging
+
+from pipeq.contract.errors import ErrorCode, PipeqError
+
+from pipeq_worker.models.faults import is_fatal, is_out_of_memory
+from pipeq_worker.models.pipeline import Pipeline
+from pipeq_worker.stages.task import Item
+
+logger = logging.getLogger(__name__)
+
+
+class DeviceLostError(Exception):
+    """The device answers nothing but errors from here on: only a new process helps."""
+
+
+def infer(pipeline: Pipeline, items: list[Item]) -> None:
+    """Runs one batch and gives every item its output or its error.
+
+    A batch that raises is halved until only the offending item fails; one that does not fit into the device's memory is
+    halved until it does.
+
+    Raises:
+        DeviceLostError: a fault that poisons the process, such as an assertion inside a CUDA kernel.
+    """
+    try:
+        outputs = pipeline.forward([item.features for item in items], items[0].work.params)
+        if len(outputs) != len(items):
+            raise RuntimeError(f"the model gave {len(outputs)} outputs for {len(items)} items")  # noqa: TRY301
+    except Exception as error:
+        if is_fatal(error):
+            raise DeviceLostError(f"{type(error).__name__}: {error}") from error
+        code = ErrorCode.INFERENCE_FAILED
+        if is_out_of_memory(error):
+            pipeline.release_memory()
+            code = ErrorCode.OUT_OF_MEMORY
+        _recover(pipeline)
+        _halve(pipeline, items, error, code)
+    else:
+        for item, output in zip(items, outputs, strict=True):
+            if isinstance(output, PipeqError):
+                item.error = output
+            else:
+                item.output = output
+
+
+def _recover(pipeline: Pipeline) -> None:
+    """Before another pass: innocent items must not meet what the one that raised left behind."""
+    try:
+        pipeline.recover()
+    except Exception as error:
+        sentence = f"{pipeline.name!r} could not be loaded anew after a failed pass: {type(error).__name__}: {error}"
+        raise DeviceLostError(sentence) from error
+
+
+def _halve(pipeline: Pipeline, items: list[Item], error: Exception, code: ErrorCode) -> None:
+    if len(items) > 1:
+        logger.info(
+            "a batch of %d for %s raised %s, trying its halves",
+            len(items),
+            pipeline.name,
+            type(error).__name__,
+            extra={"action": "split", "pipeline": pipeline.name},
+        )
+        middle = len(items) // 2
+        infer(pipeline, items[:middle])
+        infer(pipeline, items[middle:])
+        return
+    text = str(error).strip().partition("\n")[0]
+    items[0].error = PipeqError(code, f"{pipeline.name!r} failed on this input: {type(error).__name__}: {text}")

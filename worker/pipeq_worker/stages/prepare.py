@@ -1,0 +1,49 @@
+"""PREPARE: a task's decoded inputs -> items, in CPU threads. Before: decode. After: batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pipeq.contract.errors import PipeqError
+
+from pipeq_worker.models.pipeline import Prepared
+from pipeq_worker.stages.accept import Input
+from pipeq_worker.stages.task import Item, Work
+
+#: Parameters and fields of which each entry is a row of its own, or as much work as one, for each input.
+_MULTIPLIERS = ("candidate_labels", "targets", "query", "questions")
+
+
+def least_items(inputs: Iterable[Input], params: Mapping[str, Any]) -> int:
+    """How many rows a task becomes at least, as far as its message tells: its inputs times their labels."""
+    return sum(max(_entries(one.fields.get(name, params.get(name))) for name in _MULTIPLIERS) for one in inputs)
+
+
+def _entries(value: Any) -> int:
+    if isinstance(value, str):
+        return value.count(",") + 1  # transformers splits a text of labels there
+    return max(1, len(value)) if isinstance(value, list | dict) else 1
+
+
+def items(work: Work) -> Iterator[Item]:
+    """Tokenizes, extracts features, cuts chunks: one item at a time, so that a long audio is never there as a whole.
+
+    Raises:
+        PipeqError: ``invalid_input`` or ``invalid_params``, naming the input.
+    """
+    assert work.pipeline is not None
+    for index, one in enumerate(work.inputs):
+        rows = work.pipeline.prepare(one.call_value, work.params)
+        for chunk, row in enumerate(_located(rows, f"inputs[{index}]" if work.is_list else "")):
+            yield Item(work, index, chunk, row.features, row.group, row.cost, row.nbytes)
+
+
+def _located(rows: Iterator[Prepared], where: str) -> Iterator[Prepared]:
+    """Says in an error which of several inputs it is about."""
+    try:
+        yield from rows
+    except PipeqError as error:
+        if not where:
+            raise
+        raise PipeqError(error.code, f"{where}: {error.message}", error.retryable) from error

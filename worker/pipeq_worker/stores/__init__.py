@@ -1,0 +1,1 @@
+"""STORES: where inputs are read and results written, and what may be touched there."""

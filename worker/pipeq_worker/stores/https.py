@@ -1,0 +1,199 @@
+"""HTTPS: reads from web servers, never from a network that only this worker can reach.
+
+The host is resolved here, each of its addresses is judged, and the connection goes to the judged address itself, so
+that a second answer from DNS cannot redirect it. Certificate and SNI stay those of the host's name.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from urllib.parse import urljoin
+
+import urllib3
+from pipeq.contract import shown
+from pipeq.contract.errors import ErrorCode, PipeqError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
+
+from pipeq_worker.settings.read import InputSettings, SettingsError
+from pipeq_worker.stores.addresses import Network, is_public
+from pipeq_worker.stores.allow import AllowList, HttpsUrl, display
+from pipeq_worker.stores.deadline import TimedHttpsPool, look_up
+
+_MAX_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+#: Answers that a later try may not get: too early, too many requests, request timeout; all 5xx besides.
+_PASSING = frozenset({408, 425, 429})
+#: Hosts whose connections are kept open between two fetches.
+_KEPT_HOSTS = 32
+
+
+class Https:
+    """A client for ``https://`` inputs. Safe for any number of threads; takes no proxy from the environment.
+
+    Args:
+        inputs: timeouts, private networks and certificate authorities.
+        allow: what may be read.
+        connections: how many are kept open to one host.
+
+    Raises (from the constructor):
+        SettingsError: ``private_networks`` or ``ca_bundle`` cannot be used.
+    """
+
+    def __init__(self, inputs: InputSettings, allow: AllowList, connections: int) -> None:
+        self._allow = allow
+        self._networks = tuple(_network(entry) for entry in inputs.private_networks)
+        try:
+            context = ssl.create_default_context(cafile=inputs.ca_bundle)
+        except OSError as error:
+            raise SettingsError(f"inputs.ca_bundle: cannot use {inputs.ca_bundle}: {error}") from error
+        self._pools = urllib3.PoolManager(
+            num_pools=_KEPT_HOSTS,
+            maxsize=connections,
+            ssl_context=context,
+            timeout=urllib3.Timeout(connect=inputs.timeout_s, read=inputs.timeout_s),
+            # Retries and redirects are ours: urllib3 would follow them unchecked.
+            retries=False,
+        )
+        self._pools.pool_classes_by_scheme = {"https": TimedHttpsPool}
+        self._timeout_s = inputs.timeout_s
+
+    @contextmanager
+    def open(self, uri: str) -> Iterator[tuple[int | None, Callable[[int], bytes]]]:
+        """What an answer says its size is, in bytes, and a function that reads at most so many of them.
+
+        Redirects are followed to https:// only, and each hop is checked like the first.
+
+        Raises (the function too):
+            PipeqError: ``input_forbidden``, ``input_not_found``, ``input_unavailable`` or ``input_undecodable``.
+        """
+        response, name = self._request(uri)
+        try:
+
+            def read(size: int) -> bytes:
+                with _translated(name):
+                    return response.read(size, decode_content=False)
+
+            yield _size(response, name), read
+        finally:
+            # A connection that was read to the end is back in its pool by now; any other cannot be used again.
+            response.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._pools.clear()
+
+    def _request(self, uri: str) -> tuple[urllib3.BaseHTTPResponse, str]:
+        name = display(uri)
+        for _ in range(_MAX_REDIRECTS + 1):
+            url = self._allow.check_https(uri, name)
+            response = self._send(url, name)
+            location = response.headers.get("Location")
+            if response.status not in _REDIRECTS or location is None:
+                _check_answer(response, name)
+                return response, name
+            response.close()
+            try:
+                uri = urljoin(str(url), location)
+            except ValueError as error:
+                reason = f"{name} redirects to {display(location)!r}, which is no URL"
+                raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason, False) from error
+            name = f"{display(str(url))} (redirected to {display(uri)})"
+        raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, f"{name} has more than {_MAX_REDIRECTS} redirects", False)
+
+    def _send(self, url: HttpsUrl, name: str) -> urllib3.BaseHTTPResponse:
+        *others, last = self._addresses(url, name)
+        for address in others:
+            try:
+                return self._send_to(address, url)
+            except (NewConnectionError, ConnectTimeoutError):
+                # As browsers do: a host with an IPv6 address is no use to a worker that has only IPv4.
+                continue
+            except (HTTPError, HTTPException, ValueError) as error:
+                raise _unavailable(name, error) from error
+        with _translated(name):
+            return self._send_to(last, url)
+
+    def _send_to(self, address: str, url: HttpsUrl) -> urllib3.BaseHTTPResponse:
+        pool = self._pools.connection_from_host(
+            address, url.port, scheme="https", pool_kwargs={"server_hostname": url.host}
+        )
+        # Compressed answers are not asked for: their size would say nothing about what they unpack to.
+        headers = {"Host": url.netloc, "Accept-Encoding": "identity", "User-Agent": "pipeq"}
+        return pool.urlopen("GET", url.target, headers=headers, redirect=False, preload_content=False)
+
+    def _addresses(self, url: HttpsUrl, name: str) -> list[str]:
+        """The host's addresses, each of them judged; one bad address condemns the host."""
+        try:
+            found = look_up(url.host, url.port, self._timeout_s)
+        except (OSError, UnicodeError) as error:
+            reason = f"{name} cannot be reached: {url.host} has no address ({shown.line(str(error))})"
+            raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason) from error
+        # A scope ("%eth0") only occurs with link-local addresses, which are judged without it.
+        addresses = list(dict.fromkeys(address.partition("%")[0] for address in found))
+        for address in addresses:
+            if not is_public(ipaddress.ip_address(address), self._networks):
+                raise PipeqError(
+                    ErrorCode.INPUT_FORBIDDEN,
+                    f"{name} is not read: {url.host} is {address}, which is not on the public Internet; to allow that,"
+                    f" add its network to [inputs] private_networks",
+                )
+        return addresses
+
+
+def _network(entry: str) -> Network:
+    try:
+        return ipaddress.ip_network(entry)
+    except ValueError as error:
+        raise SettingsError(f"inputs.private_networks: {error}") from error
+
+
+def _size(response: urllib3.BaseHTTPResponse, name: str) -> int | None:
+    """What an answer says its size is; None where it says nothing."""
+    length = response.headers.get("Content-Length")
+    if length is None or response.headers.get("Transfer-Encoding") is not None:
+        return None
+    # Python reads no number of over 4,300 digits, and no input has as many bytes as take 18.
+    if not (length.isascii() and length.isdigit() and len(length) < 19):
+        reason = f"{name} is said to have {shown.line(length, 40)!r} bytes, which is no size"
+        raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason, False)
+    return int(length)
+
+
+def _check_answer(response: urllib3.BaseHTTPResponse, name: str) -> None:
+    status = response.status
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if status == 200 and encoding.lower() in ("identity", ""):
+        return
+    response.close()
+    if status == 200:
+        reason = f"{name} comes with Content-Encoding {shown.line(encoding, 40)!r}, though it was asked for without"
+        raise PipeqError(ErrorCode.INPUT_UNDECODABLE, reason)
+    if status in (404, 410):
+        raise PipeqError(ErrorCode.INPUT_NOT_FOUND, f"{name} does not exist (HTTP {status})")
+    if status in (401, 403):
+        reason = f"{name}: the server refused this worker, which has no credentials for it (HTTP {status})"
+        raise PipeqError(ErrorCode.INPUT_FORBIDDEN, reason)
+    passing = status in _PASSING or status >= 500
+    raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, f"{name} answers HTTP {status}", passing)
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (HTTPError, HTTPException, OSError, ValueError) as error:
+        # ValueError is what http.client makes of a chunk of a negative size.
+        raise _unavailable(name, error) from error
+
+
+def _unavailable(name: str, error: Exception) -> PipeqError:
+    certificate = isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
+    if certificate:
+        reason = f"{name}: its certificate is not trusted ({shown.line(str(error))}); see [inputs] ca_bundle"
+    else:
+        reason = f"{name} cannot be read ({type(error).__name__})"
+    return PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason, not certificate)

@@ -1,0 +1,137 @@
+"""SIGNED: references that one worker hands to another, in a chain or to a chord's body. Used by fetch and deliver.
+
+What a task returned and what went to the store instead must mean the same to the next task, and that one need not be
+allowed to read the store for its producers. So the worker that wrote an object signs its URI, and any worker of the
+fleet reads what is signed, if it lies where results go. The key lies in Redis, where workers read it and producers may
+not (deploy/redis-users.acl); no record and no result that a producer sees holds a signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import threading
+import time
+from typing import Any, Literal
+
+import redis
+from pipeq.contract import keys as queues
+from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.message import Ref
+from redis.exceptions import RedisError, ResponseError
+
+from pipeq_worker.settings.read import ResultSettings
+from pipeq_worker.stores.allow import AllowList
+
+#: A whole result, as JSON; or an object that a result speaks of. One is never taken for the other.
+Kind = Literal["result", "object"]
+
+_KEY_BYTES = 32
+#: Keys that are still known once Redis has lost them.
+MOST_KEYS = 4
+#: How old what is known of the fleet's key may be when something is signed, in seconds.
+LEARN_S = 1.0
+_OBJECT_NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*\.[a-z]+")
+
+
+class Signatures:
+    """Signs and knows signatures. Safe for any number of threads.
+
+    Args:
+        client: where the fleet's key is.
+        results: where results may lie.
+    """
+
+    def __init__(self, client: redis.Redis, results: ResultSettings) -> None:
+        self._redis = client
+        own = (results.store,) if results.store else ()
+        #: Below these lies what workers write: nothing else is read, whoever signed it.
+        self.allow = AllowList((*results.allow, *own), "[results] allow")
+        #: Newest first.
+        self._keys: list[bytes] = []
+        #: By the monotonic clock. Workers that start after Redis lost its keys must know what is signed here.
+        self._learn_again_at = 0.0
+        self._lock = threading.Lock()
+
+    def sign(self, uri: str, kind: Kind, sha256: str = "") -> str:
+        """The signature of a URI, and of what lies there.
+
+        Raises:
+            PipeqError: ``output_failed``, retryable: the key is not known yet, and Redis does not say it.
+        """
+        try:
+            if time.monotonic() >= self._learn_again_at:
+                self._learn()
+            return _signature(self._keys[0], uri, kind, sha256)
+        except RedisError as error:
+            raise PipeqError(ErrorCode.OUTPUT_FAILED, "Redis does not say the key for signatures", True) from error
+
+    def knows(self, ref: Ref, kind: Kind) -> bool:
+        """Whether a worker of this fleet has signed this.
+
+        Raises:
+            PipeqError: ``input_unavailable``: Redis does not say.
+        """
+        if ref.uri is None or ref.signature is None:
+            return False
+        try:
+            for is_last in (False, True):
+                wanted = [_signature(key, ref.uri, kind, ref.sha256 or "") for key in list(self._keys)]
+                if any(hmac.compare_digest(one, ref.signature) for one in wanted):
+                    return True
+                if not is_last:
+                    # Another worker may have made a new key, where Redis has lost the old one.
+                    self._learn()
+        except RedisError as error:
+            raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, "Redis does not say the key for signatures") from error
+        return False
+
+    def _learn(self) -> None:
+        """Asks Redis for the key of the fleet; gives it the last one, or a new one, where there is none."""
+        with self._lock:
+            mine = self._keys[0] if self._keys else os.urandom(_KEY_BYTES)
+            self._redis.set(queues.SIGNING_KEY, mine, nx=True)
+            try:
+                key = self._redis.get(queues.SIGNING_KEY)
+            except ResponseError:  # no string
+                key = None
+            if not isinstance(key, bytes) or len(key) != _KEY_BYTES:
+                self._redis.set(queues.SIGNING_KEY, mine)
+                key = mine
+            self._keys = [key, *[other for other in self._keys if other != key][: MOST_KEYS - 1]]
+            self._learn_again_at = time.monotonic() + LEARN_S
+
+
+def _signature(key: bytes, uri: str, kind: Kind, sha256: str) -> str:
+    text = "\0".join((kind, sha256, uri))
+    return hmac.new(key, text.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+
+
+def looks_like_result(value: Any) -> bool:
+    """Whether a value says of itself that it is the result of another task, which lies in the store."""
+    return isinstance(value, dict) and value.keys() == {"uri", "sha256", "signature"}
+
+
+def objects_of(result_uri: str) -> str:
+    """What the URIs of a result's objects begin with."""
+    return f"{result_uri.removesuffix('.json')}.objects/"
+
+
+def sign_objects(value: Any, result_uri: str, signatures: Signatures) -> None:
+    """Signs the references in a result to its own objects, in place.
+
+    A result may repeat what a producer sent: only names that a worker makes are signed (outputs.py), none with ``..``.
+    """
+    below = objects_of(result_uri)
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, list):
+            left += one
+        elif isinstance(one, dict):
+            left += one.values()
+            uri = one.get("uri")
+            if isinstance(uri, str) and uri.startswith(below) and _OBJECT_NAME.fullmatch(uri, len(below)):
+                one["signature"] = signatures.sign(uri, "object")
