@@ -20,14 +20,14 @@ def db() -> Iterator[redis.Redis]:
         yield client
 
 
-def work(task_id: str = "a") -> Any:
+def delivery(task_id: str = "a") -> Any:
     return SimpleNamespace(
         id=task_id, retries=0, is_marked=False, deaths=0, started_at=None, leases=None, tag="", is_lost=False
     )
 
 
 def test_a_mark_says_who_and_when(db: redis.Redis) -> None:
-    mine = work()
+    mine = delivery()
     Marks(db, "w1").begin([mine])
     mark = json.loads(db.hget(queues.RUNNING, "a") or "")
     assert (mark["worker"], mark["attempt"], mark["deaths"]) == ("w1", 1, 0)
@@ -36,14 +36,14 @@ def test_a_mark_says_who_and_when(db: redis.Redis) -> None:
 
 def test_a_task_that_has_ended_is_not_run(db: redis.Redis) -> None:
     db.set(queues.record_key("a"), json.dumps({"status": "REVOKED"}))
-    mine = work()
+    mine = delivery()
     Marks(db, "w1").begin([mine])
     assert mine.is_over
     assert not db.hexists(queues.RUNNING, "a")
 
 
 def test_a_task_whose_lease_is_gone_is_dropped(db: redis.Redis) -> None:
-    ours, theirs = work("a"), work("b")
+    ours, theirs = delivery("a"), delivery("b")
     for one in (ours, theirs):
         one.leases, one.tag = SimpleNamespace(key="pipeq:leases"), f"tag-{one.id}"
     db.zadd("pipeq:leases", {"tag-a": 1})
@@ -53,37 +53,37 @@ def test_a_task_whose_lease_is_gone_is_dropped(db: redis.Redis) -> None:
 
 
 def test_a_mark_left_by_a_dead_worker_is_a_death(db: redis.Redis) -> None:
-    Marks(db, "w1").begin([work()])
-    again = work()
+    Marks(db, "w1").begin([delivery()])
+    again = delivery()
     Marks(db, "w2").begin([again])
     assert (again.deaths, again.is_marked) == (1, False)
     # Only alone is it marked, so that waiting for its turn beside another suspect counts for nothing.
     assert json.loads(db.hget(queues.RUNNING, "a") or "")["worker"] == "w1"
     Marks(db, "w2").begin([again], alone=True)
     assert (again.deaths, again.is_marked) == (1, True)
-    third = work()
+    third = delivery()
     Marks(db, "w3").begin([third])
     assert third.deaths == 2
 
 
 def test_the_mark_of_a_living_worker_is_no_death(db: redis.Redis) -> None:
-    Marks(db, "w1").begin([work()])
+    Marks(db, "w1").begin([delivery()])
     db.set(queues.worker_key("w1"), "alive")
-    twice = work()
+    twice = delivery()
     Marks(db, "w2").begin([twice])
     assert twice.deaths == 0
 
 
 def test_going_back_on_the_queue_is_no_death(db: redis.Redis) -> None:
-    marks, mine = Marks(db, "w1"), work()
+    marks, mine = Marks(db, "w1"), delivery()
     marks.begin([mine])
     marks.take_back([mine])
     assert not db.hexists(queues.RUNNING, "a")
     # A suspect stays one.
     marks.begin([mine])
-    suspect = work()
+    suspect = delivery()
     Marks(db, "w2").begin([suspect], alone=True)
     Marks(db, "w2").take_back([suspect])
-    later = work()
+    later = delivery()
     Marks(db, "w3").begin([later])
     assert later.deaths == 1

@@ -53,7 +53,7 @@ def loaded(tiny: Path) -> Callable[[str, str], TransformersPipeline]:
 
 def run(pipeline: TransformersPipeline, value: Any, params: dict[str, Any]) -> Any:
     """One item through the device's stage: its result, or its error."""
-    item = SimpleNamespace(work=SimpleNamespace(params=params), features=None, output=None, error=None)
+    item = SimpleNamespace(task=SimpleNamespace(params=params), features=None, output=None, error=None)
     try:
         item.features = next(iter(pipeline.preprocess(value, params)))
     except PipeqError as error:

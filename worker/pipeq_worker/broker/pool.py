@@ -24,9 +24,9 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import TaskMessage
 from redis.exceptions import RedisError
 
+from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.host.runtime import Runtime
 from pipeq_worker.observe.outage import outage
-from pipeq_worker.stages.task import Work
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ class TaskPool(BasePool):
 
     def on_start(self) -> None:
         """Starts the stages."""
-        self._works: dict[int, Work] = {}
-        self._inside: dict[str, Work] = {}
+        self._deliveries: dict[int, Delivery] = {}
+        self._inside: dict[str, Delivery] = {}
         #: Ordinary tasks that wait or run.
         self._plain_futures: set[Future[Any]] = set()
         # In an app that has no pipelines this is a pool of threads, as many as its concurrency says.
@@ -73,9 +73,9 @@ class TaskPool(BasePool):
             future.add_done_callback(self._plain_futures.discard)
             return future
         request = callback.__self__
-        if (work := self._inside.get(request.id)) is not None:
+        if (delivery := self._inside.get(request.id)) is not None:
             # The broker delivers again what it thinks is lost, after a broken connection for instance.
-            work.again.append(request)
+            delivery.again.append(request)
             return None
         # A task's status is kept, whatever its producer wants to know of it.
         args[2]["ignore_result"] = False
@@ -83,7 +83,7 @@ class TaskPool(BasePool):
         leases = getattr(request.message.channel, "leases", None)
         if leases is not None:
             leases.on_lost, leases.on_stalled = self._on_lost_leases, self.on_stalled
-        work = Work(
+        delivery = Delivery(
             id=request.id,
             number=number,
             request=request,
@@ -92,18 +92,18 @@ class TaskPool(BasePool):
             leases=leases,
             tag=request.message.delivery_tag if leases is not None else "",
         )
-        self._works[number] = self._inside[work.id] = work
+        self._deliveries[number] = self._inside[delivery.id] = delivery
         if accept_callback is not None:
             # Called when its batch begins: until then Celery counts the task as reserved, and it can be revoked.
-            work.accept = partial(_accept, request, partial(accept_callback, number))
+            delivery.accept = partial(_accept, request, partial(accept_callback, number))
         try:
-            work.message = self._read(request)
+            delivery.message = self._read(request)
         except PipeqError as error:
-            work.fail(error)
+            delivery.fail(error)
         except Exception as error:
-            work.fail(PipeqError(ErrorCode.INVALID_MESSAGE, f"{type(error).__name__}: {error}"))
-        self._runtime.engine.submit(work)
-        return _Handle(work)
+            delivery.fail(PipeqError(ErrorCode.INVALID_MESSAGE, f"{type(error).__name__}: {error}"))
+        self._runtime.engine.submit(delivery)
+        return _Handle(delivery)
 
     def _read(self, request: Any) -> TaskMessage:
         fields = dict(request.kwargs)
@@ -132,19 +132,19 @@ class TaskPool(BasePool):
             self._runtime.store.check_allowed(message.output.uri)
         return message
 
-    def _delivered(self, works: list[Work]) -> None:
-        for work in works:
-            self._works.pop(work.number, None)
-            self._inside.pop(work.id, None)
-            for request in work.again:
+    def _delivered(self, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            self._deliveries.pop(delivery.number, None)
+            self._inside.pop(delivery.id, None)
+            for request in delivery.again:
                 try:
                     celery_state.task_ready(request)
-                    if work.is_lost:
+                    if delivery.is_lost:
                         request.reject(requeue=True)  # this one is its successor
                     else:
                         request.acknowledge()
                 except Exception:
-                    logger.exception("task %s", work.id, extra={"action": "deliver"})
+                    logger.exception("task %s", delivery.id, extra={"action": "deliver"})
 
     def on_stalled(self, reason: str) -> None:
         """Messages do not come in, and only a new process helps. Called on the thread of the leases."""
@@ -153,14 +153,14 @@ class TaskPool(BasePool):
 
     def _on_lost_leases(self, tags: set[str]) -> None:
         """Called on the thread of the leases."""
-        for work in list(self._works.values()):
-            if work.tag in tags:
-                work.is_lost = True
+        for delivery in list(self._deliveries.values()):
+            if delivery.tag in tags:
+                delivery.is_lost = True
 
     def terminate_job(self, pid: int, signum: Any = None) -> None:
         """``revoke(terminate=True)``: the task is dropped at its next stage. Celery has recorded the revocation."""
-        if (work := self._works.get(pid)) is not None:
-            work.is_terminated = True
+        if (delivery := self._deliveries.get(pid)) is not None:
+            delivery.is_terminated = True
 
     def on_stop(self) -> None:
         """SIGTERM: what does not run yet goes back on its queue at once, what runs has ``drain_s``."""
@@ -170,9 +170,9 @@ class TaskPool(BasePool):
         drain_s = 0 if self._runtime.lost else self._runtime.settings.drain_s
         until = time.monotonic() + drain_s
         back = self._runtime.withdraw()
-        for leases in {id(work.leases): work.leases for work in back}.values():
+        for leases in {id(delivery.leases): delivery.leases for delivery in back}.values():
             assert leases is not None
-            leases.requeue(work.tag for work in back if work.leases is leases)
+            leases.requeue(delivery.tag for delivery in back if delivery.leases is leases)
         self._plain.shutdown(wait=False, cancel_futures=True)
         running = sum(self._runtime.engine.in_flight().values()) + len(self._plain_futures)
         logger.info(
@@ -194,18 +194,18 @@ class TaskPool(BasePool):
             self._runtime.stop(0)
         self._plain.shutdown(wait=False, cancel_futures=True)
 
-    def _on_lost(self, reason: str, works: list[Work]) -> None:
+    def _on_lost(self, reason: str, deliveries: list[Delivery]) -> None:
         """Ends the process; nothing else frees a device that hangs. Called on the watchdog's or the device's thread."""
         logger.critical("%s; ending this process", reason, extra={"action": "device_lost"})
-        self._runtime.lost = works
+        self._runtime.lost = deliveries
         # Should even the orderly way hang, no lease of ours may outlive us for long.
         backstop = threading.Timer(LOST_EXIT_S, os._exit, (EXIT_DEVICE_LOST,))
         backstop.daemon = True
         backstop.start()
-        if len(works) == 1:
+        if len(deliveries) == 1:
             # It was alone, so it is to blame: running it again would only end the next worker.
-            works[0].fail(PipeqError(ErrorCode.TIMEOUT, reason))
-            self._runtime.deliverer.deliver(works)
+            deliveries[0].fail(PipeqError(ErrorCode.TIMEOUT, reason))
+            self._runtime.deliverer.deliver(deliveries)
         # The way of every SIGTERM, but without waiting for the device: what is inside goes back on its queue.
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -240,8 +240,8 @@ def _accept(request: Any, accepted: Callable[[float], None]) -> bool:
 class _Handle:
     """What Celery keeps a weak reference to, to terminate the task."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self, delivery: Delivery) -> None:
+        self._work = delivery
 
     def terminate(self, signum: Any = None) -> None:
         self._work.is_terminated = True

@@ -10,8 +10,8 @@ import redis
 from pipeq.contract import keys as queues
 from pipeq.contract.reading import json_object
 
+from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.leases import lua
-from pipeq_worker.stages.task import Work
 
 #: What begin.lua says in the place of a number of deaths.
 ENDED, LOST = -1, -2
@@ -31,55 +31,60 @@ class Marks:
         self._worker = worker
         self._begin = client.register_script(lua.source("begin"))
 
-    def begin(self, works: Iterable[Work], *, alone: bool = False) -> None:
+    def begin(self, deliveries: Iterable[Delivery], *, alone: bool = False) -> None:
         """Marks tasks as running, and learns of each how it stands.
 
         One that has ended meanwhile gets ``is_over``, one whose lease is gone ``is_lost``; one that workers died with
         gets their number, and is marked only if it runs ``alone``.
         """
-        works = list(works)
-        for start in range(0, len(works), AT_ONCE):
-            self._begin_some(works[start : start + AT_ONCE], alone)
+        deliveries = list(deliveries)
+        for start in range(0, len(deliveries), AT_ONCE):
+            self._begin_some(deliveries[start : start + AT_ONCE], alone)
 
-    def _begin_some(self, works: list[Work], alone: bool) -> None:
+    def _begin_some(self, deliveries: list[Delivery], alone: bool) -> None:
         now = time.time()
-        leases = next((work.leases.key for work in works if work.leases is not None), queues.LEASES)
-        keys = [queues.RUNNING, leases, *(queues.record_key(work.id) for work in works)]
+        leases = next((delivery.leases.key for delivery in deliveries if delivery.leases is not None), queues.LEASES)
+        keys = [queues.RUNNING, leases, *(queues.record_key(delivery.id) for delivery in deliveries)]
         args: list[str | float] = [self._worker, now, queues.worker_key(""), int(alone)]
-        for work in works:
-            args += (work.id, work.retries, work.tag)
+        for delivery in deliveries:
+            args += (delivery.id, delivery.retries, delivery.tag)
         reply = self._begin(keys=keys, args=args)
-        for work, died, record in zip(works, reply[::2], reply[1::2], strict=True):
-            work.record = json_object(record) or {}
-            work.is_over = died == ENDED
-            work.is_lost = work.is_lost or died == LOST
-            work.deaths = max(died, 0)
-            work.is_marked = died >= 0 and (alone or not work.deaths)
-            work.started_at = now
-            work.attempt = work.retries + work.deaths + 1
+        for delivery, died, record in zip(deliveries, reply[::2], reply[1::2], strict=True):
+            delivery.record = json_object(record) or {}
+            delivery.is_over = died == ENDED
+            delivery.is_lost = delivery.is_lost or died == LOST
+            delivery.deaths = max(died, 0)
+            delivery.is_marked = died >= 0 and (alone or not delivery.deaths)
+            delivery.started_at = now
+            delivery.attempt = delivery.retries + delivery.deaths + 1
 
-    def look(self, works: Iterable[Work]) -> None:
+    def look(self, deliveries: Iterable[Delivery]) -> None:
         """Sets ``is_over`` of tasks that have ended meanwhile: cancelled, as a rule."""
-        works = list(works)
+        deliveries = list(deliveries)
         with self._redis.pipeline(transaction=False) as pipe:
-            for work in works:
-                pipe.getrange(queues.record_key(work.id), 0, LONGEST_OPEN)
+            for delivery in deliveries:
+                pipe.getrange(queues.record_key(delivery.id), 0, LONGEST_OPEN)
             # Of a key that holds no string the reply is an error.
             records = pipe.execute(raise_on_error=False)
-        for work, record in zip(works, records, strict=True):
+        for delivery, record in zip(deliveries, records, strict=True):
             fields = json_object(record) if isinstance(record, bytes) else None
             status = fields.get("status") if fields is not None else None
-            work.is_over = work.is_over or (isinstance(status, str) and status in _FINAL)
+            delivery.is_over = delivery.is_over or (isinstance(status, str) and status in _FINAL)
 
-    def take_back(self, works: Iterable[Work]) -> None:
+    def take_back(self, deliveries: Iterable[Delivery]) -> None:
         """Of tasks that go back on their queues unfinished: that was no death."""
         with self._redis.pipeline(transaction=False) as pipe:
-            for work in works:
-                if not work.is_marked:
+            for delivery in deliveries:
+                if not delivery.is_marked:
                     continue
-                if work.deaths:
-                    mark = {"worker": "", "since": work.started_at, "deaths": work.deaths - 1, "attempt": work.attempt}
-                    pipe.hset(queues.RUNNING, work.id, json.dumps(mark))
+                if delivery.deaths:
+                    mark = {
+                        "worker": "",
+                        "since": delivery.started_at,
+                        "deaths": delivery.deaths - 1,
+                        "attempt": delivery.attempt,
+                    }
+                    pipe.hset(queues.RUNNING, delivery.id, json.dumps(mark))
                 else:
-                    pipe.hdel(queues.RUNNING, work.id)
+                    pipe.hdel(queues.RUNNING, delivery.id)
             pipe.execute()

@@ -17,11 +17,11 @@ from redis.exceptions import ResponseError
 
 from pipeq_worker.delivery.backend import Retry
 from pipeq_worker.delivery.dead_letter import LETTER_CHARS, raw_frame
+from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.leases import lua
 from pipeq_worker.leases.frame import readable_id
 from pipeq_worker.observe.outage import Episodes, is_wrong_type
 from pipeq_worker.settings.read import Settings
-from pipeq_worker.stages.task import Work
 
 #: Most messages that one call puts back on their lists.
 MOVE_AT_ONCE = 1000
@@ -50,20 +50,20 @@ class Retries:
         longest = min(self._settings.retry_backoff_max_s, self._settings.retry_backoff_s * 2.0 ** min(retries, 100))
         return random.uniform(longest / 2, longest)  # noqa: S311 - spreads load, guards nothing
 
-    def next_try(self, work: Work) -> Retry:
+    def next_try(self, delivery: Delivery) -> Retry:
         """A copy of the task's message, with one more retry, and when it is due. The backend puts it where it waits."""
-        assert work.pipeline is not None
-        delay = self.delay_s(work.retries)
-        frame = raw_frame(work.request.message)
+        assert delivery.pipeline is not None
+        delay = self.delay_s(delivery.retries)
+        frame = raw_frame(delivery.request.message)
         message = {
             **frame,
-            "headers": {**frame["headers"], "retries": work.retries + 1},
+            "headers": {**frame["headers"], "retries": delivery.retries + 1},
             # A late acknowledgement of the first delivery must not be taken for one of the second.
             "properties": {**frame["properties"], "delivery_tag": str(uuid.uuid4())},
         }
-        key = queues.list_key(work.queue or work.pipeline.name, _priority(frame["properties"]))
+        key = queues.list_key(delivery.queue or delivery.pipeline.name, _priority(frame["properties"]))
         member = json.dumps({"list": key, "message": json.dumps(message)})
-        return Retry(time.time() + delay, queues.waiting_key(work.pipeline.name), member)
+        return Retry(time.time() + delay, queues.waiting_key(delivery.pipeline.name), member)
 
     def move_due(self, names: Iterable[str]) -> None:
         """Puts what is due back on these queues. What no worker has put there goes to the dead letters of its queue."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.stages.batcher import Batcher
 from pipeq_worker.stages.infer import infer
+from pipeq_worker.stages.task import Item, Task
 
 
 @dataclass
@@ -35,29 +36,6 @@ class Report:
     def largest_batch(self) -> int:
         """Items in the fullest batch; 0 where none ran."""
         return max(self.batches, default=0)
-
-
-@dataclass(eq=False)
-class _Task:
-    """What the stages read of a task."""
-
-    params: dict[str, Any]
-    pipeline: TransformersPipeline
-    needs_no_device: bool = False
-
-
-@dataclass(eq=False)
-class _Item:
-    work: _Task
-    index: int
-    chunk: int
-    features: Any
-    group: Hashable
-    cost: int
-    nbytes: int
-    output: Any = None
-    error: PipeqError | None = None
-    lane: str = ""
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -116,27 +94,27 @@ def _batched(
     shuffle: int | None,
     progress: Callable[[str, int, int], None],
 ) -> dict[int, Any]:
-    items: list[_Item] = []
-    task = _Task(params, pipeline)
+    items: list[Item[Task]] = []
+    task = Task(id="doctor", pipeline=pipeline, params=params)
     for index, value in enumerate(values):
         try:
             rows = list(pipeline.prepare(copy.deepcopy(value), params))
         except PipeqError as error:
             report.failed[index] = str(error)
             continue
-        items += [_Item(task, index, at, r.features, r.group, r.cost, r.nbytes) for at, r in enumerate(rows)]
+        items += [Item(task, index, at, r.features, r.group, r.cost, r.nbytes) for at, r in enumerate(rows)]
     if shuffle is not None:
         random.Random(shuffle).shuffle(items)  # noqa: S311 - no secret
-    batcher: Batcher[_Item] = Batcher(2**62)
+    batcher: Batcher[Item[Task]] = Batcher(2**62)
     for item in items:
         batcher.put(item, limits)
     while len(batcher):
         batch = batcher.take()
         assert batch is not None
         report.batches.append(len(batch.items))
-        infer(pipeline, batch.items)  # type: ignore[arg-type]
+        infer(pipeline, batch.items)
         progress("in batches", len(items) - len(batcher), len(items))
-    outputs: dict[int, list[_Item]] = {}
+    outputs: dict[int, list[Item[Task]]] = {}
     for item in sorted(items, key=lambda one: one.chunk):
         outputs.setdefault(item.index, []).append(item)
     return dict(_results(pipeline, values, params, outputs, report))
@@ -146,7 +124,7 @@ def _results(
     pipeline: TransformersPipeline,
     values: list[Any],
     params: dict[str, Any],
-    outputs: dict[int, list[_Item]],
+    outputs: dict[int, list[Item[Task]]],
     report: Report,
 ) -> Iterable[tuple[int, Any]]:
     for index, chunks in outputs.items():

@@ -13,7 +13,9 @@ from celery import Celery
 from pipeq.contract.redis_url import connect
 from redis.exceptions import RedisError
 
+from pipeq_worker.delivery.begin import Beginning
 from pipeq_worker.delivery.deliver import Deliverer
+from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.delivery.marks import Marks
 from pipeq_worker.delivery.refuse import refuse
 from pipeq_worker.delivery.retries import Retries
@@ -23,7 +25,6 @@ from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.engine import Engine
 from pipeq_worker.stages.fetch import Fetcher
-from pipeq_worker.stages.task import Work
 from pipeq_worker.stores.signed import Signatures
 from pipeq_worker.stores.store import Store
 
@@ -42,8 +43,8 @@ class Runtime:
     #: Name of this worker, as Celery shows it.
     hostname: str
     #: Set when the device hangs or is beyond use, to the tasks it had: the process ends without waiting for it.
-    lost: list[Work] | None = None
-    engine: Engine = field(init=False)
+    lost: list[Delivery] | None = None
+    engine: Engine[Delivery] = field(init=False)
     deliverer: Deliverer = field(init=False)
     store: Store = field(init=False)
     _heartbeat: Heartbeat = field(init=False)
@@ -58,8 +59,8 @@ class Runtime:
     def start(
         self,
         app: Celery,
-        on_lost: Callable[[str, list[Work]], None],
-        on_delivered: Callable[[list[Work]], None],
+        on_lost: Callable[[str, list[Delivery]], None],
+        on_delivered: Callable[[list[Delivery]], None],
     ) -> None:
         """Starts the stages."""
         settings = self.settings
@@ -71,25 +72,27 @@ class Runtime:
                 on_lost(reason, [])
 
         self._marks = Marks(client, self.hostname)
+        beginning = Beginning(self._marks)
         signatures = Signatures(client, settings.results)
         self.store = Store(settings.results, settings.s3)
         self._fetcher = Fetcher(settings.inputs, settings.s3, settings.fetch_threads * len(self.pipelines), signatures)
         self.deliverer = Deliverer(app, settings, self.store, retries, client, signatures)
 
-        def deliver(works: list[Work]) -> None:
+        def deliver(deliveries: list[Delivery]) -> None:
             try:
-                self.deliverer.deliver(works)
+                self.deliverer.deliver(deliveries)
             finally:
-                on_delivered(works)
+                on_delivered(deliveries)
 
         self.engine = Engine(
             self.pipelines,
             settings,
             self._fetcher,
-            self._marks,
-            deliver,
-            on_lost,
-            settings.prepare_threads or min(os.cpu_count() or 1, MOST_PREPARE_THREADS),
+            begin=beginning.begin,
+            look=beginning.look,
+            deliver=deliver,
+            on_lost=on_lost,
+            prepare_threads=settings.prepare_threads or min(os.cpu_count() or 1, MOST_PREPARE_THREADS),
         )
         self.engine.start()
         receiving = Receiving(self.queues, lambda: app.amqp.queues.consume_from, on_deaf)
@@ -108,17 +111,17 @@ class Runtime:
         if hasattr(self, "engine"):  # else nothing has come in yet
             self.engine.hurry()
 
-    def withdraw(self) -> list[Work]:
+    def withdraw(self) -> list[Delivery]:
         """Takes nothing in any more. Returns what has not come to the device yet: its messages are the caller's."""
         self._heartbeat.leave()
         return self.engine.withdraw()
 
-    def stop(self, timeout_s: float) -> list[Work]:
+    def stop(self, timeout_s: float) -> list[Delivery]:
         """Finishes what fits into ``timeout_s``, less after :meth:`hurry`. Returns what did not."""
         self._heartbeat.leave()
         left = self.engine.drain(0 if self.lost else timeout_s)
         try:
-            self._marks.take_back([work for work in left if work not in (self.lost or [])])
+            self._marks.take_back([delivery for delivery in left if delivery not in (self.lost or [])])
         except RedisError as error:
             logger.warning("cannot take back %d marks: %s", len(left), error, extra={"action": "drain"})
         self._heartbeat.close()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
 from typing import Any
 
 from pipeq.contract import shown
@@ -20,48 +19,12 @@ from pipeq_worker.media.tables import check_cells, check_size
 from pipeq_worker.models.task_type import Media, TaskType
 from pipeq_worker.settings.read import InputSettings
 from pipeq_worker.stages.chats import TURN, is_chat, misspelt, wrong_turn
+from pipeq_worker.stages.task import Input, Slot
 
 #: Keys of a chat's part that may hold its reference, beside the one named after its type.
 _PART_KEYS = ("url", "path", "uri", "base64")
 _DEFAULTS = InputSettings()
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-@dataclass(eq=False)
-class Slot:
-    """A place inside an input for what a reference refers to: bytes after fetch, a value after decode."""
-
-    #: What it lies in, and where: a dictionary and a key, or a list and an index.
-    container: Any
-    key: Any
-    media: Media
-    ref: Ref
-    data: bytes | None = None
-    #: Whether it is part of a chat: processors take audio there as samples.
-    in_chat: bool = False
-
-    def fill(self, value: Any) -> None:
-        """Puts the decoded value in its place."""
-        self.container[self.key] = value
-        self.data = None
-
-
-@dataclass
-class Input:
-    """One input of a task; references in it are replaced, stage by stage, by what they refer to."""
-
-    fields: dict[str, Any]
-    #: Whether the pipeline's call takes the value of the one field rather than an object.
-    is_plain: bool
-    #: Where in the fields there are references.
-    slots: list[Slot] = field(default_factory=list)
-    #: The turns of chats, each as it was read and as it was sent: an output that repeats one repeats what was sent.
-    turns: list[tuple[Any, Any]] = field(default_factory=list)
-
-    @property
-    def call_value(self) -> Any:
-        """What the pipeline's call takes."""
-        return next(iter(self.fields.values())) if self.is_plain else self.fields
 
 
 def read_inputs(task_type: TaskType, inputs: Any, limits: InputSettings = _DEFAULTS) -> tuple[list[Input], bool]:

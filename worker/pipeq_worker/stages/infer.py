@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 from pipeq.contract.errors import ErrorCode, PipeqError
 
@@ -17,7 +19,7 @@ class DeviceLostError(Exception):
     """The device answers nothing but errors from here on: only a new process helps."""
 
 
-def infer(pipeline: Pipeline, items: list[Item]) -> None:
+def infer(pipeline: Pipeline, items: Sequence[Item[Any]]) -> None:
     """Runs one batch and gives every item its output or its error.
 
     A batch that raises is halved until only the offending item fails; one that does not fit into the device's memory is
@@ -27,7 +29,7 @@ def infer(pipeline: Pipeline, items: list[Item]) -> None:
         DeviceLostError: a fault that poisons the process, such as an assertion inside a CUDA kernel.
     """
     try:
-        outputs = pipeline.forward([item.features for item in items], items[0].work.params)
+        outputs = pipeline.forward([item.features for item in items], items[0].task.params)
         if len(outputs) != len(items):
             raise RuntimeError(f"the model gave {len(outputs)} outputs for {len(items)} items")  # noqa: TRY301
     except Exception as error:
@@ -56,7 +58,7 @@ def _recover(pipeline: Pipeline) -> None:
         raise DeviceLostError(sentence) from error
 
 
-def _halve(pipeline: Pipeline, items: list[Item], error: Exception, code: ErrorCode) -> None:
+def _halve(pipeline: Pipeline, items: Sequence[Item[Any]], error: Exception, code: ErrorCode) -> None:
     if len(items) > 1:
         logger.info(
             "a batch of %d for %s raised %s, trying its halves",

@@ -8,8 +8,7 @@ from typing import Any
 from pipeq.contract.errors import PipeqError
 
 from pipeq_worker.models.pipeline import Prepared
-from pipeq_worker.stages.accept import Input
-from pipeq_worker.stages.task import Item, Work
+from pipeq_worker.stages.task import Input, Item, T
 
 #: Parameters and fields of which each entry is a row of its own, or as much work as one, for each input.
 _MULTIPLIERS = ("candidate_labels", "targets", "query", "questions")
@@ -26,17 +25,17 @@ def _entries(value: Any) -> int:
     return max(1, len(value)) if isinstance(value, list | dict) else 1
 
 
-def items(work: Work) -> Iterator[Item]:
+def items(task: T) -> Iterator[Item[T]]:
     """Tokenizes, extracts features, cuts chunks: one item at a time, so that a long audio is never there as a whole.
 
     Raises:
         PipeqError: ``invalid_input`` or ``invalid_params``, naming the input.
     """
-    assert work.pipeline is not None
-    for index, one in enumerate(work.inputs):
-        rows = work.pipeline.prepare(one.call_value, work.params)
-        for chunk, row in enumerate(_located(rows, f"inputs[{index}]" if work.is_list else "")):
-            yield Item(work, index, chunk, row.features, row.group, row.cost, row.nbytes)
+    assert task.pipeline is not None
+    for index, one in enumerate(task.inputs):
+        rows = task.pipeline.prepare(one.call_value, task.params)
+        for chunk, row in enumerate(_located(rows, f"inputs[{index}]" if task.is_list else "")):
+            yield Item(task, index, chunk, row.features, row.group, row.cost, row.nbytes)
 
 
 def _located(rows: Iterator[Prepared], where: str) -> Iterator[Prepared]:

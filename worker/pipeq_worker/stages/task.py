@@ -1,4 +1,8 @@
-"""The two things that move through the stages: a task inside the worker, and the items it becomes."""
+"""What moves through the stages: a task, its inputs, and the items it becomes. Nothing of Celery, nothing of Redis.
+
+Whoever gives a task to the stages knows where it came from and how it ends: in a worker a
+:class:`pipeq_worker.delivery.delivery.Delivery`, which is a task with a message and a lease.
+"""
 
 from __future__ import annotations
 
@@ -7,47 +11,61 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from pipeq.contract import keys as queues
 from pipeq.contract.errors import PipeqError
-from pipeq.contract.message import TaskMessage
-from pipeq.contract.reading import number
+from pipeq.contract.message import Ref, TaskMessage
 from pipeq.contract.status import BatchInfo
 
-from pipeq_worker.leases.leases import Leases
 from pipeq_worker.models.pipeline import Pipeline
-from pipeq_worker.stages.accept import Input
-
-#: More than anybody tries, and small enough for every counter.
-MOST_RETRIES = 1_000_000
+from pipeq_worker.models.task_type import Media
 
 
 @dataclass(eq=False)
-class Work:
-    """One task inside the worker, from its reservation to its acknowledgement.
+class Slot:
+    """A place inside an input for what a reference refers to: bytes after fetch, a value after decode."""
+
+    #: What it lies in, and where: a dictionary and a key, or a list and an index.
+    container: Any
+    key: Any
+    media: Media
+    ref: Ref
+    data: bytes | None = None
+    #: Whether it is part of a chat: processors take audio there as samples.
+    in_chat: bool = False
+
+    def fill(self, value: Any) -> None:
+        """Puts the decoded value in its place."""
+        self.container[self.key] = value
+        self.data = None
+
+
+@dataclass
+class Input:
+    """One input of a task; references in it are replaced, stage by stage, by what they refer to."""
+
+    fields: dict[str, Any]
+    #: Whether the pipeline's call takes the value of the one field rather than an object.
+    is_plain: bool
+    #: Where in the fields there are references.
+    slots: list[Slot] = field(default_factory=list)
+    #: The turns of chats, each as it was read and as it was sent: an output that repeats one repeats what was sent.
+    turns: list[tuple[Any, Any]] = field(default_factory=list)
+
+    @property
+    def call_value(self) -> Any:
+        """What the pipeline's call takes."""
+        return next(iter(self.fields.values())) if self.is_plain else self.fields
+
+
+@dataclass(eq=False, kw_only=True)
+class Task:
+    """One task, from its message to the model's outputs.
 
     Owned by one stage at a time; only the counting of items is shared between threads, under a lock.
     """
 
     id: str
-    #: What Celery knows it by in the pool, in the place of a process id.
-    number: int
-    #: Celery's request: expiry, revocation, events, acknowledgement.
-    request: Any
-    #: Runs Celery's tracer on this task and returns what :attr:`acknowledge` takes.
-    trace: Callable[[], Any]
-    #: Tells Celery how the task ended; acknowledges the message.
-    acknowledge: Callable[[Any], None]
-    #: Tells Celery that the task starts, once, which makes a reserved task an active one. Returns False where it was
-    #: revoked while it waited. None once it has started.
-    accept: Callable[[], bool] | None = None
-    received_at: float = field(default_factory=time.time)
-    #: Its lease: the leases it is among, and its tag there. None and empty by another transport than ours.
-    leases: Leases | None = None
-    tag: str = ""
-
     message: TaskMessage | None = None
     pipeline: Pipeline | None = None
     #: The pipeline's own parameters, overridden by the task's.
@@ -62,41 +80,24 @@ class Work:
     echoes: dict[int, Any] = field(default_factory=dict)
     #: For each input the model's outputs, one a chunk.
     outputs: list[list[Any]] = field(default_factory=list)
-
     error: PipeqError | None = None
-    #: What the task's caller reads: the pipeline's output, or where it was written.
-    result: Any = None
-    result_uri: str | None = None
-    #: What the next task of a chain and the body of a chord get in its place, where it speaks of objects in the store.
-    handed_on: Any = None
-    #: The task's record as it was before the worker changed it.
-    record: dict[str, Any] | None = None
-    #: Set when the record says that the task has ended already: cancelled, or finished by another worker.
-    is_over: bool = False
-    #: Set when its lease is gone: another worker has its message, or will.
-    is_lost: bool = False
-    #: Set by ``revoke(terminate=True)``.
-    is_terminated: bool = False
+
+    #: When its first batch began, in seconds since the epoch; set by whoever is told of the batch.
     started_at: float | None = None
-    attempt: int = 0
-    #: Workers that died with it in a batch.
+    #: How often what ran it died with it: then it shares no batch.
     deaths: int = 0
-    #: Whether its running mark is ours.
-    is_marked: bool = False
-    #: Further deliveries of the same message, which end with this one.
-    again: list[Any] = field(default_factory=list)
     batch: BatchInfo | None = None
     #: Milliseconds in each stage.
     timing_ms: dict[str, float] = field(default_factory=dict)
-    #: Bytes of the worker's budget it holds.
+    #: Bytes of the budget that it holds.
     held_bytes: int = 0
     #: What its preparation still has to give, while there is more: items, and None for something that was decoded; and
     #: the number of the thread that it runs on.
-    rows: Iterator[Item | None] | None = None
+    rows: Iterator[Item[Any] | None] | None = None
     thread: int = 0
     #: Items made so far.
     items: int = 0
-    #: When its record was last looked at, for whether it has ended meanwhile (monotonic).
+    #: When it was last looked up whether it has ended meanwhile (monotonic).
     looked_at: float = field(default_factory=time.monotonic)
 
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -109,27 +110,14 @@ class Work:
     _is_withdrawn: bool = False
 
     @property
-    def queue(self) -> str:
-        """The queue its message came from; empty where another transport than ours lets the message say nonsense."""
-        queue = (self.request.delivery_info or {}).get("routing_key")
-        return queue if queues.is_readable_id(queue) else ""
+    def is_dropped(self) -> bool:
+        """Whether its result is of no use any more. Whoever gave it to the stages may know."""
+        return False
 
     @property
-    def retries(self) -> int:
-        """Tries that ended in a passing fault; what the message says, as far as that is a number of tries."""
-        said = number(self.request.request_dict.get("retries"))
-        return int(min(max(said or 0, 0), MOST_RETRIES))
-
-    @property
-    def has_next(self) -> bool:
-        """Whether its result goes to another task: a link, the rest of a chain, a chord."""
-        _, _, embed = self.request._payload
-        return isinstance(embed, dict) and any(embed.get(name) for name in ("callbacks", "chain", "chord"))
-
-    def is_expired(self) -> bool:
-        """Whether the task's expiry has passed. Celery looks only when the message arrives."""
-        expires = self.request.expires
-        return expires is not None and expires < datetime.now(expires.tzinfo)
+    def needs_no_device(self) -> bool:
+        """Whether running its items would be in vain."""
+        return self.error is not None or self._is_withdrawn or self.is_dropped
 
     def begins(self) -> bool:
         """Whether it may run or be delivered; False once it was withdrawn."""
@@ -138,18 +126,12 @@ class Work:
             return self._has_begun
 
     def withdraw(self) -> bool:
-        """Takes it back, unless it has begun. Returns whether that was so: then its message is the caller's."""
+        """Takes it back, unless it has begun. Returns whether that was so: then it is the caller's again."""
         with self._lock:
             if self._has_begun or self._is_withdrawn:
                 return False
             self._is_withdrawn = True
             return True
-
-    def start(self) -> None:
-        """Its batch begins, unless it was revoked meanwhile."""
-        accept, self.accept = self.accept, None
-        if accept is not None and not accept():
-            self.is_terminated = True
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -204,17 +186,15 @@ class Work:
         if self.error is None:
             self.error = PipeqError(error.code, error.message, error.retryable)
 
-    @property
-    def needs_no_device(self) -> bool:
-        """Whether running its items would be in vain."""
-        return self.error is not None or self.is_over or self.is_lost or self.is_terminated or self._is_withdrawn
+
+T = TypeVar("T", bound=Task)
 
 
 @dataclass(eq=False)
-class Item:
+class Item(Generic[T]):
     """One row of model input."""
 
-    work: Work
+    task: T
     #: Which of the task's inputs it belongs to, and which of that input's chunks it is.
     index: int
     chunk: int
@@ -231,5 +211,5 @@ class Item:
     @property
     def lane(self) -> Hashable:
         """Whose share of the batcher's window it takes: its pipeline's."""
-        assert self.work.pipeline is not None
-        return self.work.pipeline.name
+        assert self.task.pipeline is not None
+        return self.task.pipeline.name

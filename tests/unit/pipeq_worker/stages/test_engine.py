@@ -9,31 +9,29 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from pipeq.contract.errors import ErrorCode
+from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import Ref, TaskMessage
 from pipeq_worker.models.constant_pipeline import ConstantPipeline
 from pipeq_worker.models.pipeline import Prepared
 from pipeq_worker.models.task_types import find
 from pipeq_worker.settings.read import PipelineSettings, Settings
-from pipeq_worker.stages import engine as engine_module
+from pipeq_worker.stages import look as look_module
 from pipeq_worker.stages.accept import read_inputs
 from pipeq_worker.stages.engine import Engine
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stages.prepare import least_items
-from pipeq_worker.stages.task import Work
+from pipeq_worker.stages.task import Task
 
 from tests.unit.media import image_bytes, picture
 
 
-class Marks:
-    """No running marks."""
+def begin(tasks: list[Task], alone: bool) -> None:
+    for task in tasks:
+        task.started_at = time.time()
 
-    def begin(self, works: list[Work], *, alone: bool = False) -> None:
-        for work in works:
-            work.started_at = time.time()
 
-    def look(self, works: list[Work]) -> None:
-        pass
+def look(tasks: list[Task]) -> None:
+    """Nobody has cancelled anything."""
 
 
 class SlowStore(Fetcher):
@@ -69,43 +67,43 @@ class ManyRows(ConstantPipeline):
         return super().forward(features, params)
 
 
-class Request:
-    """What the stages read of Celery's request."""
-
-    expires = None
-
-
 class Stages:
     """An engine with one pipeline, and what it has finished."""
 
-    def __init__(self, pipeline: ConstantPipeline, fetcher: Any = None, marks: Any = None, **settings: Any) -> None:
-        self.done: list[Work] = []
+    def __init__(
+        self,
+        pipeline: ConstantPipeline,
+        fetcher: Fetcher | None = None,
+        look: Callable[[list[Task]], None] = look,
+        **settings: Any,
+    ) -> None:
+        self.done: list[Task] = []
         self._changed = threading.Condition()
-        self.engine = Engine(
+        self.engine: Engine[Task] = Engine(
             {pipeline.name: pipeline},
             Settings(**settings),
-            fetcher,
-            marks or Marks(),  # type: ignore[arg-type]
-            self._deliver,
-            lambda *_: None,
-            2,
+            fetcher or SlowStore(),
+            begin=begin,
+            look=look,
+            deliver=self._deliver,
+            on_lost=lambda *_: None,
+            prepare_threads=2,
         )
         self.engine.start()
 
-    def _deliver(self, works: list[Work]) -> None:
+    def _deliver(self, tasks: list[Task]) -> None:
         with self._changed:
-            self.done += works
+            self.done += tasks
             self._changed.notify_all()
 
-    def submit(self, task_id: str, inputs: Any, pipeline: str = "it", **params: Any) -> Work:
-        work = Work(task_id, 0, Request(), lambda: None, lambda _: None)
-        work.message = TaskMessage(pipeline=pipeline, inputs=inputs, params=params)
-        self.engine.submit(work)
-        return work
+    def submit(self, task_id: str, inputs: Any, pipeline: str = "it", **params: Any) -> Task:
+        task = Task(id=task_id, message=TaskMessage(pipeline=pipeline, inputs=inputs, params=params))
+        self.engine.submit(task)
+        return task
 
-    def wait_for(self, *works: Work, timeout_s: float = 30) -> None:
+    def wait_for(self, *tasks: Task, timeout_s: float = 30) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: set(works) <= set(self.done), timeout_s)
+            assert self._changed.wait_for(lambda: set(tasks) <= set(self.done), timeout_s)
 
 
 @pytest.fixture
@@ -123,18 +121,25 @@ def image_pipeline(name: str) -> ConstantPipeline:
 
 def test_a_pipeline_whose_store_is_slow_holds_up_no_other(store: SlowStore) -> None:
     """Neither with threads that wait, nor with bytes that are held."""
-    done: list[Work] = []
+    done: list[Task] = []
     settings = Settings(fetch_threads=2, prefetch_bytes=2000)
-    pipelines: dict[str, Any] = {name: image_pipeline(name) for name in ("slow", "quick")}
-    engine = Engine(pipelines, settings, store, Marks(), done.extend, lambda *_: None, 1)  # type: ignore[arg-type]
+    engine: Engine[Task] = Engine(
+        {name: image_pipeline(name) for name in ("slow", "quick")},
+        settings,
+        store,
+        begin=begin,
+        look=look,
+        deliver=done.extend,
+        on_lost=lambda *_: None,
+        prepare_threads=1,
+    )
     engine.start()
     number = itertools.count()
 
     def submit(name: str, count: int) -> None:
         for _ in range(count):
-            work = Work(str(next(number)), 0, Request(), lambda: None, lambda _: None)
-            work.message = TaskMessage(pipeline=name, inputs={"uri": f"s3://{name}/a.png"})
-            engine.submit(work)
+            message = TaskMessage(pipeline=name, inputs={"uri": f"s3://{name}/a.png"})
+            engine.submit(Task(id=str(next(number)), message=message))
 
     submit("slow", 50)
     submit("quick", 50)
@@ -142,12 +147,12 @@ def test_a_pipeline_whose_store_is_slow_holds_up_no_other(store: SlowStore) -> N
     while len(done) < 50:
         assert time.monotonic() < deadline, f"{len(done)} of 50"
         time.sleep(0.01)
-    assert {work.message.pipeline for work in done if work.message} == {"quick"}
-    assert not any(work.error for work in done)
+    assert {task.message.pipeline for task in done if task.message} == {"quick"}
+    assert not any(task.error for task in done)
     store.answers.set()
     assert engine.drain(20) == []
     assert len(done) == 100
-    assert not any(work.error for work in done)
+    assert not any(task.error for task in done)
 
 
 def test_tasks_of_many_items_hold_up_nobody() -> None:
@@ -161,8 +166,8 @@ def test_tasks_of_many_items_hold_up_nobody() -> None:
     stages.wait_for(*small)
     assert not set(large) & set(stages.done)
     stages.wait_for(*large)
-    assert [len(work.outputs[0]) for work in large] == [3000, 3001]
-    assert not any(work.error for work in (*large, *small))
+    assert [len(task.outputs[0]) for task in large] == [3000, 3001]
+    assert not any(task.error for task in (*large, *small))
     # What a thread began it goes on with: its tokenizer is in there.
     assert [len(pipeline.threads[one]) for one in (3000, 3001)] == [1, 1]
     stages.engine.drain(5)
@@ -171,12 +176,12 @@ def test_tasks_of_many_items_hold_up_nobody() -> None:
 def test_items_are_counted_while_they_are_made() -> None:
     pipeline = ManyRows("it")
     stages = Stages(pipeline, max_items=100)
-    work = stages.submit("a", 10**9)
+    task = stages.submit("a", 10**9)
     fits = stages.submit("b", 100)
-    stages.wait_for(work, fits)
-    assert work.error is not None
-    assert work.error.code == ErrorCode.INPUT_TOO_LARGE
-    assert "max_items" in work.error.message
+    stages.wait_for(task, fits)
+    assert task.error is not None
+    assert task.error.code == ErrorCode.INPUT_TOO_LARGE
+    assert "max_items" in task.error.message
     assert pipeline.made[10**9] == 101
     assert fits.error is None
     stages.engine.drain(5)
@@ -206,26 +211,27 @@ def test_what_the_message_tells_is_refused_before_anything_is_made(task: str, in
     assert least_items(inputs[:1], {}) in (1, 1000)
 
 
-class Cancelled(Marks):
+class Cancelled:
     """Says of every task that it has ended, once it is told to."""
 
     def __init__(self) -> None:
         self.says_so = threading.Event()
 
-    def look(self, works: list[Work]) -> None:
-        for work in works:
-            work.is_over = self.says_so.is_set()
+    def look(self, tasks: list[Task]) -> None:
+        for task in tasks:
+            if self.says_so.is_set():
+                task.fail(PipeqError(ErrorCode.CANCELLED, "nobody wants it"))
 
 
 def test_a_cancelled_task_stops_between_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "LOOK_S", 0.01)
-    pipeline, marks = ManyRows("it"), Cancelled()
-    stages = Stages(pipeline, marks=marks, max_items=10**9)
-    work = stages.submit("a", 10**8)
+    monkeypatch.setattr(look_module, "LOOK_S", 0.01)
+    pipeline, cancelled = ManyRows("it"), Cancelled()
+    stages = Stages(pipeline, look=cancelled.look, max_items=10**9)
+    task = stages.submit("a", 10**8)
     while pipeline.made.get(10**8, 0) < 100:
         time.sleep(0.01)
-    marks.says_so.set()
-    stages.wait_for(work)
+    cancelled.says_so.set()
+    stages.wait_for(task)
     made = pipeline.made[10**8]
     time.sleep(0.1)
     assert pipeline.made[10**8] == made < 10**5
@@ -233,7 +239,7 @@ def test_a_cancelled_task_stops_between_items(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_cancelled_task_stops_between_references(monkeypatch: pytest.MonkeyPatch, store: SlowStore) -> None:
-    monkeypatch.setattr(engine_module, "LOOK_S", 0.01)
+    monkeypatch.setattr(look_module, "LOOK_S", 0.01)
     fetched: list[Ref] = []
 
     class Counted(SlowStore):
@@ -242,17 +248,17 @@ def test_a_cancelled_task_stops_between_references(monkeypatch: pytest.MonkeyPat
             time.sleep(0.005)
             return super().fetch(ref, reserve)
 
-    marks = Cancelled()
-    stages = Stages(image_pipeline("it"), Counted(), marks, fetch_threads=1)
-    work = stages.submit("a", [{"uri": "s3://quick/a.png"}] * 5000)
+    cancelled = Cancelled()
+    stages = Stages(image_pipeline("it"), Counted(), cancelled.look, fetch_threads=1)
+    task = stages.submit("a", [{"uri": "s3://quick/a.png"}] * 5000)
     while len(fetched) < 20:
         time.sleep(0.01)
     # Nor does it hold up who comes after it, though there is one thread.
     later = stages.submit("b", [{"uri": "s3://quick/a.png"}])
     stages.wait_for(later)
-    assert work not in stages.done
-    marks.says_so.set()
-    stages.wait_for(work)
+    assert task not in stages.done
+    cancelled.says_so.set()
+    stages.wait_for(task)
     assert len(fetched) < 5000
     stages.engine.drain(5)
 
@@ -271,8 +277,6 @@ def test_what_has_not_begun_is_given_back_at_once() -> None:
     first = stages.submit("a", 1)
     assert pipeline.begun.wait(20)
     waiting = [stages.submit(str(at), 1) for at in range(20)]
-    for work in (first, *waiting):
-        work.leases = object()  # type: ignore[assignment]
     assert set(stages.engine.withdraw()) == set(waiting)
     assert stages.engine.withdraw() == []
     stages.submit("late", 1)
@@ -284,9 +288,9 @@ def test_what_has_not_begun_is_given_back_at_once() -> None:
 def test_a_drain_waits_no_longer_than_it_is_told() -> None:
     pipeline = ManyRows("it")
     stages = Stages(pipeline, max_items=10**9)
-    work = stages.submit("a", 10**8)
+    task = stages.submit("a", 10**8)
     while not pipeline.made:
         time.sleep(0.01)
     began = time.monotonic()
-    assert stages.engine.drain(0.2) == [work]
+    assert stages.engine.drain(0.2) == [task]
     assert 0.2 <= time.monotonic() - began < 10

@@ -39,7 +39,7 @@ class Model:
 
 
 def rows(*features: Any) -> list[Any]:
-    return [SimpleNamespace(features=one, output=None, error=None, work=SimpleNamespace(params={})) for one in features]
+    return [SimpleNamespace(features=one, output=None, error=None, task=SimpleNamespace(params={})) for one in features]
 
 
 def run(model: Model, items: list[Any]) -> None:

@@ -1,0 +1,275 @@
+"""The stages up to the device, and the threads between them. Before: engine. After: batcher.
+
+    accept -> fetch -> decode -> prepare
+    prepare   fetch    prepare threads
+
+Each pipeline has a :class:`Lane` of its own, so that one with a slow store or huge inputs holds up no other. A task of
+many inputs or items is taken through in slices, and others come in between.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Generic
+
+from pipeq.contract.errors import ErrorCode, PipeqError
+
+from pipeq_worker.media.decoded import Decoded
+from pipeq_worker.models.pipeline import Pipeline
+from pipeq_worker.settings.read import Settings
+from pipeq_worker.stages import decode, prepare
+from pipeq_worker.stages.accept import read_inputs
+from pipeq_worker.stages.batcher import Batcher, Closed
+from pipeq_worker.stages.fetch import Fetcher, ref_name
+from pipeq_worker.stages.lane import Lane
+from pipeq_worker.stages.look import Lookout
+from pipeq_worker.stages.task import Item, Slot, T, Task
+from pipeq_worker.stores.signed import looks_like_result
+
+logger = logging.getLogger(__name__)
+
+#: How long one task may keep a thread that others of its pipeline wait for, in seconds.
+SLICE_S = 0.05
+#: Items of one task that may be on their way at once, in batches: those of others come in between.
+OPEN_BATCHES = 8
+
+
+class Preparation(Generic[T]):
+    """Takes tasks from their messages to items in the batcher.
+
+    Args:
+        pipelines: the loaded pipelines by name.
+        settings: the worker's settings.
+        fetcher: reads references.
+        batcher: where items go.
+        lookout: knows which tasks have been cancelled.
+        finish: called with a task that needs no device, or of which the device has had everything.
+        prepare_threads: of each pipeline.
+    """
+
+    def __init__(
+        self,
+        pipelines: dict[str, Pipeline],
+        settings: Settings,
+        fetcher: Fetcher,
+        batcher: Batcher[Item[T]],
+        lookout: Lookout[T],
+        finish: Callable[[T], None],
+        prepare_threads: int,
+    ) -> None:
+        self._pipelines = pipelines
+        self._settings = settings
+        self._fetcher = fetcher
+        self._batcher = batcher
+        self._lookout = lookout
+        self._finish = finish
+        share = share_of(settings, len(pipelines))
+        self._lanes = {name: Lane(name, share, settings.fetch_threads, prepare_threads) for name in pipelines}
+        #: For what names no pipeline of ours; it only fails.
+        self._no_lane = next(iter(self._lanes.values()))
+        #: Held for a step of preparation whose inputs are large once they are decoded.
+        self._large = threading.Lock()
+        self._closed = False
+
+    def submit(self, task: T) -> None:
+        """Takes a task in. Returns at once."""
+        self._lane(task).preparing.submit(partial(self._guarded, task, self._accept))
+
+    def close(self) -> None:
+        """Nothing goes on any more. Returns at once."""
+        self._closed = True
+        for lane in self._lanes.values():
+            lane.close()
+
+    def hold(self, task: T, more: int) -> None:
+        """Counts bytes that a task takes, or gives back."""
+        self._lane(task).budget.add(task.held_bytes, more)
+        task.held_bytes += more
+
+    # -- stages, in the order of the data's way -----------------------------------------------------------------------
+
+    def _accept(self, task: T) -> None:
+        message = task.message
+        assert message is not None
+        pipeline = self._pipelines.get(message.pipeline)
+        if pipeline is None:
+            raise PipeqError(
+                ErrorCode.UNKNOWN_PIPELINE,
+                f"this worker serves no pipeline {message.pipeline!r} (it serves {', '.join(sorted(self._pipelines))})",
+            )
+        task.pipeline = pipeline
+        task.params = pipeline.merge(message.params)
+        task.given = message.inputs
+        if any(map(looks_like_result, task.given if isinstance(task.given, list) else [task.given])):
+            self._lane(task).fetching.submit(self._guarded, task, self._fetch_results)
+        else:
+            self._read(task)
+
+    def _fetch_results(self, task: T) -> None:
+        """What comes before this task in a chain, or in the header of a chord, and went to the store, comes back."""
+        if not task.held_bytes:
+            self._lane(task).budget.wait_for_room()
+        if isinstance(task.given, list):
+            task.given = [self._fetch_result(task, one) for one in task.given]
+        else:
+            task.given = self._fetch_result(task, task.given)
+        self._lane(task).preparing.submit(partial(self._guarded, task, self._read))
+
+    def _fetch_result(self, task: T, value: Any) -> Any:
+        if self._lookout.is_in_vain(task) or (ref := self._fetcher.result_ref(value)) is None:
+            return value
+        with task.timed("fetch"):
+            return self._fetcher.fetch_result(ref, lambda size: self.hold(task, size))
+
+    def _read(self, task: T) -> None:
+        pipeline = task.pipeline
+        assert pipeline is not None
+        task.inputs, task.is_list = read_inputs(pipeline.task_type, task.given, self._settings.inputs)
+        task.outputs = [[] for _ in task.inputs]
+        task.echoes = {id(read): sent for one in task.inputs for read, sent in one.turns}
+        self._check_items(prepare.least_items(task.inputs, task.params))
+        if any(one.slots for one in task.inputs):
+            self._lane(task).fetching.submit(self._guarded, task, self._fetch)
+        else:
+            self._prepare(task)
+
+    def _fetch(self, task: T) -> None:
+        lane, until = self._lane(task), time.monotonic() + SLICE_S
+        if not task.held_bytes:
+            lane.budget.wait_for_room()
+        for at, slot in [(at, slot) for at, one in enumerate(task.inputs) for slot in one.slots if slot.data is None]:
+            if self._lookout.is_in_vain(task):
+                break
+            if time.monotonic() > until:
+                # Others wait behind this one for a thread.
+                lane.fetching.submit(self._guarded, task, self._fetch)
+                return
+            with task.timed("fetch"), _located(task, at):
+                slot.data = self._fetcher.fetch(slot.ref, lambda size: self.hold(task, size))
+        lane.preparing.submit(partial(self._guarded, task, self._prepare))
+
+    def _prepare(self, task: T) -> None:
+        task.rows, task.thread = self._rows(task), self._lane(task).preparing.here()
+        self._go_on(task)
+
+    def _rows(self, task: T) -> Iterator[Item[T] | None]:
+        """Decodes and prepares, in as many steps as there are: None for something decoded, then the items."""
+        assert task.pipeline is not None
+        answer = task.pipeline.picture_memory(task.params)
+        most = self._settings.inputs.max_decoded_bytes
+        decoded = Decoded(most, lambda more: self.hold(task, more), self._large, answer)
+        try:
+            for at, slot in [(at, slot) for at, one in enumerate(task.inputs) for slot in one.slots]:
+                with task.timed("decode"):
+                    self._decode(task, at, slot, decoded)
+                decoded.end()
+                yield None
+            for item in prepare.items(task):
+                # Before others have their turn on this thread: they may be large, too.
+                decoded.end()
+                yield item
+        finally:
+            decoded.end()
+
+    def _decode(self, task: T, at: int, slot: Slot, decoded: Decoded) -> None:
+        assert task.pipeline is not None
+        assert slot.data is not None
+        with _located(task, at):
+            name, rate = ref_name(slot.ref), task.pipeline.sampling_rate
+            limits = self._settings.inputs
+            value = decode.decode(slot.media, slot.data, name, limits, rate, slot.in_chat, decoded)
+        if not decode.keeps_its_bytes(value):
+            self.hold(task, -len(slot.data))
+        slot.fill(value)
+        task.echoes[id(value)] = slot.ref.model_dump(exclude_none=True, exclude={"signature"})
+
+    def _go_on(self, task: T) -> None:
+        """Takes a task through the next slice of its preparation."""
+        pipeline, rows, began = task.pipeline, task.rows, time.monotonic()
+        assert pipeline is not None
+        assert rows is not None
+        until, is_full = began + SLICE_S, False
+        for item in rows:
+            if item is not None:
+                task.add_time("prepare", time.monotonic() - began)
+            if self._lookout.is_in_vain(task):
+                break
+            if item is not None:
+                task.items += 1
+                self._check_items(task.items)
+                task.outputs[item.index].append(None)
+                many = task.opened() >= OPEN_BATCHES * pipeline.limits.max_size
+                try:
+                    is_full = self._batcher.put(item, pipeline.limits) or many
+                except Closed:
+                    return  # draining: the message goes back on its queue
+            began = time.monotonic()
+            if is_full or began > until:
+                go_on = partial(
+                    self._lane(task).preparing.go_on, task.thread, partial(self._guarded, task, self._go_on)
+                )
+                if is_full:
+                    task.pause(go_on)
+                else:
+                    go_on()
+                return
+        self._end(task)
+
+    # -- helpers ------------------------------------------------------------------------------------------------------
+
+    def _check_items(self, count: int) -> None:
+        if count > (most := self._settings.max_items):
+            raise PipeqError(
+                ErrorCode.INPUT_TOO_LARGE,
+                f"the task makes {count} items or more (inputs, times their labels or chunks), and this worker takes "
+                f"{most} (`max_items`): send it in parts",
+            )
+
+    def _guarded(self, task: T, stage: Callable[[T], None]) -> None:
+        """Runs a stage; its error ends the task, not the thread."""
+        try:
+            if self._closed:
+                return
+            if not task.needs_no_device:
+                stage(task)
+                return
+        except PipeqError as error:
+            task.fail(error)
+        except BaseException as error:  # a panic inside a tokenizer is no Exception
+            if self._closed:
+                return
+            logger.exception("stage %s failed on task %s", stage.__name__, task.id, extra={"action": "stage"})
+            task.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
+        self._end(task)
+
+    def _end(self, task: T) -> None:
+        """No more items of it will come."""
+        task.rows = None
+        if task.prepared():
+            self._finish(task)
+
+    def _lane(self, task: T) -> Lane:
+        return self._lanes.get(task.message.pipeline, self._no_lane) if task.message else self._no_lane
+
+
+def share_of(settings: Settings, pipelines: int) -> int:
+    """The bytes of inputs that one of so many pipelines may hold."""
+    return max(1, settings.prefetch_bytes // pipelines)
+
+
+class _located:  # noqa: N801 - reads as a statement
+    """Says in an error which of several inputs it is about."""
+
+    def __init__(self, task: Task, index: int) -> None:
+        self._where = f"inputs[{index}]: " if task.is_list else ""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if self._where and isinstance(error, PipeqError):
+            raise PipeqError(error.code, self._where + error.message, error.retryable) from error
