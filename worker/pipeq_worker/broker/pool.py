@@ -196,7 +196,7 @@ class TaskPool(BasePool):
 
     def _on_lost(self, reason: str, deliveries: list[Delivery]) -> None:
         """Ends the process; nothing else frees a device that hangs. Called on the watchdog's or the device's thread."""
-        logger.critical("%s; ending this process", reason, extra={"action": "device_lost"})
+        self._runtime.observer.child_died(reason, [one.id for one in deliveries])
         self._runtime.lost = deliveries
         # Should even the orderly way hang, no lease of ours may outlive us for long.
         backstop = threading.Timer(LOST_EXIT_S, os._exit, (EXIT_DEVICE_LOST,))

@@ -36,6 +36,7 @@ from pipeq_worker.delivery.outputs import Object, convert
 from pipeq_worker.delivery.retries import Retries
 from pipeq_worker.leases.leases import Leases, place
 from pipeq_worker.observe.frames import forget
+from pipeq_worker.observe.observer import Ended, Observer
 from pipeq_worker.observe.outage import outage
 from pipeq_worker.settings.read import ResultSettings, Settings
 from pipeq_worker.stores.signed import Signatures, objects_of, sign_objects
@@ -81,6 +82,7 @@ class Deliverer:
         retries: Retries,
         client: redis.Redis,
         signatures: Signatures,
+        observer: Observer,
     ) -> None:
         self._app = app
         self._settings = settings
@@ -88,6 +90,7 @@ class Deliverer:
         self._retries = retries
         self._redis = client
         self._signatures = signatures
+        self._observer = observer
         self._server = place(client.connection_pool.connection_kwargs)
         self._uploads = ThreadPoolExecutor(UPLOAD_THREADS, "upload")
 
@@ -168,6 +171,17 @@ class Deliverer:
             except Exception:
                 logger.exception("task %s", delivery.id, extra={"action": "deliver"})
             _let_go(delivery)
+        self._tell(delivery)
+
+    def _tell(self, delivery: Delivery) -> None:
+        name = delivery.pipeline.name if delivery.pipeline is not None else None
+        if name is not None and "deliver" in delivery.timing_ms:
+            self._observer.stage_ended(delivery.id, name, "deliver", delivery.timing_ms["deliver"] / 1000)
+        ended: Ended = "succeeded" if delivery.error is None else "retrying" if delivery.is_retried else "failed"
+        code = delivery.error.code if delivery.error is not None else None
+        if delivery.is_dropped:
+            ended, code = "dropped", None
+        self._observer.task_ended(delivery.id, name, ended, code, delivery.timing_ms)
 
     def _claim(self, deliveries: list[Delivery]) -> None:
         """Renews the leases now, so that links and chords, which the tracer fires, are fired for what is still ours."""
@@ -276,6 +290,7 @@ class Deliverer:
     def _trace(self, delivery: Delivery) -> Any:
         """Runs Celery's tracer, whose body is :attr:`outcome`."""
         retry, fence, error = self._next_try(delivery), self._fence(delivery), delivery.error
+        delivery.is_retried = retry is not None
         note = Annotation(
             _status(delivery, retrying=retry is not None),
             queues.dead_letter_key(delivery.queue),
@@ -311,7 +326,7 @@ class Deliverer:
         if not isinstance(cause, PipeqError):
             sentence = f"its message cannot be worked with: {type(cause).__name__}: {shown.line(str(cause))}"
             cause = PipeqError(ErrorCode.INVALID_MESSAGE, sentence)
-        delivery.error = PipeqError(cause.code, cause.message, cause.retryable)
+        delivery.error, delivery.is_retried = PipeqError(cause.code, cause.message, cause.retryable), False
         letter = Annotation(
             _status(delivery, retrying=False), queues.dead_letter_key(delivery.queue), _dead_letter(delivery)
         )

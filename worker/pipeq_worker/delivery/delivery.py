@@ -51,6 +51,8 @@ class Delivery(Task):
     is_lost: bool = False
     #: Set by ``revoke(terminate=True)``.
     is_terminated: bool = False
+    #: Set when what it failed with passes, and it has tries left.
+    is_retried: bool = False
     attempt: int = 0
     #: Whether its running mark is ours.
     is_marked: bool = False

@@ -22,6 +22,9 @@ from pipeq_worker.delivery.retries import Retries
 from pipeq_worker.host.heartbeat import Heartbeat
 from pipeq_worker.leases.receiving import Receiving
 from pipeq_worker.models.pipeline import Pipeline
+from pipeq_worker.observe.logged import Log
+from pipeq_worker.observe.observer import Observer, Observers
+from pipeq_worker.observe.outage import outage
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.engine import Engine
 from pipeq_worker.stages.fetch import Fetcher
@@ -42,6 +45,8 @@ class Runtime:
     pipelines: dict[str, Pipeline]
     #: Name of this worker, as Celery shows it.
     hostname: str
+    #: Told what happens.
+    observer: Observer = field(default_factory=lambda: Observers([Log()]))
     #: Set when the device hangs or is beyond use, to the tasks it had: the process ends without waiting for it.
     lost: list[Delivery] | None = None
     engine: Engine[Delivery] = field(init=False)
@@ -76,7 +81,8 @@ class Runtime:
         signatures = Signatures(client, settings.results)
         self.store = Store(settings.results, settings.s3)
         self._fetcher = Fetcher(settings.inputs, settings.s3, settings.fetch_threads * len(self.pipelines), signatures)
-        self.deliverer = Deliverer(app, settings, self.store, retries, client, signatures)
+        self.deliverer = Deliverer(app, settings, self.store, retries, client, signatures, self.observer)
+        outage.tell(self.observer)
 
         def deliver(deliveries: list[Delivery]) -> None:
             try:
@@ -93,9 +99,10 @@ class Runtime:
             deliver=deliver,
             on_lost=on_lost,
             prepare_threads=settings.prepare_threads or min(os.cpu_count() or 1, MOST_PREPARE_THREADS),
+            observer=self.observer,
         )
         self.engine.start()
-        receiving = Receiving(self.queues, lambda: app.amqp.queues.consume_from, on_deaf)
+        receiving = Receiving(self.queues, lambda: app.amqp.queues.consume_from, on_deaf, self.observer)
         self._heartbeat = Heartbeat(
             client, self.hostname, self.pipelines, self.engine.in_flight, retries, self.queues, receiving
         )

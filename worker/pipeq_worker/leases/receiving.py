@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.leases.reserver import STALLED_S, Deaf
+from pipeq_worker.observe.observer import Observer
 from pipeq_worker.observe.outage import Episodes
 
 #: A queue of which nothing was taken for so long is deaf: a connection that broke is back sooner, in seconds.
@@ -26,14 +27,21 @@ class Receiving:
         queues: what the worker serves.
         consumed: those that it is still told to take from.
         on_deaf: called with a sentence when only a new process may help.
+        observer: told of each queue of which nothing is taken.
     """
 
     def __init__(
-        self, queues: Iterable[str], consumed: Callable[[], Collection[str]], on_deaf: Callable[[str], None]
+        self,
+        queues: Iterable[str],
+        consumed: Callable[[], Collection[str]],
+        on_deaf: Callable[[str], None],
+        observer: Observer | None = None,
     ) -> None:
         self._queues = tuple(queues)
         self._consumed = consumed
         self._on_deaf = on_deaf
+        self._observer = observer or Observer()
+        self._said: set[str] = set()
         #: Queue -> when it was first found deaf, by this process's clock and since the epoch.
         self._since: dict[str, tuple[float, float]] = {}
         self._served_since: float | None = None
@@ -63,6 +71,11 @@ class Receiving:
             self._served_since = now
         found = self._find()
         self._log.now({queue: one.reason for queue, one in found.items()})
+        for queue in found.keys() - self._said:
+            self._observer.worker_could_not(f"take from {queue}", found[queue].reason)
+        for queue in self._said - found.keys():
+            self._observer.worker_can_again(f"take from {queue}")
+        self._said = set(found)
         for queue, one in found.items():
             if one.restart_helps and now - max(self._since[queue][0], self._served_since) > STALLED_S:
                 self._on_deaf(f"no messages are taken from {queue}, though Redis serves: {one.reason}")

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 from redis.exceptions import NoPermissionError, ResponseError
 
+from pipeq_worker.observe.observer import Observer
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,6 +44,11 @@ class Outage:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._who: set[str] = set()
+        self._observer = Observer()
+
+    def tell(self, observer: Observer) -> None:
+        """From now on it is told, too."""
+        self._observer = observer
 
     def noticed(self, who: str, error: BaseException) -> None:
         """Redis did not do for ``who`` what it should."""
@@ -53,6 +60,7 @@ class Outage:
             if isinstance(error, NoPermissionError):
                 reason += " (deploy/redis-users.acl has the rights that a worker needs)"
             logger.warning("Redis does not serve (%s): %s; trying on", who, reason, extra={"action": "redis_away"})
+            self._observer.worker_could_not("redis", reason)
 
     def over(self, who: str) -> None:
         """It does so again."""
@@ -63,6 +71,7 @@ class Outage:
             last = not self._who
         if last:
             logger.warning("Redis serves again", extra={"action": "redis_back"})
+            self._observer.worker_can_again("redis")
 
 
 def is_wrong_type(error: BaseException) -> bool:

@@ -109,7 +109,11 @@ def run(settings: Settings) -> int:
     from pipeq_worker.broker.pool import EXIT_DEVICE_LOST
     from pipeq_worker.host.runtime import Runtime
     from pipeq_worker.models.loading import load, needs_torch
+    from pipeq_worker.observe.logged import Log
+    from pipeq_worker.observe.observer import Observers, of_entry_points
 
+    # Users' own are made first: what is wrong with one is said before models are loaded for nothing.
+    observer = Observers([Log(), *of_entry_points()])
     startup.wait_for_redis(settings.redis_url)
     # In a container the process id and the host are the same after each restart; a name must not be.
     hostname = f"pipeq-{os.getpid()}-{secrets.token_hex(2)}@{socket.gethostname()}"
@@ -126,7 +130,7 @@ def run(settings: Settings) -> int:
     # What is loaded stays: the collector need not walk through torch each time it looks at all there is.
     gc.collect()
     gc.freeze()
-    runtime = Runtime(settings, pipelines, hostname)
+    runtime = Runtime(settings, pipelines, hostname, observer)
     app = build_app(runtime)
     # Containers run as whom they like; a worker runs no code of its producers.
     warnings.filterwarnings("ignore", category=SecurityWarning)

@@ -16,6 +16,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.status import BatchInfo
 
 from pipeq_worker.models.pipeline import Pipeline
+from pipeq_worker.observe.observer import Observer
 from pipeq_worker.stages.batcher import Batch, Batcher
 from pipeq_worker.stages.infer import DeviceLostError, infer
 from pipeq_worker.stages.look import Lookout
@@ -37,6 +38,7 @@ class Device(Generic[T]):
         on_lost: called with a reason, and the tasks in the batch, when the device hangs or is beyond use.
         max_deaths: a task that died with so many workers is not run again.
         hard_timeout_s: a forward pass that takes longer hangs.
+        observer: told of batches, and of tasks that are through.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Device(Generic[T]):
         on_lost: Callable[[str, list[T]], None],
         max_deaths: int,
         hard_timeout_s: float,
+        observer: Observer,
     ) -> None:
         self._batcher = batcher
         self._begin_them = begin
@@ -55,6 +58,7 @@ class Device(Generic[T]):
         self._done = done
         self._on_lost = on_lost
         self._max_deaths = max_deaths
+        self._observer = observer
         self._watchdog = Watchdog(hard_timeout_s)
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
 
@@ -75,6 +79,7 @@ class Device(Generic[T]):
                     task.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
             done = [item.task for item in batch.items if item.task.closed()]
             if done:
+                self._tell(done)
                 self._done(done)
 
     def _run_batch(self, batch: Batch[Item[T]], tasks: list[T]) -> None:
@@ -127,13 +132,13 @@ class Device(Generic[T]):
                 item.task.fail(PipeqError(item.error.code, where + item.error.message, item.error.retryable))
             else:
                 item.task.outputs[item.index][item.chunk] = item.output
-        logger.debug(
-            "batch of %d, %.0f%% padding, %.1f ms",
-            info.size,
-            info.padding * 100,
-            spent * 1000,
-            extra={"action": "batch", "pipeline": pipeline.name, "size": info.size, "ms": spent * 1000},
-        )
+        self._observer.batch_ran(pipeline.name, info.size, info.padding, spent)
+
+    def _tell(self, tasks: list[T]) -> None:
+        for task in tasks:
+            for stage in ("batch", "infer"):
+                if task.pipeline is not None and stage in task.timing_ms:
+                    self._observer.stage_ended(task.id, task.pipeline.name, stage, task.timing_ms[stage] / 1000)
 
 
 def _tasks_of(items: list[Item[T]]) -> list[T]:

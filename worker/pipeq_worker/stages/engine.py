@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Generic
 
 from pipeq_worker.models.pipeline import Pipeline
+from pipeq_worker.observe.observer import Observer
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.batcher import Batcher
 from pipeq_worker.stages.device import Device
@@ -45,6 +46,7 @@ class Engine(Generic[T]):
         deliver: called with tasks that are through; ends them.
         on_lost: called with a reason, and the tasks in the batch, when the device hangs or is beyond use.
         prepare_threads: of each pipeline.
+        observer: told what happens to tasks and batches.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class Engine(Generic[T]):
         deliver: Callable[[list[T]], None],
         on_lost: Callable[[str, list[T]], None],
         prepare_threads: int,
+        observer: Observer | None = None,
     ) -> None:
+        observer = observer or Observer()
         self._deliver = deliver
         self._tasks: set[T] = set()
         self._changed = threading.Condition()
@@ -74,10 +78,17 @@ class Engine(Generic[T]):
         self._batcher: Batcher[Item[T]] = Batcher(window)
         lookout = Lookout(look)
         self._preparation = Preparation(
-            pipelines, settings, fetcher, self._batcher, lookout, self._finish_here, prepare_threads
+            pipelines, settings, fetcher, self._batcher, lookout, self._finish_here, prepare_threads, observer
         )
         self._device = Device(
-            self._batcher, begin, lookout, self._finish_later, on_lost, settings.max_deaths, settings.hard_timeout_s
+            self._batcher,
+            begin,
+            lookout,
+            self._finish_later,
+            on_lost,
+            settings.max_deaths,
+            settings.hard_timeout_s,
+            observer,
         )
         self._delivering = ThreadPoolExecutor(DELIVER_THREADS, "deliver")
 

@@ -20,6 +20,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 
 from pipeq_worker.media.decoded import Decoded
 from pipeq_worker.models.pipeline import Pipeline
+from pipeq_worker.observe.observer import Observer
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages import decode, prepare
 from pipeq_worker.stages.accept import read_inputs
@@ -49,6 +50,7 @@ class Preparation(Generic[T]):
         lookout: knows which tasks have been cancelled.
         finish: called with a task that needs no device, or of which the device has had everything.
         prepare_threads: of each pipeline.
+        observer: told of tasks that are accepted, and of the ends of stages.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Preparation(Generic[T]):
         lookout: Lookout[T],
         finish: Callable[[T], None],
         prepare_threads: int,
+        observer: Observer,
     ) -> None:
         self._pipelines = pipelines
         self._settings = settings
@@ -67,6 +70,7 @@ class Preparation(Generic[T]):
         self._batcher = batcher
         self._lookout = lookout
         self._finish = finish
+        self._observer = observer
         share = share_of(settings, len(pipelines))
         self._lanes = {name: Lane(name, share, settings.fetch_threads, prepare_threads) for name in pipelines}
         #: For what names no pipeline of ours; it only fails.
@@ -103,6 +107,7 @@ class Preparation(Generic[T]):
             )
         task.pipeline = pipeline
         task.params = pipeline.merge(message.params)
+        self._observer.task_accepted(task.id, pipeline.name)
         task.given = message.inputs
         if any(map(looks_like_result, task.given if isinstance(task.given, list) else [task.given])):
             self._lane(task).fetching.submit(self._guarded, task, self._fetch_results)
@@ -150,6 +155,7 @@ class Preparation(Generic[T]):
                 return
             with task.timed("fetch"), _located(task, at):
                 slot.data = self._fetcher.fetch(slot.ref, lambda size: self.hold(task, size))
+        self._told(task, "fetch")
         lane.preparing.submit(partial(self._guarded, task, self._prepare))
 
     def _prepare(self, task: T) -> None:
@@ -168,6 +174,7 @@ class Preparation(Generic[T]):
                     self._decode(task, at, slot, decoded)
                 decoded.end()
                 yield None
+            self._told(task, "decode")
             for item in prepare.items(task):
                 # Before others have their turn on this thread: they may be large, too.
                 decoded.end()
@@ -249,8 +256,13 @@ class Preparation(Generic[T]):
     def _end(self, task: T) -> None:
         """No more items of it will come."""
         task.rows = None
+        self._told(task, "prepare")
         if task.prepared():
             self._finish(task)
+
+    def _told(self, task: T, stage: str) -> None:
+        if task.pipeline is not None and stage in task.timing_ms:
+            self._observer.stage_ended(task.id, task.pipeline.name, stage, task.timing_ms[stage] / 1000)
 
     def _lane(self, task: T) -> Lane:
         return self._lanes.get(task.message.pipeline, self._no_lane) if task.message else self._no_lane

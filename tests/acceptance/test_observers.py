@@ -1,0 +1,85 @@
+"""A user's own observer, behind an entry point: what it is told of tasks that succeed, fail, wait and are cancelled."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeq import Client, State
+
+from tests.worker_process import worker
+
+PACKAGE = """
+import json, os
+from pipeq_worker.observe.observer import EVENTS, Observer
+
+class Written(Observer):
+    pass
+
+def writer(name):
+    def write(self, *args):
+        with open(os.environ["TOLD"], "a") as file:
+            file.write(json.dumps([name, *args], default=str) + "\\n")
+    return write
+
+for name in EVENTS:
+    setattr(Written, name, writer(name))
+"""
+
+
+def install(folder: Path) -> None:
+    """What pip leaves of a package with an entry point."""
+    folder.mkdir()
+    (folder / "my_observers.py").write_text(PACKAGE)
+    about = folder / "my_observers-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-observers\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[pipeq.observers]\nmine = my_observers:Written\n")
+
+
+def test_it_is_told_what_happens(redis_url: str, tmp_path: Path) -> None:
+    install(tmp_path / "site")
+    told_file = tmp_path / "told.jsonl"
+    path = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    config = tmp_path / "pipelines.toml"
+    config.write_text('[pipelines.constant]\n[pipelines.slow]\ntask = "constant"\nparams = { seconds = 1.0 }\n')
+    with (
+        worker(
+            tmp_path, redis_url, "--config", tmp_path / "pipelines.toml", PYTHONPATH=path, TOLD=told_file
+        ) as process,
+        Client(redis_url) as client,
+    ):
+        process.wait_ready(client, "constant", "slow")
+        good = client.submit("constant", "hello")
+        bad = client.submit("constant", "hello", params={"no_such_parameter": 1})
+        first = client.submit("slow", "a")
+        gone = client.submit("slow", "b")
+        client.cancel(gone)
+        for task_id in (good, bad, first, gone):
+            client.wait(task_id, timeout_s=60)
+        assert client.status(good).state is State.SUCCEEDED
+        deadline = time.monotonic() + 30
+        while not {good, bad, first, gone} <= {event[1] for event in told(told_file) if event[0] == "task_ended"}:
+            assert time.monotonic() < deadline, told_file.read_text()
+            time.sleep(0.1)
+    events = told(told_file)
+    ended = {event[1]: event[2:5] for event in events if event[0] == "task_ended"}
+    assert ended[good] == ["constant", "succeeded", None]
+    assert ended[bad] == ["constant", "failed", "invalid_params"]
+    assert ended[first] == ["slow", "succeeded", None]
+    assert ended[gone][1:] == ["dropped", None]
+    assert ["task_accepted", good, "constant"] in events
+    assert {event[3] for event in events if event[0] == "stage_ended" and event[1] == good} == {
+        "prepare",
+        "batch",
+        "infer",
+        "deliver",
+    }
+    assert [event[1] for event in events if event[0] == "batch_ran"].count("constant") == 1
+
+
+def told(path: Path) -> list[list[Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,40 @@
+"""The log as an observer: the first that is told what happens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from pipeq_worker.observe.observer import Ended, Observer
+
+logger = logging.getLogger(__name__)
+
+
+class Log(Observer):
+    """One line an event, at the level of its weight. Lines a task are for ``DEBUG`` alone: they are many."""
+
+    def batch_ran(self, pipeline: str, size: int, padding: float, seconds: float) -> None:
+        """At ``DEBUG``."""
+        logger.debug(
+            "batch of %d, %.0f%% padding, %.1f ms",
+            size,
+            padding * 100,
+            seconds * 1000,
+            extra={"action": "batch", "pipeline": pipeline, "size": size, "ms": seconds * 1000},
+        )
+
+    def child_died(self, reason: str, task_ids: list[str]) -> None:
+        """Names the cause; the tasks come back, or end, with lines of their own."""
+        logger.critical("%s; ending this process", reason, extra={"action": "device_lost"})
+
+    def task_ended(
+        self, task_id: str, pipeline: str | None, ended: Ended, code: str | None, timing_ms: Mapping[str, float]
+    ) -> None:
+        """At ``DEBUG``."""
+        logger.debug(
+            "task %s %s%s",
+            task_id,
+            ended,
+            f": {code}" if code else "",
+            extra={"action": "end", "pipeline": pipeline, "ended": ended, "code": code},
+        )
