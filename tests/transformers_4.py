@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pipeq_worker.models.own import OWN
+from pipeq_worker.models.task_types import find
 
 from tests import tiny_models
 
@@ -76,7 +76,9 @@ def build(name: str, folder: Path) -> Path:
     path = folder / "transformers_4" / name
     if not path.exists():
         shutil.copytree(tiny_models.build(tiny, folder), path)
-        model = OWN[task].model.from_pretrained(path)  # type: ignore[attr-defined]
+        ours = find(task).own
+        assert ours is not None
+        model = ours.model().from_pretrained(path)
         for parameter, weights in model.named_parameters():
             if weights.ndim > 1:  # the others, biases and norms, begin as zeros and ones
                 random = np.random.RandomState(zlib.crc32(parameter.encode()))

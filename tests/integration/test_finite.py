@@ -16,7 +16,8 @@ from pipeq_worker.doctor.doctor import _Item, _Task
 from pipeq_worker.media.video import Video
 from pipeq_worker.models import finite
 from pipeq_worker.models.loading import load
-from pipeq_worker.models.quirks import CallParams, make
+from pipeq_worker.models.quirks.base import CallParams
+from pipeq_worker.models.quirks.vision import MaskGeneration
 from pipeq_worker.models.task_types import TASK_TYPES
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline, warm_up
 from pipeq_worker.settings.read import PipelineSettings
@@ -159,7 +160,7 @@ def test_mask_generation(tiny: Path) -> None:
     finite.hook(pipe.model)
     call = CallParams(*pipe._sanitize_parameters(points_per_batch=8, points_per_crop=4))
     for value, is_bad in ((0.0, False), (float("nan"), True)):
-        quirks = make("MaskGeneration", pipe)
+        quirks = MaskGeneration(pipe)
         if is_bad:
             for weights in pipe.model.parameters():
                 weights.data.fill_(value)

@@ -16,10 +16,10 @@ import pytest
 import torch
 import transformers
 from pipeq_worker.doctor.doctor import check
+from pipeq_worker.models.call import SOLO
 from pipeq_worker.models.loading import load
 from pipeq_worker.models.own.generation import lengths
 from pipeq_worker.models.params.table import generation_rules
-from pipeq_worker.models.pipeline import SOLO
 from pipeq_worker.models.quirks.generation import RULES, Company, Generates
 from pipeq_worker.models.task_types import TASK_TYPES
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline

@@ -20,7 +20,8 @@ from pipeq_worker.doctor.doctor import check
 from pipeq_worker.media.video import Video
 from pipeq_worker.models.loading import load
 from pipeq_worker.models.pipeline import BatchLimits
-from pipeq_worker.models.quirks import CallParams, make
+from pipeq_worker.models.quirks.base import CallParams
+from pipeq_worker.models.quirks.vision import MaskGeneration
 from pipeq_worker.models.task_types import TASK_TYPES, find
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.read import PipelineSettings
@@ -198,7 +199,7 @@ def test_mask_generation_as_far_as_it_goes(tiny: Path) -> None:
         load("it", PipelineSettings(task="mask-generation", model=model), "cpu")
     assert caught.value.code == "invalid_settings"
     pipe = transformers.pipeline("mask-generation", model=model, device="cpu")
-    quirks = make("MaskGeneration", pipe)
+    quirks = MaskGeneration(pipe)
     params = {"points_per_batch": 8, "points_per_crop": 4, "pred_iou_thresh": -100.0, "stability_score_thresh": -1.0}
     call = CallParams(*pipe._sanitize_parameters(**params))
     (features,) = quirks.preprocess(pipe, images()[0], params, call)

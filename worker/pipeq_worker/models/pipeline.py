@@ -13,9 +13,6 @@ from pipeq_worker.media.picture_memory import PictureMemory
 from pipeq_worker.models.task_type import TaskType
 from pipeq_worker.settings.read import PipelineSettings
 
-#: Group of an item that shares a batch with nobody.
-SOLO = "solo"
-
 
 @dataclass(frozen=True)
 class BatchLimits:
@@ -36,7 +33,7 @@ class Prepared:
 
     #: What :meth:`Pipeline.forward` takes.
     features: Any
-    #: Rows with equal groups may share a forward pass; :data:`SOLO` shares it with nobody.
+    #: Rows with equal groups may share a forward pass; ``call.SOLO`` shares it with nobody.
     group: Hashable
     #: What it costs in a forward pass, in the unit of the task type.
     cost: int

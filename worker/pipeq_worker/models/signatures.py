@@ -6,7 +6,6 @@ import importlib
 
 import transformers
 
-from pipeq_worker.models import own
 from pipeq_worker.models.params.accepted import named_rules
 from pipeq_worker.models.params.rules import Rule
 from pipeq_worker.models.params.table import generation_rules
@@ -15,8 +14,8 @@ from pipeq_worker.models.task_type import TaskType
 
 def pipeline_class(row: TaskType) -> type[transformers.Pipeline]:
     """The pipeline of a task type: ours, or that of transformers."""
-    if row.own:
-        return own.OWN[row.name].pipeline
+    if row.own is not None:
+        return row.own.pipeline()
     implementation = transformers.pipelines.SUPPORTED_TASKS[row.name]["impl"]
     if not isinstance(implementation, str):
         return implementation

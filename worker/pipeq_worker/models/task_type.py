@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.util import find_spec
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeq_worker.models.later import Later
+
+if TYPE_CHECKING:
+    import transformers
+
+    from pipeq_worker.models.quirks import base
+else:
+    base = Later("pipeq_worker.models.quirks.base")
 
 
 class Media(StrEnum):
@@ -42,6 +52,20 @@ Company = Literal["any length", "same shape", "alone"]
 
 
 @dataclass(frozen=True)
+class OwnPipeline:
+    """A pipeline class of ours, for a task type that transformers dropped, or never had."""
+
+    #: In ``models/own``.
+    pipeline: Callable[[], type[transformers.Pipeline]]
+    #: Loads its models: one of transformers' ``AutoModelFor...``, or a class of ours like them.
+    model: Callable[[], Any]
+    #: Model and revision where the settings name none: those of transformers 4.57.6, where it had the task type.
+    default: tuple[str, str]
+    #: For transformers.
+    kind: Literal["text", "image", "multimodal"]
+
+
+@dataclass(frozen=True)
 class TaskType:
     """One row."""
 
@@ -75,10 +99,10 @@ class TaskType:
     #: Where a result is audio, the key of its samples, beside ``sampling_rate``. Nothing else is ever taken for audio:
     #: a mapping of these two keys may come from a producer.
     audio_key: str | None = None
-    #: Class in ``models/quirks``.
-    quirks: str = "Quirks"
-    #: Whether the pipeline class is ours: transformers dropped it, or never had it.
-    own: bool = False
+    #: Returns the class, in ``models/quirks``, that says where it differs from the plain way.
+    quirks: Callable[[], type[base.Quirks]] = lambda: base.Quirks
+    #: The pipeline class where it is ours; None where it is that of transformers.
+    own: OwnPipeline | None = None
     #: Whether it runs a model of transformers.
     has_model: bool = True
     #: Python packages it takes beyond pipeq's own.

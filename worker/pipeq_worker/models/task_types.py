@@ -1,23 +1,36 @@
 """The declarative table of task types: what each takes, gives and costs. A task type more is one row.
 
 Where a type differs from the plain way (preprocess, pad, forward, postprocess), a small class in ``models/quirks``
-says how; where transformers has no pipeline for it, one in ``models/own`` is it. The tables of the README and
-``docs/task-types.md``, and the JSON Schemas in ``docs/schemas``, are made from these rows (``make docs``).
+says how; where transformers has no pipeline for it, one in ``models/own`` is it. A row names these classes in lambdas
+(``quirks=lambda: quirks.text.FillMask``), so that reading the table imports no torch (docs/decisions/rows.md). The
+tables of the README and ``docs/task-types.md``, and the JSON Schemas in ``docs/schemas``, are made from these rows
+(``make docs``).
 """
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from pipeq.contract.errors import ErrorCode, PipeqError
 
-from pipeq_worker.models.task_type import TOKENIZER_PARAMS, Media, TaskType
+from pipeq_worker.models.later import Later
+from pipeq_worker.models.task_type import TOKENIZER_PARAMS, Media, OwnPipeline, TaskType
+
+if TYPE_CHECKING:
+    import transformers
+
+    from pipeq_worker.models import own, quirks
+else:
+    own, quirks = Later("pipeq_worker.models.own"), Later("pipeq_worker.models.quirks")
+    transformers = Later("transformers")
 
 _LABELS = "a list of `{label, score}`"
 _CANDIDATES = ("candidate_labels", '["sports", "politics"]')
 _TEXT = {"text": Media.TEXT}
 _IMAGE = {"image": Media.IMAGE}
 _AUDIO = {"audio": Media.AUDIO}
+_T5 = ("google-t5/t5-base", "a9723ea")
 
 _TEXT_ROWS = (
     TaskType(
@@ -27,7 +40,7 @@ _TEXT_ROWS = (
         main="text",
         optional=frozenset({"text_pair"}),
         params=TOKENIZER_PARAMS,
-        quirks="TextClassification",
+        quirks=lambda: quirks.text.TextClassification,
         aliases=("sentiment-analysis",),
     ),
     TaskType(
@@ -36,11 +49,13 @@ _TEXT_ROWS = (
         "a list of `{entity, score, word, start, end}`",
         main="text",
         chunks=True,
-        quirks="TokenClassification",
+        quirks=lambda: quirks.text.TokenClassification,
         note='a list of words, `[["Anna", "went"]]`, with `is_split_into_words`; `stride` cuts long texts into chunks',
         aliases=("ner",),
     ),
-    TaskType("fill-mask", _TEXT, "a list of `{token_str, score, sequence}`", main="text", quirks="FillMask"),
+    TaskType(
+        "fill-mask", _TEXT, "a list of `{token_str, score, sequence}`", main="text", quirks=lambda: quirks.text.FillMask
+    ),
     TaskType(
         "zero-shot-classification",
         _TEXT,
@@ -49,7 +64,7 @@ _TEXT_ROWS = (
         params=frozenset({"candidate_labels", "hypothesis_template", "multi_label"}),
         required=(_CANDIDATES,),
         chunks=True,
-        quirks="ZeroShotClassification",
+        quirks=lambda: quirks.text.ZeroShotClassification,
         note="one item a label",
     ),
     TaskType(
@@ -58,22 +73,32 @@ _TEXT_ROWS = (
         "a row of floats a token",
         main="text",
         objects="NPY with `return_tensors`",
-        quirks="FeatureExtraction",
+        quirks=lambda: quirks.text.FeatureExtraction,
     ),
     TaskType(
         "text-embedding",
         _TEXT,
         "a list of floats",
         main="text",
-        own=True,
-        quirks="TextEmbedding",
+        own=OwnPipeline(
+            lambda: own.text_embedding.TextEmbeddingPipeline,
+            lambda: own.text_embedding.AutoModelForEmbedding,
+            ("sentence-transformers/all-MiniLM-L6-v2", "main"),
+            "text",
+        ),
+        quirks=lambda: quirks.text.TextEmbedding,
         note="ours: as sentence-transformers makes it of the same checkpoint; `prompt_name`",
     ),
     TaskType(
         "text-ranking",
         {"text": Media.TEXT, "text_pair": Media.TEXT},
         "`{score}`",
-        own=True,
+        own=OwnPipeline(
+            lambda: own.text_ranking.TextRankingPipeline,
+            lambda: transformers.AutoModelForSequenceClassification,
+            ("cross-encoder/ms-marco-MiniLM-L6-v2", "c5ee24c"),
+            "text",
+        ),
         note="ours: a cross-encoder; `text` is the query, `text_pair` the document; `prompt_name`",
     ),
     TaskType(
@@ -83,7 +108,7 @@ _TEXT_ROWS = (
         main="text",
         params=frozenset({"add_special_tokens", "padding"}),
         generation="call",
-        quirks="TextGeneration",
+        quirks=lambda: quirks.text.TextGeneration,
     ),
     TaskType(
         "text2text-generation",
@@ -91,8 +116,13 @@ _TEXT_ROWS = (
         "a list of `{generated_text}`",
         main="text",
         generation="call",
-        own=True,
-        quirks="Text2Text",
+        own=OwnPipeline(
+            lambda: own.text2text.Text2TextPipeline,
+            lambda: transformers.AutoModelForSeq2SeqLM,
+            _T5,
+            "text",
+        ),
+        quirks=lambda: quirks.text.Text2Text,
         note="dropped by transformers 5",
     ),
     TaskType(
@@ -101,8 +131,13 @@ _TEXT_ROWS = (
         "a list of `{summary_text}`",
         main="text",
         generation="call",
-        own=True,
-        quirks="Text2Text",
+        own=OwnPipeline(
+            lambda: own.text2text.SummarizationPipeline,
+            lambda: transformers.AutoModelForSeq2SeqLM,
+            ("sshleifer/distilbart-cnn-12-6", "a4f8f3e"),
+            "text",
+        ),
+        quirks=lambda: quirks.text.Text2Text,
         note="dropped by transformers 5",
     ),
     TaskType(
@@ -111,8 +146,13 @@ _TEXT_ROWS = (
         "a list of `{translation_text}`",
         main="text",
         generation="call",
-        own=True,
-        quirks="Text2Text",
+        own=OwnPipeline(
+            lambda: own.text2text.TranslationPipeline,
+            lambda: transformers.AutoModelForSeq2SeqLM,
+            _T5,
+            "text",
+        ),
+        quirks=lambda: quirks.text.Text2Text,
         note="dropped by transformers 5; `translation_en_to_de` names the languages, too",
     ),
     TaskType(
@@ -120,8 +160,13 @@ _TEXT_ROWS = (
         {"question": Media.TEXT, "context": Media.TEXT},
         "`{answer, score, start, end}`",
         chunks=True,
-        own=True,
-        quirks="QuestionAnswering",
+        own=OwnPipeline(
+            lambda: own.question_answering.QuestionAnsweringPipeline,
+            lambda: transformers.AutoModelForQuestionAnswering,
+            ("distilbert/distilbert-base-cased-distilled-squad", "564e9b5"),
+            "text",
+        ),
+        quirks=lambda: quirks.text.QuestionAnswering,
         note="dropped by transformers 5; long contexts are cut into chunks",
     ),
     TaskType(
@@ -129,7 +174,7 @@ _TEXT_ROWS = (
         {"table": Media.TABLE, "query": Media.TEXTS},
         "`{answer, coordinates, cells, aggregator}`",
         company="alone",
-        quirks="TableQuestionAnswering",
+        quirks=lambda: quirks.multimodal.TableQuestionAnswering,
         needs=("pandas",),
     ),
     TaskType(
@@ -137,7 +182,7 @@ _TEXT_ROWS = (
         {"state": Media.JSON, "questions": Media.JSON},
         "question name -> `{type, ...}`",
         company="alone",
-        quirks="Decision",
+        quirks=lambda: quirks.multimodal.Decision,
     ),
 )
 
@@ -161,7 +206,7 @@ _VISION_ROWS = (
         cost="pixels",
         company="same shape",
         objects="masks: PNG",
-        quirks="ImageSegmentation",
+        quirks=lambda: quirks.vision.ImageSegmentation,
     ),
     TaskType(
         "object-detection",
@@ -189,7 +234,7 @@ _VISION_ROWS = (
         main=None,
         cost="pixels",
         company="alone",
-        quirks="KeypointMatching",
+        quirks=lambda: quirks.vision.KeypointMatching,
         note="as transformers 5.23 gives them: of images that are not square, x and y are off",
     ),
     TaskType(
@@ -204,7 +249,7 @@ _VISION_ROWS = (
         cost="pixels",
         company="alone",
         objects="masks: PNG",
-        quirks="MaskGeneration",
+        quirks=lambda: quirks.vision.MaskGeneration,
         needs=("torchvision",),
         untested="its last step takes torchvision; the steps before it are tested",
         note="its points run in batches of their own (`points_per_batch`)",
@@ -219,7 +264,7 @@ _VISION_ROWS = (
         cost="pixels",
         company="same shape",
         group_by=("candidate_labels", "hypothesis_template"),
-        quirks="ZeroShotImage",
+        quirks=lambda: quirks.vision.ZeroShotImage,
         note="one set of labels a batch",
     ),
     TaskType(
@@ -231,7 +276,7 @@ _VISION_ROWS = (
         params=frozenset({"candidate_labels", "threshold", "top_k"}),
         chunks=True,
         cost="pixels",
-        quirks="ZeroShotObjectDetection",
+        quirks=lambda: quirks.vision.ZeroShotObjectDetection,
         note="one item a label; labels with the image or as a parameter",
     ),
     TaskType(
@@ -241,7 +286,7 @@ _VISION_ROWS = (
         main="video",
         cost="pixels",
         company="same shape",
-        quirks="VideoClassification",
+        quirks=lambda: quirks.vision.VideoClassification,
         note="only the sampled frames are kept",
     ),
     TaskType(
@@ -251,7 +296,12 @@ _VISION_ROWS = (
         main="image",
         cost="pixels",
         company="same shape",
-        own=True,
+        own=OwnPipeline(
+            lambda: own.image_to_image.ImageToImagePipeline,
+            lambda: transformers.AutoModelForImageToImage,
+            ("caidas/swin2SR-classical-sr-x2-64", "cee1c92"),
+            "image",
+        ),
         objects="PNG",
         note="dropped by transformers 5",
     ),
@@ -266,7 +316,7 @@ _AUDIO_ROWS = (
         generation="call",
         chunks=True,
         cost="samples",
-        quirks="SpeechRecognition",
+        quirks=lambda: quirks.audio.SpeechRecognition,
         note="Whisper and CTC; `chunk_length_s`, `return_timestamps`",
     ),
     TaskType(
@@ -276,7 +326,7 @@ _AUDIO_ROWS = (
         main="audio",
         cost="samples",
         company="same shape",
-        quirks="AudioClassification",
+        quirks=lambda: quirks.audio.AudioClassification,
     ),
     TaskType(
         "zero-shot-audio-classification",
@@ -288,7 +338,7 @@ _AUDIO_ROWS = (
         cost="samples",
         company="same shape",
         group_by=("candidate_labels", "hypothesis_template"),
-        quirks="ZeroShotAudio",
+        quirks=lambda: quirks.audio.ZeroShotAudio,
         note="one set of labels a batch",
     ),
     TaskType(
@@ -300,7 +350,7 @@ _AUDIO_ROWS = (
         company="alone",
         objects="audio: WAV",
         audio_key="audio",
-        quirks="TextToAudio",
+        quirks=lambda: quirks.audio.TextToAudio,
         aliases=("text-to-speech",),
     ),
 )
@@ -313,17 +363,22 @@ _MULTIMODAL_ROWS = (
         optional=frozenset({"image", "word_boxes"}),
         chunks=True,
         company="same shape",
-        quirks="DocumentQuestionAnswering",
+        quirks=lambda: quirks.multimodal.DocumentQuestionAnswering,
         note="reads words off the image where tesseract is installed",
     ),
     TaskType(
         "visual-question-answering",
         {"image": Media.IMAGE, "question": Media.TEXT},
         "a list of `{answer, score}`",
-        own=True,
+        own=OwnPipeline(
+            lambda: own.visual_question_answering.VisualQuestionAnsweringPipeline,
+            lambda: transformers.AutoModelForVisualQuestionAnswering,
+            ("dandelin/vilt-b32-finetuned-vqa", "d0a1f6a"),
+            "multimodal",
+        ),
         generation="call",
         company="same shape",
-        quirks="VisualQuestionAnswering",
+        quirks=lambda: quirks.multimodal.VisualQuestionAnswering,
         note="dropped by transformers 5",
         aliases=("vqa",),
     ),
@@ -332,11 +387,16 @@ _MULTIMODAL_ROWS = (
         _IMAGE,
         "a list of `{generated_text}`",
         main="image",
-        own=True,
+        own=OwnPipeline(
+            lambda: own.image_to_text.ImageToTextPipeline,
+            lambda: transformers.AutoModelForImageTextToText,
+            ("ydshieh/vit-gpt2-coco-en", "5bebf1e"),
+            "multimodal",
+        ),
         generation="generate_kwargs",
         cost="pixels",
         company="same shape",
-        quirks="ImageToText",
+        quirks=lambda: quirks.vision.ImageToText,
         note="dropped by transformers 5",
     ),
     TaskType(
@@ -348,7 +408,7 @@ _MULTIMODAL_ROWS = (
         chat_media=(Media.IMAGE,),
         generation="generate_kwargs",
         company="same shape",
-        quirks="ImageTextToText",
+        quirks=lambda: quirks.multimodal.ImageTextToText,
         note="a chat whose turns hold images, or `{images, text}`",
     ),
     TaskType(
@@ -361,7 +421,7 @@ _MULTIMODAL_ROWS = (
         generation="generate_kwargs",
         company="alone",
         objects="images: PNG",
-        quirks="AnyToAny",
+        quirks=lambda: quirks.multimodal.AnyToAny,
         note="models of images and video take torchvision",
     ),
 )

@@ -12,8 +12,7 @@ import torch
 import transformers
 from pipeq.contract.errors import ErrorCode, PipeqError
 
-from pipeq_worker.models import own as tasks
-from pipeq_worker.models import pickles, weights
+from pipeq_worker.models import own, pickles, weights
 from pipeq_worker.models.model_archive import unpacked
 from pipeq_worker.models.own import checkpoint
 from pipeq_worker.models.probe import padding_changes
@@ -195,8 +194,8 @@ def task_of_config(config: Any) -> str | None:
 
 
 def _class_names(task: str) -> set[str]:
-    if task in tasks.OWN:
-        return _names(tasks.OWN[task].model)
+    if (ours := find(task).own) is not None:
+        return _names(ours.model())
     entry = transformers.pipelines.SUPPORTED_TASKS[task]
     return set().union(*(_names(one) for one in entry["pt"]))
 
@@ -240,15 +239,15 @@ def _build(
     model_kwargs = _model_kwargs(settings)
     if task_type.name == "decision" and model is not None:
         kwargs |= _without_head(model, settings, kwargs, model_kwargs)
-    family = _FAMILIES.get(task_type.name)
-    if family is not None:
-        said = checkpoint.read(model or tasks.OWN[task_type.name].default[0], settings.revision, family)
+    ours, family = task_type.own, _FAMILIES.get(task_type.name)
+    if ours is not None and family is not None:
+        said = checkpoint.read(model or ours.default[0], settings.revision, family)
         model_kwargs = said.model_args | model_kwargs
         model = model and said.model
         if said.tokenizer_args:
             kwargs["tokenizer"] = (settings.tokenizer or said.model, said.tokenizer_args)
     pipe = transformers.pipeline(
-        tasks.register(task) if task_type.own else task_type.name,
+        task_type.name if ours is None else own.register(task, ours),
         **{"model": model, "dtype": settings.dtype, "model_kwargs": model_kwargs, **kwargs},
         trust_remote_code=settings.trust_remote_code,
     )

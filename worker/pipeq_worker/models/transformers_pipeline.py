@@ -21,13 +21,14 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.status import ModelInfo
 
 from pipeq_worker.media import picture_memory
-from pipeq_worker.models import finite, quirks, scaling, word_lengths
+from pipeq_worker.models import finite, scaling, word_lengths
+from pipeq_worker.models.call import SOLO
 from pipeq_worker.models.faults import is_out_of_memory
 from pipeq_worker.models.known_sample import KnownSample
 from pipeq_worker.models.model_state import ModelState, PartsState
 from pipeq_worker.models.params.accepted import Accepted
-from pipeq_worker.models.pipeline import SOLO, BatchLimits, Pipeline, Prepared
-from pipeq_worker.models.quirks import CallParams, Quirks
+from pipeq_worker.models.pipeline import BatchLimits, Pipeline, Prepared
+from pipeq_worker.models.quirks.base import CallParams, Quirks
 from pipeq_worker.models.quirks.vision import image_processor, is_labels, picture
 from pipeq_worker.models.task_type import Media, TaskType
 from pipeq_worker.settings.read import ParamLimits, PipelineSettings
@@ -91,7 +92,7 @@ class TransformersPipeline(Pipeline):
         self.settings = settings.model_copy(update={"params": self._own(settings.params)})
 
     def _quirks_of(self, pipe: transformers.Pipeline) -> Quirks:
-        made = quirks.make(self.task_type.quirks, pipe)
+        made = self.task_type.quirks()(pipe)
         made.max_scaled_pixels = self._max_scaled_pixels
         made.bound(pipe, self.settings.max_input_tokens, self.settings.max_item_bytes)
         return made

@@ -15,7 +15,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq_worker.media import images, picture_memory
 from pipeq_worker.media.decoded import Decoded
 from pipeq_worker.media.picture_memory import RULES, PictureMemory
-from pipeq_worker.models.quirks import CallParams
+from pipeq_worker.models.quirks.base import CallParams
 from pipeq_worker.models.quirks.vision import ImageSegmentation
 from pipeq_worker.models.task_type import Media
 from pipeq_worker.models.task_types import TASK_TYPES

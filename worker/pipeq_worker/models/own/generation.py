@@ -13,7 +13,7 @@ from transformers.generation.stopping_criteria import StopStringCriteria
 #: A length that transformers 4 took for not set in a model's generation_config.json: its own default, which many
 #: checkpoints spell out.
 _NO_LENGTH = (None, 20)
-#: Prefix of the private names under which ``pipeq_worker.models.own.load`` registers our classes with transformers.
+#: Prefix of the private names under which ``pipeq_worker.models.own.register`` makes our classes known to transformers.
 PRIVATE = "pipeq-"
 
 

@@ -13,7 +13,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from transformers.utils.chat_template_utils import Chat
 
 from pipeq_worker.media.audio import Audio
-from pipeq_worker.models.pipeline import SOLO
+from pipeq_worker.models.call import SOLO
 from pipeq_worker.models.quirks.base import CallParams, Quirks
 from pipeq_worker.models.quirks.generation import Generates
 from pipeq_worker.models.quirks.vision import ComparesLabels

@@ -15,7 +15,7 @@ from transformers.pipelines.base import ChunkPipeline, pad_collate_fn
 from transformers.pipelines.pt_utils import PipelineIterator
 
 from pipeq_worker.models import footprint
-from pipeq_worker.models.pipeline import SOLO
+from pipeq_worker.models.call import SOLO
 from pipeq_worker.models.quirks.rope import Rope
 
 #: Features that transformers pads along their second dimension (pipelines/base.py: ``_pad``).

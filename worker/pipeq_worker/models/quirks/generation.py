@@ -23,8 +23,8 @@ import transformers
 from pipeq.contract.errors import ErrorCode, PipeqError
 
 from pipeq_worker.models import footprint
+from pipeq_worker.models.call import SOLO
 from pipeq_worker.models.own.generation import GenerationPipeline, lengths, stop_at
-from pipeq_worker.models.pipeline import SOLO
 from pipeq_worker.models.quirks.base import CallParams, Quirks
 
 

@@ -12,7 +12,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from transformers.pipelines.any_to_any import Chat as AnyChat
 from transformers.utils.chat_template_utils import Chat
 
-from pipeq_worker.models.pipeline import SOLO
+from pipeq_worker.models.call import SOLO
 from pipeq_worker.models.quirks.base import CallParams, Quirks
 from pipeq_worker.models.quirks.generation import Generates
 from pipeq_worker.models.quirks.vision import picture

@@ -9,8 +9,8 @@ import transformers
 from pipeq.contract.errors import ErrorCode, PipeqError
 from transformers.utils.chat_template_utils import Chat
 
+from pipeq_worker.models.call import SOLO
 from pipeq_worker.models.own.text2text import TranslationPipeline
-from pipeq_worker.models.pipeline import SOLO
 from pipeq_worker.models.quirks.base import Quirks
 from pipeq_worker.models.quirks.generation import Generates
 

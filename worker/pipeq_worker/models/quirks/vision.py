@@ -15,7 +15,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq_worker.media import picture_memory
 from pipeq_worker.media.video import Video
 from pipeq_worker.models import footprint, scaling
-from pipeq_worker.models.pipeline import SOLO
+from pipeq_worker.models.call import SOLO
 from pipeq_worker.models.quirks.base import CallParams, Quirks
 from pipeq_worker.models.quirks.generation import Generates
 
