@@ -1,6 +1,7 @@
-"""The daemon: takes tasks off their queues, batches them through pipelines, lands the results.
+"""The worker daemon: takes tasks off their queues, runs them in batches through pipelines, and delivers the results.
 
-What a Celery app of one's own names in its settings has a short path that stays, wherever the code moves:
+A Celery app of your own can name the worker's parts in its settings by these short paths. They stay the same when code
+moves between modules:
 
     import pipeq_worker  # so that Celery knows the scheme
 
@@ -17,10 +18,10 @@ from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES
 
-#: Of a URL's scheme kombu looks up what stands before the plus.
+#: kombu looks a transport up by the part of the URL's scheme that stands before the plus.
 TRANSPORT_ALIASES["pipeq"] = "pipeq_worker:Transport"
 
-#: Where each name lives; imported when it is first used: most who import this package want one district of it.
+#: Where each public name is defined. It is imported at first use, because most importers need only one district.
 _HOMES = {
     "Backend": "delivery.backend",
     "Consumer": "broker.consumer",

@@ -1,1 +1,1 @@
-"""DOCTOR: tries a pipeline out before it serves."""
+"""DOCTOR: checks that a pipeline gives the same answers in batches as one by one."""

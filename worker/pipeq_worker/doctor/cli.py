@@ -1,4 +1,4 @@
-"""``pipeq doctor``: does a pipeline answer in batches what transformers answers one by one?"""
+"""``pipeq doctor``: checks that a pipeline gives in batches the answers that transformers gives one by one."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _examine(settings: Settings, name: str, source: IO[str], params: dict[str, A
 
 
 def _decoded(settings: Settings, pipeline: Any, source: IO[str]) -> Iterator[Any]:
-    """The inputs of a file, read and decoded as a worker does it."""
+    """Yields the inputs of a file, read and decoded as in a worker."""
     from pipeq_worker.stages.accept import read_inputs
     from pipeq_worker.stages.decode import decode
     from pipeq_worker.stages.fetch import Fetcher, ref_name

@@ -1,4 +1,4 @@
-"""Whether two outputs of a pipeline are the same answer. Used by ``pipeq doctor`` and the tests."""
+"""Compares two outputs of a pipeline. Used by ``pipeq doctor`` and the tests."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-#: What a batch may move a number by (docs/decisions/batching.md).
+#: Largest difference that batching may make to a number (docs/decisions/batching.md).
 ABSOLUTE, RELATIVE = 1e-5, 1e-4
 
 
 def differences(got: Any, want: Any, where: str = "result") -> Iterator[str]:
-    """Each place where two outputs are not the same answer, in words; nothing where they are.
+    """Describes in words each place where two outputs differ; yields nothing if they are the same answer.
 
-    Labels and texts must be equal, numbers within 1e-5 absolute plus 1e-4 relative, pixels within 1 of 255: the
-    rounding of a depth map turns the smallest difference into one.
+    Labels and texts must be equal, numbers within 1e-5 absolute plus 1e-4 relative. Pixels may differ by 1 of 255,
+    because rounding a depth map can turn the smallest difference into one.
     """
     if hasattr(want, "messages"):  # transformers' Chat
         got, want = getattr(got, "messages", got), want.messages

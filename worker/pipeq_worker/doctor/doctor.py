@@ -1,4 +1,4 @@
-"""Runs inputs through a pipeline in batches and one by one, and says where the answers differ."""
+"""Runs inputs through a pipeline in batches and one by one, and reports where the answers differ."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from pipeq_worker.stages.task import Item, Task
 
 @dataclass
 class Report:
-    """What was found."""
+    """The result of :func:`check`."""
 
     #: Sizes of the batches that ran.
     batches: list[int] = field(default_factory=list)
-    #: For each input that differs: its index, and where the answers differ, in words.
+    #: For each input whose answers differ: its index -> the differences, in words.
     wrong: dict[int, list[str]] = field(default_factory=dict)
-    #: For each input that failed, in a batch or alone: its index, and why.
+    #: For each input that failed, in a batch or alone: its index -> the reason.
     failed: dict[int, str] = field(default_factory=dict)
     alone_s: float = 0.0
     batched_s: float = 0.0
 
     @property
     def largest_batch(self) -> int:
-        """Items in the fullest batch; 0 where none ran."""
+        """Items in the largest batch; 0 if none ran."""
         return max(self.batches, default=0)
 
 
 def _silent(what: str, done: int, total: int) -> None:
-    """Nobody watches."""
+    """The default, when nobody follows the progress."""
 
 
 def check(
@@ -51,15 +51,16 @@ def check(
     shuffle: int | None = 0,
     progress: Callable[[str, int, int], None] = _silent,
 ) -> Report:
-    """Compares each input's answer in a batch with the one of transformers' pipeline called for it alone.
+    """Compares each input's answer from a batch with the answer of transformers' pipeline called for it alone.
 
     Args:
         pipeline: the pipeline.
         values: decoded inputs.
-        params: parameters of the call, over the pipeline's own.
-        limits: of the batches; the pipeline's own by default.
-        progress: called with what is done, how much of it, and of how much.
-        shuffle: seed of the order in which items arrive, so that chunks of different inputs mix; None for theirs.
+        params: parameters of the call, merged over the pipeline's own.
+        limits: limits of the batches; by default the pipeline's own.
+        shuffle: seed for the order in which items arrive, so that chunks of different inputs share batches; None keeps
+            the order of the inputs.
+        progress: called with the name of the step, the number of inputs or items done, and their total.
 
     Raises:
         PipeqError: ``invalid_params``.
@@ -72,7 +73,7 @@ def check(
         progress("one by one", index, len(values))
         began = time.monotonic()
         try:
-            # Copies: several pipelines change what they are given.
+            # Copies, because several pipelines change their arguments.
             want = pipeline.alone(copy.deepcopy(value), copy.deepcopy(merged))
         except Exception as error:
             report.failed.setdefault(index, f"alone: {type(error).__name__}: {error}")

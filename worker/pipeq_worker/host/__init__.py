@@ -1,1 +1,1 @@
-"""HOST: what the process that holds the leases is made of, besides Celery."""
+"""HOST: the parts of the process that holds the leases, besides Celery."""

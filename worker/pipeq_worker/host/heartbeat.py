@@ -1,4 +1,4 @@
-"""A worker's sign of life: which pipelines it serves, on what, and how much is inside. Also wakes waiting retries."""
+"""A worker's heartbeat in Redis: its pipelines, its host, and its load. It also puts due retries on their queues."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """A thread of its own; owned by the runtime."""
+    """A thread that the runtime owns."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Heartbeat:
         self._pipelines = pipelines
         self._in_flight = in_flight
         self._retries = retries
-        #: Queues whose waiting messages are put back when their time has come.
+        #: Queues whose waiting messages are put back when they are due.
         self._waiting = list(waiting)
         self._receiving = receiving
         self._log = Episodes(
@@ -51,15 +51,15 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Registers the pipelines, so that producers may submit to them, and starts beating."""
+        """Starts the thread, which registers the pipelines, so that producers may submit to them."""
         self._thread.start()
 
     def leave(self) -> None:
-        """Nothing shall come in any more; what is inside is still being finished."""
+        """Stops receiving new messages; the worker still finishes the tasks that it holds."""
         self._receiving.leave()
 
     def close(self) -> None:
-        """Signs off. The pipelines stay known."""
+        """Removes the worker from Redis. Its pipelines stay registered."""
         if not self._thread.is_alive():
             return
         self._stop.set()
@@ -84,7 +84,7 @@ class Heartbeat:
             except RedisError as error:
                 outage.noticed("heartbeat", error)
             except Exception:
-                # Without a heartbeat the worker would look dead, and retries would never wake.
+                # The thread must go on: without a heartbeat the worker would look dead, and no retry would be put back.
                 logger.exception("heartbeat", extra={"action": "heartbeat"})
             try:
                 self._receiving.beaten(served)
@@ -108,7 +108,7 @@ class Heartbeat:
                 keys += [queues.PIPELINES, queues.workers_key(name), queues.workers_key(name)]
             pipe.set(queues.worker_key(self._worker), json.dumps(about), ex=int(queues.WORKER_TTL_S))
             keys.append(queues.worker_key(self._worker))
-            # One key that holds something else shall not keep the others from being written.
+            # A key of the wrong type must not keep the other keys from being written.
             replies = pipe.execute(raise_on_error=False)
         wrong = {}
         for key, reply in zip(keys, replies, strict=True):

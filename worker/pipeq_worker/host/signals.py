@@ -1,8 +1,8 @@
-"""How a process is told to stop: SIGTERM or SIGINT drains it; a second one, or SIGQUIT, ends it with what it has.
+"""Handles signals to stop: SIGTERM or SIGINT drains the process; a second one, or SIGQUIT, ends it at once.
 
-A signal handler runs on the main thread in the middle of whatever that is doing, locks held and all. Celery's own does
-the whole shutdown in there, and so waits for ever for a lock that the main thread holds, or finds its thread pools
-gone when it returns. Here a handler only notes the signal; a thread of its own acts on it.
+A signal handler runs on the main thread, which may hold locks at that moment. Celery's own handler does the whole
+shutdown there; it can wait for ever for a lock that the main thread holds, or find its thread pools gone when it
+returns. Our handler only notes the signal, and a thread of its own acts on it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from queue import SimpleQueue
 
 
 def on_stop(drain: Callable[[], None], hurry: Callable[[], None]) -> None:
-    """Installs the handlers; call it on the main thread.
+    """Installs the handlers. Call it on the main thread.
 
     Args:
         drain: called for the first signal: finish what fits into the grace period.
-        hurry: called for SIGQUIT and for every further signal: stop with what there is. ``drain`` may not have been
-            called before.
+        hurry: called for SIGQUIT and for every further signal: stop at once. ``drain`` may not have been called before.
     """
-    # Its put() may interrupt itself, unlike that of queue.Queue or the set() of an Event.
+    # SimpleQueue.put() is safe in a signal handler that interrupts itself; queue.Queue.put() and Event.set() are not.
     noted: SimpleQueue[int] = SimpleQueue()
 
     def run() -> None:

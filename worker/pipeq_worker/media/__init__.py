@@ -1,1 +1,1 @@
-"""MEDIA: bytes of images, audio, video and tables -> what models take, counted before it is made."""
+"""MEDIA: decodes images, audio, video and tables into what models take, and counts the memory before it is used."""

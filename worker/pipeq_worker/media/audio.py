@@ -1,4 +1,4 @@
-"""DECODE, of audio: bytes -> samples, as a whole or block by block. Used by decode and by speech recognition."""
+"""DECODE of audio: bytes -> samples, whole or block by block. Used by the decode stage and by speech recognition."""
 
 from __future__ import annotations
 
@@ -19,50 +19,52 @@ from pipeq_worker.media.containers import frames, known, open_container
 from pipeq_worker.media.decoded import Decoded
 from pipeq_worker.media.looks import looks_like
 
-#: Sampling rates beyond these, in Hz, are no audio, and resampling from them would take any amount of memory.
+#: Lowest and highest sampling rate that is accepted, in Hz. Resampling from a rate outside of these could take any
+#: amount of memory.
 _MIN_RATE, _MAX_RATE = 1_000, 1_000_000
 
 Samples = NDArray[np.float32]
-#: Bytes of a sample; and how many times those a feature extractor takes for a moment, measured: Whisper's 9, AST's 12.
+#: Bytes of one sample, and how many times the samples' bytes a feature extractor takes at its peak (measured: Whisper 9
+#: times, AST 12 times).
 _SAMPLE_BYTES = 4
 _PREPARED = 11
 
 
 @dataclass(frozen=True)
 class Audio:
-    """An audio file that is decoded while it is read, so that an hour of it is never there as a whole.
+    """An audio file that is decoded while it is read, so that a long recording is never in memory as a whole.
 
-    As with the ``ffmpeg`` command, which transformers' pipelines run, damaged packets are left out, of a file that
-    breaks off the beginning is kept, and channels are mixed with their power kept: (left + right) / sqrt(2).
+    It behaves as the ``ffmpeg`` command does, which transformers' pipelines run: damaged packets are skipped, a
+    truncated file gives its beginning, and channels are mixed with their power preserved, as (left + right) / sqrt(2).
     """
 
-    #: A file of any common format.
+    #: The file's bytes, in any common format.
     data: bytes
-    #: What errors call it.
+    #: The name that error messages use.
     name: str
-    #: Of the samples, in Hz.
+    #: Sampling rate of the samples that are returned, in Hz.
     sampling_rate: int
-    #: Longest audio, in seconds; checked while it is decoded.
+    #: Longest audio that is accepted, in seconds. It is checked while decoding.
     max_seconds: float
-    #: Told of the bytes that samples take, before more of them are there.
+    #: Counts the bytes of the samples before they are allocated.
     decoded: Decoded | None = field(default=None, compare=False)
 
     @property
     def nbytes(self) -> int:
-        """What it holds."""
+        """Bytes that this object holds."""
         return len(self.data)
 
     def blocks(self, together: int = 0) -> Iterator[Samples]:
-        """The samples, mono, in as many blocks as the file has.
+        """Decodes the file to mono samples, in as many blocks as it has frames.
 
         Args:
-            together: how many samples the caller prepares in one piece; they are counted.
+            together: number of samples that the caller prepares in one piece; only these are counted as memory.
 
         Yields:
-            Shape ``(any,)``; from -1 to 1, or beyond where several loud channels are mixed.
+            Shape ``(any,)``; values from -1 to 1, or beyond where several loud channels are mixed.
 
         Raises:
-            PipeqError: ``input_too_large``; ``input_undecodable``, also where not a single sample was decoded.
+            PipeqError: ``input_too_large``; ``input_undecodable``, also if not a single sample could be decoded.
         """
         count, phase = 0, _Phase()
         with open_container(self.data, self.name) as container:
@@ -82,13 +84,13 @@ class Audio:
             raise PipeqError(ErrorCode.INPUT_UNDECODABLE, reason)
 
     def whole(self) -> Samples:
-        """All samples, shape ``(samples,)``; raises as :meth:`blocks` does."""
+        """Decodes the whole file to shape ``(samples,)``; raises what :meth:`blocks` raises."""
         array, count = np.empty(0, dtype=np.float32), 0
         for block in self.blocks():
             self._take(block.size)
             end = count + block.size
             if end > array.size:
-                # In place, and by halves: memory that is not written to is not taken.
+                # Growing by half, in place, is cheap: the system provides memory only for pages that are written.
                 array.resize(max(end, array.size * 3 // 2, self.sampling_rate * 30), refcheck=False)
             array[count:end] = block
             count = end
@@ -131,7 +133,7 @@ class Audio:
             if not _MIN_RATE <= frame.sample_rate <= _MAX_RATE:
                 raise PipeqError(ErrorCode.INPUT_UNDECODABLE, f"{self.name} is said to have {frame.sample_rate} Hz")
             seconds += frame.samples / frame.sample_rate
-            # A millisecond for the rounding of the sum.
+            # One millisecond of tolerance for the rounding of the sum.
             if seconds > self.max_seconds + 1e-3:
                 reason = (
                     f"{self.name} is longer than {self.max_seconds:g} s, the longest audio that this worker decodes"
@@ -141,34 +143,34 @@ class Audio:
 
 
 def decode_audio(data: bytes, name: str, sampling_rate: int, max_seconds: float) -> Samples:
-    """Audio, or the sound of a video, as a whole: see :class:`Audio`."""
+    """Decodes an audio file, or the sound track of a video, as a whole: see :class:`Audio`."""
     return Audio(data, name, sampling_rate, max_seconds).whole()
 
 
-#: How much of a recording is asked for its phase, in seconds.
+#: How much of a recording is examined for opposite phase, in seconds.
 _ASKED_S = 60
 
 
 class _Phase:
-    """Whether the two channels of stereo cancel each other out, as they do where one was wired upside down.
+    """Detects stereo whose two channels cancel each other out, as they do if one was wired with inverted polarity.
 
-    Mixed down, such a recording is silence, about which a model says anything. A minute tells, unless its
-    sum is quiet; what follows costs nothing then.
+    Mixed down to mono, such a recording is silence, and a model's answer about silence is arbitrary. If the mix of the
+    first minute is loud enough, the rest of the recording is not examined.
     """
 
     def __init__(self) -> None:
         self._is_decided = False
         self._seconds = 0.0
-        #: Energy of the channels, and of their sum.
+        #: Energy of the separate channels, and energy of their mix.
         self._apart = self._mixed = 0.0
 
     @property
     def cancels(self) -> bool:
-        """Whether less than a thousandth (-30 dB) of a sound is left in the mix."""
+        """Whether the mix keeps less than a thousandth (-30 dB) of the channels' energy."""
         return self._apart > 0 and self._mixed < 1e-3 * self._apart
 
     def add(self, frame: AudioFrame) -> None:
-        """Looks at a block."""
+        """Adds one block to the measurement."""
         if self._is_decided or frame.layout.nb_channels != 2:
             self._is_decided = self._is_decided or frame.layout.nb_channels != 2
             return
@@ -185,7 +187,7 @@ class _Phase:
 
 
 class _Resampler:
-    """Frames of any kind -> mono float32 at one rate."""
+    """Converts frames of any format to mono float32 at one sampling rate."""
 
     def __init__(self, rate: int) -> None:
         self._rate = rate
@@ -193,7 +195,7 @@ class _Resampler:
         self._kind: tuple[str, str, int] | None = None
 
     def add(self, frame: AudioFrame) -> Iterator[Samples]:
-        """Takes a frame; one whose rate or channels differ from those before it (as in radio recordings) may follow."""
+        """Converts one frame. The rate or the channels may change between frames, as in recordings of radio streams."""
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         if self._resampler is None or kind != self._kind:
             yield from self.flush()
@@ -202,11 +204,11 @@ class _Resampler:
         yield from self._resample(frame)
 
     def flush(self) -> Iterator[Samples]:
-        """What is still inside."""
+        """Returns the samples that the resampler still holds."""
         yield from self._resample(None)
 
     def _resample(self, frame: AudioFrame | None) -> Iterator[Samples]:
-        # Where nothing is to be done, PyAV's resampler hands back what it was given: on a flush, None.
+        # If there is nothing to convert, PyAV's resampler returns what it was given: None on a flush.
         for made in self._resampler.resample(frame) if self._resampler is not None else ():
             if made is not None and made.samples:
                 yield made.to_ndarray()[0]

@@ -1,7 +1,7 @@
-"""DECODED: what a task's inputs take once they are decoded, counted before they are. Used by decode.
+"""DECODED: counts the memory that a task's inputs take once decoded, before they are decoded. Used by decode.
 
-What arrives is small, what comes out of it need not be: 34 bytes of WebP are 128 million pixels, a megabyte of FLAC is
-four hours. Each decoder says here what it is about to make, and what the preparation will make of that.
+A small file can decode to a large amount of data: 34 bytes of WebP to 128 million pixels, a megabyte of FLAC to four
+hours of audio. Each decoder declares here what it is about to allocate, and what the preparation of it will allocate.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pipeq_worker.media.picture_memory import PictureMemory
 
 
 def _hold_nothing(size: int) -> None:
-    """Memory is not budgeted."""
+    """The default, when memory is not budgeted."""
 
 
 class Decoded:
-    """The bytes of one task. Belongs to one thread at a time.
+    """The decoded bytes of one task. Not thread-safe: one thread uses it at a time.
 
     Args:
-        limit: most bytes, what preparation takes for a moment included.
-        hold: called with the bytes that are about to be kept.
-        large: one for all tasks of a worker. A task beyond an eighth of the limit holds it until :meth:`end`, so that
-            what many large tasks take for a moment never adds up.
-        answer: what the answer about each picture takes, for each of its pixels.
+        limit: most bytes for one task, including what its preparation takes temporarily.
+        hold: called with the number of bytes that are about to be kept.
+        large: a lock shared by all tasks of a worker. A task that takes more than an eighth of the limit holds it until
+            :meth:`end`, so that only one large task is prepared at a time.
+        answer: bytes that the pipeline's answer takes for each pixel of a picture.
     """
 
     def __init__(
@@ -45,10 +45,15 @@ class Decoded:
         self._count = 0
 
     def take(self, kept: int, name: str, passing: int = 0) -> None:
-        """Bytes that ``name`` is about to take: some are kept, some only for as long as it is prepared.
+        """Counts bytes that are about to be allocated for ``name``, before they are.
+
+        Args:
+            kept: bytes that stay until the task ends.
+            name: the name that error messages use.
+            passing: bytes that are needed only during preparation.
 
         Raises:
-            PipeqError: ``input_too_large``; nothing is to be made then.
+            PipeqError: ``input_too_large``; the caller must not allocate anything then.
         """
         self._count += kept + passing
         if self._count > self._limit:
@@ -63,14 +68,15 @@ class Decoded:
         self._hold(kept)
 
     def check_answer(self, width: int, height: int, name: str) -> None:
-        """To be called before a picture is decoded: whether there is memory for the answer about it.
+        """Checks that the answer about a picture fits into memory. Call it before the picture is decoded.
 
-        The answers about all pictures of a task are kept until it is delivered; they are made one after the other.
+        The answers about all pictures of a task are kept until the task is delivered; they are computed one after the
+        other.
 
         Args:
             width: of the picture, in pixels.
             height: of the picture, in pixels.
-            name: what errors call it.
+            name: the name that error messages use.
 
         Raises:
             PipeqError: ``input_too_large``.
@@ -86,7 +92,7 @@ class Decoded:
             )
 
     def end(self) -> None:
-        """A step of the task's preparation is done, or has failed; the next may be large again."""
+        """Ends a preparation step, successful or not, and lets another large task begin."""
         if self._large is not None and self._is_large:
             self._is_large = False
             self._large.release()

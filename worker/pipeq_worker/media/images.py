@@ -1,7 +1,7 @@
-"""DECODE, of images: bytes -> RGB, upright, and nothing of the file's but its pixels. Used by decode.
+"""DECODE of images: bytes -> upright RGB pixels, without the file's metadata. Used by decode.
 
-The pixels are those of ``transformers.image_utils.load_image``, but for samples of more than 8 bits: Pillow cuts those
-off at 255, so that a 16-bit picture is white. Here they are scaled from the range that their format gives them.
+The pixels equal those of ``transformers.image_utils.load_image``, except for samples of more than 8 bits: Pillow clips
+those at 255, which turns a 16-bit picture white. Here they are scaled from the range of their format.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq_worker.media.decoded import Decoded
 from pipeq_worker.media.looks import looks_like
 
-# What is wrong with the metadata of somebody's picture is nothing for the log.
+# Faulty metadata in a producer's picture is not worth a line in the worker's log.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-# Pillow's own limit is one for the whole process, and warns first. Ours is checked for each image, before decoding.
+# Pillow's own limit applies to the whole process, and only warns at first. We check each image before decoding.
 Image.MAX_IMAGE_PIXELS = None
 
-#: Raster formats that Pillow decodes itself. None that starts another program (EPS), none without a clear signature.
+#: Raster formats that Pillow decodes itself. Formats that start another program (EPS) or have no clear signature are
+#: left out.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-#: Bytes that Pillow keeps of a pixel in RGB; decoding, and the arrays of an image processor, take as much again.
+#: Bytes that Pillow keeps for a pixel in RGB. Decoding takes as much again, and so do the arrays of an image processor.
 _PIXEL_BYTES = 4
-#: Where a pixel goes by EXIF's orientation, as :func:`PIL.ImageOps.exif_transpose` has it.
+#: EXIF's orientation tag, and how each of its values is undone; the same as in :func:`PIL.ImageOps.exif_transpose`.
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -37,23 +38,23 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-#: Tags of TIFF: how white is written, the largest value there is, the size of a tile.
+#: TIFF tags: how white is encoded, the largest sample value, the width and the length of a tile.
 _PHOTOMETRIC, _MAX_SAMPLE, _TILE_WIDTH, _TILE_LENGTH = 262, 281, 322, 323
-#: Extension blocks that may stand before the first frame of a GIF: Pillow joins comments in quadratic time.
+#: Most extension blocks before the first frame of a GIF, because Pillow joins comments in quadratic time.
 _MAX_GIF_BLOCKS = 10_000
 
 
 def decode_image(data: bytes, name: str, max_pixels: int, decoded: Decoded | None = None) -> Image.Image:
-    """An image in RGB, upright, without metadata; the first frame of an animated one.
+    """Decodes an image to upright RGB without metadata; of an animated image, its first frame.
 
     Args:
-        data: a file of one of the formats above.
-        name: what errors call it.
-        max_pixels: the most it may have.
-        decoded: told of the bytes it takes, before it is decoded.
+        data: a file in one of the formats above.
+        name: the name that error messages use.
+        max_pixels: most pixels that the image may have.
+        decoded: counts the image's bytes before it is decoded.
 
     Raises:
-        PipeqError: ``input_too_large`` before anything is decoded; ``input_undecodable``.
+        PipeqError: ``input_too_large``, before anything is decoded; ``input_undecodable``.
     """
     try:
         if data[:4] == b"GIF8":
@@ -66,13 +67,13 @@ def decode_image(data: bytes, name: str, max_pixels: int, decoded: Decoded | Non
                 decoded.check_answer(width, height, name)
                 size = width * height * _PIXEL_BYTES
                 decoded.take(size, name, size)
-            # A TIFF is turned while it is loaded, and then says so.
+            # Pillow turns a TIFF upright while it loads it, and updates the orientation tag.
             image.load()
             turn = _TURNS.get(_orientation(image))
             rgb = _rgb(image, name)
             if turn is not None:
                 rgb = rgb.transpose(turn)
-            # Pipelines read EXIF again, and turn again, or fail on a block that is none.
+            # With EXIF left in place, pipelines would turn the image once more, or fail on a malformed block.
             rgb.info = {}
             return rgb
     except (PipeqError, MemoryError):
@@ -93,7 +94,7 @@ def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
 
 
 def _check_tiles(image: Image.Image, name: str, max_pixels: int) -> None:
-    """A tile of a TIFF is decoded as a whole, however small the image that it is part of."""
+    """Checks the tiles of a TIFF: a tile is decoded as a whole, even if the image is smaller than its tile."""
     if image.format == "TIFF":
         tags = getattr(image, "tag_v2", {})
         sides = [tags.get(tag, 1) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
@@ -118,7 +119,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:
-        # What stands there is no EXIF, whatever it says; the picture is one all the same.
+        # The EXIF block is malformed; the picture can still be used.
         return 1
 
 
@@ -134,7 +135,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         )
         raise PipeqError(ErrorCode.INPUT_UNDECODABLE, reason)
     if image.format == "TIFF":
-        # 12 bits in 16: those who scan films and bodies write so, and most of them say so.
+        # Scanners often store 12 bits in 16-bit samples, and most of them declare it in this tag.
         bits = tags.get(258, (16,))
         most = 2 ** int(bits[0] if isinstance(bits, tuple) else bits) - 1
         largest = tags.get(_MAX_SAMPLE)
@@ -142,7 +143,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         if isinstance(largest, int) and 255 < largest <= most:
             most = largest
     values = np.asarray(image)
-    # A table, as arithmetic on all pixels would take several times their bytes.
+    # A lookup table, because arithmetic on all pixels would take several times their bytes.
     table = np.clip(np.round(np.arange(65536) * (255 / most)), 0, 255).astype(np.uint8)
     if tags.get(_PHOTOMETRIC) == 0:
         table = 255 - table

@@ -1,4 +1,4 @@
-"""What bytes look like, in words, for errors alone: nothing is decoded by it."""
+"""Describes in words what bytes look like. Used in error messages only; nothing is decoded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TEXT_SIGNATURES = (
 
 
 def looks_like(data: bytes) -> str:
-    """What bytes seem to be, in words for an error: ``an HTML page``."""
+    """Names what bytes seem to be, for an error message: ``an HTML page``."""
     if not data:
         return "nothing: it is empty"
     for signature, words in _SIGNATURES:

@@ -1,9 +1,9 @@
-"""DECODE, of images: how much memory the answer about a picture takes, before the picture is decoded.
+"""DECODE of images: how much memory the answer about a picture takes, computed before the picture is decoded.
 
-    task type, model, parameters -> bytes for each pixel -> media/decoded.py, which images.py asks
+    task type, model, parameters -> bytes for each pixel -> media/decoded.py, called by images.py
 
-The model sees a picture scaled to a fixed size; several answers are then scaled back to the size of the original, in
-float32, for each label, query or mask. A small file of 121 million pixels and 150 labels would be 72 GB.
+The model sees a picture scaled to a fixed size. Several task types then scale the answer back to the original size, in
+float32, for each label, query or mask: a small file of 121 million pixels with 150 labels would take 72 GB.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from dataclasses import dataclass
 from typing import Any
 
 _FLOAT = 4
-#: Whole pictures of numbers beside the answer: the scores of a few labels, the best, its label, copies.
+#: Bytes for each pixel beside the answer itself: the scores of a few labels, the best score, its label, and copies.
 _PASSING = 72
-#: Parameters of mask-generation that decide how many masks are dropped.
+#: Parameters of mask-generation that decide how many masks are filtered out.
 _FILTERS = ("pred_iou_thresh", "stability_score_thresh", "stability_score_offset", "crops_nms_thresh", "mask_threshold")
-#: Masks of one picture that these filters leave where a task does not touch them; each has an object of its own.
+#: Masks of one picture that remain with the default filters: one for each object.
 _USUAL_MASKS = 256
 
 
 @dataclass(frozen=True)
 class PictureMemory:
-    """Bytes for each pixel of a picture, beside the picture itself."""
+    """Bytes for each pixel of a picture, in addition to the picture itself."""
 
-    #: Of the answer, until its task is delivered: those of all pictures of a task add up.
+    #: Bytes that the answer keeps until its task is delivered; those of all pictures of a task add up.
     kept: float = 0
-    #: While the answer about one picture is made.
+    #: Bytes that are needed only while the answer about one picture is computed.
     passing: float = 0
 
 
 def none(pipe: Any, params: Mapping[str, Any]) -> PictureMemory:
-    """Labels, boxes, points, text, features: nothing that grows with the picture."""
+    """For labels, boxes, points, text and features: their size does not depend on the picture's."""
     return PictureMemory()
 
 
 def segmentation(pipe: Any, params: Mapping[str, Any]) -> PictureMemory:
-    """A mask for each label that is found. Where queries propose masks, all of theirs are scaled up at once."""
+    """One mask for each label found. If the model's queries propose masks, all of those are scaled up at once."""
     labels = max(1, _number(pipe.model.config, "num_labels"))
     if by_label(pipe.image_processor):
         return PictureMemory(labels, _PASSING)
@@ -57,12 +57,12 @@ def by_label(processor: Any) -> bool:
 
 
 def depth(pipe: Any, params: Mapping[str, Any]) -> PictureMemory:
-    """The depth in float32 and as a picture."""
+    """The depth map, in float32 and as a picture."""
     return PictureMemory(_FLOAT + 1, _PASSING)
 
 
 def masks(pipe: Any, params: Mapping[str, Any]) -> PictureMemory:
-    """Three masks for each point of a batch at once, in float32, compared twice; then those that are left."""
+    """Three masks for each point of a batch, in float32, compared twice; then the masks that remain."""
     points = params.get("points_per_batch") or 64
     kept = _USUAL_MASKS
     if any(params.get(name) is not None for name in _FILTERS):
@@ -72,7 +72,7 @@ def masks(pipe: Any, params: Mapping[str, Any]) -> PictureMemory:
 
 
 def image_to_image(pipe: Any, params: Mapping[str, Any]) -> PictureMemory:
-    """All pixels go through the model at once, and come out ``upscale`` times as wide and as high."""
+    """All pixels go through the model at once; the output is ``upscale`` times as wide and as high."""
     config = pipe.model.config
     area, width = max(1, _number(config, "upscale")) ** 2, max(64, _number(config, "embed_dim", "hidden_size"))
     heads, window = max(1, _number(config, "num_heads")), max(1, _number(config, "window_size"))
@@ -81,7 +81,7 @@ def image_to_image(pipe: Any, params: Mapping[str, Any]) -> PictureMemory:
     return PictureMemory(area * 3, _FLOAT * (pass_floats + 9 * area) + _PASSING)
 
 
-#: By task type: all that take an image.
+#: The rule for each task type that takes an image.
 RULES: dict[str, Callable[[Any, Mapping[str, Any]], PictureMemory]] = {
     "image-classification": none,
     "image-feature-extraction": none,
@@ -102,25 +102,25 @@ RULES: dict[str, Callable[[Any, Mapping[str, Any]], PictureMemory]] = {
 
 
 def of(task: str, pipe: Any, params: Mapping[str, Any]) -> PictureMemory:
-    """What the answer about each picture of a task takes.
+    """Memory that the answer about each picture of a task takes.
 
     Args:
-        task: name of its type.
-        pipe: pipeline of transformers that is asked.
-        params: of the task, those of the settings included.
+        task: name of the task type.
+        pipe: the transformers pipeline that will run.
+        params: the task's parameters, merged over those of the settings.
     """
     return RULES.get(task, none)(pipe, params)
 
 
 def _configs(model: Any) -> list[Any]:
-    """A model's configuration and those of its parts."""
+    """A model's configuration, and the configurations of its parts."""
     config = model.config
     parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", None) or {}]
     return [config, *(part for part in [*parts, getattr(config, "decoder_config", None)] if part is not None)]
 
 
 def _number(config: Any, *names: str) -> int:
-    """The largest of a configuration's numbers of these names; lists are one for each layer."""
+    """The largest of the numbers that a configuration has under these names; a list counts with its largest entry."""
     found = [0]
     for name in names:
         value = getattr(config, name, None)

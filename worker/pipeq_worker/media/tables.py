@@ -1,7 +1,7 @@
-"""DECODE, of tables: CSV -> columns of text. Used by decode.
+"""DECODE of tables: CSV -> columns of text. Used by decode.
 
-pandas reads it: the task types that take tables need it anyway, and it knows what :mod:`csv` does not, line ends of old
-Macs, cells of any size, quotes that never close. Ours is only the choice of the separator.
+pandas reads the CSV. The task types that take tables need pandas anyway, and it handles what :mod:`csv` does not: line
+ends of old Macs, cells of any size, quotes that are never closed. Only the choice of the separator is ours.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from pipeq_worker.media.decoded import Decoded
 from pipeq_worker.media.looks import looks_like
 from pipeq_worker.settings.read import InputSettings
 
-#: In the order in which they are taken where several would do.
+#: Separators, in order of preference where several would fit.
 _SEPARATORS = (",", ";", "\t", "|")
-#: How much is looked at to find the separator, in characters: no cell of it is too large for :mod:`csv`.
+#: How much of the text is examined to find the separator, in characters; small enough for :mod:`csv`'s limit on a cell.
 _SAMPLE_BYTES = 2**16
-#: As many as the largest spreadsheets have.
+#: Most columns: as many as the largest spreadsheets have.
 _MAX_COLUMNS = 2**14
-#: Bytes of a cell, its text aside, as pandas and as Python keep it.
+#: Bytes of overhead for each cell, in pandas and in Python, without its text.
 _CELL_BYTES = 64
-#: Characters of a cell that count as one, and from which on it counts by the square, as the time to find numbers in it.
+#: Characters that count as one cell. From ``_LONG_CHARACTERS`` on the count grows with the square of the length, as
+#: does the time that the tokenizer takes to find numbers in a cell.
 _CELL_CHARACTERS = 64
 _LONG_CHARACTERS = 512
-#: What a file of another encoding than UTF-8 begins with, the longest first.
+#: Byte order marks of encodings other than UTF-8, longest first.
 _ENCODINGS = (
     (b"\xff\xfe\0\0", "utf-32"),
     (b"\0\0\xfe\xff", "utf-32"),
@@ -39,14 +40,14 @@ _ENCODINGS = (
 
 
 def check_size(columns: int, rows: int, name: str, limits: InputSettings, at_least: bool = False) -> None:
-    """Refuses a table with which a tokenizer would hold a thread, and Python's lock, for minutes.
+    """Refuses a table that would keep a tokenizer, and with it Python's lock, busy for minutes.
 
     Args:
-        columns: of the table.
-        rows: below its header.
-        name: what errors call it.
-        limits: how large it may be.
-        at_least: whether there may be more rows.
+        columns: number of columns.
+        rows: number of rows below the header.
+        name: the name that error messages use.
+        limits: the largest table that is accepted.
+        at_least: whether the table may have more rows than ``rows``.
 
     Raises:
         PipeqError: ``input_too_large``.
@@ -64,13 +65,13 @@ def check_size(columns: int, rows: int, name: str, limits: InputSettings, at_lea
 
 
 def check_cells(table: dict[str, list[str]], name: str, limits: InputSettings) -> None:
-    """Refuses a table of few cells, or headers, that hold much text.
+    """Refuses a table with few cells or headers that hold too much text.
 
     Raises:
         PipeqError: ``input_too_large``.
     """
     count = sum(_weight(len(cell)) for column in table.values() for cell in column)
-    # Headers are no cells, but their text is read as well.
+    # Headers are not counted as cells, but the tokenizer reads their text, too.
     count += sum(_weight(len(header)) - 1 for header in table)
     if count > limits.max_table_cells:
         raise PipeqError(
@@ -85,14 +86,14 @@ def _weight(characters: int) -> int:
 
 
 def decode_table(data: bytes, name: str, limits: InputSettings, decoded: Decoded | None = None) -> dict[str, list[str]]:
-    """CSV with a header -> its columns, every cell as text.
+    """Parses CSV with a header into columns, with every cell as text.
 
-    Cells are separated by comma, semicolon, tab or bar, whichever gives rows of one length; Excel's ``sep=;`` says it.
-    A header that occurs twice becomes ``euros`` and ``euros.1``, an empty one ``Unnamed: 1``, and a row that ends early
-    has empty cells, as in pandas and in spreadsheets; a row of more cells than the header is an error.
+    Cells are separated by comma, semicolon, tab or bar: by the one that gives rows of equal length, or by the one that
+    Excel's ``sep=;`` line names. As in pandas and in spreadsheets, a repeated header becomes ``euros`` and ``euros.1``,
+    an empty header ``Unnamed: 1``, and a short row gets empty cells. A row with more cells than the header is an error.
 
     Raises:
-        PipeqError: ``input_undecodable``; ``input_too_large``, mostly before the cells are made.
+        PipeqError: ``input_undecodable``; ``input_too_large``, in most cases before the cells are made.
     """
     text = _text(data, name)
     said = re.match(r"sep=(.)\r?\n", text)
@@ -107,13 +108,13 @@ def decode_table(data: bytes, name: str, limits: InputSettings, decoded: Decoded
     try:
         columns = _read(text, separator, 1).shape[1]
         check_size(columns, 0, name, limits)
-        # The header, as many rows as there may be, and one that shows that there are more.
+        # The header, as many rows as are allowed, and one more, which shows that there are too many.
         rows = limits.max_table_cells // columns + 2
         frame = _read(text, separator, rows)
     except (MemoryError, PipeqError):
         raise
     except Exception as error:
-        # pandas says where: "Expected 2 fields in line 3, saw 4", "EOF inside string starting at row 1".
+        # pandas names the place: "Expected 2 fields in line 3, saw 4", "EOF inside string starting at row 1".
         raise _no_table(data, name, shown.line(str(error))) from error
     if len(frame) < 2:
         raise _no_table(data, name, "it has no rows below its header")
@@ -137,7 +138,7 @@ def _text(data: bytes, name: str) -> str:
 
 
 def _separator(text: str) -> str:
-    """The one that gives rows of one length, and most columns; else the one that the header has most of."""
+    """The separator that gives rows of equal length and most columns; else the most frequent one in the header."""
     sample = text[:_SAMPLE_BYTES]
     best, columns = "", 1
     for separator in _SEPARATORS:
@@ -145,7 +146,7 @@ def _separator(text: str) -> str:
             rows = list(csv.reader(io.StringIO(sample, newline=""), delimiter=separator))
         except csv.Error:
             continue
-        # The last one may be cut off.
+        # The sample may have cut off its last row.
         widths = {len(row) for row in (rows[:-1] if len(sample) < len(text) else rows) if row}
         if len(widths) == 1 and max(widths) > columns:
             best, columns = separator, max(widths)
@@ -160,7 +161,7 @@ def _header(text: str) -> str:
 def _read(text: str, separator: str, rows: int) -> Any:
     import pandas
 
-    # Without a header, as pandas would take surplus cells of a row for its name.
+    # header=None, because with a header pandas would take surplus cells at the start of a row as its index.
     return pandas.read_csv(
         io.StringIO(text, newline=""),
         sep=separator,

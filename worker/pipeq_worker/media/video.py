@@ -1,4 +1,4 @@
-"""DECODE, of video: bytes -> the frames that are asked for. Used by decode and by video classification."""
+"""DECODE of video: bytes -> the frames that are asked for. Used by decode and by video classification."""
 
 from __future__ import annotations
 
@@ -17,44 +17,46 @@ from pipeq_worker.media.containers import frames, known, open_container
 from pipeq_worker.media.decoded import Decoded
 from pipeq_worker.media.looks import looks_like
 
-#: Bytes of a pixel inside a decoder, which keeps up to 16 frames; and of a frame that is asked for: as RGB, in the
-#: array of all frames, and in those of the image processor.
+#: Bytes for each pixel inside a decoder, which keeps up to 16 frames; and for each pixel of a returned frame: as RGB,
+#: in the array of all frames, and in the arrays of the image processor.
 _DECODER_BYTES = 24
 _FRAME_BYTES = 12
-#: Decoders round sides up: what a small frame may have more of. What comes out is measured exactly.
+#: Extra pixels that a decoder may need because it rounds sides up. The decoded frame is measured exactly.
 _ALIGNED = 2**16
 
 
 @dataclass(frozen=True)
 class Video:
-    """A video file that is sampled while it is decoded: no more than the frames that are asked for are ever there."""
+    """A video file that is sampled while it is decoded: only the frames that are asked for are kept in memory."""
 
     data: bytes
-    #: What errors call it.
+    #: The name that error messages use.
     name: str
     #: Largest frame, in pixels.
     max_pixels: int
-    #: Most frames that are decoded, those that are skipped too.
+    #: Most frames that are decoded, including those that are skipped.
     max_frames: int
-    #: Told of the bytes that frames take, before they are there.
+    #: Counts the bytes of frames before they are allocated.
     decoded: Decoded | None = field(default=None, compare=False)
 
     @property
     def nbytes(self) -> int:
-        """What it holds."""
+        """Bytes that this object holds."""
         return len(self.data)
 
     def frames(self, indices: Sequence[int]) -> NDArray[np.uint8]:
-        """The frames at rising positions, shape ``(frames, height, width, 3)``; fewer where the video is shorter.
+        """Returns the frames at ascending positions, shape ``(frames, height, width, 3)``.
+
+        There are fewer frames than positions if the video is shorter.
 
         Raises:
-            PipeqError: ``input_too_large``; ``input_undecodable``, also where there is not a single frame.
+            PipeqError: ``input_too_large``; ``input_undecodable``, also if there is not a single frame.
         """
         wanted, kept = set(indices), []
         if max(wanted) >= self.max_frames:
             reason = f"frame {max(wanted)} of {self.name} is asked for, and this worker decodes {self.max_frames}"
             raise PipeqError(ErrorCode.INPUT_TOO_LARGE, f"{reason} ([inputs] max_video_frames)")
-        # Opened with more, so that what is too large by little can be told from what is damaged.
+        # Opened with a higher bound, so that a frame slightly too large is reported as such, and not as damaged.
         with open_container(self.data, self.name, self.max_pixels * 4) as container:
             stream = self._stream(container)
             self._check_size(stream.width, stream.height)
@@ -70,7 +72,7 @@ class Video:
             except (PipeqError, MemoryError):
                 raise
             except Exception as error:
-                # A frame that cannot be turned into RGB, or one of another size than those before it.
+                # A frame cannot be converted to RGB, or differs in size from the frames before it.
                 reason = f"{self.name} is a damaged video ({type(error).__name__}: {shown.line(str(error))})"
                 raise PipeqError(ErrorCode.INPUT_UNDECODABLE, reason) from error
         if not kept:
@@ -82,7 +84,7 @@ class Video:
         return np.stack(kept)
 
     def _stream(self, container: InputContainer) -> Any:
-        """The stream that a player would show: no cover picture, marked or not; the default one, else the first."""
+        """The stream that a player would show: the default one, else the first; never a cover picture."""
         streams = container.streams.video
         films = [one for one in streams if not one.disposition & Disposition.attached_pic]
         found = known(films)

@@ -1,1 +1,1 @@
-"""OBSERVE: what is said of what happens: the log, and outages told once."""
+"""OBSERVE: reports what happens in a worker: observers, the log, and outages of Redis, each reported once."""

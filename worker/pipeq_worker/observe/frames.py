@@ -1,14 +1,15 @@
-"""Lets go of what an exception holds: its frames, all that their variables name, and the exceptions before it.
+"""Frees what a kept exception holds: its frames with all their variables, and the exceptions before it.
 
-An exception that is kept (by a task, by Celery's account of it) keeps the frames it came through; one of them mostly
-keeps the exception, so that nothing of all that is freed before the collector comes: some hundred KiB a failed task.
+An exception that is kept (by a task, or by Celery) keeps the frames that it passed through. One of those frames usually
+refers to the exception in turn, so that all of it, some hundred KiB for each failed task, would wait for the garbage
+collector.
 """
 
 from __future__ import annotations
 
 
 def forget(error: BaseException | None) -> None:
-    """Strips an exception, those that it wraps, and those that it was raised from or during, of their tracebacks."""
+    """Removes the tracebacks of an exception, of those that it wraps, and of those in its cause and context."""
     seen: set[int] = set()
     left = [error]
     while left:

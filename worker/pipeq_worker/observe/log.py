@@ -1,4 +1,4 @@
-"""Logging: one line a record, for people or as JSON, each of ours with an ``action``."""
+"""Logging: one line for each record, as text or as JSON; each of our own records has an ``action``."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
-        """The record's line: a break in it would let a producer write lines of his own."""
+        """The record's line. Line breaks are escaped, because a producer could otherwise forge log lines."""
         return _escaped(shown.without_secrets(super().formatMessage(record)))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's own name
-        """A traceback, which has several lines: indented, so that none looks like a record."""
+        """A traceback. Its lines are indented, so that none of them looks like a record."""
         return _indented(shown.without_secrets(super().formatException(ei)))
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802 - logging's own name
-        """As a traceback."""
+        """A stack, formatted as a traceback is."""
         return _indented(super().formatStack(stack_info))
 
 
 def _escaped(text: str) -> str:
-    """Control characters, and those that change the direction of text, as Python writes them."""
+    """Escapes control characters, and characters that change the direction of text, as Python's repr does."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
@@ -45,7 +45,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line, with the record's ``action`` and other extras."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line of JSON."""
+        """Formats the record as one line of JSON."""
         fields: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname,
@@ -60,11 +60,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up(level: str, form: str) -> None:
-    """Sends every log record to stderr; Celery's and transformers' chatter only from warnings on."""
+    """Sends every log record to stderr; those of Celery and transformers only from warnings upwards."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # A line a task, with its result, is neither cheap nor private. Batches are logged by the engine.
+    # Celery logs a line with the result for each task, which is neither cheap nor private. Our log observer logs
+    # batches.
     for name in (
         "celery.worker.strategy",
         "celery.apps.worker",

@@ -1,4 +1,4 @@
-"""The log as an observer: the first that is told what happens."""
+"""The observer that writes the log. It is always the first observer."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ logger = logging.getLogger(__name__)
 
 
 class Log(Observer):
-    """One line an event, at the level of its weight. Lines a task are for ``DEBUG`` alone: they are many."""
+    """Logs one line for each event. Lines about single tasks are logged at ``DEBUG`` only, because there are many."""
 
     def batch_ran(self, pipeline: str, size: int, padding: float, seconds: float) -> None:
-        """At ``DEBUG``."""
+        """Logs at ``DEBUG``."""
         logger.debug(
             "batch of %d, %.0f%% padding, %.1f ms",
             size,
@@ -24,13 +24,13 @@ class Log(Observer):
         )
 
     def child_died(self, reason: str, task_ids: list[str]) -> None:
-        """Names the cause; the tasks come back, or end, with lines of their own."""
+        """Logs the cause; the tasks are retried or end, and are logged then."""
         logger.critical("%s; ending this process", reason, extra={"action": "device_lost"})
 
     def task_ended(
         self, task_id: str, pipeline: str | None, ended: Ended, code: str | None, timing_ms: Mapping[str, float]
     ) -> None:
-        """At ``DEBUG``."""
+        """Logs at ``DEBUG``."""
         logger.debug(
             "task %s %s%s",
             task_id,

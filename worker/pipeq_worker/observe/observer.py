@@ -1,7 +1,7 @@
-"""What happens to tasks and batches in a worker, told to whoever listens: the log, and a user's own observers.
+"""OBSERVERS: the interface that is told what happens to tasks and batches: implemented by the log, and by users.
 
-A user's observer is a class of this shape behind an entry point of the group ``pipeq.observers``; the worker makes one
-of it, without arguments, when it starts:
+A user's observer is a class derived from :class:`Observer`, behind an entry point of the group ``pipeq.observers``. The
+worker makes one instance of it, without arguments, when it starts:
 
     [project.entry-points."pipeq.observers"]
     mine = "my_package:MyObserver"
@@ -19,69 +19,69 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 
 logger = logging.getLogger(__name__)
 
-#: Entry points of users' own observers.
+#: The group of entry points for users' own observers.
 GROUP = "pipeq.observers"
 
-#: How a task left this worker. ``retrying``: it waits for its next try. ``dropped``: its result is of no use any more,
-#: as it was cancelled, has expired, or is another worker's.
+#: How a task left this worker. ``retrying``: it waits for its next try. ``dropped``: its result is no longer wanted,
+#: because the task was cancelled, has expired, or belongs to another worker now.
 Ended = Literal["succeeded", "failed", "retrying", "dropped"]
 
 
 class Observer:
-    """Does nothing; override what you want to know.
+    """The base class of observers. Its methods do nothing; override those that you need.
 
-    Called on the worker's own threads, several at a time: be quick, block on nothing. What a method raises is logged
-    once, and the task goes on.
+    The worker calls them on its own threads, several at a time, so they must return quickly and must not block. An
+    exception that a method raises is logged once, and the task goes on.
     """
 
     def task_accepted(self, task_id: str, pipeline: str) -> None:
-        """A task came in, and its message is one that the pipeline takes."""
+        """Called when a task has come in and its message is valid for the pipeline."""
 
     def stage_ended(self, task_id: str, pipeline: str, stage: str, seconds: float) -> None:
-        """A task is through a stage.
+        """Called when a task has passed a stage.
 
         Args:
-            task_id: the task's.
+            task_id: the task's id.
             pipeline: its pipeline's name.
             stage: ``fetch``, ``decode``, ``prepare``, ``batch`` (its wait for one), ``infer`` or ``deliver``.
-            seconds: what it took, all of the task's inputs and items together.
+            seconds: the time in the stage, summed over all of the task's inputs and items.
         """
 
     def batch_ran(self, pipeline: str, size: int, padding: float, seconds: float) -> None:
-        """A forward pass is over.
+        """Called after a forward pass.
 
         Args:
             pipeline: the pipeline's name.
-            size: items in the batch.
-            padding: share of its cost that was padding, 0 to 1.
-            seconds: what it took.
+            size: number of items in the batch.
+            padding: share of the batch's cost that was padding, 0 to 1.
+            seconds: duration of the forward pass.
         """
 
     def child_died(self, reason: str, task_ids: list[str]) -> None:
-        """The device hangs or is beyond use, and the process that has it ends: with these tasks in the batch."""
+        """Called when the device hangs or is unusable, and its process ends with these tasks in the batch."""
 
     def task_ended(
         self, task_id: str, pipeline: str | None, ended: Ended, code: str | None, timing_ms: Mapping[str, float]
     ) -> None:
-        """A task left this worker.
+        """Called when a task has left this worker.
 
         Args:
-            task_id: the task's.
-            pipeline: its pipeline's name; None where the message named none that can be read.
-            ended: how.
-            code: its error's, of :class:`pipeq.ErrorCode`, where it failed or is retried.
+            task_id: the task's id.
+            pipeline: its pipeline's name; None if the message named none that could be read.
+            ended: how it left.
+            code: the code of its error, one of :class:`pipeq.ErrorCode`, if it failed or is retried.
             timing_ms: milliseconds in each stage.
         """
 
     def worker_could_not(self, what: str, reason: str) -> None:
-        """The worker cannot do something that it should: reach Redis, take messages from a queue. Said once."""
+        """Called once when the worker cannot do something that it should: reach Redis, take messages from a queue."""
 
     def worker_can_again(self, what: str) -> None:
-        """What it could not do, it can."""
+        """Called once when the worker can do it again."""
 
 
 class Observers(Observer):
-    """Passes on what happens to each of several; one that raises is said once and disturbs nobody."""
+    """Passes each event on to several observers. One that raises is logged once, and the others are still called."""
 
     def __init__(self, listeners: Iterable[Observer]) -> None:
         listeners = list(listeners)
@@ -91,7 +91,7 @@ class Observers(Observer):
             setattr(self, name, _passed_on([getattr(one, name) for one in wanted]))
 
 
-#: The methods of an observer.
+#: The names of an observer's methods.
 EVENTS = tuple(name for name in vars(Observer) if not name.startswith("_"))
 
 
@@ -111,10 +111,10 @@ def _passed_on(methods: list[Callable[..., None]]) -> Callable[..., None]:
 
 
 def of_entry_points() -> list[Observer]:
-    """Users' own observers.
+    """Makes the users' own observers.
 
     Raises:
-        PipeqError: ``invalid_settings``, naming the entry point that does not give one.
+        PipeqError: ``invalid_settings``, naming the entry point that cannot be used.
     """
     return [_load(one) for one in entry_points(group=GROUP)]
 

@@ -1,4 +1,4 @@
-"""Says once that Redis is away and once that it is back, however many threads notice."""
+"""Logs once that Redis is away and once that it is back, however many threads notice it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ logger = logging.getLogger(__name__)
 
 
 class Episodes:
-    """Says once that something is wrong with somebody, and once that it no longer is. For one thread.
+    """Logs once when something goes wrong with a name, and once when it is right again. For use by one thread.
 
     Args:
-        wrong: a line for the log; it gets the names and the reason.
-        right: another; it gets the names.
-        action: what the records are marked with.
+        wrong: log message for the first case; its arguments are the names and the reason.
+        right: log message for the second case; its argument is the names.
+        action: the ``action`` of the log records.
     """
 
     def __init__(self, wrong: str, right: str, action: str) -> None:
@@ -27,7 +27,7 @@ class Episodes:
         self._said: set[str] = set()
 
     def now(self, wrong: Mapping[str, str]) -> None:
-        """Who has something wrong now, and what: name -> reason."""
+        """Takes all names with which something is wrong now: name -> reason."""
         reasons: dict[str, list[str]] = {}
         for name in sorted(wrong.keys() - self._said):
             reasons.setdefault(wrong[name], []).append(name)
@@ -39,7 +39,7 @@ class Episodes:
 
 
 class Outage:
-    """One for a process. Safe for any number of threads."""
+    """The state of this process's connection to Redis. Safe for any number of threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -47,11 +47,11 @@ class Outage:
         self._observer = Observer()
 
     def tell(self, observer: Observer) -> None:
-        """From now on it is told, too."""
+        """Sets the observer that is told of outages, in addition to the log."""
         self._observer = observer
 
     def noticed(self, who: str, error: BaseException) -> None:
-        """Redis did not do for ``who`` what it should."""
+        """Notes that a command for ``who`` failed; the first one is logged."""
         with self._lock:
             first = not self._who
             self._who.add(who)
@@ -63,7 +63,7 @@ class Outage:
             self._observer.worker_could_not("redis", reason)
 
     def over(self, who: str) -> None:
-        """It does so again."""
+        """Notes that Redis serves ``who`` again; the last one is logged."""
         if who not in self._who:  # the usual case, without the lock
             return
         with self._lock:
@@ -75,10 +75,10 @@ class Outage:
 
 
 def is_wrong_type(error: BaseException) -> bool:
-    """Whether a key holds something else than it is for: Redis serves, and the next key may well be right."""
-    # Redis 6.2 has the code inside the sentence when a script met it.
+    """Whether a command failed because its key holds another type: Redis serves, and other keys may be right."""
+    # If a script met the error, Redis 6.2 has the code inside the sentence.
     return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
 
 
-#: This process's.
+#: The one of this process.
 outage = Outage()

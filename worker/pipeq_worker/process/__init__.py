@@ -1,1 +1,1 @@
-"""PROCESS: how workers start: the command, what it checks first, one process for each device."""
+"""PROCESS: starts workers: the command, its checks before the start, and one process for each device."""

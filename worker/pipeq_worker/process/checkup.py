@@ -1,6 +1,6 @@
-"""``pipeq worker --check``: what a worker would find out only with its first task.
+"""``pipeq worker --check``: finds what a worker would otherwise find out only with its first task.
 
-Settings -> parameters of each pipeline, prefixes of inputs, stores of results. No model is loaded.
+It checks the parameters of each pipeline, the prefixes of inputs, and the stores of results. It loads no model.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _TIMEOUT_S = 10.0
 
 
 def check_all(settings: Settings) -> None:
-    """Looks at everything that can be looked at without a model.
+    """Checks everything in the settings that can be checked without loading a model.
 
     Raises:
-        SettingsError: a sentence for each thing that is wrong.
+        SettingsError: one sentence for each thing that is wrong.
     """
     found = [*_params(settings), *_inputs(settings), *_stores(settings)]
     if found:
@@ -39,7 +39,8 @@ def check_all(settings: Settings) -> None:
 def _params(settings: Settings) -> Iterator[str]:
     for name, section in settings.pipelines.items():
         task = section.task or name
-        # Where only the model says what it is for, it is looked at when it is loaded.
+        # If only the model's configuration says what the task type is, the parameters are checked when the model is
+        # loaded.
         if not is_task_type(task):
             continue
         if not find(task).has_model:
@@ -52,7 +53,7 @@ def _params(settings: Settings) -> Iterator[str]:
 
 
 def _params_of(name: str, task: str, section: PipelineSettings, settings: Settings) -> Iterator[str]:
-    # Here: the names come from transformers' own signatures, which takes seconds to import.
+    # Imported here because the rules read the signatures of transformers' pipelines, which take seconds to import.
     from pipeq_worker.models.params.accepted import ceilings
     from pipeq_worker.models.params.compound import UnknownNameError
     from pipeq_worker.models.params.rules import UnfitError, display
@@ -111,7 +112,7 @@ def _stores(settings: Settings) -> Iterator[str]:
         except PipeqError as error:
             yield f"{key}: {error.message}"
         else:
-            # Where we may not: it is empty, and says what it is.
+            # We may lack the right to delete. The object that stays behind is empty, and its name says what it is.
             with suppress(S3Error, OSError):
                 if uri.startswith("file://"):
                     os.unlink(file_path(uri))

@@ -83,7 +83,7 @@ def worker(
 
 
 def _named(text: str) -> str:
-    """``MODEL`` -> ``TASK=MODEL``; anything else as it is."""
+    """``MODEL`` -> ``TASK=MODEL``; returns anything else unchanged."""
     if not text or "=" in text or is_task_type(text) or not ("/" in text or Path(text).is_dir()):
         return text
     startup.check_folder(text)
@@ -96,9 +96,10 @@ def _named(text: str) -> str:
 
 
 def run(settings: Settings) -> int:
-    """Serves the pipelines in this process until it is told to stop. Returns its exit code."""
-    # A task is some hundred small objects, all gone when it ends: looking for cycles after each 700 of them, Python's
-    # default, takes an eighth of the time of a no-op task. Nothing large may wait for it (observe/frames.py).
+    """Serves the pipelines in this process until it is told to stop. Returns the exit code."""
+    # A task allocates some hundred small objects, and all of them are freed when it ends. Python's default, a search
+    # for cycles after every 700 allocations, takes an eighth of the time of a no-op task. Searching rarely is safe only
+    # if nothing large waits for the collector: see observe/frames.py.
     gc.set_threshold(50_000, 10, 10)
     from pipeq_worker.observe import log
 
@@ -112,10 +113,10 @@ def run(settings: Settings) -> int:
     from pipeq_worker.observe.logged import Log
     from pipeq_worker.observe.observer import Observers, of_entry_points
 
-    # Users' own are made first: what is wrong with one is said before models are loaded for nothing.
+    # The user's observers are made first, so that a faulty one is reported before models are loaded.
     observer = Observers([Log(), *of_entry_points()])
     startup.wait_for_redis(settings.redis_url)
-    # In a container the process id and the host are the same after each restart; a name must not be.
+    # In a container the process id and the host are the same after each restart, but a worker's name must be new.
     hostname = f"pipeq-{os.getpid()}-{secrets.token_hex(2)}@{socket.gethostname()}"
     pipelines = {}
     with startup.Loading(settings.redis_url, hostname, settings.pipelines):
@@ -127,12 +128,13 @@ def run(settings: Settings) -> int:
             )
             pipelines[name] = load(name, section, settings.device, settings.s3, settings.param_limits)
     supervisor.end_with_parent()
-    # What is loaded stays: the collector need not walk through torch each time it looks at all there is.
+    # The loaded models stay until the end, so the collector is told not to walk through them and torch again.
     gc.collect()
     gc.freeze()
     runtime = Runtime(settings, pipelines, hostname, observer)
     app = build_app(runtime)
-    # Containers run as whom they like; a worker runs no code of its producers.
+    # Celery warns when it runs as root, which is usual in containers. It would matter only if a worker ran code from
+    # its producers, and it runs none.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     celery_worker = Worker(app=app, hostname=hostname, quiet=True, loglevel=settings.log_level)
     celery_worker.start()
@@ -141,7 +143,8 @@ def run(settings: Settings) -> int:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Threads that still read from a slow store would hold the process up; their tasks are back on their queues.
+    # Ends at once, as threads that still read from a slow store would delay the exit. Their tasks are back on their
+    # queues.
     os._exit(EXIT_DEVICE_LOST if runtime.lost else celery_worker.exitcode or 0)
 
 
@@ -152,7 +155,7 @@ def _import_torch(settings: Settings) -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    # One thread a tokenizer: parallelism comes from our own threads.
+    # One thread for each tokenizer, because our own threads already run in parallel.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)

@@ -1,6 +1,6 @@
-"""START: what can be told before models are loaded for nothing. Names -> Redis -> a word that the worker is loading.
+"""START: checks names, waits for Redis, and registers the worker as loading, all before models are loaded.
 
-Nothing here imports torch: a typo is answered within a second or two.
+Nothing here imports torch, so that a typo is reported within a second or two.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ from pipeq_worker.stores.store import Store
 
 logger = logging.getLogger(__name__)
 
-#: The first with RPOP of several, ZMSCORE and a deterministic script's TIME.
+#: The first version with RPOP of several elements, ZMSCORE, and TIME in a deterministic script.
 OLDEST_REDIS = (6, 2)
-#: A Redis that does not answer is said this often, in seconds ...
+#: While Redis does not answer, the log says so this often, in seconds ...
 SAY_AGAIN_S = 60.0
-#: ... and asked this often.
+#: ... and the worker tries again this often, in seconds.
 _ASK_AGAIN_S = 1.0
-#: Keys of a pipeline that may be folders.
+#: Keys of a pipeline whose value may be a folder.
 _FOLDERS = ("model", "tokenizer", "image_processor", "feature_extractor", "processor", "vocoder", "adapter")
 
 
 def check(settings: Settings) -> None:
-    """Whether a worker could start: task types, folders, modules, what may be read and where results go.
+    """Checks that a worker could start: task types, folders, modules, prefixes of inputs, and stores of results.
 
     Raises:
-        SettingsError: names what is wrong, and what was meant.
+        SettingsError: names what is wrong and, if a similar name exists, suggests it.
     """
     check_names(settings)
     for module in settings.include:
         _check_module(module)
-    # Prefixes, networks and certificates are read when these are made.
+    # The constructors check prefixes, networks and certificates.
     Fetcher(settings.inputs, settings.s3).close()
     Store(settings.results, settings.s3).close()
 
 
 def _check_module(name: str) -> None:
-    # As Celery imports it: from the working directory, too.
+    # Celery imports from the working directory, too.
     sys.path.insert(0, os.getcwd())
     try:
         found = importlib.util.find_spec(name)
@@ -75,14 +75,14 @@ def _check_module(name: str) -> None:
 
 
 def check_names(settings: Settings) -> None:
-    """Whether task types exist, and the folders that pipelines name.
+    """Checks that the task types and the folders that the pipelines name exist.
 
     Raises:
-        SettingsError: names the pipeline, and what was meant.
+        SettingsError: names the pipeline and, if a similar task type exists, suggests it.
     """
     for name, section in settings.pipelines.items():
         task = section.task or name
-        # Where there is a model, a name may be any: the model says what it is for.
+        # A pipeline with a model may have any name: the model's configuration gives the task type.
         if not is_task_type(task) and (section.task is not None or section.model is None):
             raise SettingsError(f"pipeline {name!r}: {_no_task_type(task)}")
         for key in _FOLDERS:
@@ -90,12 +90,12 @@ def check_names(settings: Settings) -> None:
 
 
 def check_folder(text: str | None, what: str = "") -> None:
-    """Whether a folder is there, if this is the path of one rather than a name on the Hub.
+    """Checks that a folder exists, if ``text`` is a path and not a name on the Hub.
 
     Raises:
-        SettingsError: it is not.
+        SettingsError: the folder does not exist.
     """
-    # A name on the Hub is OWNER/NAME; what lies elsewhere has a scheme.
+    # A name on the Hub is OWNER/NAME; anything stored elsewhere has a scheme.
     if text is None or "://" in text or not (text.startswith(("/", "./", "../", "~")) or text.count("/") > 1):
         return
     if not os.path.isdir(text):
@@ -112,11 +112,11 @@ def _no_task_type(task: str) -> str:
 
 
 def wait_for_redis(url: str) -> None:
-    """Returns once Redis answers. Started together with it, a worker may well be first.
+    """Waits until Redis answers: a worker that is started together with Redis may be up first.
 
     Raises:
-        SettingsError: it answers, and will not do what is asked of it: the password or the database is wrong, it is a
-            cluster, or too old. Only a Redis that cannot be reached is waited for.
+        SettingsError: Redis answers but cannot be used: the password or the database is wrong, or the server is a
+            cluster or too old. Only a Redis that cannot be reached is waited for.
     """
     where = shown.uri(url)
     said_at: float | None = None
@@ -144,7 +144,7 @@ def wait_for_redis(url: str) -> None:
 
 
 def _check_server(client: redis.Redis, where: str) -> None:
-    """Raises SettingsError for a server that cannot do what is asked of it."""
+    """Raises SettingsError for a server that lacks what the worker needs."""
     try:
         server, cluster = client.info("server"), client.info("cluster")
     except RedisError:
@@ -167,11 +167,11 @@ def _said(error: Exception) -> str:
 
 
 class Loading:
-    """Says in Redis that a worker is loading pipelines, so that a submit meanwhile is not told that nobody serves them.
+    """Registers the worker in Redis as loading, so that a submit in the meantime does not warn of a missing worker.
 
-    A context manager; its thread, which it owns, ends with the block. What it said lapses by itself within
-    ``queues.WORKER_TTL_S``: by then the heartbeat of a worker that is ready has taken over. After an error it is taken
-    back.
+    A context manager; it owns its thread, which ends with the block. The registration expires after
+    ``queues.WORKER_TTL_S``; by then the heartbeat of the ready worker has replaced it. After an error it is removed at
+    once.
     """
 
     def __init__(self, url: str, worker: str, pipelines: Iterable[str]) -> None:
@@ -199,7 +199,7 @@ class Loading:
 
     def _run(self) -> None:
         while True:
-            # Of no consequence but for a warning: whoever waits for Redis says so.
+            # A failure here only costs a producer a warning, and waiting for Redis is reported elsewhere.
             with suppress(RedisError):
                 self._beat()
             if self._stop.wait(queues.HEARTBEAT_S):

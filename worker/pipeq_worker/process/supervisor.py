@@ -1,4 +1,4 @@
-"""``--devices``: one worker process for each device; one that ends is started again, with backoff."""
+"""``--devices``: runs one worker process for each device, and restarts a process that ends, with backoff."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pipeq_worker.settings.read import Settings, SettingsError
 
 logger = logging.getLogger(__name__)
 
-#: The first restart comes after this long, each further one after twice as long, in seconds ...
+#: Delay before the first restart, in seconds. It doubles with each further restart, up to ``BACKOFF_MAX_S`` ...
 BACKOFF_S = 1.0
 BACKOFF_MAX_S = 60.0
-#: ... until a process has lived this long, in seconds.
+#: ... and starts over once a process has lived this long, in seconds.
 HEALTHY_S = 60.0
-#: Beyond its drain limit, a process gets this long before it is killed, in seconds.
+#: How long a process may live beyond its drain limit before it is killed, in seconds.
 KILL_AFTER_S = 30.0
-#: Environment variable that tells a child whose it is.
+#: Environment variable that tells a child the process id of its supervisor.
 PARENT = "PIPEQ_SUPERVISOR"
-#: Codes that another start would only repeat: the settings are wrong.
+#: Exit codes that a restart would only repeat, because the settings are wrong.
 HOPELESS = frozenset({2})
 
 
@@ -34,7 +34,7 @@ def devices_of(spec: str) -> list[str]:
     """``auto`` -> every GPU, else the CPU; ``cpu``; ``0,1`` -> those GPUs.
 
     Raises:
-        SettingsError: neither of these.
+        SettingsError: ``spec`` is none of these.
     """
     if spec == "auto":
         import torch
@@ -58,7 +58,7 @@ class _Child:
     started_at: float = 0.0
     failures: int = 0
     restart_at: float = 0.0
-    #: Set when it has ended for good.
+    #: The exit code, once the process has ended for good.
     code: int | None = None
 
 
@@ -96,7 +96,7 @@ class _Supervisor:
         if code in HOPELESS:
             child.code = code
             return
-        # Also one that somebody else told to end (by remote control, by a signal): it would be missed by nobody.
+        # A process that was told to end by remote control or by a signal is restarted, too: its device would stay idle.
         delay = min(BACKOFF_S * 2**child.failures, BACKOFF_MAX_S)
         child.failures += 1
         child.restart_at = now + delay
@@ -110,7 +110,7 @@ class _Supervisor:
 
     def _start(self, child: _Child) -> None:
         env = {**os.environ, "PIPEQ_DEVICE": child.device, PARENT: str(os.getpid())}
-        # In a session of its own: Ctrl-C is for the supervisor, which tells its children once.
+        # In a session of its own, so that Ctrl-C reaches only the supervisor, which passes it on once.
         child.process = subprocess.Popen([sys.executable, "-m", "pipeq", *self.argv], env=env, start_new_session=True)
         child.started_at = time.monotonic()
         logger.info(
@@ -145,7 +145,7 @@ def supervise(devices: list[str], argv: list[str], settings: Settings) -> int:
 
     Args:
         devices: such as ``["cuda:0", "cuda:1"]``.
-        argv: this process's command line; the children get the same without ``--devices``.
+        argv: this process's command line; the children get it without ``--devices``.
         settings: for the drain limit and the log.
     """
     log.set_up(settings.log_level, settings.log_format)
@@ -153,7 +153,7 @@ def supervise(devices: list[str], argv: list[str], settings: Settings) -> int:
 
 
 def end_with_parent() -> None:
-    """In a child: a supervisor that is killed leaves nobody behind. Does nothing in a worker that has none."""
+    """Ends this process when its supervisor dies. Does nothing in a worker that has no supervisor."""
     parent = os.environ.pop(PARENT, None)
     if parent is None:
         return
@@ -168,7 +168,7 @@ def end_with_parent() -> None:
 
 
 def without_devices(arguments: list[str]) -> list[str]:
-    """A command line without its ``--devices``."""
+    """Returns a command line without its ``--devices`` option."""
     kept: list[str] = []
     skip = False
     for argument in arguments:

@@ -1,1 +1,1 @@
-"""SETTINGS: pipelines.toml, environment and command line, as one frozen object."""
+"""SETTINGS: reads pipelines.toml, the environment and the command line into one frozen object."""

@@ -1,4 +1,4 @@
-"""What is wrong with the settings, in words: keys and variables that nobody reads, and what was meant.
+"""Describes errors in the settings in words: unknown keys and variables, with the name that was probably meant.
 
 Used by settings.
 """
@@ -14,14 +14,15 @@ from pipeq.contract import shown
 from pydantic import BaseModel, ValidationError
 
 PREFIX = "PIPEQ_"
-#: Variables of ours that are no settings of a worker.
+#: Variables that begin with our prefix and are no settings of a worker.
 _OTHERS = frozenset({"PIPEQ_CLIENT_ALLOW", "PIPEQ_CACHE", "PIPEQ_SUPERVISOR"})
-#: What Kubernetes and Docker's links set for every service: of one called `pipeq-redis`, PIPEQ_REDIS_PORT_6379_TCP.
+#: Variables that Kubernetes and Docker's links set for every service: for a service called `pipeq-redis`,
+#: PIPEQ_REDIS_PORT_6379_TCP.
 _OF_SERVICES = re.compile(r"PIPEQ_\w*(_SERVICE_(HOST|PORT(_\w+)?)|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 
 
 def unknown_variables(environ: Iterable[str], settings: type[BaseModel]) -> list[str]:
-    """A sentence for each environment variable of ours that nobody reads."""
+    """Returns a sentence for each environment variable that begins with our prefix and is not known."""
     found = []
     known = [f"{PREFIX}{name.upper()}" for name in settings.model_fields]
     for variable in environ:
@@ -30,7 +31,7 @@ def unknown_variables(environ: Iterable[str], settings: type[BaseModel]) -> list
             continue
         if _OF_SERVICES.fullmatch(name):
             continue
-        # The prefix, which all share, says nothing.
+        # All names share the prefix, so it is left out when they are compared.
         names = [one.removeprefix(PREFIX) for one in (*known, *_nested(settings), *_OTHERS)]
         meant = _meant(name.removeprefix(PREFIX), names, PREFIX)
         found.append(f"no setting is called {shown.line(variable)}{meant or '; unset it'}")
@@ -38,7 +39,7 @@ def unknown_variables(environ: Iterable[str], settings: type[BaseModel]) -> list
 
 
 def sentences(error: ValidationError, settings: type[BaseModel]) -> list[str]:
-    """A sentence for each thing that pydantic found, with its key."""
+    """Returns a sentence for each error that pydantic found, with its key."""
     found = []
     for item in error.errors(include_url=False):
         *place, name = item["loc"] or ("settings",)
@@ -63,7 +64,7 @@ def _all(keys: list[str]) -> str:
 
 
 def _nested(settings: type[BaseModel]) -> Iterable[str]:
-    """Names that somebody may have written with one underscore: PIPEQ_INPUTS__ALLOW."""
+    """Names of nested settings, for users who wrote one underscore in place of two: PIPEQ_INPUTS__ALLOW."""
     for name, field in settings.model_fields.items():
         model = field.annotation
         if isinstance(model, type) and issubclass(model, BaseModel):
@@ -71,7 +72,7 @@ def _nested(settings: type[BaseModel]) -> Iterable[str]:
 
 
 def _model_at(model: type[BaseModel], place: Iterable[Any]) -> type[BaseModel] | None:
-    """The section that a key lies in."""
+    """The model of the section in which a key lies."""
     found: Any = model
     for name in place:
         if isinstance(found, type) and issubclass(found, BaseModel):

@@ -1,7 +1,8 @@
 """SETTINGS: pipelines.toml + environment + command line -> one frozen object, read once.
 
-A bad value stops the start and names its key. Environment variables ``PIPEQ_<KEY>`` (``PIPEQ_INPUTS__MAX_BYTES`` for a
-nested one; a list as one value, with commas, or as JSON) override the file; the command line overrides both.
+A bad value stops the start, and the error names its key. Environment variables ``PIPEQ_<KEY>`` override the file, and
+the command line overrides both. A nested key has two underscores (``PIPEQ_INPUTS__MAX_BYTES``); a list is one value,
+several with commas between them, or JSON.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def parse_size(value: Any) -> Any:
     """``"512MiB"`` -> 536870912. Plain integers are bytes.
 
     Raises:
-        ValueError: not a number with one of B, KiB, MiB, GiB, kB, MB, GB.
+        ValueError: ``value`` is not a number with one of the units B, KiB, MiB, GiB, kB, MB, GB.
     """
     if not isinstance(value, str):
         return value
@@ -58,10 +59,10 @@ def parse_size(value: Any) -> Any:
 
 
 def parse_list(value: Any) -> Any:
-    """A list as people write it in a variable: one value, several with commas between, or JSON.
+    """Parses a list as it stands in a variable: one value, several with commas between them, or JSON.
 
     Raises:
-        ValueError: it begins with a bracket and is no JSON.
+        ValueError: the value begins with a bracket and is no JSON.
     """
     if not isinstance(value, str):
         return value
@@ -94,14 +95,14 @@ def _check_redis_url(url: str) -> str:
 
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
 Bytes = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
-#: Goes before the tuple's own reading; the environment's JSON is read there, too.
+#: Runs before pydantic parses the tuple; NoDecode leaves JSON in the environment to :func:`parse_list`, too.
 _Listed = (NoDecode, BeforeValidator(parse_list))
 InputPrefix = Annotated[str, _check_prefix(("s3", "file", "https"))]
 OutputPrefix = Annotated[str, _check_prefix(("s3", "file"))]
 Texts = Annotated[tuple[str, ...], *_Listed]
 
 
-#: What the command line overrides, while the settings are being read.
+#: The command line's values, while the settings are being read.
 _command_line: ContextVar[dict[str, Any]] = ContextVar("command_line", default={})  # noqa: B039 - never changed
 
 
@@ -110,7 +111,7 @@ class _Section(BaseModel):
 
 
 class ArchiveSettings(_Section):
-    """Bounds of a model that is an archive on S3: what unpacks to more stops the start."""
+    """Bounds of a model that is an archive on S3. A worker does not start with an archive that unpacks to more."""
 
     #: Most bytes, packed or unpacked.
     max_bytes: Bytes = 512 * 2**30
@@ -131,7 +132,7 @@ class S3Settings(_Section):
     region: str | None = None
     #: Address buckets in the path; ``auto`` does so where there is an endpoint URL.
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
-    #: Of models that are archives.
+    #: Bounds of models that are archives.
     archives: ArchiveSettings = ArchiveSettings()
 
 
@@ -339,7 +340,7 @@ class Settings(BaseSettings):
     #: A worker's right to a message lasts this long unless it is renewed, in seconds; it is, three times in that time.
     #: The messages of a worker that died go back on their queues this long after its last renewal ...
     lease_s: float = Field(default=15, gt=0)
-    #: ... plus this long at most, in seconds.
+    #: ... plus at most this long, in seconds.
     sweep_s: float = Field(default=5, gt=0)
     #: A forward pass beyond this ends the process, in seconds.
     hard_timeout_s: float = Field(default=600, gt=0)
@@ -359,7 +360,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The command line first, then the environment, then what :func:`load` read from the file."""
+        """The sources of settings, strongest first: command line, environment, and the file that :func:`load` read."""
         return InitSettingsSource(settings_cls, _command_line.get()), env_settings, init_settings
 
 
@@ -368,7 +369,7 @@ def load(config: Path | None = None, **overrides: Any) -> Settings:
 
     Args:
         config: a TOML file; its keys are those of :class:`Settings`.
-        overrides: top-level keys from the command line; they win over file and environment.
+        overrides: top-level keys from the command line; they override the file and the environment.
 
     Raises:
         SettingsError: names the file and the key.
@@ -405,10 +406,12 @@ def from_command_line(
     include: Iterable[str] = (),
     celery_queues: Iterable[str] = (),
 ) -> Settings:
-    """The settings of ``pipeq worker``: what it is told adds to, or replaces, what the file and the environment say.
+    """Reads the settings of ``pipeq worker``.
+
+    What the command line names replaces the values of the file and of the environment, or adds to them.
 
     Raises:
-        SettingsError: names the file and the key; also when there is no pipeline at all.
+        SettingsError: names the file and the key; also if there is no pipeline at all.
     """
     base = load(config)
     overrides: dict[str, Any] = {}

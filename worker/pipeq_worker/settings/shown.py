@@ -1,4 +1,4 @@
-"""The settings as ``pipeq worker --check`` prints them: whole, but for passwords and tokens."""
+"""Prints the settings for ``pipeq worker --check``: all of them, without passwords and tokens."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pipeq.contract import shown
 
 from pipeq_worker.settings.read import Settings
 
-#: Names of what a model's own arguments may hold in secret: ``token``, ``use_auth_token``, ``api_key``, ...
+#: Names of model arguments whose values are secret: ``token``, ``use_auth_token``, ``api_key``, ...
 _SECRET = re.compile(
     r"(?:^|[_-])(?:token|password|passwd|secret|auth|credentials?|api_?key|access_?key)$", re.IGNORECASE
 )
 
 
 def as_json(settings: Settings) -> str:
-    """All settings with their values, indented; URLs without user and password, secrets as ``***``."""
+    """All settings with their values, as indented JSON; URLs have no user and password, secrets read ``***``."""
     return json.dumps(_without_secrets(settings.model_dump(mode="json")), indent=2, ensure_ascii=False)
 
 
