@@ -37,8 +37,8 @@ async def serve(request: Request) -> JSONResponse:
 
 
 def refuse(_: Request, error: PipeqError) -> JSONResponse:
-    """What the client raises names the offending thing: a bad input, or a Redis that is away."""
-    return JSONResponse({"error": error.code, "message": error.message}, 503 if error.retryable else 422)
+    """What the client raises names the offending thing, and which status says it: 422 a bad input, 503 no Redis, ..."""
+    return JSONResponse({"error": error.code, "message": error.message}, error.http_status)
 
 
 routes = [Route("/", serve, methods=["POST"]), Route("/tasks/{task}", serve)]

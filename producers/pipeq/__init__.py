@@ -5,21 +5,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeq.client import Client, NoLiveWorkerWarning
-    from pipeq.contract.errors import ErrorCode, PipeqError, RedisUnavailableError, WaitTimeoutError
+    from pipeq.contract.errors import (
+        ErrorCode,
+        MissingPackageError,
+        PipeqError,
+        ReadError,
+        RedisUnavailableError,
+        RedisUrlError,
+        SettingsError,
+        SubmitError,
+        SubmitUnavailableError,
+        WaitTimeoutError,
+    )
     from pipeq.contract.message import Output, Ref, TaskMessage
-    from pipeq.contract.status import State, TaskStatus
+    from pipeq.contract.status import State, TaskFailedError, TaskStatus
 
 #: Where each name lives. It is imported when it is first used, so that `pipeq --help` waits for neither redis nor
 #: pydantic.
 _HOMES = {
     "Client": "client",
     "ErrorCode": "contract.errors",
+    "MissingPackageError": "contract.errors",
     "NoLiveWorkerWarning": "client",
     "Output": "contract.message",
     "PipeqError": "contract.errors",
+    "ReadError": "contract.errors",
     "RedisUnavailableError": "contract.errors",
+    "RedisUrlError": "contract.errors",
     "Ref": "contract.message",
+    "SettingsError": "contract.errors",
     "State": "contract.status",
+    "SubmitError": "contract.errors",
+    "SubmitUnavailableError": "contract.errors",
+    "TaskFailedError": "contract.status",
     "TaskMessage": "contract.message",
     "TaskStatus": "contract.status",
     "WaitTimeoutError": "contract.errors",
@@ -28,12 +46,19 @@ _HOMES = {
 __all__ = [
     "Client",
     "ErrorCode",
+    "MissingPackageError",
     "NoLiveWorkerWarning",
     "Output",
     "PipeqError",
+    "ReadError",
     "RedisUnavailableError",
+    "RedisUrlError",
     "Ref",
+    "SettingsError",
     "State",
+    "SubmitError",
+    "SubmitUnavailableError",
+    "TaskFailedError",
     "TaskMessage",
     "TaskStatus",
     "WaitTimeoutError",

@@ -6,12 +6,12 @@ Each takes a value of any type, returns it, or raises a PipeqError that names th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from pipeq.contract import keys as queues
 from pipeq.contract import shown
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import ErrorCode, PipeqError, SettingsError
 from pipeq.contract.message import plain
 
 #: Nothing is delayed, or expires, or is waited for, later than this, in seconds.
@@ -50,13 +50,25 @@ def task_ids(values: Any) -> list[str]:
     ]
 
 
-def several(name: str, values: Any, of: str) -> Iterable[Any]:
-    """Any iterable but a text, bytes or a mapping, which iterate over what nobody meant."""
+def several(name: str, values: Any, of: str, code: ErrorCode = ErrorCode.INVALID_MESSAGE) -> Iterator[Any]:
+    """Any iterable but a text, bytes or a mapping, which iterate over what nobody meant; read as it goes."""
     if isinstance(values, str | bytes | bytearray | Mapping) or not isinstance(values, Iterable):
         _refuse(
             f"{name} is {shown.value(values)}, a {type(values).__name__}, but takes a list of {of}: put it into [...]"
         )
-    return values
+    return _each(name, values, code)
+
+
+def _each(name: str, values: Iterable[Any], code: ErrorCode) -> Iterator[Any]:
+    """The values of a caller's own iterable, whose own error becomes one of ours: the ids queued before ride on it."""
+    count = 0
+    try:
+        for count, value in enumerate(values, start=1):  # noqa: B007 (an error says how many there were)
+            yield value
+    except PipeqError:
+        raise
+    except Exception as error:
+        raise PipeqError(code, f"{name} raised {shown.value(error, 300)} after {count} of them") from error
 
 
 def seconds(name: str, value: Any) -> float | None:
@@ -128,10 +140,7 @@ def headers(value: Any) -> dict[str, Any]:
 def max_bytes(value: Any) -> int:
     """The largest message."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MOST_BYTES:
-        raise PipeqError(
-            ErrorCode.INVALID_SETTINGS,
-            f"max_message_bytes is {shown.value(value)}, not a number of bytes from 1 to {MOST_BYTES}",
-        )
+        raise SettingsError(f"max_message_bytes is {shown.value(value)}, not a number of bytes from 1 to {MOST_BYTES}")
     return value
 
 

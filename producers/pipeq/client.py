@@ -21,17 +21,17 @@ from redis.exceptions import WatchError
 from pipeq import checks
 from pipeq.contract import keys as queues
 from pipeq.contract import shown
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import ErrorCode, PipeqError, RedisUrlError
 from pipeq.contract.message import TaskMessage, plain
 from pipeq.contract.reading import json_object
 from pipeq.contract.redis_url import connect
-from pipeq.contract.status import State, TaskStatus
+from pipeq.contract.status import State, TaskFailedError, TaskStatus
 from pipeq.envelope import Envelope, new_id, sha256_of
 from pipeq.queue_info import QueueInfo, read_queue, registered
 from pipeq.read_allow import ReadAllow
 from pipeq.results import read_object, read_result
 from pipeq.server import reachable, replies
-from pipeq.submitting import CHUNK_TASKS, Chunk, Place, Served, Submitter
+from pipeq.submitting import CHUNK_TASKS, Chunk, Place, Served, Submitter, submit_errors
 from pipeq.waiting import Wait
 
 #: An error names at most this many of the pipelines that there are.
@@ -40,10 +40,6 @@ NAMES_SHOWN = 20
 
 class NoLiveWorkerWarning(UserWarning):
     """No worker serves the pipeline now: the task waits until one has loaded it, or comes back."""
-
-
-class RedisUrlError(PipeqError, ValueError):
-    """The Redis URL cannot be used."""
 
 
 class Client:
@@ -59,7 +55,7 @@ class Client:
     ``invalid_input``, ``invalid_params``) for an argument that cannot be used.
 
     Raises (from the constructor):
-        PipeqError: ``invalid_settings``, naming the argument; a RedisUrlError for the URL.
+        SettingsError: naming the argument; a RedisUrlError for the URL.
     """
 
     def __init__(
@@ -74,12 +70,12 @@ class Client:
         self._allow = ReadAllow(allow)
         self._reply_to = new_id()
         if not isinstance(self.redis_url, str):
-            raise RedisUrlError(ErrorCode.INVALID_SETTINGS, f"redis_url is a {type(redis_url).__name__}, not a text")
+            raise RedisUrlError(f"redis_url is a {type(redis_url).__name__}, not a text")
         try:
             self._redis = connect(self.redis_url)
             self._writing = connect(self.redis_url, retries=0)
         except ValueError as error:
-            raise RedisUrlError(ErrorCode.INVALID_SETTINGS, str(error)) from None
+            raise RedisUrlError(str(error)) from None
         self._submitter = Submitter(self._writing)
 
     def __enter__(self) -> Self:
@@ -133,17 +129,17 @@ class Client:
             The task's id.
 
         Raises:
-            PipeqError: ``unknown_pipeline``, ``input_too_large``, ``invalid_input`` or ``invalid_message``.
+            SubmitError: ``unknown_pipeline``, ``input_too_large``, ``invalid_input``, ``invalid_params`` or
+                ``invalid_message``; where Redis cannot be reached, a SubmitUnavailableError.
 
         Warns:
             NoLiveWorkerWarning: no worker serves the pipeline now.
         """
-        task_id = checks.new_task_id(task_id)
-        output = checks.output(output, many=False)
-        ids = self._submit_all(
-            pipeline, [(inputs, task_id)], params, output, priority, expires_s, delay_s, headers, check
-        )
-        return ids[0]
+        with submit_errors() as submitted:
+            items = [(inputs, checks.new_task_id(task_id))]
+            output = checks.output(output, many=False)
+            self._submit_all(submitted, pipeline, items, params, output, priority, expires_s, delay_s, headers, check)
+        return submitted[0]
 
     def submit_many(
         self,
@@ -166,15 +162,18 @@ class Client:
             The ids, in the order of the inputs.
 
         Raises:
-            PipeqError: as :meth:`submit`; the tasks before the offending chunk stay queued, and ``submitted`` on the
-                error holds their ids.
+            SubmitError: as :meth:`submit`, and ``invalid_input`` where ``inputs`` itself raises. The tasks before the
+                offending chunk stay queued; ``submitted`` on the error holds their ids.
         """
-        output = checks.output(output, many=True)
-        items = ((item, None) for item in checks.several("inputs", inputs, "inputs"))
-        return self._submit_all(pipeline, items, params, output, priority, expires_s, delay_s, headers, check)
+        with submit_errors() as submitted:
+            output = checks.output(output, many=True)
+            items = ((item, None) for item in checks.several("inputs", inputs, "inputs", ErrorCode.INVALID_INPUT))
+            self._submit_all(submitted, pipeline, items, params, output, priority, expires_s, delay_s, headers, check)
+        return submitted
 
     def _submit_all(
         self,
+        submitted: list[str],
         pipeline: str,
         items: Iterable[tuple[Any, str | None]],
         params: Mapping[str, Any] | None,
@@ -184,7 +183,8 @@ class Client:
         delay_s: float | None,
         headers: Mapping[str, Any] | None,
         check: bool,
-    ) -> list[str]:
+    ) -> None:
+        """Appends each id to ``submitted`` as soon as its task is queued."""
         pipeline = checks.pipeline(pipeline)
         place = Place(
             pipeline, queues.list_key(pipeline, checks.priority(priority)), checks.seconds("delay_s", delay_s)
@@ -192,46 +192,41 @@ class Client:
         expires_s = checks.seconds("expires_s", expires_s)
         headers = checks.headers(headers)
         shared = {"params": checks.params(params), "output": {"uri": output} if output else None}
-        submitted: list[str] = []
         chunk = Chunk()
         served: Served | None = None
         is_checked = not check
-        try:
-            for inputs, task_id in items:
-                now = time.time()
-                message = TaskMessage.parse({"pipeline": pipeline, "inputs": plain(inputs), **shared})
-                envelope = Envelope(
-                    id=task_id or new_id(),
-                    message=message,
-                    priority=priority,
-                    submitted_at=now,
-                    expires_at=None if expires_s is None else now + expires_s,
-                    headers=headers,
-                    reply_to=self._reply_to,
-                    message_sha256=sha256_of(message) if task_id else "",
-                )
-                body = envelope.body()
-                if len(body) > self.max_message_bytes:
-                    raise _too_large(len(body), self.max_message_bytes)
-                if not is_checked:
-                    self._check_known(pipeline)
-                    is_checked = True
-                if task_id is not None:
-                    with self._reachable():
-                        served = self._submitter.put_once(place, envelope, body)
-                    submitted.append(task_id)
-                    continue
-                chunk.add(envelope, body)
-                if chunk.is_full:
-                    served = self._put(place, chunk)
-                    submitted += chunk.ids
-                    chunk = Chunk()
-            if chunk.ids:
+        for inputs, task_id in items:
+            now = time.time()
+            message = TaskMessage.parse({"pipeline": pipeline, "inputs": plain(inputs), **shared})
+            envelope = Envelope(
+                id=task_id or new_id(),
+                message=message,
+                priority=priority,
+                submitted_at=now,
+                expires_at=None if expires_s is None else now + expires_s,
+                headers=headers,
+                reply_to=self._reply_to,
+                message_sha256=sha256_of(message) if task_id else "",
+            )
+            body = envelope.body()
+            if len(body) > self.max_message_bytes:
+                raise _too_large(len(body), self.max_message_bytes)
+            if not is_checked:
+                self._check_known(pipeline)
+                is_checked = True
+            if task_id is not None:
+                with self._reachable():
+                    served = self._submitter.put_once(place, envelope, body)
+                submitted.append(task_id)
+                continue
+            chunk.add(envelope, body)
+            if chunk.is_full:
                 served = self._put(place, chunk)
                 submitted += chunk.ids
-        except PipeqError as error:
-            error.submitted = submitted  # type: ignore[attr-defined]
-            raise
+                chunk = Chunk()
+        if chunk.ids:
+            served = self._put(place, chunk)
+            submitted += chunk.ids
         if output is not None:
             self._allow.remember(output)
         if served is not None and served.live == 0 and check:
@@ -241,7 +236,6 @@ class Client:
                 else f"no worker serves {pipeline!r} now: the tasks wait on their queue until one does"
             )
             warnings.warn(says, NoLiveWorkerWarning, stacklevel=3)
-        return submitted
 
     def _put(self, place: Place, chunk: Chunk) -> Served:
         with self._reachable():
@@ -343,8 +337,9 @@ class Client:
             timeout_s: how long to wait; for ever where it is absent.
 
         Raises:
-            PipeqError: the task's own error, ``cancelled`` or ``expired``; ``input_forbidden``, where the result lies
-                outside what this client may read; ``output_failed``, where it cannot be read.
+            TaskFailedError: with the task's own error, or ``cancelled`` or ``expired``, and its status.
+            ReadError: ``input_forbidden``, where the result lies outside what this client may read;
+                ``output_failed``, where it cannot be read.
             WaitTimeoutError: it did not end in time; it goes on.
         """
         timeout_s = checks.seconds("timeout_s", timeout_s)
@@ -352,19 +347,15 @@ class Client:
             status = task if task.is_final else self.wait(task.id, timeout_s)
         else:
             status = self.wait(task, timeout_s)
-        if status.error is not None:
-            raise status.error.to_exception()
-        if status.state is State.CANCELLED:
-            raise PipeqError(ErrorCode.CANCELLED, f"task {status.id} was cancelled")
-        if status.state is State.EXPIRED:
-            raise PipeqError(ErrorCode.EXPIRED, f"task {status.id} expired before a worker took it")
+        if status.state is not State.SUCCEEDED:
+            raise TaskFailedError(status)
         return status.result if status.result_uri is None else read_result(status.result_uri, self._allow)
 
     def read(self, part: Mapping[str, Any]) -> bytes:
         """The bytes of an object in a result (an image, audio, an array), wherever they are.
 
         Raises:
-            PipeqError: ``input_forbidden``, where it lies outside what this client may read; ``output_failed``, where
+            ReadError: ``input_forbidden``, where it lies outside what this client may read; ``output_failed``, where
                 it cannot be read.
         """
         return read_object(part, self._allow)

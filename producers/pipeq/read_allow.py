@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from urllib.parse import unquote_to_bytes
 
 from pipeq.contract import shown
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import ErrorCode, ReadError, SettingsError
 
 #: Where the prefixes are, unless the client is given some: separated by commas, or a JSON list.
 VARIABLE = "PIPEQ_CLIENT_ALLOW"
@@ -29,7 +29,7 @@ class ReadAllow:
         entries: one or several; None for those of the environment.
 
     Raises (from the constructor):
-        PipeqError: ``invalid_settings``, naming the entry.
+        SettingsError: naming the entry.
     """
 
     def __init__(self, entries: Iterable[str] | str | None = None) -> None:
@@ -47,7 +47,7 @@ class ReadAllow:
         """Bucket and key of an allowed ``s3://`` URI.
 
         Raises:
-            PipeqError: ``input_forbidden``.
+            ReadError: ``input_forbidden``.
         """
         bucket, _, key = uri.removeprefix("s3://").partition("/")
         # Some servers resolve these, and then read what is not below the prefix.
@@ -61,7 +61,7 @@ class ReadAllow:
         """The path of an allowed ``file://`` URI, without any symbolic link.
 
         Raises:
-            PipeqError: ``input_forbidden``.
+            ReadError: ``input_forbidden``.
         """
         path = _path(uri)
         if path is None:
@@ -84,24 +84,24 @@ def _of_environment() -> list[str]:
 def _listed(entries: Iterable[str] | str) -> list[str]:
     if not isinstance(entries, str):
         if not isinstance(entries, Iterable):
-            raise PipeqError(ErrorCode.INVALID_SETTINGS, f"allow is {shown.value(entries)}, not a list of prefixes")
+            raise SettingsError(f"allow is {shown.value(entries)}, not a list of prefixes")
         return list(entries)
     if entries.lstrip().startswith("["):
         try:
             return list(json.loads(entries))
         except (ValueError, RecursionError) as error:
-            raise PipeqError(ErrorCode.INVALID_SETTINGS, f"allow: {shown.line(entries)} is no JSON list") from error
+            raise SettingsError(f"allow: {shown.line(entries)} is no JSON list") from error
     return [entry for part in entries.split(",") if (entry := part.strip())]
 
 
 def _checked(entry: object) -> str:
     problem = f"allow: {shown.value(entry)} is no prefix like s3://results/ or file:///data/results/"
     if not isinstance(entry, str) or not entry.startswith(("s3://", "file://")):
-        raise PipeqError(ErrorCode.INVALID_SETTINGS, problem)
+        raise SettingsError(problem)
     if entry.startswith("s3://") and not entry.removeprefix("s3://").partition("/")[0]:
-        raise PipeqError(ErrorCode.INVALID_SETTINGS, f"{problem}: it names no bucket")
+        raise SettingsError(f"{problem}: it names no bucket")
     if entry.startswith("file://") and _path(entry) is None:
-        raise PipeqError(ErrorCode.INVALID_SETTINGS, f"{problem}: it is not absolute")
+        raise SettingsError(f"{problem}: it is not absolute")
     return entry
 
 
@@ -117,7 +117,7 @@ def _below(value: str, entry: str) -> bool:
     return value.startswith(entry) if entry.endswith("/") else value == entry or value.startswith(entry + "/")
 
 
-def _not_allowed(uri: str, prefix: str) -> PipeqError:
+def _not_allowed(uri: str, prefix: str) -> ReadError:
     prefix = shown.uri(prefix)
     return _forbidden(
         f"this client was not told to read {shown.uri(uri)}: if your workers' store is there, write "
@@ -125,5 +125,5 @@ def _not_allowed(uri: str, prefix: str) -> PipeqError:
     )
 
 
-def _forbidden(message: str) -> PipeqError:
-    return PipeqError(ErrorCode.INPUT_FORBIDDEN, message)
+def _forbidden(message: str) -> ReadError:
+    return ReadError(ErrorCode.INPUT_FORBIDDEN, message)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeq.contract import shown
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import ErrorCode, ReadError
 from pipeq.contract.reading import UnreadableError, readable
 from pipeq.read_allow import ReadAllow
 
@@ -21,7 +21,7 @@ def read_result(uri: str, allow: ReadAllow) -> Any:
     """The JSON that ``uri`` holds.
 
     Raises:
-        PipeqError: ``input_forbidden``, when it is not allowed; ``output_failed``, when it cannot be read.
+        ReadError: ``input_forbidden``, when it is not allowed; ``output_failed``, when it cannot be read.
     """
     try:
         return readable(_read(uri, allow))
@@ -37,7 +37,7 @@ def read_object(part: Mapping[str, Any], allow: ReadAllow) -> bytes:
         allow: what may be read.
 
     Raises:
-        PipeqError: ``input_forbidden``, when it is not allowed; ``output_failed``, when it cannot be read.
+        ReadError: ``input_forbidden``, when it is not allowed; ``output_failed``, when it cannot be read.
     """
     inline, uri = (part.get("base64"), part.get("uri")) if isinstance(part, Mapping) else (None, None)
     try:
@@ -49,20 +49,20 @@ def read_object(part: Mapping[str, Any], allow: ReadAllow) -> bytes:
         name = shown.uri(uri) if isinstance(uri, str) else "of the result"
         raise _failed(f"cannot read the object {name}", error) from error
     what = shown.value(part)
-    raise PipeqError(
+    raise ReadError(
         ErrorCode.OUTPUT_FAILED, f"cannot read the object {what}: it has neither a `uri` nor `base64` as text", False
     )
 
 
-def _failed(what: str, error: Exception) -> PipeqError:
-    return PipeqError(ErrorCode.OUTPUT_FAILED, f"{what}: {shown.line(str(error))}")
+def _failed(what: str, error: Exception) -> ReadError:
+    return ReadError(ErrorCode.OUTPUT_FAILED, f"{what}: {shown.line(str(error))}")
 
 
 def _read(uri: str, allow: ReadAllow) -> bytes:
     if uri.startswith("file://"):
         return _read_file(allow.file(uri))
     if not uri.startswith("s3://"):
-        raise PipeqError(ErrorCode.INPUT_FORBIDDEN, f"{shown.uri(uri)} is not read: it is no s3:// or file:// URI")
+        raise ReadError(ErrorCode.INPUT_FORBIDDEN, f"{shown.uri(uri)} is not read: it is no s3:// or file:// URI")
     bucket, key = allow.s3(uri)
     import boto3  # not at the top: half a second that most callers never need
     from botocore.exceptions import BotoCoreError, ClientError

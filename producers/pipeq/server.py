@@ -17,7 +17,7 @@ from redis.exceptions import (
 )
 
 from pipeq.contract import shown
-from pipeq.contract.errors import ErrorCode, RedisUnavailableError
+from pipeq.contract.errors import RedisUnavailableError
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def reachable(url: str) -> Iterator[None]:
         else:
             message = f"Redis at {where} answers: {says}"
         passing = isinstance(error, ConnectionError | TimeoutError) and not isinstance(error, AuthenticationError)
-        raise RedisUnavailableError(ErrorCode.REDIS_UNAVAILABLE, message, passing) from error
+        raise RedisUnavailableError(message, passing) from error
 
 
 def replies(pipe: Pipeline) -> list[Any]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,13 @@ from redis.exceptions import (
 
 from pipeq.contract import keys as queues
 from pipeq.contract import shown
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import (
+    ErrorCode,
+    PipeqError,
+    RedisUnavailableError,
+    SubmitError,
+    SubmitUnavailableError,
+)
 from pipeq.contract.reading import json_object
 from pipeq.envelope import Envelope
 from pipeq.server import is_wrong_type, replies
@@ -77,6 +84,19 @@ class Place:
     list_key: str
     #: Seconds from now until they are due; None for at once.
     delay_s: float | None
+
+
+@contextmanager
+def submit_errors() -> Iterator[list[str]]:
+    """Gives a list for the ids of what gets queued inside; turns an error into a SubmitError that holds them."""
+    submitted: list[str] = []
+    try:
+        yield submitted
+    except RedisUnavailableError as error:
+        raise SubmitUnavailableError(error.message, error.retryable, submitted) from error.__cause__
+    except PipeqError as error:
+        # Not from the error itself: a traceback would say the same sentence twice.
+        raise SubmitError(error.code, error.message, error.retryable, submitted) from error.__cause__
 
 
 class Submitter:

@@ -14,7 +14,7 @@ import redis
 
 from pipeq.contract import keys as queues
 from pipeq.contract import shown
-from pipeq.contract.errors import ErrorCode, RedisUnavailableError, WaitTimeoutError
+from pipeq.contract.errors import RedisUnavailableError, WaitTimeoutError
 from pipeq.contract.status import TaskStatus
 
 #: A wait looks again this often, in seconds, in case a notification was lost with a connection.
@@ -103,6 +103,5 @@ class Wait:
     def _timed_out(self) -> WaitTimeoutError:
         left, first = len(self._pending), shown.line(next(iter(self._pending)))
         return WaitTimeoutError(
-            ErrorCode.TIMEOUT,
             f"{left} of {self._total} tasks had not ended after {self._timeout_s} s, for instance {first}",
         )

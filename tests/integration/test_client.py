@@ -17,7 +17,16 @@ import pytest
 import redis
 from celery import Celery
 from celery.result import AsyncResult
-from pipeq import Client, NoLiveWorkerWarning, PipeqError, RedisUnavailableError, Ref, State, WaitTimeoutError
+from pipeq import (
+    Client,
+    NoLiveWorkerWarning,
+    PipeqError,
+    RedisUnavailableError,
+    Ref,
+    State,
+    SubmitError,
+    WaitTimeoutError,
+)
 from pipeq.contract import keys as names
 from pipeq.contract.errors import ErrorCode
 from pipeq.contract.redis_url import without_password
@@ -271,9 +280,9 @@ def test_many_tasks_are_read_lazily(client: Client, db: redis.Redis) -> None:
 def test_an_error_in_the_middle_says_which_tasks_are_queued(client: Client, db: redis.Redis) -> None:
     inputs: list[Any] = [str(n) for n in range(CHUNK_TASKS + 10)]
     inputs.append(b"no JSON")
-    with pytest.raises(PipeqError) as caught:
+    with pytest.raises(SubmitError) as caught:
         client.submit_many(PIPELINE, inputs)
-    submitted = caught.value.submitted  # type: ignore[attr-defined]
+    submitted = list(caught.value.submitted)
     assert [m["headers"]["id"] for m in messages(db)] == submitted
     assert len(submitted) == CHUNK_TASKS
 

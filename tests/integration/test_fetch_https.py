@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import trustme
-from pipeq.contract.errors import ErrorCode
+from pipeq.contract.errors import ErrorCode, SettingsError
 from pipeq.contract.message import Ref
 from pipeq.demo import embedded
-from pipeq_worker.settings.read import InputSettings, S3Settings, SettingsError
+from pipeq_worker.settings.read import InputSettings, S3Settings
 from pipeq_worker.stages.fetch import Fetcher
 
 from tests.integration.fetching import Budget, Dns, WebServer, answer, chunked, failure, serve

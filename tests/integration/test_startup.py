@@ -15,11 +15,11 @@ import redis
 from click.testing import CliRunner
 from pipeq import Client, NoLiveWorkerWarning, PipeqError
 from pipeq.contract import keys as queues
+from pipeq.contract.errors import SettingsError
 from pipeq.demo import embedded
 from pipeq.demo.embedded import S3Server
 from pipeq_worker.process import startup
 from pipeq_worker.process.cli import worker as command
-from pipeq_worker.settings.read import SettingsError
 
 from tests import tiny_models
 from tests.worker_process import worker

@@ -19,10 +19,10 @@ from pipeq.cli.group import OK, TASK_FAILED, say
 from pipeq.cli.inputs import read_inputs
 from pipeq.cli.results import output_of, print_results, say_why, state_code, worst
 from pipeq.cli.show import as_json, print_queues, status_block, status_json
-from pipeq.client import Client, RedisUrlError
+from pipeq.client import Client
 from pipeq.contract import keys as names
 from pipeq.contract import shown
-from pipeq.contract.errors import PipeqError, WaitTimeoutError
+from pipeq.contract.errors import PipeqError, RedisUrlError, SettingsError, SubmitError, WaitTimeoutError
 from pipeq.contract.status import State, TaskStatus
 from pipeq.submitting import CHUNK_TASKS
 
@@ -75,7 +75,7 @@ def _client(redis_url: str | None, allow: tuple[str, ...] = ()) -> Iterator[Clie
         client = Client(redis_url, allow=allow) if allow else Client(redis_url)
     except RedisUrlError as error:
         raise click.BadParameter(error.message, param_hint="--redis-url") from error
-    except PipeqError as error:
+    except SettingsError as error:
         hint = "--allow" if allow else "PIPEQ_CLIENT_ALLOW"
         raise click.BadParameter(error.message, param_hint=hint) from error
     with client, _warnings_as_lines():
@@ -228,8 +228,8 @@ def _submit_all(
     while chunk:
         try:
             done(client.submit_many(pipeline, chunk, **options))
-        except PipeqError as error:
-            done(getattr(error, "submitted", []))
+        except SubmitError as error:
+            done(list(error.submitted))
             raise
         chunk = list(islice(inputs, CHUNK_TASKS))
 

@@ -1,12 +1,16 @@
 """CONTRACT: the one error tree of pipeq.
 
-Every failure a producer can see is a :class:`PipeqError` with a code from :class:`ErrorCode`. Its three arguments are
-positional, so that Celery can store it as JSON and rebuild it in another process.
+Every failure that a producer can see is a :class:`PipeqError` with a code from :class:`ErrorCode`. Below it stands a
+class for each thing that a caller may want to catch; :class:`pipeq.TaskFailedError` stands beside the status that it
+holds, in status.py. The arguments of each class are positional and JSON, so that Celery can store an error and pickle
+can carry it: either makes it anew from ``args``. docs/errors.md is made from this file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
+from typing import Final
 
 from pipeq.contract import shown
 
@@ -61,11 +65,41 @@ class ErrorCode(StrEnum):
 
 
 #: Codes that name a passing fault: the worker retries these with backoff and jitter before it gives up.
-RETRYABLE = frozenset({ErrorCode.INPUT_UNAVAILABLE, ErrorCode.OUTPUT_FAILED})
+RETRYABLE: Final = frozenset({ErrorCode.INPUT_UNAVAILABLE, ErrorCode.OUTPUT_FAILED})
+
+#: What an HTTP server answers with, for each code (RFC 9110). 4xx: the same request fails again. 5xx: the fault is not
+#: the caller's; 503 is for what may pass.
+HTTP_STATUS: Final[dict[ErrorCode, int]] = {
+    ErrorCode.INVALID_MESSAGE: 400,
+    ErrorCode.UNKNOWN_PIPELINE: 404,
+    # The request can be read, and means what cannot be done.
+    ErrorCode.INVALID_INPUT: 422,
+    ErrorCode.INVALID_PARAMS: 422,
+    # Not 404: the object that an input refers to is missing, not what the URL of the request names.
+    ErrorCode.INPUT_NOT_FOUND: 422,
+    ErrorCode.INPUT_FORBIDDEN: 403,
+    ErrorCode.INPUT_TOO_LARGE: 413,
+    ErrorCode.INPUT_UNDECODABLE: 422,
+    ErrorCode.INPUT_UNAVAILABLE: 503,
+    ErrorCode.INFERENCE_FAILED: 500,
+    ErrorCode.OUT_OF_MEMORY: 507,
+    ErrorCode.OUTPUT_FAILED: 503,
+    ErrorCode.TIMEOUT: 504,
+    ErrorCode.WORKER_LOST: 500,
+    # The task was there, and will have no result.
+    ErrorCode.EXPIRED: 410,
+    ErrorCode.CANCELLED: 410,
+    ErrorCode.INTERNAL: 500,
+    ErrorCode.INVALID_SETTINGS: 500,
+    ErrorCode.MISSING_PACKAGE: 501,
+    ErrorCode.NOT_RUNNING: 503,
+    ErrorCode.INVALID_RECORD: 500,
+    ErrorCode.REDIS_UNAVAILABLE: 503,
+}
 
 
 class PipeqError(Exception):
-    """Something pipeq could not do, said in one sentence.
+    """Something that pipeq could not do, said in one sentence. Raised as it is for an argument that cannot be used.
 
     Args:
         code: one of :class:`ErrorCode`.
@@ -73,33 +107,94 @@ class PipeqError(Exception):
         retryable: whether the same call may succeed later; by default, whether the code is a passing fault.
     """
 
+    #: One of :class:`ErrorCode`.
+    code: str
+    #: A sentence that names the offending thing and what to do.
+    message: str
+    #: Whether the same call may succeed later.
+    retryable: bool
+
     def __init__(self, code: str, message: str, retryable: bool | None = None) -> None:
-        retryable = code in RETRYABLE if retryable is None else retryable
+        self.code = str(code)
         # Foreign code raises with anything in its message, and this one goes where others read it.
-        super().__init__(str(code), shown.without_environment(message), retryable)
+        self.message = shown.without_environment(message if isinstance(message, str) else shown.value(message))
+        self.retryable = code in RETRYABLE if retryable is None else bool(retryable)
+        super().__init__(self.code, self.message, self.retryable)
 
     @property
-    def code(self) -> str:
-        """One of :class:`ErrorCode`."""
-        return str(self.args[0])
-
-    @property
-    def message(self) -> str:
-        """A sentence that names the offending thing and what to do."""
-        return str(self.args[1])
-
-    @property
-    def retryable(self) -> bool:
-        """Whether the same call may succeed later."""
-        return bool(self.args[2])
+    def http_status(self) -> int:
+        """The status that an HTTP server answers with: see :data:`HTTP_STATUS`. 500 for a code that is not known."""
+        return _HTTP_STATUS_OF.get(self.code, 500)
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
 
 
+#: The same by text: a code may come from a record that a later version wrote.
+_HTTP_STATUS_OF: Final = {str(code): status for code, status in HTTP_STATUS.items()}
+
+
+class SettingsError(PipeqError):
+    """Settings, arguments of a client or variables of the environment cannot be used."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.INVALID_SETTINGS, message)
+        self.args = (self.message,)
+
+
+class RedisUrlError(SettingsError, ValueError):
+    """The Redis URL cannot be used."""
+
+
+class MissingPackageError(PipeqError):
+    """A part of pipeq needs a package that is not installed. The message says what to install."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.MISSING_PACKAGE, message)
+        self.args = (self.message,)
+
+
 class RedisUnavailableError(PipeqError):
-    """The client cannot reach Redis."""
+    """Redis cannot be reached, or refuses what is asked of it. ``retryable`` says whether that may pass by itself."""
+
+    def __init__(self, message: str, retryable: bool = True) -> None:
+        super().__init__(ErrorCode.REDIS_UNAVAILABLE, message, retryable)
+        self.args = (self.message, self.retryable)
+
+
+class SubmitError(PipeqError):
+    """A submit was refused, or ended before all of its tasks were queued. ``code`` says why.
+
+    Args:
+        code: as for :class:`PipeqError`; so are ``message`` and ``retryable``.
+        submitted: ids of the tasks that this call had queued before, in the order of their inputs; they stay queued.
+    """
+
+    #: Ids of the tasks that the call had queued before it failed, in the order of their inputs; they stay queued.
+    submitted: tuple[str, ...]
+
+    def __init__(self, code: str, message: str, retryable: bool | None = None, submitted: Sequence[str] = ()) -> None:
+        # Not super(): of a SubmitUnavailableError that is RedisUnavailableError, which takes other arguments.
+        PipeqError.__init__(self, code, message, retryable)
+        self.submitted = tuple(submitted)
+        self.args = (self.code, self.message, self.retryable, list(self.submitted))
+
+
+class SubmitUnavailableError(SubmitError, RedisUnavailableError):
+    """Redis could not be reached during a submit: both a :class:`SubmitError` and a :class:`RedisUnavailableError`."""
+
+    def __init__(self, message: str, retryable: bool = True, submitted: Sequence[str] = ()) -> None:
+        SubmitError.__init__(self, ErrorCode.REDIS_UNAVAILABLE, message, retryable, submitted)
+        self.args = (self.message, self.retryable, list(self.submitted))
+
+
+class ReadError(PipeqError):
+    """A result, or an object in one: ``output_failed``, it cannot be read; ``input_forbidden``, this client may not."""
 
 
 class WaitTimeoutError(PipeqError, TimeoutError):
     """A client's wait ended before the task did. The task goes on."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.TIMEOUT, message)
+        self.args = (self.message,)

@@ -46,7 +46,7 @@ class Ref(BaseModel):
     #: A worker's word that it wrote this object, in a chain: the next one reads it whatever `[inputs] allow` says.
     signature: str | None = Field(default=None, repr=False, pattern=r"^[0-9a-f]{64}$")
 
-    def __init__(self, uri: str | None = None, **fields: Any) -> None:
+    def __init__(self, /, uri: str | None = None, **fields: Any) -> None:
         """Reads a reference.
 
         Raises:
@@ -56,7 +56,7 @@ class Ref(BaseModel):
             fields["uri"] = uri
         try:
             super().__init__(**fields)
-        except (ValidationError, TypeError) as error:
+        except ValidationError as error:
             raise PipeqError(ErrorCode.INVALID_INPUT, f"the reference is not valid: {describe(error)}") from error
 
     @model_validator(mode="after")
@@ -129,6 +129,17 @@ class Output(BaseModel):
     #: ``s3://`` or ``file://``; one that ends in ``/`` is a prefix, the object is ``<task id>.json`` below it.
     uri: str
 
+    def __init__(self, /, **fields: Any) -> None:
+        """Reads an output.
+
+        Raises:
+            PipeqError: ``invalid_message``, naming the field.
+        """
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise PipeqError(ErrorCode.INVALID_MESSAGE, describe(error, "output")) from error
+
     @field_validator("uri")
     @classmethod
     def _known_scheme(cls, uri: str) -> str:
@@ -142,11 +153,7 @@ class Output(BaseModel):
 
 
 class TaskMessage(BaseModel):
-    """One task: a pipeline, its inputs, and how to run them.
-
-    Raises (from :meth:`parse`):
-        PipeqError: ``invalid_message``, naming the field.
-    """
+    """One task: a pipeline, its inputs, and how to run them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -159,17 +166,32 @@ class TaskMessage(BaseModel):
     #: Absent: the result backend.
     output: Output | None = None
 
+    def __init__(self, /, **fields: Any) -> None:
+        """Reads a message.
+
+        Raises:
+            PipeqError: ``invalid_message``, naming the field.
+        """
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise PipeqError(ErrorCode.INVALID_MESSAGE, describe(error)) from error
+
     @classmethod
     def parse(cls, fields: Any) -> Self:
-        """Reads the keyword arguments of a Celery message; one that is not ours is ``invalid_message``."""
+        """Reads the keyword arguments of a Celery message.
+
+        Raises:
+            PipeqError: ``invalid_message``: it is not one of ours.
+        """
         if not isinstance(fields, dict):
             raise PipeqError(
                 ErrorCode.INVALID_MESSAGE, f"the task's keyword arguments are a {type(fields).__name__}, not an object"
             )
         try:
             return cls(**fields)
-        except (ValidationError, TypeError) as error:
-            raise PipeqError(ErrorCode.INVALID_MESSAGE, describe(error)) from error
+        except TypeError as error:  # names of fields that are no text
+            raise PipeqError(ErrorCode.INVALID_MESSAGE, str(error)) from error
 
     def to_kwargs(self) -> dict[str, Any]:
         """The keyword arguments of the Celery task ``pipeq.infer``; fields left at their default are left out."""
@@ -181,13 +203,16 @@ class TaskMessage(BaseModel):
         return fields
 
 
-def describe(error: ValidationError | TypeError) -> str:
-    """One line for what pydantic found: ``inputs: Field required; pipline: Extra inputs are not permitted``."""
-    if not isinstance(error, ValidationError):
-        return str(error)
+def describe(error: ValidationError, inside: str = "") -> str:
+    """One line for what pydantic found: ``inputs: Field required; pipline: Extra inputs are not permitted``.
+
+    Args:
+        error: what pydantic raised.
+        inside: the field that holds the whole, if one does.
+    """
     lines = []
     for item in error.errors(include_url=False, include_input=False):
-        where = ".".join(str(part) for part in item["loc"]) or "message"
+        where = ".".join(str(part) for part in (inside, *item["loc"]) if part != "") or "message"
         # Names of fields are foreign, too.
         lines.append(f"{shown.line(where)}: {item['msg']}")
     return "; ".join(lines)

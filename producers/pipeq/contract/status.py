@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pipeq.contract import keys as queues
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.message import describe
 from pipeq.contract.reading import UnreadableError, readable, readable_object
 
 #: Seconds since the epoch, up to the year 9999.
@@ -72,10 +73,6 @@ class ErrorInfo(BaseModel):
     message: str
     retryable: bool
 
-    def to_exception(self) -> PipeqError:
-        """The same, to raise: on one line that a terminal or a log may show."""
-        return PipeqError(shown.line(self.code, 100), shown.line(self.message, 4000), self.retryable)
-
 
 class BatchInfo(BaseModel):
     """The largest batch that an item of the task ran in."""
@@ -126,6 +123,17 @@ class TaskStatus(BaseModel):
     timing_ms: dict[str, Finite] | None = None
     batch: BatchInfo | None = None
     model: ModelInfo | None = None
+
+    def __init__(self, /, **fields: Any) -> None:
+        """Takes what is known.
+
+        Raises:
+            PipeqError: ``invalid_record``, naming the field.
+        """
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise PipeqError(ErrorCode.INVALID_RECORD, f"the status is not valid: {describe(error)}") from error
 
     @property
     def is_final(self) -> bool:
@@ -201,14 +209,43 @@ class TaskStatus(BaseModel):
         """The status without the fields that are of a wrong type, and their names."""
         try:
             return cls(**fields), set()
-        except ValidationError as error:
-            wrong = {str(item["loc"][0]) for item in error.errors(include_url=False, include_input=False)}
+        except PipeqError as error:
+            cause = error.__cause__
+        found = cause.errors(include_url=False, include_input=False) if isinstance(cause, ValidationError) else []
+        wrong = {str(item["loc"][0]) for item in found}
         return cls(**{name: value for name, value in fields.items() if name not in wrong}), wrong
 
     @classmethod
     def _unreadable(cls, task_id: str, why: str, mark: dict[str, Any] | None) -> Self:
         fields: dict[str, Any] = {"id": task_id, "state": State.UNKNOWN, "error": _invalid(task_id, why)}
         return cls._of_what_fits(fields | (_running(mark) if mark is not None else {}))[0]
+
+
+class TaskFailedError(PipeqError):
+    """The task failed, was cancelled or expired: ``code``, ``message`` and ``retryable`` are the task's own.
+
+    Args:
+        status: the task's, or its JSON form, which is what Celery stores.
+    """
+
+    #: All that is known of the task.
+    status: TaskStatus
+
+    def __init__(self, status: TaskStatus | dict[str, Any]) -> None:
+        self.status = status if isinstance(status, TaskStatus) else TaskStatus(**status)
+        error = self.status.error or _without_result(self.status)
+        # From a record: on one line that a terminal or a log may show.
+        super().__init__(shown.line(error.code, 100), shown.line(error.message, 4000), error.retryable)
+        self.args = (self.status.model_dump(mode="json"),)
+
+
+def _without_result(status: TaskStatus) -> ErrorInfo:
+    """Why a task that ended without an error has no result."""
+    code, what = {
+        State.CANCELLED: (ErrorCode.CANCELLED, "was cancelled"),
+        State.EXPIRED: (ErrorCode.EXPIRED, "expired before a worker took it"),
+    }.get(status.state, (ErrorCode.INTERNAL, f"is {status.state}"))
+    return ErrorInfo(code=code, message=f"task {status.id} {what}", retryable=False)
 
 
 def _running(mark: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from pipeq.client import Client
 from pipeq.contract import keys as queues
-from pipeq.contract.errors import ErrorCode, WaitTimeoutError
+from pipeq.contract.errors import WaitTimeoutError
 from pipeq.contract.message import Ref
 from pipeq.contract.status import State, TaskStatus
 from pipeq.demo.embedded import S3Server, minilm_path, s3, valkey
@@ -246,7 +246,7 @@ def _pause(worker: Child, deadline: float, what: str) -> None:
     if worker.has_ended(LOOK_EVERY_S):
         raise WorkerEndedError(worker.log_tail())
     if time.monotonic() > deadline:
-        raise WaitTimeoutError(ErrorCode.TIMEOUT, f"{what}; the end of the worker's log:\n{worker.log_tail()}")
+        raise WaitTimeoutError(f"{what}; the end of the worker's log:\n{worker.log_tail()}")
 
 
 # -- what is shown ----------------------------------------------------------------------------------------------------

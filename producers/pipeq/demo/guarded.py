@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from pipeq.contract.errors import PipeqError
+from pipeq.contract.errors import ErrorCode, PipeqError
 
-#: Code of a process that would not start, or ended by itself. Never the outcome of a task.
-NOT_RUNNING = "not_running"
 #: How long a process may take to leave once it was killed, in seconds.
 KILLED_WITHIN_S = 10.0
 
@@ -32,6 +30,10 @@ for try in 1 2 3 4 5 6 7 8 9 10; do rm -rf -- "$@" && exit; sleep 0.1; done
 
 class NotRunningError(PipeqError):
     """A process would not start, or ended by itself."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.NOT_RUNNING, message)
+        self.args = (self.message,)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def _start(command: Sequence[str | Path], log: Path, env: Mapping[str, str], cwd
                 start_new_session=True,
             )
         except OSError as error:
-            raise NotRunningError(NOT_RUNNING, f"cannot run {command[0]}: {error.strerror}") from error
+            raise NotRunningError(f"cannot run {command[0]}: {error.strerror}") from error
 
 
 def _tell(guard: subprocess.Popen[bytes], line: str) -> None:

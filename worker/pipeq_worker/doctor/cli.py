@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import click
 from pipeq.contract import shown
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import ErrorCode, PipeqError, SettingsError
 from pipeq.contract.reading import UnreadableError, json_value
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -79,7 +79,7 @@ def _examine(settings: Settings, name: str, source: IO[str], params: dict[str, A
 
     pipeline = load(name, settings.pipelines[name], settings.device, settings.s3, settings.param_limits)
     if not isinstance(pipeline, TransformersPipeline):
-        raise PipeqError(ErrorCode.INVALID_SETTINGS, f"{name!r} has no model to compare with")
+        raise SettingsError(f"{name!r} has no model to compare with")
     values = list(_decoded(settings, pipeline, source))
     with Progress(console=Console(stderr=True), transient=True) as bars:
         bar: dict[str, TaskID] = {}

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from pipeq.contract import shown
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import PipeqError, SettingsError
 
 from pipeq_worker.models.unpack import ArchiveError, unpack
 from pipeq_worker.settings.read import ArchiveSettings, S3Settings
@@ -99,4 +99,4 @@ def _model_in(folder: Path, model: str) -> Path:
 
 
 def _problem(model: str, what: str) -> PipeqError:
-    return PipeqError(ErrorCode.INVALID_SETTINGS, f"the model {shown.uri(model)} {what}")
+    return SettingsError(f"the model {shown.uri(model)} {what}")

@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 from pipeq.contract import shown
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import SettingsError
 
 #: One pipeline loads at a time: what is shut for one is shut for the process.
 _loading = threading.RLock()
@@ -40,8 +40,7 @@ def refused(allowed: bool) -> Iterator[None]:
 
 
 def _refuse(file: Any, *_: Any, **__: Any) -> NoReturn:
-    raise PipeqError(
-        ErrorCode.INVALID_SETTINGS,
+    raise SettingsError(
         f"{shown.line(str(getattr(file, 'name', file)))} is a pickle, which runs code when it is loaded: only "
         "safetensors are (`allow_pickle = true` allows it)",
     )

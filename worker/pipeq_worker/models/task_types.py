@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import SettingsError
 
 from pipeq_worker.models.later import Later
 from pipeq_worker.models.task_type import TOKENIZER_PARAMS, Media, OwnPipeline, TaskType
@@ -462,7 +462,5 @@ def find(name: str) -> TaskType:
         PipeqError: ``invalid_settings``, naming the types there are.
     """
     if not is_task_type(name):
-        raise PipeqError(
-            ErrorCode.INVALID_SETTINGS, f"{name!r} is no task type; there are: {', '.join(sorted(TASK_TYPES))}"
-        )
+        raise SettingsError(f"{name!r} is no task type; there are: {', '.join(sorted(TASK_TYPES))}")
     return TASK_TYPES["translation" if TRANSLATION.fullmatch(name) else ALIASES.get(name, name)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import PipeqError, SettingsError
 
 from pipeq_worker.models import own, pickles, weights
 from pipeq_worker.models.model_archive import unpacked
@@ -76,8 +76,7 @@ def load(
         # transformers raises for them, too, but does not say which.
         other = weights.shapes(reports)
         reason = f"weights of another shape than its configuration says: {other}" if other else _reason(error)
-        raise PipeqError(
-            ErrorCode.INVALID_SETTINGS,
+        raise SettingsError(
             f"pipeline {name!r}: cannot load {settings.model or 'the default model of ' + task}: "
             f"{type(error).__name__}: {reason}",
         ) from error
@@ -111,8 +110,7 @@ def _check_weights(
         sentence = "%s: %s lacks weights, random numbers take their place: %s"
         logger.warning(sentence, name, model, which, extra={"action": "load", "pipeline": name})
         return
-    raise PipeqError(
-        ErrorCode.INVALID_SETTINGS,
+    raise SettingsError(
         f"pipeline {name!r}: {model} lacks weights that {task_type.name} needs, so its answers would be random: "
         f"{which}; take a model that was trained for {task_type.name}, or set `allow_missing_weights = true`",
     )
@@ -153,11 +151,10 @@ def task_of(name: str, model: str | None, settings: PipelineSettings) -> str:
         )
     except Exception as error:
         sentence = f"{settings.model} is no model that can be read: {_reason(error)}"
-        raise PipeqError(ErrorCode.INVALID_SETTINGS, f"pipeline {name!r}: {sentence}") from error
+        raise SettingsError(f"pipeline {name!r}: {sentence}") from error
     found = task_of_config(config)
     if found is None:
-        raise PipeqError(
-            ErrorCode.INVALID_SETTINGS,
+        raise SettingsError(
             f"pipeline {name!r}: {settings.model} does not say what it is for (its class is "
             f"{', '.join(config.architectures or ['unknown'])}): set `task`",
         )
@@ -209,8 +206,7 @@ def _names(auto_class: Any) -> set[str]:
 
 def _check_packages(name: str, task_type: TaskType) -> None:
     if missing := task_type.missing():
-        raise PipeqError(
-            ErrorCode.INVALID_SETTINGS,
+        raise SettingsError(
             f"pipeline {name!r}: {task_type.name} takes {' and '.join(missing)}, which is not installed beside this "
             "worker",
         )

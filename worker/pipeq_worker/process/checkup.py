@@ -12,11 +12,11 @@ from contextlib import suppress
 from difflib import get_close_matches
 
 from pipeq.contract import shown
-from pipeq.contract.errors import PipeqError
+from pipeq.contract.errors import PipeqError, SettingsError
 
 from pipeq_worker.models import loading
 from pipeq_worker.models.task_types import find, is_task_type
-from pipeq_worker.settings.read import PipelineSettings, Settings, SettingsError
+from pipeq_worker.settings.read import PipelineSettings, Settings
 from pipeq_worker.stores.allow import AllowList, file_path, split_s3
 from pipeq_worker.stores.s3 import S3, S3Error
 from pipeq_worker.stores.store import Store

@@ -20,6 +20,7 @@ from typing import Self
 import redis
 from pipeq.contract import keys as queues
 from pipeq.contract import shown
+from pipeq.contract.errors import SettingsError
 from pipeq.contract.redis_url import connect
 from redis.exceptions import (
     AuthenticationError,
@@ -29,7 +30,7 @@ from redis.exceptions import (
 )
 
 from pipeq_worker.models.task_types import ALIASES, TASK_TYPES, is_task_type
-from pipeq_worker.settings.read import Settings, SettingsError
+from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stores.store import Store
 

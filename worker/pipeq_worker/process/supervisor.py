@@ -11,9 +11,11 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from pipeq.contract.errors import SettingsError
+
 from pipeq_worker.host import signals
 from pipeq_worker.observe import log
-from pipeq_worker.settings.read import Settings, SettingsError
+from pipeq_worker.settings.read import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pipeq.contract import keys as queues
 from pipeq.contract import shown
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import SettingsError
 from pipeq.contract.redis_url import options as redis_options
 from pydantic import (
     AfterValidator,
@@ -440,13 +440,3 @@ def _pipeline_argument(text: str) -> tuple[str, dict[str, Any]]:
     """``TASK[=MODEL]`` -> a section of [pipelines]."""
     name, _, model = text.partition("=")
     return name, {"model": model or None}
-
-
-class SettingsError(PipeqError):
-    """The settings cannot be used."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(ErrorCode.INVALID_SETTINGS, message, False)
-
-    def __str__(self) -> str:
-        return self.message

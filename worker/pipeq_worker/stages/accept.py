@@ -11,9 +11,8 @@ from typing import Any
 
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError
-from pipeq.contract.message import Ref, describe
+from pipeq.contract.message import Ref
 from pipeq.contract.reading import number
-from pydantic import ValidationError
 
 from pipeq_worker.media.tables import check_cells, check_size
 from pipeq_worker.models.task_type import Media, TaskType
@@ -138,13 +137,13 @@ class _Reader:
             for at, image in enumerate(images):
                 self._read_value(container[key], at, Media.IMAGE, image, f"{name}[{at}]")
         elif Ref.is_ref(value):
-            self._add(container, key, media, _read_ref(value))
+            self._add(container, key, media, Ref(**value))
         elif media.is_bytes:
             if not isinstance(value, str):
                 raise self._wrong(f"{name} is {_kind(value)}, not a reference")
             if "://" not in value:
                 raise self._wrong(f"{name} is the text {_short(shown.uri(value))}, not a reference to {media} bytes")
-            self._add(container, key, media, _read_ref({"uri": value}))
+            self._add(container, key, media, Ref(value))
         elif media is Media.TABLE:
             container[key] = _read_table(value, self._limits)
         elif isinstance(value, str):
@@ -224,13 +223,6 @@ def _read_table(value: Any, limits: InputSettings) -> Any:
     table = {name: ["" if cell is None else str(cell) for cell in column] for name, column in columns.items()}
     check_cells(table, "the table", limits)
     return table
-
-
-def _read_ref(fields: dict[str, Any]) -> Ref:
-    try:
-        return Ref(**fields)
-    except (ValidationError, TypeError) as error:
-        raise PipeqError(ErrorCode.INVALID_INPUT, f"the reference is not valid: {describe(error)}") from error
 
 
 #: What a field holds, in words.

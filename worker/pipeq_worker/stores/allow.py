@@ -10,9 +10,7 @@ from typing import Self
 from urllib.parse import unquote, unquote_to_bytes
 
 from pipeq.contract import shown
-from pipeq.contract.errors import ErrorCode, PipeqError
-
-from pipeq_worker.settings.read import SettingsError
+from pipeq.contract.errors import ErrorCode, PipeqError, SettingsError
 
 # Only what a URI may hold, and no "\" and no "@" before the path: other parsers disagree on where the host ends then.
 _HTTPS = re.compile(

@@ -15,10 +15,10 @@ from urllib.parse import urljoin
 
 import urllib3
 from pipeq.contract import shown
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import ErrorCode, PipeqError, SettingsError
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 
-from pipeq_worker.settings.read import InputSettings, SettingsError
+from pipeq_worker.settings.read import InputSettings
 from pipeq_worker.stores.addresses import Network, is_public
 from pipeq_worker.stores.allow import AllowList, HttpsUrl, display
 from pipeq_worker.stores.deadline import TimedHttpsPool, look_up

@@ -20,7 +20,7 @@ from pipeq.cli import commands as cli_commands
 from pipeq.cli import group as cli_group
 from pipeq.cli import show as cli_show
 from pipeq.client import QueueInfo
-from pipeq.contract.errors import PipeqError, RedisUnavailableError, WaitTimeoutError
+from pipeq.contract.errors import PipeqError, RedisUnavailableError, SubmitError, WaitTimeoutError
 from pipeq.contract.message import Ref, plain
 from pipeq.contract.status import State, TaskStatus
 
@@ -54,9 +54,7 @@ class Recorder:
 
     def submit_many(self, pipeline: str, inputs: list[Any], **options: Any) -> list[str]:
         if self._fail_at is not None and len(self.calls) >= self._fail_at:
-            error = PipeqError("input_too_large", "the message\nis too large")
-            error.submitted = ["early"]  # type: ignore[attr-defined]
-            raise error
+            raise SubmitError("input_too_large", "the message\nis too large", submitted=["early"])
         self.calls.append((pipeline, [plain(value) for value in inputs], options))
         return [f"id-{len(self.calls)}-{n}" for n in range(len(inputs))]
 
@@ -190,8 +188,8 @@ def test_the_redis_url_comes_from_the_environment(monkeypatch: pytest.MonkeyPatc
         (PipeqError("unknown_pipeline", "x"), 6),
         (PipeqError("invalid_settings", "x"), 6),
         (PipeqError("output_failed", "x"), 1),
-        (WaitTimeoutError("timeout", "x"), 3),
-        (RedisUnavailableError("redis_unavailable", "x"), 5),
+        (WaitTimeoutError("x"), 3),
+        (RedisUnavailableError("x"), 5),
     ],
 )
 def test_errors_have_exit_codes(error: PipeqError, code: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from pipeq.contract.message import TaskMessage
-from pipeq.contract.status import CELERY_STATES, ErrorInfo, State, TaskStatus
+from pipeq.contract.status import CELERY_STATES, ErrorInfo, State, TaskFailedError, TaskStatus
 from pipeq.envelope import Envelope
 
 OURS = {"pipeline": "asr", "submitted_at": 100.0}
@@ -97,7 +97,7 @@ def test_our_error_is_kept_and_can_be_raised() -> None:
     error = {"code": "out_of_memory", "message": "too long", "retryable": False}
     status = TaskStatus.from_record("t", record("FAILURE", pipeq={**OURS, "error": error}))
     assert status.error == ErrorInfo(**error)
-    raised = status.error.to_exception()
+    raised = TaskFailedError(status)
     assert (raised.code, raised.message, raised.retryable) == ("out_of_memory", "too long", False)
 
 

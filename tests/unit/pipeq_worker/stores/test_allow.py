@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pipeq.contract.errors import ErrorCode, PipeqError
-from pipeq_worker.settings.read import ResultSettings, S3Settings, SettingsError
+from pipeq.contract.errors import ErrorCode, PipeqError, SettingsError
+from pipeq_worker.settings.read import ResultSettings, S3Settings
 from pipeq_worker.stores.allow import AllowList, HttpsUrl, display
 from pipeq_worker.stores.store import Store
 

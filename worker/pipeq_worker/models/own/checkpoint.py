@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import PipeqError, SettingsError
 from transformers.utils.hub import cached_file
 
 EMBEDDER, RERANKER = "SentenceTransformer", "CrossEncoder"
@@ -225,4 +225,4 @@ class _Files:
 def refused(what: str) -> PipeqError:
     """What ends a start because of these files."""
     sentence = f"sentence-transformers' files of the model cannot be followed: {what}"
-    return PipeqError(ErrorCode.INVALID_SETTINGS, sentence)
+    return SettingsError(sentence)
