@@ -1,7 +1,7 @@
-"""Pipelines for task types that transformers dropped, or never had: one module a family.
+"""OWN: pipelines for task types that transformers dropped or never had, one module for each family.
 
-Each takes and returns what transformers 4.57.6 did, where it had the task type; inputs are decoded ones. The rows of
-``models/task_types.py`` name them.
+Where transformers 4.57.6 had the task type, a pipeline takes and returns what that version did, for decoded inputs.
+The rows of ``models/task_types.py`` name these modules.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ __all__ = [
 
 
 def register(task: str, own: OwnPipeline) -> str:
-    """Makes a task type of ours known to transformers.
+    """Registers one of our task types with transformers.
 
     Args:
-        task: its name; of a translation, ``translation_xx_to_yy`` where the settings say so.
-        own: what its row says of it.
+        task: name of the task type; for a translation, ``translation_xx_to_yy`` if the settings name the pair.
+        own: its row's entry for our pipeline.
 
     Returns:
-        What ``transformers.pipeline`` calls it: a private name, because it refuses the names that it dropped.
+        The name to pass to ``transformers.pipeline``. It is a private one, because transformers refuses the names of
+        the task types that it dropped.
     """
     name = PRIVATE + task
     if name not in PIPELINE_REGISTRY.supported_tasks:

@@ -1,11 +1,11 @@
-"""What a checkpoint of sentence-transformers says beside its model: read once, when a pipeline is loaded.
+"""Reads the files of a sentence-transformers checkpoint, once, when a pipeline is loaded.
 
-    modules.json                        which modules follow each other, each with a folder of its own
-    sentence_bert_config.json           of the first one, the transformer: longest text, lower case, arguments
-    FOLDER/config.json, weights         of the others: pooling, dense layers, ...
-    config_sentence_transformers.json   prompts, and what becomes of the answer
+    modules.json                        the modules in their order, each with a folder of its own
+    sentence_bert_config.json           of the first module, the transformer: longest text, lower case, arguments
+    FOLDER/config.json, weights         of the other modules: pooling, dense layers, ...
+    config_sentence_transformers.json   prompts, and the activation function
 
-After sentence-transformers 6.2: ``base/model.py``, ``base/modules/transformer.py``.
+Follows sentence-transformers 6.2: ``base/model.py``, ``base/modules/transformer.py``.
 """
 
 from __future__ import annotations
@@ -21,62 +21,62 @@ from pipeq.contract.errors import PipeqError, SettingsError
 from transformers.utils.hub import cached_file
 
 EMBEDDER, RERANKER = "SentenceTransformer", "CrossEncoder"
-#: Names of the transformer's file, by age.
+#: Names that the transformer's file has had.
 _TRANSFORMER_FILES = tuple(
     f"sentence_{name}_config.json" for name in "bert roberta distilbert camembert albert xlm-roberta xlnet".split()
 )
-#: What may not come from a checkpoint: the operator decides where code and models come from.
+#: Arguments that are not taken from a checkpoint, because the operator decides where code and models come from.
 _NOT_ITS = frozenset(
     "trust_remote_code code_revision revision token use_auth_token cache_dir local_files_only subfolder device "
     "device_map dtype torch_dtype use_safetensors".split()
 )
-#: How texts become vectors of tokens, in the words of ``modality_config``; other ways are refused.
+#: The only way of computing token vectors that is supported, in the words of ``modality_config``; others are refused.
 _PLAIN = {"method": "forward", "method_output_name": "last_hidden_state"}
 
 
 @dataclass(frozen=True)
 class ModuleFiles:
-    """One module after the transformer."""
+    """The files of one module after the transformer."""
 
-    #: Its class's name, for instance ``Pooling``.
+    #: The name of its class, for instance ``Pooling``.
     kind: str
     config: dict[str, Any]
-    #: Where its weights are; None where it has none.
+    #: The file with its weights; None if it has none.
     weights: Path | None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that the files say; defaults where there are none."""
+    """What the checkpoint's files say; defaults for missing files."""
 
-    #: What ``from_pretrained`` takes: the model itself, or the folder of the transformer in it.
+    #: What ``from_pretrained`` takes: the model itself, or the transformer's folder in it.
     model: str
-    #: What follows the transformer; None where no modules.json says it.
+    #: The modules after the transformer; None if there is no modules.json.
     modules: tuple[ModuleFiles, ...] | None = None
-    #: Most tokens of a text; None for what tokenizer and model say.
+    #: Most tokens of a text; None to use the limits of the tokenizer and the model.
     max_seq_length: int | None = None
     do_lower_case: bool = False
-    #: Arguments of the tokenizer's and of the model's ``from_pretrained``, and of the tokenizer's call.
+    #: Arguments for the tokenizer's ``from_pretrained``, for the model's, and for the tokenizer's call.
     tokenizer_args: dict[str, Any] = field(default_factory=dict)
     model_args: dict[str, Any] = field(default_factory=dict)
     call_args: dict[str, Any] = field(default_factory=dict)
-    #: Name -> what is put before a text.
+    #: Name of a prompt -> the text that it puts before an input.
     prompts: dict[str, str] = field(default_factory=lambda: {"query": "", "document": ""})
     default_prompt_name: str | None = None
-    #: Numbers of the vector that are kept; None for all.
+    #: How many numbers of the vector are kept; None for all.
     truncate_dim: int | None = None
-    #: Of a reranker: path of the class in torch.
+    #: A reranker's activation function, as the path of its class in torch.
     activation: str | None = None
 
     def prompt(self, text: str | None, name: str | None) -> str:
-        """What is put before a text.
+        """Returns the text to put before an input.
 
         Args:
-            text: as the call says it; None where it does not.
-            name: of one of the prompts; None for the default.
+            text: the call's ``prompt``; None if it has none.
+            name: name of one of the prompts; None for the default.
 
         Raises:
-            ValueError: for a name that there is not.
+            ValueError: there is no prompt of this name.
         """
         if text is not None:
             return text
@@ -91,10 +91,10 @@ def read(model: str, revision: str | None, family: str) -> Checkpoint:
     """Reads the files of a folder, or of a repository on the Hub.
 
     Args:
-        model: the folder or the repository's name.
-        revision: of the repository.
-        family: :data:`EMBEDDER` or :data:`RERANKER`. What a checkpoint of another family says is not meant for it;
-            sentence-transformers ignores it, too.
+        model: the folder, or the repository's name.
+        revision: revision of the repository.
+        family: :data:`EMBEDDER` or :data:`RERANKER`. The files of a checkpoint of the other family are ignored, as in
+            sentence-transformers.
 
     Raises:
         PipeqError: ``invalid_settings`` for a module that this worker does not have, or a file that cannot be read.
@@ -130,7 +130,7 @@ def read(model: str, revision: str | None, family: str) -> Checkpoint:
 
 
 def family_of(folder: Path) -> str | None:
-    """What a local folder of sentence-transformers is for; None for any other folder."""
+    """The family of a local sentence-transformers folder; None for any other folder."""
     files = _Files(str(folder), None)
     if not (folder / "modules.json").is_file():
         return None
@@ -181,7 +181,7 @@ def _folder(entry: Mapping[str, Any]) -> str:
 
 
 class _Files:
-    """Files of a folder, or of a repository on the Hub."""
+    """Reads files of a folder, or of a repository on the Hub."""
 
     def __init__(self, model: str, revision: str | None) -> None:
         self._model = model
@@ -189,7 +189,7 @@ class _Files:
         self._is_folder = Path(model).is_dir()
 
     def path(self, name: str, folder: str = "") -> Path | None:
-        """Where a file is on this disk; None where there is no such file."""
+        """Path of a file on the local disk; None if there is no such file."""
         if self._is_folder:
             path = Path(self._model, folder, name)
             return path if path.is_file() else None
@@ -199,7 +199,7 @@ class _Files:
         return None if found is None else Path(found)
 
     def json(self, name: str, kind: type, folder: str = "") -> Any:
-        """What a JSON file holds; None where there is no such file."""
+        """Content of a JSON file; None if there is no such file."""
         path = self.path(name, folder)
         if path is None:
             return None
@@ -215,7 +215,7 @@ class _Files:
         return self.path("model.safetensors", folder) or self.path("pytorch_model.bin", folder)
 
     def folder(self, name: str) -> str:
-        """What ``from_pretrained`` takes for a folder of the model."""
+        """The value with which ``from_pretrained`` loads a folder of the model."""
         if not name:
             return self._model
         whole = self._model if self._is_folder else snapshot_download(self._model, revision=self._revision)
@@ -223,6 +223,6 @@ class _Files:
 
 
 def refused(what: str) -> PipeqError:
-    """What ends a start because of these files."""
+    """The error that stops the start because of these files."""
     sentence = f"sentence-transformers' files of the model cannot be followed: {what}"
     return SettingsError(sentence)

@@ -1,4 +1,4 @@
-"""What the pipelines share that call ``generate``: whose settings win, and where each item's sequences end."""
+"""GENERATION: what the pipelines that call ``generate`` share: merging of settings, and the end of each sequence."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import torch
 import transformers
 from transformers.generation.stopping_criteria import StopStringCriteria
 
-#: A length that transformers 4 took for not set in a model's generation_config.json: its own default, which many
-#: checkpoints spell out.
+#: Values of ``max_length`` in generation_config.json that transformers 4 treated as not set. 20 was its default, which
+#: many checkpoints spell out.
 _NO_LENGTH = (None, 20)
-#: Prefix of the private names under which ``pipeq_worker.models.own.register`` makes our classes known to transformers.
+#: Prefix of the private names under which :func:`pipeq_worker.models.own.register` registers our classes.
 PRIVATE = "pipeq-"
 
 
 class GenerationPipeline(transformers.Pipeline):
     """A pipeline whose forward pass may be ``model.generate``.
 
-    From weakest to strongest: the model's generation_config.json, :attr:`defaults`, the part of ``config.json`` for
-    this task (T5's ``task_specific_params``), the parameters of the call. A ``max_length`` of generation_config.json
-    takes the place of the default ``max_new_tokens``. All as in transformers 4.57.6, but for one thing: there the
-    default ``max_new_tokens`` won over a ``max_length`` of the call, which was ignored with a warning.
+    Generation parameters come from these sources, weakest first: the model's generation_config.json, :attr:`defaults`,
+    the part of ``config.json`` for this task (T5's ``task_specific_params``), and the parameters of the call. A
+    ``max_length`` in generation_config.json replaces the default ``max_new_tokens``. All of this is as in transformers
+    4.57.6, with one exception: there the default ``max_new_tokens`` overrode a ``max_length`` of the call, which was
+    ignored with a warning.
     """
 
     _pipeline_calls_generate = True
@@ -31,9 +32,9 @@ class GenerationPipeline(transformers.Pipeline):
     _load_video_processor = False
     _load_feature_extractor = False
 
-    #: Generation parameters where neither the task's part nor the call sets them.
+    #: Generation parameters that hold unless the task's part or the call sets them.
     defaults: ClassVar[dict[str, Any]] = {"max_new_tokens": 256}
-    #: Put before each text.
+    #: Text that is put before each input.
     prefix: str | None = None
 
     def __init__(self, *args: Any, task: str = "", **kwargs: Any) -> None:
@@ -43,25 +44,25 @@ class GenerationPipeline(transformers.Pipeline):
         self._settings = self._settle()
 
     def generate(self, model_inputs: dict[str, Any], params: dict[str, Any]) -> torch.Tensor:
-        """One ``generate`` over a batch.
+        """Calls ``generate`` for a batch.
 
         Args:
-            model_inputs: keyword arguments of ``generate``: tensors with a leading dimension of the batch's size.
-            params: generation parameters of the call, and whatever else the model's ``generate`` takes.
+            model_inputs: keyword arguments of ``generate``: tensors whose first dimension is the batch's size.
+            params: generation parameters of the call, and anything else that the model's ``generate`` takes.
 
         Returns:
-            ``[batch, sequences, tokens]``: ``num_return_sequences`` for each item.
+            ``[batch, sequences, tokens]``, with ``num_return_sequences`` sequences for each item.
         """
         batch = next(len(value) for value in model_inputs.values() if isinstance(value, torch.Tensor))
         config, others = self.generation_config(params)
         if config.stop_strings:
             others.setdefault("tokenizer", self.tokenizer)
-        # A configuration rather than loose parameters: BLIP names some of them itself, and twice is an error.
+        # Passed as one configuration, because BLIP passes some parameters itself, and passing one twice is an error.
         sequences = self.model.generate(**model_inputs, generation_config=config, **others)
         return sequences.reshape(batch, -1, sequences.shape[-1])
 
     def generation_config(self, params: dict[str, Any]) -> tuple[transformers.GenerationConfig, dict[str, Any]]:
-        """The parameters of a call -> the whole configuration of ``generate``, and what does not belong in one."""
+        """Splits a call's parameters into the complete configuration for ``generate`` and the other arguments."""
         config = copy.deepcopy(self._settings)
         params = {name: value for name, value in {**self._generate_kwargs, **params}.items() if value is not None}
         if "max_length" in params and "max_new_tokens" not in params:
@@ -69,14 +70,14 @@ class GenerationPipeline(transformers.Pipeline):
         return config, config.update(**params)
 
     def lengths(self, sequences: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
-        """How long each item's longest sequence would have been alone: :func:`lengths`, as a call's parameters say."""
+        """Length that each item's longest sequence would have alone: :func:`lengths` with this call's parameters."""
         config, _ = self.generation_config(params)
         stop = stop_at(config.stop_strings, self.tokenizer)
         beams = (config.num_beams or 1) > 1
         return lengths(sequences, config.eos_token_id, config.pad_token_id, stop=stop, beams=beams)
 
     def _settle(self) -> transformers.GenerationConfig:
-        """What holds for every call that does not say otherwise."""
+        """The configuration of calls that set no parameters."""
         model = self.model
         if not model.can_generate():
             return transformers.GenerationConfig()
@@ -90,13 +91,17 @@ class GenerationPipeline(transformers.Pipeline):
         config.update(**{name: value for name, value in self.task_params.items() if hasattr(config, name)})
         if config.max_new_tokens is not None:
             config.max_length = None  # max_new_tokens wins, and generate would warn at every call
-        # Where a call's configuration says None, generate asks the model's: what is decided here must not come back.
+        # If a call's configuration says None, generate takes the model's value, so the values settled here are removed
+        # there.
         model.generation_config.max_new_tokens = model.generation_config.max_length = None
         return config
 
 
 def stop_at(strings: str | list[str] | None, tokenizer: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """Says of ``[rows, tokens]`` which rows end with one of the strings, ``[rows]``; None where there are none."""
+    """Returns a function that maps ``[rows, tokens]`` to ``[rows]``: whether a row ends with one of the strings.
+
+    Returns None if there are no strings.
+    """
     if not strings:
         return None
     criterion = StopStringCriteria(tokenizer, strings)
@@ -112,15 +117,16 @@ def lengths(
     stop: Callable[[torch.Tensor], torch.Tensor] | None = None,
     beams: bool = False,
 ) -> torch.Tensor:
-    """How long each item's longest sequence would have been alone, without what others in its batch needed.
+    """Length that each item's longest sequence would have alone, without the padding that the batch adds.
 
     Args:
-        sequences: ``[batch, sequences, tokens]``, each filled up after its end.
-        eos: the token or tokens that end a sequence; None where none does.
+        sequences: ``[batch, sequences, tokens]``, each padded after its end.
+        eos: the token or tokens that end a sequence; None if there are none.
         pad: the padding token.
-        start: tokens before what was generated; a decoder starts with one.
-        stop: strings that end a sequence, too, where there is an end token: without one nothing is filled up.
-        beams: whether beams were searched: they are filled up with the end token where ``pad`` is 0 or absent.
+        start: number of tokens before the generated ones; a decoder starts with one.
+        stop: tells whether a row ends with a stop string. It is used only if there is an end token, because without one
+            nothing is padded.
+        beams: whether beam search ran: it pads with the end token if ``pad`` is 0 or absent.
 
     Returns:
         ``[batch]``.
@@ -135,7 +141,7 @@ def lengths(
     if stop is not None and tokens is not None:
         filler = int(tokens[0]) if pad is None or (beams and not pad) else pad
         for at, row in enumerate(rows):
-            # Where a string ended it, padding follows at once.
+            # If a stop string ended the row, padding follows it directly.
             others = (row[start:] != filler).nonzero()
             last = start + int(others[-1]) + 1 if len(others) else start
             if start < last < ends[at] and bool(stop(row[None, :last])[0]):
@@ -154,9 +160,10 @@ def assisted(pipe: GenerationPipeline) -> dict[str, Any]:
 
 
 def put_image_before(features: dict[str, Any], config: Any) -> None:
-    """Makes room for the image before BLIP-2's text, ``input_ids`` and ``attention_mask`` of ``[1, tokens]``.
+    """Inserts placeholder tokens for the image before BLIP-2's text.
 
-    Without it the model writes and does not look: what the pipelines of transformers 4.57.6 did.
+    ``features`` has ``input_ids`` and ``attention_mask``, ``[1, tokens]`` each. Without placeholders the model
+    ignores the image, as it did in the pipelines of transformers 4.57.6.
     """
     if config.model_type != "blip-2" or config.image_token_id is None:
         return

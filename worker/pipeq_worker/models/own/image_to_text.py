@@ -12,10 +12,10 @@ from pipeq_worker.models.own.images import decoded
 
 
 class ImageToTextPipeline(GenerationPipeline):
-    """An image -> ``[{"generated_text": str}, ...]``, one for each of ``num_return_sequences``.
+    """An image -> ``[{"generated_text": str}, ...]``, one entry for each of ``num_return_sequences``.
 
-    Parameters of a call, as in transformers 4: ``max_new_tokens``, ``generate_kwargs``, ``prompt`` (how the text
-    begins, for models that can be told; not those of an encoder and a decoder without more).
+    Parameters of a call, as in transformers 4: ``max_new_tokens``, ``generate_kwargs``, and ``prompt``, the beginning
+    of the text. Models of type ``vision-encoder-decoder`` take no prompt.
     """
 
     _load_image_processor = True
@@ -46,7 +46,7 @@ class ImageToTextPipeline(GenerationPipeline):
             features["input_ids"] = torch.tensor([tokens])
         elif prompt is not None and kind != "pix2struct":
             text = dict(self.tokenizer(prompt, return_tensors="pt"))
-            text.pop("token_type_ids", None)  # which no generate takes
+            text.pop("token_type_ids", None)  # no model's generate takes them
             put_image_before(text, self.model.config)
             features.update(text)
         return features

@@ -1,4 +1,4 @@
-"""Images that our pipelines take: decoded ones, nothing else."""
+"""A check that a pipeline's input is a decoded image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def decoded(image: Any) -> Image.Image:
-    """A PIL image -> itself.
+    """Returns a PIL image unchanged.
 
     Raises:
         TypeError: for anything else. An image processor would open a text as a URL, or as a file of this machine.

@@ -12,7 +12,7 @@ from transformers.pipelines.base import ChunkPipeline
 
 #: Logit of a token that cannot be in an answer.
 _EXCLUDED = -10000.0
-#: Longest chunk, in tokens, and overlap of neighbours, where the call does not say.
+#: Longest chunk, in tokens, and overlap of neighbouring chunks, unless the call sets them.
 _MAX_SEQ_LEN = 384
 _DOC_STRIDE = 128
 
@@ -24,7 +24,8 @@ class QuestionAnsweringPipeline(ChunkPipeline):
     chunks. Parameters of a call, as in transformers 4: ``top_k`` (1), ``doc_stride`` (tokens by which chunks overlap),
     ``max_seq_len`` (of a chunk, question included), ``max_answer_len`` (15 tokens), ``handle_impossible_answer``
     (whether "no answer" is one), ``align_to_words`` (true), ``padding``. ``max_question_len`` has no effect, as it had
-    none with a fast tokenizer; a slow one, which does not know where its tokens were in the text, is refused.
+    none with a fast tokenizer. A slow tokenizer is refused, because it does not know the positions of its tokens in the
+    text.
     """
 
     _load_processor = False
@@ -71,10 +72,10 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         doc_stride: int | None = None,
         max_seq_len: int | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """One question and context -> a chunk after the other.
+        """Yields the chunks of one question and context.
 
-        Of each chunk, ``[1, tokens]``: the tokenizer's features, and ``p_mask``, 1 where no answer can be. Beside
-        them the ``encoding`` that maps tokens to characters, and the ``context``.
+        Each has the tokenizer's features and ``p_mask``, ``[1, tokens]`` each, where ``p_mask`` is 1 for a token that
+        cannot be part of an answer; the ``encoding``, which maps tokens to characters; and the ``context``.
         """
         question, context = inputs["question"], inputs["context"]
         for name, text in (("question", question), ("context", context)):
@@ -103,7 +104,7 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         for at in range(chunks):
             tokens = torch.tensor(encoded["input_ids"][at])
             in_context = torch.tensor([own == int(first) for own in encoded.sequence_ids(at)])
-            # Models say "no answer" by pointing at the class token, so it stays.
+            # The class token stays allowed, because models point at it to say "no answer".
             allowed = in_context | (tokens == self.tokenizer.cls_token_id)
             yield {
                 **{name: torch.tensor(encoded[name][at])[None] for name in features},
@@ -135,7 +136,8 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         """The chunks of one context -> its best answers, best first."""
         answers: dict[str, dict[str, Any]] = {}
         null_score = float("inf")
-        # Of several spans that make the same words, the scores are added up: look at more than are asked for.
+        # Spans that give the same words are merged and their scores added up, so more spans are examined than are asked
+        # for.
         candidates = top_k * 2 + 10 if align_to_words else top_k
         for chunk in model_outputs:
             encoding, context = chunk["encoding"], chunk["context"]
@@ -155,7 +157,7 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         return best[0] if len(best) == 1 else best
 
     def _check_room(self, question: str, context: str, max_seq_len: int, doc_stride: int) -> None:
-        """Raises for a question that leaves a chunk of the context too little room: the tokenizer panics at that."""
+        """Raises if the question leaves too little room for a chunk of the context, at which the tokenizer panics."""
 
         def tokens(text: str) -> int:
             return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -177,8 +179,8 @@ class QuestionAnsweringPipeline(ChunkPipeline):
     def _spans(
         self, chunk: dict[str, Any], candidates: int, max_answer_len: int
     ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any], float]:
-        """The likeliest spans of a chunk: first tokens, last tokens, scores; and the score of no answer."""
-        # Without the batch's padding, so that a token's index is its index in the encoding, on either side.
+        """The most probable spans of a chunk: first tokens, last tokens, scores; and the score of "no answer"."""
+        # Cut off the batch's padding, on whichever side it is, so that a token's index is its index in the encoding.
         length = len(chunk["encoding"].ids)
         own = slice(0, length) if self._question_first else slice(-length, None)
         excluded = chunk["p_mask"][0, own] == 1
@@ -190,7 +192,7 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         )
         null = float(start[0] * end[0])
         start[0] = end[0] = 0.0
-        # Probability of each span: its start is not behind its end, and not max_answer_len before it.
+        # Probability of each span that ends at or after its start and has at most max_answer_len tokens.
         spans = np.tril(np.triu(np.outer(start, end)), max_answer_len - 1)
         flat = spans.ravel()
         if candidates == 1:
@@ -202,14 +204,14 @@ class QuestionAnsweringPipeline(ChunkPipeline):
             order = order[np.argsort(-flat[order])]
         starts, ends = np.unravel_index(order, spans.shape)
         possible = ~excluded.numpy()
-        possible[0] = True  # as in transformers 4, whatever the token: its probability is 0 by now
+        possible[0] = True  # as in transformers 4, for any token; its probability is 0 here
         kept = possible[starts] & possible[ends]
         starts, ends = starts[kept], ends[kept]
         return starts, ends, spans[starts, ends], null
 
 
 def _characters(encoding: Any, start: int, end: int, sequence: int, align_to_words: bool) -> tuple[int, int]:
-    """The characters that tokens ``start`` to ``end`` cover, or those of the words that they are in."""
+    """The characters that tokens ``start`` to ``end`` cover; with ``align_to_words``, those of their whole words."""
     if align_to_words:
         words = encoding.token_to_word(int(start)), encoding.token_to_word(int(end))
         if None not in words:

@@ -1,9 +1,9 @@
-"""The modules of sentence-transformers that make one vector of a text's tokens.
+"""The modules of sentence-transformers that turn the vectors of a text's tokens into one vector.
 
     {"token_embeddings": [rows, tokens, hidden], "mask": [rows, tokens], ...}
       -> Pooling, Dense, LayerNorm, Normalize, ... -> {"sentence_embedding": [rows, numbers]}
 
-Each computes what the class of its name does in sentence-transformers 6.2; there are no others here.
+Each module computes what the class of the same name computes in sentence-transformers 6.2. Other modules are refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from pipeq_worker.models.own.checkpoint import ModuleFiles, refused
 
 Features = dict[str, torch.Tensor]
-#: Keys of a pooling's config.json before version 5.4 -> its modes, in the order in which they are joined.
+#: Keys of a pooling's config.json before version 5.4 -> its modes, in the order in which they are concatenated.
 _OLD_MODES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -28,14 +28,14 @@ _OLD_MODES = {
 
 
 class Pooling(torch.nn.Module):
-    """A vector a text out of its tokens' vectors; several modes are joined one after the other."""
+    """Pools the vectors of a text's tokens into one vector; the vectors of several modes are concatenated."""
 
     def __init__(self, modes: tuple[str, ...], *, include_prompt: bool = True) -> None:
         super().__init__()
         if unknown := set(modes) - set(_OLD_MODES.values()):
             raise ValueError(f"pooling_mode is {sorted(unknown)[0]!r}, not one of {', '.join(_OLD_MODES.values())}")
         self.modes = modes
-        #: Whether the tokens of a prompt count.
+        #: Whether the tokens of the prompt are pooled, too.
         self.include_prompt = include_prompt
 
     @classmethod
@@ -52,16 +52,16 @@ class Pooling(torch.nn.Module):
         features["sentence_embedding"] = torch.cat(vectors, -1)
 
     def _pool(self, mode: str, tokens: torch.Tensor, whole: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """One mode.
+        """Pools with one mode.
 
         Args:
             mode: its name.
             tokens: ``[rows, tokens, hidden]``
-            whole: ``[rows, tokens]``, 0 where there is padding.
-            mask: the same, 0 for what does not count.
+            whole: ``[rows, tokens]``, 0 for padding.
+            mask: ``[rows, tokens]``, 0 for tokens that are not pooled.
         """
         rows, length = torch.arange(len(tokens), device=tokens.device), mask.shape[1]
-        # The mean of many half-precision numbers would not be one.
+        # The mean of many half-precision numbers would be inexact.
         exact = torch.float32 if tokens.dtype in (torch.float16, torch.bfloat16) else tokens.dtype
         if mode == "cls":
             return tokens[rows, mask.int().argmax(1)]
@@ -73,7 +73,7 @@ class Pooling(torch.nn.Module):
             return tokens.masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).amax(1)
         weights = mask.to(exact)
         if mode == "weightedmean":
-            # Later tokens weigh more, counted from the first that is no padding.
+            # Later tokens weigh more, counted from the first token that is not padding.
             places = torch.arange(1, length + 1, device=tokens.device, dtype=exact)
             weights = weights * (places - whole.int().argmax(1).unsqueeze(1))
         total = weights.sum(1, keepdim=True).clamp(min=1e-9)
@@ -82,7 +82,7 @@ class Pooling(torch.nn.Module):
 
 
 class Dense(torch.nn.Module):
-    """A linear layer and a function."""
+    """A linear layer and an activation function."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Dense(torch.nn.Module):
 
 
 class LayerNorm(torch.nn.Module):
-    """torch's, over the vector."""
+    """torch's LayerNorm, applied to the text's vector."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class LayerNorm(torch.nn.Module):
 
 
 class Normalize(torch.nn.Module):
-    """To length 1."""
+    """Scales the vector to length 1."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class Normalize(torch.nn.Module):
 
 
 class WeightedLayerPooling(torch.nn.Module):
-    """A token's vector is the weighted mean of its layers', where the model's configuration gives them."""
+    """Replaces a token's vector by the weighted mean over the layers, if the model returns the layers."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -153,11 +153,11 @@ _KINDS: dict[str, Any] = {
 
 
 def build(files: tuple[ModuleFiles, ...], *, allow_pickle: bool) -> torch.nn.ModuleList:
-    """The modules after the transformer, with their weights.
+    """Builds the modules after the transformer, with their weights.
 
     Args:
-        files: what the checkpoint says of each.
-        allow_pickle: whether weights may be other than safetensors.
+        files: the files of each module.
+        allow_pickle: whether weights may have another format than safetensors.
 
     Raises:
         PipeqError: ``invalid_settings``, naming what this worker does not have.
@@ -169,10 +169,10 @@ def build(files: tuple[ModuleFiles, ...], *, allow_pickle: bool) -> torch.nn.Mod
 
 
 def activation(path: str) -> torch.nn.Module:
-    """A function of torch by the path of its class.
+    """Makes an activation function of torch from the path of its class.
 
     Raises:
-        PipeqError: ``invalid_settings`` for anything else: other code of a checkpoint is not run.
+        PipeqError: ``invalid_settings`` for any other path, because code of a checkpoint is not run.
     """
     package, _, name = path.rpartition(".")
     found = getattr(torch.nn, name, None) if package == "torch.nn" or package.startswith("torch.nn.modules.") else None

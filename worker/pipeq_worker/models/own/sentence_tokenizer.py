@@ -1,4 +1,4 @@
-"""What a checkpoint of sentence-transformers says of its tokenizer: how long a text may be, and in which case."""
+"""Applies a sentence-transformers checkpoint's settings to its tokenizer: the longest text, and lower case."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def set_up(tokenizer: Any, checkpoint: Checkpoint, config: Any) -> None:
     """Changes a tokenizer as sentence-transformers 6.2 does (base/modules/transformer.py, ``__init__``).
 
     Args:
-        tokenizer: the model's.
-        checkpoint: what its files say.
+        tokenizer: the model's tokenizer.
+        checkpoint: the content of the checkpoint's files.
         config: the model's configuration.
     """
     positions = getattr(config, "max_position_embeddings", None)
@@ -26,5 +26,5 @@ def set_up(tokenizer: Any, checkpoint: Checkpoint, config: Any) -> None:
     if checkpoint.do_lower_case and tokenizer.is_fast:
         backend = tokenizer.backend_tokenizer
         there = [] if backend.normalizer is None else [backend.normalizer]
-        # Twice makes no difference.
+        # If the tokenizer lowers case already, doing it twice makes no difference.
         backend.normalizer = Sequence([Lowercase(), *there])

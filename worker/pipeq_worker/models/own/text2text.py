@@ -1,4 +1,4 @@
-"""Text from text by an encoder and a decoder: text2text-generation, summarization, translation."""
+"""Text to text with an encoder and a decoder: text2text-generation, summarization, translation."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from pipeq_worker.models.own.generation import GenerationPipeline, assisted
 
 
 class Text2TextPipeline(GenerationPipeline):
-    """A text -> ``[{"generated_text": str}, ...]``, one for each of ``num_return_sequences``.
+    """A text -> ``[{"generated_text": str}, ...]``, one entry for each of ``num_return_sequences``.
 
-    Parameters of a call, as in transformers 4: those of ``generate``, ``truncation``, ``return_tensors`` (token ids in
-    the place of text), ``return_text``, ``clean_up_tokenization_spaces``, ``stop_sequence`` (its first token).
+    Parameters of a call, as in transformers 4: those of ``generate``, ``truncation``, ``return_tensors`` (returns token
+    ids instead of text), ``return_text``, ``clean_up_tokenization_spaces``, ``stop_sequence`` (only its first token
+    counts).
     """
 
     _load_image_processor = False
     _load_tokenizer = True
 
     defaults: ClassVar[dict[str, Any]] = {"max_new_tokens": 256, "num_beams": 4}
-    #: What the result's keys begin with.
+    #: The prefix of the result's keys.
     key = "generated"
 
     def _sanitize_parameters(
@@ -49,14 +50,14 @@ class Text2TextPipeline(GenerationPipeline):
     def preprocess(self, inputs: str, truncation: bool | str = False) -> dict[str, torch.Tensor]:
         """A text -> the encoder's features, ``[1, tokens]`` each."""
         features = self.tokenizer((self.prefix or "") + inputs, truncation=truncation, return_tensors="pt")
-        # Some tokenizers make them, and no generate takes them.
+        # Some tokenizers return them, but no model's generate takes them.
         features.pop("token_type_ids", None)
         return features
 
     def _forward(self, model_inputs: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Features ``[batch, tokens]`` -> ``output_ids`` ``[batch, sequences, tokens]`` and their ``lengths``.
 
-        A ``forced_bos_token_id`` among them, of a translation, is the same for all: see ``models/quirks/text.py``.
+        A translation's ``forced_bos_token_id`` is the same for all items of a batch: see ``models/quirks/text.py``.
         """
         if isinstance(language := model_inputs.get("forced_bos_token_id"), list):
             model_inputs["forced_bos_token_id"] = language[0]
@@ -69,7 +70,7 @@ class Text2TextPipeline(GenerationPipeline):
         return_tensors: bool = False,
         clean_up_tokenization_spaces: bool = False,
     ) -> list[dict[str, Any]]:
-        """Sequences of token ids -> text, or the ids without what the batch filled them up with."""
+        """Decodes sequences of token ids to text, or returns the ids without the batch's padding."""
         sequences = model_outputs["output_ids"][0][:, : int(model_outputs["lengths"][0])]
         if return_tensors:
             return [{f"{self.key}_token_ids": sequence} for sequence in sequences]
@@ -94,8 +95,8 @@ class SummarizationPipeline(Text2TextPipeline):
 class TranslationPipeline(Text2TextPipeline):
     """A text -> ``[{"translation_text": str}]``; parameters as in :class:`Text2TextPipeline`, and the languages.
 
-    ``src_lang`` and ``tgt_lang`` are for models that know many; the task ``translation_en_to_de`` names them, too. A
-    model whose configuration has parts for several pairs (T5) is asked for the first one, unless the task says which.
+    ``src_lang`` and ``tgt_lang`` are for models of many languages; the task name ``translation_en_to_de`` sets them,
+    too. If a model's configuration lists several pairs (T5), the first one is used, unless the task name says which.
     """
 
     key = "translation"

@@ -1,4 +1,4 @@
-"""Sentence embeddings: one vector a text."""
+"""Sentence embeddings: one vector for each text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeq_worker.models.own.checkpoint import Checkpoint
 from pipeq_worker.models.own.sentence_modules import Normalize, Pooling, build
 from pipeq_worker.models.own.sentence_tokenizer import set_up
 
-#: Types of models with a decoder whose encoder alone embeds -> its class (sentence-transformers 6.2,
+#: Types of encoder-decoder models whose encoder alone embeds text -> the encoder's class (sentence-transformers 6.2,
 #: base/modules/transformer.py).
 _ENCODERS = {
     "t5": "T5EncoderModel",
@@ -24,7 +24,7 @@ _ENCODERS = {
 
 
 class AutoModelForEmbedding(transformers.AutoModel):
-    """The base model; of models with an encoder and a decoder the encoder."""
+    """Loads the base model, or only the encoder of an encoder-decoder model."""
 
     @classmethod
     def from_pretrained(cls, model: str, *args: Any, **kwargs: Any) -> Any:
@@ -36,21 +36,22 @@ class AutoModelForEmbedding(transformers.AutoModel):
 
 
 class TextEmbeddingPipeline(FeatureExtractionPipeline):
-    """One vector a text, as sentence-transformers makes it of the same checkpoint.
+    """A text -> one vector, equal to the one that sentence-transformers computes with the same checkpoint.
 
-    What the checkpoint's files say is followed (own/checkpoint.py). Where they say nothing, the vector is
-    the mean of the text's tokens' last hidden states (of a model that was trained to go on with a text, the last
-    token's), scaled to length 1: Reimers and Gurevych, "Sentence-BERT" (2019).
+    The checkpoint's files are followed (own/checkpoint.py). Without them the vector is the mean of the last hidden
+    states of the text's tokens (for a causal language model, the last token's state), scaled to length 1: Reimers and
+    Gurevych, "Sentence-BERT" (2019).
 
-    Parameters of a call: ``prompt_name`` or ``prompt``, which is put before the text; ``normalize`` (to length 1, or
-    not; the default is the checkpoint's); ``truncate_dim`` (numbers of the vector that are kept); ``truncation``
-    (default true: a text beyond the model's positions is cut); ``tokenize_kwargs``. Returns a list of floats.
+    Parameters of a call: ``prompt_name`` or ``prompt``, which is put before the text; ``normalize`` (whether to scale
+    to length 1; the default is the checkpoint's); ``truncate_dim`` (how many numbers of the vector are kept);
+    ``truncation`` (default true: a text longer than the model's positions is cut); ``tokenize_kwargs``. Returns a list
+    of floats.
     """
 
     checkpoint = Checkpoint("")
 
     def follow(self, checkpoint: Checkpoint, *, allow_pickle: bool = False) -> None:
-        """Sets up what the checkpoint says; to be called once, before the pipeline is."""
+        """Applies the checkpoint's settings. Call it once, before the pipeline is used."""
         self.checkpoint = checkpoint
         set_up(self.tokenizer, checkpoint, self.model.config)
         if checkpoint.modules is None:
@@ -86,13 +87,14 @@ class TextEmbeddingPipeline(FeatureExtractionPipeline):
         """A text -> the tokenizer's features, ``[1, tokens]`` each."""
         features = self.tokenizer(prompt + inputs, return_tensors="pt", **tokenize_kwargs)
         if prompt and self._skips_prompt:
-            # Under a name that transformers pads with ones, along with the tokens: what is padded does not count.
+            # transformers pads features of this name with ones, as it pads the tokens. Padding then counts as prompt,
+            # and is not pooled.
             features["p_mask"] = torch.zeros_like(features["input_ids"])
             features["p_mask"][:, : self._tokens_of(prompt, tokenize_kwargs)] = 1
         return features
 
     def _tokens_of(self, prompt: str, tokenize_kwargs: dict[str, Any]) -> int:
-        """With the special token before it, without the one after it."""
+        """Number of a prompt's tokens, including the special token before it, without the one after it."""
         tokens = self.tokenizer(prompt, **tokenize_kwargs)["input_ids"]
         return len(tokens) - (bool(tokens) and tokens[-1] in self.tokenizer.all_special_ids)
 
@@ -112,7 +114,7 @@ class TextEmbeddingPipeline(FeatureExtractionPipeline):
         if self.model.config.output_hidden_states:
             features["layers"] = torch.stack(output.hidden_states)
         for at, module in enumerate(self.sentence_modules, 1):
-            # Who asks for the vector as it is means this last step.
+            # A call that asks for no normalization skips only this last step.
             if not (normalize is False and at == len(self.sentence_modules) and isinstance(module, Normalize)):
                 module(features)
         vector = features["sentence_embedding"][:, : truncate_dim or self.checkpoint.truncate_dim]

@@ -1,4 +1,4 @@
-"""Text ranking: how well a document answers a query, by a cross-encoder that reads both at once."""
+"""Text ranking: scores how well a document answers a query, with a cross-encoder that reads both together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeq_worker.models.own.checkpoint import Checkpoint, refused
 from pipeq_worker.models.own.sentence_modules import activation
 from pipeq_worker.models.own.sentence_tokenizer import set_up
 
-#: ``function_to_apply`` -> logits ``[labels]`` to scores ``[labels]``.
+#: ``function_to_apply`` -> the function from logits ``[labels]`` to scores ``[labels]``.
 _FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sigmoid": torch.sigmoid,
     "softmax": lambda logits: logits.softmax(-1),
@@ -24,10 +24,10 @@ class TextRankingPipeline(transformers.Pipeline):
     """``{"text": query, "text_pair": document}`` -> ``{"score": float}``.
 
     Parameters of a call: ``function_to_apply`` (``"sigmoid"``, ``"softmax"`` or ``"none"``), ``prompt_name`` or
-    ``prompt``, which is put before the query, ``truncation`` (default true), ``max_length``, ``padding`` and whatever
-    else the tokenizer's call takes. As in sentence-transformers' ``CrossEncoder``, the checkpoint's files may name the
-    function, the longest text and prompts (own/checkpoint.py); where they name no function, a model with
-    one label gets a sigmoid. One with several labels, from least to most relevant, gets a softmax, and the score is the
+    ``prompt``, which is put before the query, ``truncation`` (default true), ``max_length``, ``padding`` and anything
+    else that the tokenizer's call takes. As in sentence-transformers' ``CrossEncoder``, the checkpoint's files may set
+    the function, the longest text and prompts (own/checkpoint.py). If they set no function, a model with one label gets
+    a sigmoid. A model with several labels, ordered from least to most relevant, gets a softmax, and the score is the
     last label's.
     """
 
@@ -39,7 +39,7 @@ class TextRankingPipeline(transformers.Pipeline):
     checkpoint = Checkpoint("")
 
     def follow(self, checkpoint: Checkpoint, *, allow_pickle: bool = False) -> None:
-        """Sets up what the checkpoint says; to be called once, before the pipeline is."""
+        """Applies the checkpoint's settings. Call it once, before the pipeline is used."""
         if checkpoint.modules:
             raise refused(f"its module {checkpoint.modules[0].kind} is none that text-ranking has")
         self.checkpoint = checkpoint
@@ -55,7 +55,7 @@ class TextRankingPipeline(transformers.Pipeline):
         )
         if named is not None:
             module = activation(str(named))
-            # A softmax of torch's has to be told along what; it was meant along the labels.
+            # torch's Softmax needs a dimension, which a checkpoint does not give; the labels' is meant.
             self._function = _FUNCTIONS["softmax"] if isinstance(module, torch.nn.Softmax) else module
 
     def _sanitize_parameters(

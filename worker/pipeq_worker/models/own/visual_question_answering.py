@@ -9,10 +9,10 @@ from pipeq_worker.models.own.images import decoded
 
 
 class VisualQuestionAnsweringPipeline(GenerationPipeline):
-    """``{"image", "question"}`` -> ``[{"score", "answer"}, ...]``, or ``[{"answer"}]`` of a model that generates.
+    """``{"image", "question"}`` -> ``[{"score", "answer"}, ...]``, or ``[{"answer"}]`` for a model that generates.
 
-    Parameters of a call, as in transformers 4: ``top_k`` (5), ``padding``, ``truncation``; those of ``generate`` where
-    the model (BLIP, for instance) writes its answer. The image is a decoded one.
+    Parameters of a call, as in transformers 4: ``top_k`` (5), ``padding``, ``truncation``, and those of ``generate`` if
+    the model generates its answer (BLIP, for instance). The image must be decoded.
     """
 
     _load_image_processor = True
@@ -45,7 +45,7 @@ class VisualQuestionAnsweringPipeline(GenerationPipeline):
         features = self.tokenizer(inputs["question"], return_tensors="pt", padding=padding, truncation=truncation)
         put_image_before(features, self.model.config)
         if self.model.can_generate():
-            features.pop("token_type_ids", None)  # which no generate takes
+            features.pop("token_type_ids", None)  # no model's generate takes them
         features.update(self.image_processor(images=decoded(inputs["image"]), return_tensors="pt").to(self.dtype))
         return features
 
@@ -56,7 +56,7 @@ class VisualQuestionAnsweringPipeline(GenerationPipeline):
         return {"output_ids": self.generate(model_inputs, params)}
 
     def postprocess(self, model_outputs: dict[str, Any], top_k: int = 5) -> list[dict[str, Any]]:
-        """The likeliest answers, or what was written."""
+        """The most probable answers, or the generated ones."""
         if "output_ids" in model_outputs:
             sequences = model_outputs["output_ids"][0]
             return [{"answer": self.tokenizer.decode(one, skip_special_tokens=True).strip()} for one in sequences]

@@ -1,8 +1,7 @@
-"""Which parameters a producer may set, and what they may be.
+"""PARAMS: which parameters a producer may set, and to which values.
 
-``rules.py`` and ``compound.py`` say what a value may be, ``table.py`` which rule a name has, ``refused.py`` why a name
-has none, ``accepted.py`` which names one pipeline takes, and ``fitting.py`` what its model and tokenizer have to say.
-
-transformers itself swallows many unknown names silently, and calls what some values name; here each name, JSON type
-and bound is checked before anything is done with it, at every depth.
+``rules.py`` and ``compound.py`` define what a value may be, ``table.py`` gives each name its rule, ``refused.py`` gives
+the reasons for names without a rule, ``accepted.py`` collects the names that one pipeline takes, and ``fitting.py``
+adds what depends on its model and tokenizer. transformers itself ignores many unknown names silently, and calls some
+values as functions. Here each name, JSON type and bound is checked before a value is used, at every depth.
 """

@@ -1,6 +1,6 @@
 """ACCEPT: a task's params -> checked params. Before: pool. After: prepare.
 
-The names are those of the pipeline's and of generate's own signatures; each of them has a rule, or is refused.
+The names come from the signatures of the pipeline and of ``generate``; each name either has a rule or is refused.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from pipeq_worker.models.task_type import TaskType
 if TYPE_CHECKING:
     from pipeq_worker.settings.read import ParamLimits
 
-#: Names that a sentence lists at most.
+#: Most names that an error message lists.
 _LISTED = 40
 _NO_GENERATION = "this model does not generate"
 _NOT_THIS_MODEL = "this model does not take it"
 
 
 def named_rules(task_type: TaskType, pipeline: type[transformers.Pipeline]) -> dict[str, Rule]:
-    """What a task type takes, by name, whatever the model.
+    """The parameters that a task type takes with any model: name -> rule.
 
-    What ``generate`` takes comes on top where it goes into the call: ``table.generation_rules``.
+    If the call takes those of ``generate`` directly, ``table.generation_rules`` adds them.
     """
     task = task_type.name
     names = signature_names(pipeline) | task_type.params
@@ -43,7 +43,7 @@ def named_rules(task_type: TaskType, pipeline: type[transformers.Pipeline]) -> d
 
 
 def signature_names(pipeline: type[transformers.Pipeline]) -> frozenset[str]:
-    """The parameters that a pipeline class names."""
+    """The names of the parameters in a pipeline class's signature."""
     names: set[str] = set()
     for one in pipeline.__mro__:
         if (own := vars(one).get("_sanitize_parameters")) is None:
@@ -51,12 +51,12 @@ def signature_names(pipeline: type[transformers.Pipeline]) -> frozenset[str]:
         parameters = inspect.signature(own).parameters.values()
         names |= {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
         if not any(one.kind is one.VAR_KEYWORD for one in parameters):
-            break  # what it does not name, it does not take
+            break  # without **kwargs, it takes no parameter of its base classes
     return frozenset(names - {"self"})
 
 
 def ceilings(limits: ParamLimits) -> dict[str, Bound]:
-    """The bounds that the settings decide."""
+    """The bounds that come from the settings."""
     return {
         name: Bound(value, f"`{name}` in [param_limits] of the worker's settings")
         for name, value in limits.model_dump().items()
@@ -64,20 +64,20 @@ def ceilings(limits: ParamLimits) -> dict[str, Bound]:
 
 
 class Accepted:
-    """What one pipeline's call accepts."""
+    """The parameters that one pipeline's call accepts."""
 
     def __init__(self, task_type: TaskType, pipe: transformers.Pipeline, limits: ParamLimits) -> None:
         self.task_type = task_type
         self.pipe = pipe
         self.bounds: Bounds = fitting.bounds(task_type.name, pipe, ceilings(limits))
-        #: Why this model, in particular, does not take a parameter of its task type.
+        #: Parameters of the task type that this model does not take: name -> reason.
         self.refused = fitting.refused(task_type.name, pipe)
         self.rules = self._fit(named_rules(task_type, type(pipe)))
-        #: What stands for a name of a language, a voice, ...: name -> the values that there are.
+        #: Parameters that name a language, a voice, ...: name -> the values that the model knows.
         self.known = fitting.known(task_type.name, pipe)
 
     def _fit(self, rules: dict[str, Rule]) -> dict[str, Rule]:
-        """Leaves out what this model does not take, and adds what its ``generate`` takes."""
+        """Removes the parameters that this model does not take, and adds those of its ``generate``."""
         task, pipe, where = self.task_type.name, self.pipe, self.task_type.generation
         rules = {name: rule for name, rule in rules.items() if name not in self.refused}
         if where is None:
@@ -102,10 +102,12 @@ class Accepted:
         return rules
 
     def check(self, params: Mapping[str, Any], pipeline: str) -> dict[str, Any]:
-        """The parameters as the pipeline is to have them; null stays null, and means: as if it were not given.
+        """Returns the parameters as the pipeline needs them.
+
+        A null stays null, and means that the parameter is not given.
 
         Raises:
-            PipeqError: ``invalid_params`` for the first parameter that may not be set, or not to this.
+            PipeqError: ``invalid_params`` for the first parameter that may not be set, or not to this value.
         """
         checked: dict[str, Any] = {}
         for name, value in params.items():
@@ -125,7 +127,7 @@ class Accepted:
         return checked
 
     def check_together(self, params: Mapping[str, Any], pipeline: str) -> None:
-        """Looks at what parameters mean beside each other.
+        """Checks that the parameters can be used together.
 
         Raises:
             PipeqError: ``invalid_params``.

@@ -1,4 +1,4 @@
-"""Rules for values that are made of others: lists, objects, one of several."""
+"""Rules for composite values: lists, objects, and values of several kinds."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pipeq_worker.models.params.rules import Bounds, Number, Rule, Text, UnfitEr
 
 @dataclass(frozen=True)
 class ListOf(Rule):
-    """A list of one kind of thing."""
+    """A list whose items all follow one rule."""
 
     item: Rule
-    #: Items at most, or the name of a bound.
+    #: Most items, or the name of a bound.
     most: int | str
     least: int = 0
-    #: Of texts: the name of a bound for their characters, all together.
+    #: For texts: the name of a bound for the total of their characters.
     characters: str | None = None
 
     @property
     def words(self) -> str:
-        """``a list of whole numbers``, about."""
+        """For instance ``a list, each of it a whole number``."""
         return f"a list, each of it {self.item.words}"
 
     def check(self, value: Any, bounds: Bounds, where: str) -> list[Any]:
@@ -49,7 +49,7 @@ class ListOf(Rule):
 
 @dataclass(frozen=True)
 class Pair(Rule):
-    """A list of two different things."""
+    """A list of two items with a rule each."""
 
     first: Rule
     second: Rule
@@ -74,13 +74,16 @@ class Pair(Rule):
 
 @dataclass(frozen=True)
 class Either(Rule):
-    """One of several kinds of value; the first rule whose JSON type fits has the last word."""
+    """A value that follows one of several rules.
+
+    If none of them admits it, the last one whose JSON type fits gives the error.
+    """
 
     rules: tuple[Rule, ...]
 
     @property
     def words(self) -> str:
-        """All of them."""
+        """The words of all rules, joined."""
         return " or ".join(rule.words for rule in self.rules)
 
     def check(self, value: Any, bounds: Bounds, where: str) -> Any:
@@ -106,7 +109,7 @@ class Fields(Rule):
     """An object with these fields and no others."""
 
     fields: Mapping[str, Rule]
-    #: Why a field that transformers knows is none of them: name -> reason.
+    #: Fields that transformers knows and that are refused: name -> reason.
     refused: Mapping[str, str]
     words: ClassVar[str] = "an object"
 
@@ -131,7 +134,7 @@ class Fields(Rule):
 
 
 class UnknownNameError(UnfitError):
-    """A field that an object does not have."""
+    """An object has a field that its rule does not know."""
 
     def __init__(self, where: str, name: str, fields: Fields) -> None:
         super().__init__(where, name, "not a field of it")
@@ -141,9 +144,9 @@ class UnknownNameError(UnfitError):
 
 @dataclass(frozen=True)
 class Numbers(Rule):
-    """Numbers, or lists of them: a tensor."""
+    """A tensor: numbers, or lists of numbers."""
 
-    #: Numbers at most, all of them together.
+    #: Most numbers in total.
     most: int
     words: ClassVar[str] = "a list of numbers, or of such lists"
 
@@ -177,9 +180,9 @@ class Numbers(Rule):
 
 @dataclass(frozen=True)
 class Json(Rule):
-    """Whatever JSON can say, for a chat's template to write down; a description of a tool, for instance."""
+    """Any JSON object, for instance the description of a tool. A chat's template writes it into the prompt."""
 
-    #: Brackets inside each other at most.
+    #: Deepest nesting.
     depth: int = 16
     words: ClassVar[str] = "an object"
 

@@ -1,4 +1,4 @@
-"""What one model and its tokenizer have to say about parameters: which they take, what they know, how far."""
+"""The part of the parameters' rules that depends on one model and its tokenizer: names, known values, and bounds."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from pipeq_worker.models.params.rules import Bound, UnfitError
 
-#: Values that a sentence lists at most.
+#: Most values that an error message lists.
 _LISTED = 30
-#: A chunk of audio goes on by this much of its length at least, so that their number is bounded; in seconds, too.
+#: Each chunk of audio must advance by at least this share of its length, and by this many seconds, which bounds the
+#: number of chunks.
 _LEAST_STEP, _LEAST_STEP_S = 0.1, 0.1
-#: Lengths where no model says one.
+#: Size of the vocabulary if the model gives none.
 _NO_VOCABULARY = 2**31 - 1
 
 
 def generation_names(task: str, pipe: transformers.Pipeline) -> frozenset[str]:
-    """What this model's ``generate`` takes: its own signature, and the fields of a generation configuration."""
+    """The parameters that this model's ``generate`` takes: its signature and the fields of a generation config."""
     model = pipe.model
     if not hasattr(model, "generate") or not model.can_generate():
         return frozenset()
     if task == "automatic-speech-recognition" and str(getattr(pipe, "type", "")).startswith("ctc"):
-        return frozenset()  # the pipeline does not call it
+        return frozenset()  # the pipeline does not call generate
     names = set(inspect.signature(model.generate).parameters)
-    if model.config.model_type != "speecht5":  # whose generate looks at no configuration
+    if model.config.model_type != "speecht5":  # its generate reads no configuration
         names |= transformers.GenerationConfig().to_dict().keys()
     return frozenset(name for name in names if not name.startswith("_"))
 
 
 def forward_names(pipe: transformers.Pipeline) -> frozenset[str]:
-    """What the forward pass of a model takes that does not generate."""
+    """The parameters of the forward pass, for a model that does not generate."""
     return frozenset(inspect.signature(pipe.model.forward).parameters)
 
 
 def bounds(task: str, pipe: transformers.Pipeline, ceilings: Mapping[str, Bound]) -> dict[str, Bound]:
-    """The ceilings of the settings, and how far ids reach. On a GPU one beyond the model's tables ends the process."""
+    """The ceilings of the settings, and the largest ids. On a GPU an id beyond the model's tables kills the process."""
     config = pipe.model.config
     speakers = getattr(config, "num_speakers", None) or getattr(config, "vocoder_num_spkrs", None) or 1
     found = {
@@ -53,7 +54,7 @@ def bounds(task: str, pipe: transformers.Pipeline, ceilings: Mapping[str, Bound]
 
 
 def _vocabulary(pipe: transformers.Pipeline) -> int:
-    """Tokens of which the model knows the embedding."""
+    """Number of tokens for which the model has an embedding."""
     sizes = []
     for get in ("get_input_embeddings", "get_output_embeddings"):
         try:
@@ -70,7 +71,7 @@ def _vocabulary(pipe: transformers.Pipeline) -> int:
 
 
 def refused(task: str, pipe: transformers.Pipeline) -> dict[str, str]:
-    """Parameters of a task type that mean nothing to this model: name -> reason."""
+    """Parameters of a task type that have no meaning for this model: name -> reason."""
     found: dict[str, str] = {}
     kind = str(getattr(pipe, "type", ""))
     if task == "translation" and getattr(pipe.tokenizer, "_build_translation_inputs", None) is None:
@@ -91,7 +92,7 @@ def refused(task: str, pipe: transformers.Pipeline) -> dict[str, str]:
 
 
 def known(task: str, pipe: transformers.Pipeline) -> dict[str, frozenset[str]]:
-    """The values that there are of what names a language, a voice or the like: parameter -> values."""
+    """Known values of parameters that name a language, a voice or the like: parameter -> values."""
     found: dict[str, frozenset[str]] = {}
     if task == "translation":
         found |= dict.fromkeys(("src_lang", "tgt_lang"), _languages(pipe.tokenizer))
@@ -110,7 +111,7 @@ def known(task: str, pipe: transformers.Pipeline) -> dict[str, frozenset[str]]:
 
 
 def _languages(tokenizer: Any) -> frozenset[str]:
-    """The languages that a tokenizer has a token for; none where it does not say."""
+    """The languages for which a tokenizer has a token; empty if it does not say."""
     codes = getattr(tokenizer, "lang_code_to_id", None)
     if isinstance(codes, dict) and codes:
         return frozenset(codes)
@@ -120,7 +121,7 @@ def _languages(tokenizer: Any) -> frozenset[str]:
 
 
 def check_known(name: str, value: Any, known: Mapping[str, frozenset[str]]) -> None:
-    """Raises :class:`UnfitError` for a language, a voice, ... that the model does not know."""
+    """Raises :class:`UnfitError` for a language, a voice or the like that the model does not know."""
     if isinstance(value, Mapping):
         for key, one in value.items():
             check_known(f"{name}.{key}", one, known)
@@ -128,7 +129,7 @@ def check_known(name: str, value: Any, known: Mapping[str, frozenset[str]]) -> N
     values = known.get(name) or (known.get("language") if name == "generate_kwargs.language" else None)
     if not isinstance(value, str) or (values is None and name not in known):
         return
-    # Whisper takes its languages in capitals, too.
+    # Whisper accepts its languages in upper case, too.
     if value not in (values or ()) and not (name.endswith("language") and value.lower() in (values or ())):
         raise UnfitError(name, value, _not_one_of(value, sorted(values or ())))
 
@@ -143,7 +144,7 @@ def _not_one_of(value: str, values: Sequence[str]) -> str:
 
 
 def conflict(task: str, pipe: transformers.Pipeline, params: Mapping[str, Any]) -> str | None:
-    """A sentence about parameters that cannot be beside each other."""
+    """Returns a sentence about parameters that cannot be used together; None if all can."""
     if task == "automatic-speech-recognition":
         return _chunks(params) or _fallback({**(params.get("generate_kwargs") or {}), **params})
     if task == "document-question-answering" and params.get("doc_stride") is not None:
@@ -160,7 +161,7 @@ def conflict(task: str, pipe: transformers.Pipeline, params: Mapping[str, Any]) 
 
 
 def _fallback(params: Mapping[str, Any]) -> str | None:
-    """Whisper falls back to the next temperature where a segment's tokens are improbable; it needs all of these."""
+    """Checks Whisper's fallback to the next temperature for improbable segments: it needs all of these parameters."""
     if params.get("no_speech_threshold") is not None and params.get("logprob_threshold") is None:
         return "no_speech_threshold goes with a logprob_threshold, for instance -1.0"
     if params.get("logprob_threshold") is not None and params.get("temperature") is None:

@@ -1,6 +1,6 @@
-"""Parameters that exist and that no task sets: each with its reason, which is what the producer reads.
+"""Parameters that exist but that no task may set, each with the reason that the producer reads.
 
-What names code, files, a repository, a device or an object is among them; so is what can never work through a queue.
+They name code, files, a repository, a device or a Python object, or they cannot work through a queue.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MEMORY = "it decides how the model uses memory, which is the worker's"
 _INSIDE = "it belongs to the inside of transformers"
 _NETWORK = "the worker fetches inputs itself, within [inputs] of its settings"
 
-#: Everywhere, at every depth.
+#: Refused in every task type, at every depth.
 EVERYWHERE = {
     "tokenizer": _PART,
     "feature_extractor": _PART,
@@ -143,7 +143,7 @@ EVERYWHERE = {
     "return_type": "it is an object of Python: use return_full_text or return_tensors",
     "return_text": "it has no effect: there is text unless return_tensors is true",
 }
-#: In one task type: (task type, name) -> reason.
+#: Refused in one task type: (task type, name) -> reason.
 BY_TASK = {
     ("text-generation", "generate_kwargs"): "give the parameters of generate beside the others, not inside it",
     ("table-question-answering", "generate_kwargs"): "the pipeline hands nothing on to generate",
@@ -158,7 +158,7 @@ _USE_STOP_SEQUENCE = "the pipeline hands generate no tokenizer for it: use stop_
 _NO_TEXT = "the encoder reads no text"
 _DECODERS_ONLY = "it guides decoders only, and these models have an encoder, too"
 _SOUND = "models of sound do not generate so"
-#: Of generate, in one task type: task type -> name -> reason.
+#: Parameters of generate that are refused in one task type: task type -> name -> reason.
 GENERATION_REFUSED: dict[str, dict[str, str]] = {
     "automatic-speech-recognition": {
         "stop_strings": _NEEDS_TOKENIZER,
@@ -212,10 +212,10 @@ IMAGE_REFUSED = {
     "images": _TENSOR,
     "image": _TENSOR,
 }
-#: For objects all of whose fields are known.
+#: For objects whose fields are all known: nothing is refused by name.
 FIXED_BY_US: dict[str, str] = {}
 
 
 def reason(name: str, task: str, refused_here: dict[str, str]) -> str | None:
-    """Why no task sets a parameter; None for a name that nothing is known of."""
+    """Why no task may set a parameter; None for an unknown name."""
     return refused_here.get(name) or BY_TASK.get((task, name)) or EVERYWHERE.get(name)

@@ -1,7 +1,7 @@
-"""What a parameter's value may be: its JSON type and its bounds. What is made of several is in ``compound.py``.
+"""Rules for a parameter's value: its JSON type and its bounds. Rules for composite values are in ``compound.py``.
 
-A value -> :meth:`Rule.check` -> the value as the pipeline is to have it, or :class:`UnfitError`. The same rule writes
-its part of the JSON Schema. A bound is a number, or the name of one that the settings or the model decide.
+A value -> :meth:`Rule.check` -> the value as the pipeline needs it, or :class:`UnfitError`. The same rule writes its
+part of the JSON Schema. A bound is a number, or the name of one that the settings or the model give.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any, ClassVar
 
 from pipeq.contract import shown
 
-#: Beyond 64 bits no number of JSON means anything to a model, and some of Python's operations take for ever.
+#: Most bits of a whole number. Models have no use for more, and some of Python's operations on more take for ever.
 WHOLE_BITS = 63
-#: A text that a parameter may hold, in characters, where its rule says no other number.
+#: Most characters of a text, unless its rule gives another number.
 TEXT_CHARACTERS = 65_536
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A ceiling that is not written in a rule."""
+    """A ceiling that the settings or the model give."""
 
     value: int
-    #: Where it comes from, for the sentence that refuses.
+    #: Where the ceiling comes from, for the error message.
     source: str
 
 
@@ -35,19 +35,19 @@ Bounds = Mapping[str, Bound]
 
 
 class UnfitError(ValueError):
-    """A value that its rule does not admit."""
+    """A value that its rule does not allow."""
 
     def __init__(self, where: str, value: Any, sentence: str) -> None:
         super().__init__(where, value, sentence)
         #: The parameter, or the place inside it: ``generate_kwargs.eos_token_id[3]``.
         self.where = where
         self.value = value
-        #: What it should be, beginning with "not".
+        #: What it should be; begins with "not".
         self.sentence = sentence
 
 
 def display(value: Any) -> str:
-    """A producer's value in a sentence: one line, cut, and never an error of its own."""
+    """Formats a producer's value for an error message: on one line, cut to length, and without raising."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, int):
@@ -60,36 +60,36 @@ def display(value: Any) -> str:
 
 
 class Rule(ABC):
-    """What one parameter may be."""
+    """What one parameter's value may be."""
 
     @property
     @abstractmethod
     def words(self) -> str:
-        """What it is, in a sentence: ``a whole number``."""
+        """The kind of value, for an error message: ``a whole number``."""
 
     @abstractmethod
     def check(self, value: Any, bounds: Bounds, where: str) -> Any:
-        """The value as the pipeline is to have it.
+        """Returns the value as the pipeline needs it.
 
         Raises:
-            UnfitError: naming the place and what it should be.
+            UnfitError: names the place, and what should stand there.
         """
 
     @abstractmethod
     def schema(self, bounds: Bounds) -> dict[str, Any]:
-        """JSON Schema of what it admits."""
+        """JSON Schema of the values that the rule allows."""
 
     @abstractmethod
     def fits_type(self, value: Any) -> bool:
-        """Whether the JSON type, at least, is the right one."""
+        """Whether at least the JSON type is right."""
 
     def unfit(self, value: Any, where: str) -> UnfitError:
-        """That the JSON type is another one."""
+        """The error for a value of another JSON type."""
         return UnfitError(where, value, f"not {self.words}")
 
 
 def ceiling(high: float | str | None, bounds: Bounds) -> tuple[float | None, str]:
-    """A bound and where it comes from; None for one that nobody decided."""
+    """Returns a bound and its source; None if neither the settings nor the model give it."""
     if not isinstance(high, str):
         return high, ""
     bound = bounds.get(high)
@@ -101,13 +101,13 @@ class Whole(Rule):
     """A whole number."""
 
     low: int
-    #: The largest one, or the name of a bound.
+    #: The largest value, or the name of a bound.
     high: int | str
     words: ClassVar[str] = "a whole number"
 
     def check(self, value: Any, bounds: Bounds, where: str) -> int:
         if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-            value = int(value)  # JSON knows one kind of number: 3.0 is 3
+            value = int(value)  # JSON has one type of number: 3.0 is 3
         if not self.fits_type(value):
             raise self.unfit(value, where)
         if value < self.low:
@@ -128,11 +128,11 @@ class Whole(Rule):
 
 @dataclass(frozen=True)
 class Number(Rule):
-    """A number, which becomes a float: powers of whole numbers have no end, those of floats overflow."""
+    """A number, as a float: Python's powers of integers have no limit, those of floats overflow."""
 
     low: float
     high: float
-    #: Whether ``low`` itself is too low.
+    #: Whether the value must be above ``low`` rather than at least ``low``.
     above: bool = False
     words: ClassVar[str] = "a number"
 
@@ -174,15 +174,15 @@ class Flag(Rule):
 
 @dataclass(frozen=True)
 class Text(Rule):
-    """Text that is data: it is never a path, a program, or a format."""
+    """Text that is used as data, never as a path, a program, or a format."""
 
-    #: Characters at most, or the name of a bound.
+    #: Most characters, or the name of a bound.
     most: int | str = TEXT_CHARACTERS
     #: A regular expression that the whole text must match.
     pattern: str | None = None
-    #: Characters at least.
+    #: Fewest characters.
     least: int = 0
-    #: Whether there must be more than white space.
+    #: Whether it must have more than white space.
     filled: bool = False
     words: ClassVar[str] = "text"
 
@@ -216,7 +216,7 @@ class Text(Rule):
 
 @dataclass(frozen=True)
 class Template(Rule):
-    """Text with one ``{}`` in it, where a label goes, and no other brace: a format can ask for gigabytes."""
+    """Text with one ``{}``, where a label goes, and no other brace: a format specification can ask for gigabytes."""
 
     words: ClassVar[str] = 'text with one {} in it, where the label goes, and no other brace, as in "This is {}."'
 
@@ -238,12 +238,12 @@ class Choice(Rule):
     """One of a few values."""
 
     values: tuple[bool | str, ...]
-    #: Whether upper case means the same; it becomes lower.
+    #: Whether upper case is accepted; it is changed to lower case.
     folds: bool = False
 
     @property
     def words(self) -> str:
-        """The values, as JSON writes them but for the quotes."""
+        """The values as JSON, without quotes."""
         return f"one of {', '.join(display(one) if isinstance(one, bool) else one for one in self.values)}"
 
     def check(self, value: Any, bounds: Bounds, where: str) -> bool | str:

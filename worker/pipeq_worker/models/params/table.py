@@ -1,7 +1,7 @@
-"""The declarative table of parameters: name -> what its value may be. A name without a rule here is not accepted.
+"""The table of parameters: name -> what its value may be. A name without a rule here is not accepted.
 
-Which of the names a pipeline takes, its own signature and that of its model's ``generate`` say (``accepted.py``). Names
-of bounds (``"max_new_tokens"``) are fields of ``[param_limits]`` in the settings, or found out from the model
+The signatures of the pipeline and of its model's ``generate`` say which of these names it takes (``accepted.py``). A
+name of a bound is a field of ``[param_limits]`` in the settings (``"max_new_tokens"``), or a value of the model
 (``"vocabulary"``: its largest token id).
 """
 
@@ -16,7 +16,7 @@ _TOKEN = Whole(0, "vocabulary")
 _TOKENS = ListOf(_TOKEN, "max_list_items")
 _LENGTH = Whole(1, "max_tokens")
 _TOP_K = Whole(1, "max_results")
-#: Of words, in tokens: what is looked for again and again is cut into as many pieces.
+#: Length of an n-gram in tokens. The text is cut into as many pieces each time it is searched.
 _NGRAM = Whole(0, 256)
 _PADDING = Either((Flag(), Choice(("longest", "max_length", "do_not_pad"))))
 _TRUNCATION = Either((Flag(), Choice(("longest_first", "only_first", "only_second", "do_not_truncate"))))
@@ -27,7 +27,7 @@ _STOP_TEXT = Text("max_stop_characters", least=1)
 _STOP = Either((_STOP_TEXT, ListOf(_STOP_TEXT, 64, least=1, characters="max_stop_characters")))
 _LANGUAGE = Text(100, pattern=r"[\w <|>-]+")
 
-#: Of a tokenizer's call.
+#: Parameters of a tokenizer's call.
 TOKENIZER: dict[str, Rule] = {
     "truncation": _TRUNCATION,
     "padding": _PADDING,
@@ -46,7 +46,8 @@ _SIZE = Either(
     )
 )
 _CHANNELS = Either((Number(-1000, 1000), ListOf(Number(-1000, 1000), 4, least=1)))
-#: Of an image processor's call. Not ``do_resize``: without it the largest image that may come is what the model sees.
+#: Parameters of an image processor's call. ``do_resize`` is left out: without resizing, the model would see an image of
+#: any size.
 IMAGE: dict[str, Rule] = {
     "size": _SIZE,
     "crop_size": _SIZE,
@@ -60,7 +61,7 @@ IMAGE: dict[str, Rule] = {
 }
 _IMAGE_FIELDS = Fields(IMAGE, IMAGE_REFUSED)
 
-#: Of ``generate``: the fields of a generation configuration.
+#: Parameters of ``generate``: the fields of a generation configuration.
 GENERATION: dict[str, Rule] = {
     "max_length": Whole(1, "max_new_tokens"),
     "max_new_tokens": Whole(1, "max_new_tokens"),
@@ -115,7 +116,7 @@ _WHISPER: dict[str, Rule] = {
     "language": _LANGUAGE,
     "task": Choice(("transcribe", "translate")),
     "condition_on_prev_tokens": Flag(),
-    # What it falls back to, one after the other, where a segment looks hallucinated.
+    # The temperatures to fall back to, one after the other, if a segment looks hallucinated.
     "temperature": Either((Number(0, 1000), ListOf(Number(0, 1000), 16, least=1))),
     "compression_ratio_threshold": Number(0, 1000),
     "logprob_threshold": Number(-1000, 0),
@@ -132,9 +133,9 @@ _OMNI: dict[str, Rule] = {
     "talker_temperature": Number(0, 1000, above=True),
     "talker_repetition_penalty": Number(0, 1000, above=True),
 }
-#: Of the model's own ``generate``, or of its forward pass where it has none, in text-to-audio.
+#: In text-to-audio: parameters of the model's own ``generate``, or of its forward pass if it has none.
 SPEECH: dict[str, Rule] = {
-    # Of the models that are trained to be guided; 1 is without.
+    # For models that are trained with guidance; 1 turns it off.
     "guidance_scale": Number(1, 100),
     "speaker_embeddings": Numbers(8192),
     "speaker_id": Whole(0, "speakers"),
@@ -144,7 +145,8 @@ SPEECH: dict[str, Rule] = {
     "minlenratio": Number(0, 50),
     "maxlenratio": Number(0, 50, above=True),
 }
-#: Task type -> what the ``generate`` of some of its models takes beside the fields of a generation configuration.
+#: Task type -> parameters that the ``generate`` of some of its models takes beside the fields of a generation
+#: configuration.
 GENERATION_OF_TASK: dict[str, dict[str, Rule]] = {
     "automatic-speech-recognition": _WHISPER,
     "text-to-audio": SPEECH,
@@ -154,7 +156,7 @@ GENERATION_OF_TASK: dict[str, dict[str, Rule]] = {
     "visual-question-answering": {"interpolate_pos_encoding": Flag()},
 }
 
-#: Of a pipeline's call.
+#: Parameters of a pipeline's call.
 PIPELINE: dict[str, Rule] = {
     **TOKENIZER,
     "add_special_tokens": Flag(),
@@ -188,7 +190,7 @@ PIPELINE: dict[str, Rule] = {
     "ignore_warning": Flag(),
     "image_processor_kwargs": _IMAGE_FIELDS,
     "is_split_into_words": Flag(),
-    # Goes to a program's command line, and names a file of its own.
+    # It goes to a program's command line, where it names a language file.
     "lang": Text(100, pattern=r"[A-Za-z_]+(\+[A-Za-z_]+)*"),
     "mask_threshold": Number(-1000, 1000),
     "max_answer_len": Whole(1, "max_tokens"),
@@ -225,7 +227,8 @@ PIPELINE: dict[str, Rule] = {
     "tools": ListOf(Json(), 1000),
     "top_k": _TOP_K,
     "truncate_dim": Whole(1, 65_536),
-    # Of mask-generation: points are the square of what is asked for, crops double with each layer.
+    # Parameters of mask-generation: the number of points is the square of the value, and each layer quadruples the
+    # crops.
     "crop_n_points_downscale_factor": Whole(1, 16),
     "crop_overlap_ratio": Number(0, 0.9),
     "crops_n_layers": Whole(0, 2),
@@ -236,14 +239,14 @@ PIPELINE: dict[str, Rule] = {
     "stability_score_offset": Number(-1000, 1000),
     "stability_score_thresh": Number(-1000, 1000),
 }
-#: Where a name means something else in one task type: (task type, name) -> rule.
+#: Names that mean something else in one task type: (task type, name) -> rule.
 OF_TASK: dict[tuple[str, str], Rule] = {
     ("table-question-answering", "truncation"): Either((Flag(), Choice(("drop_rows_to_fit", "do_not_truncate")))),
     ("token-classification", "stride"): Whole(0, "max_tokens"),
     ("text2text-generation", "stop_sequence"): Text(1000),
     ("summarization", "stop_sequence"): Text(1000),
     ("translation", "stop_sequence"): Text(1000),
-    # Beside each other, texts and sounds have lengths of their own.
+    # Texts and sounds in one input have different lengths, so each kind has its own object of arguments.
     ("any-to-any", "processor_kwargs"): Fields(
         {"text_kwargs": _TOKENIZER_FIELDS, "images_kwargs": _IMAGE_FIELDS},
         dict.fromkeys((*TOKENIZER, *IMAGE), "put it into text_kwargs or images_kwargs"),
@@ -254,11 +257,11 @@ OF_TASK: dict[tuple[str, str], Rule] = {
         {**TOKENIZER, "voice_preset": Text(200)}, {**TOKENIZER_REFUSED, **FIXED_BY_US}
     ),
 }
-#: Parameters that hold those of ``generate``.
+#: Parameters that hold parameters of ``generate``.
 GENERATION_FIELDS = ("generate_kwargs", "forward_params")
 
 
 def generation_rules(task: str) -> dict[str, Rule]:
-    """What ``generate`` may be given in a task type, whatever the model."""
+    """The parameters that ``generate`` takes in a task type, with any model."""
     rules = {**GENERATION, **GENERATION_OF_TASK.get(task, {})}
     return {name: rule for name, rule in rules.items() if name not in GENERATION_REFUSED.get(task, {})}
