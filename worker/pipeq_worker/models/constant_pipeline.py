@@ -1,4 +1,4 @@
-"""The task type ``constant``: a pipeline without a model, to try out, measure and torture everything around one."""
+"""The task type ``constant``: a pipeline without a model, for trying out, measuring and stress-testing all the rest."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pipeq_worker.models.pipeline import BatchLimits, Pipeline, Prepared
 from pipeq_worker.models.task_types import find
 from pipeq_worker.settings.read import PipelineSettings
 
-#: What every task gets.
+#: The result of every task.
 RESULT = "constant"
 LONGEST_S = 86_400
 
 
 class ConstantPipeline(Pipeline):
-    """Takes anything, returns :data:`RESULT`. Its parameter ``seconds`` says how long a forward pass takes (0)."""
+    """Accepts any input and returns :data:`RESULT`. The parameter ``seconds`` (0) is the duration of a forward pass."""
 
     def __init__(self, name: str, settings: PipelineSettings) -> None:
         self.name = name
@@ -58,7 +58,7 @@ class ConstantPipeline(Pipeline):
 
 
 def load(name: str, settings: PipelineSettings) -> ConstantPipeline:
-    """Loads nothing."""
+    """Makes the pipeline; there is nothing to load."""
     pipeline = ConstantPipeline(name, settings)
     pipeline.merge({})
     return pipeline

@@ -1,4 +1,4 @@
-"""What an exception of a forward pass says of the device: nothing, too little memory, or beyond use."""
+"""FAULTS: what an exception of a forward pass tells about the device: out of memory, unusable, or nothing."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import sys
 
 
 def is_fatal(error: Exception) -> bool:
-    """Whether a CUDA context is beyond use: every later call would fail, and blame innocent items."""
+    """Whether the CUDA context is unusable: every later call would fail, and innocent items would be blamed."""
     return _is_torchs(error, "AcceleratorError") or "CUDA error" in str(error)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether the device's memory was too small."""
-    # cuBLAS that could not have its workspace says so in other words, and so does a CPU.
+    """Whether the device ran out of memory."""
+    # cuBLAS reports that it got no workspace in these words, and a CPU reports it in those.
     others = ("CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory")
     return _is_torchs(error, "OutOfMemoryError") or any(one in str(error) for one in others)
 
 
 def _is_torchs(error: Exception, name: str) -> bool:
-    """Whether it is this one of torch's errors, without importing torch for those who have no use for it."""
+    """Whether ``error`` is of this class of torch's, tested without importing torch."""
     return isinstance(error, getattr(sys.modules.get("torch"), name, ()))

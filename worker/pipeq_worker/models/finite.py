@@ -1,10 +1,10 @@
-"""Are a model's outputs numbers? NaN is an answer to no input, whatever the result made of it looks like.
+"""FINITE: finds NaN and infinity in a model's outputs, because a result that is made of them is wrong.
 
-    forward pass -> hooks on the model look at each call's outputs, row by row -> Watch says which items of the batch
-    output of an item -> what the pipeline made after the model's calls is looked at, too: not_finite
+    forward pass -> hooks on the model check each call's outputs, row by row -> Watch names the wrong items of the batch
+    output of an item -> what the pipeline computed after the model's calls is checked, too: not_finite
 
-Most results hide it: a token that is the largest of NaN is token 0, an answer of NaN is empty, a list of entities above
-NaN has none. The looking is a reduction on the model's device; one small transfer a batch brings the verdict.
+Most results hide NaN: the largest of several NaN logits is token 0, an answer becomes empty, a list of entities has
+none. The check is a reduction on the model's device; one small transfer for each batch fetches the verdict.
 """
 
 from __future__ import annotations
@@ -18,51 +18,51 @@ import torch
 from transformers.generation import GenerationMixin
 from transformers.utils import ModelOutput
 
-#: Outputs in which infinity is no answer either. Elsewhere it may be one: a place that is no proposal, for instance.
+#: Outputs in which infinity is wrong, too. In others it may be right: for a place that is no proposal, for instance.
 _FINITE = frozenset(
     "last_hidden_state pooler_output waveform spectrogram audio predicted_depth pred_boxes reconstruction embedding "
     "pred_masks heatmaps".split()
 )
-#: In these, minus infinity says that something is ruled out (a token, a cell), plus infinity is an overflow.
+#: Outputs in which minus infinity rules something out (a token, a cell), while plus infinity is an overflow.
 _NOT_ABOVE = frozenset(
     "logits start_logits end_logits logits_per_image logits_per_audio class_queries_logits masks_queries_logits "
     "scores".split()
 )
-#: Outputs whose rows are not those of the batch: labels' texts; what of them matters is in the others.
+#: Outputs whose rows are not the batch's, for instance one for each label. The other outputs show their faults, too.
 _OTHER_ROWS = frozenset({"logits_per_text", "text_embeds", "loss"})
 SENTENCE = "the model's output holds NaN or infinity: is its dtype too narrow, or its checkpoint damaged?"
 _current = threading.local()
 
 
 class Watch:
-    """What the hooks saw during one forward pass of the pipeline."""
+    """What the hooks found during one forward pass of the pipeline."""
 
     def __init__(self, items: int) -> None:
         self._items = items
-        #: ``[items]``, on the model's device; None before its first call that answered with numbers.
+        #: ``[items]``, on the model's device; None until a call of the model returns numbers.
         self._bad: torch.Tensor | None = None
-        #: Whether something was wrong in rows that are nobody's, and inside an encoder.
+        #: Whether something was wrong in rows that cannot be assigned to items, and inside an encoder.
         self._unclear: torch.Tensor | None = None
         self._inside: torch.Tensor | None = None
 
     def see(self, rows: torch.Tensor) -> None:
-        """Notes which rows of a call are wrong; several rows of an item, beams for instance, stand side by side."""
+        """Notes which rows of a call are wrong. Several rows of one item, beams for instance, are adjacent."""
         if rows.shape[0] % self._items:
             self._unclear = _or(self._unclear, rows.any())
         else:
             self._bad = _or(self._bad, rows.view(self._items, -1).any(1))
 
     def see_inside(self, rows: torch.Tensor) -> None:
-        """Notes that something is wrong inside an encoder; it may be in padding, so it counts only in need."""
+        """Notes a fault inside an encoder. It may lie in padding, so it counts only if there is no better evidence."""
         self._inside = _or(self._inside, rows.any())
 
     def bad(self, *, raised: bool = False) -> list[bool]:
-        """Whether an item's outputs were wrong; all of them where it is not clear whose.
+        """Returns for each item whether its outputs were wrong; True for all if the fault cannot be assigned.
 
         Args:
-            raised: whether the model did not get as far as an output.
+            raised: whether the model raised before it returned an output.
         """
-        # A keypoint whose score is NaN is none, for instance, and then there are no numbers.
+        # An output may hold no numbers at all: a keypoint whose score is NaN, for instance, is dropped.
         asks = [self._unclear] + ([self._inside] if raised or self._bad is None else [])
         if any(one is not None and bool(one) for one in asks):
             return [True] * self._items
@@ -71,7 +71,7 @@ class Watch:
 
 @contextmanager
 def watched(items: int) -> Iterator[Watch]:
-    """Looks at what models with hooks answer on this thread meanwhile."""
+    """Collects what hooked models return on this thread inside the block."""
     before, watch = getattr(_current, "watch", None), Watch(items)
     _current.watch = watch
     try:
@@ -81,7 +81,7 @@ def watched(items: int) -> Iterator[Watch]:
 
 
 def hook(model: Any) -> None:
-    """Puts hooks onto a model, onto every part of it that generates by itself, and onto its encoders."""
+    """Puts hooks on a model, on each of its parts that can generate by itself, and on its encoders."""
     for module in model.modules():
         if module is model or isinstance(module, GenerationMixin):
             module.register_forward_hook(_look, with_kwargs=True)
@@ -90,13 +90,13 @@ def hook(model: Any) -> None:
 
 
 def not_finite(output: Any, own: int, padded: int, *, left: bool) -> bool:
-    """Whether one item's output holds what is no answer.
+    """Whether one item's output holds NaN, or infinity where that is wrong.
 
     Args:
-        output: of the pipeline's forward pass, with a leading dimension of 1; tensors in any nesting.
-        own: tokens of the item.
-        padded: tokens of the batch; more than ``own`` are padding, about which nobody asked.
-        left: whether it is on the left.
+        output: an item's output of the pipeline's forward pass, with a leading dimension of 1; tensors in any nesting.
+        own: number of the item's tokens.
+        padded: number of tokens in the batch; those beyond ``own`` are padding, which is not checked.
+        left: whether the padding is on the left.
     """
     if isinstance(output, Mapping):
         return any(_is_wrong(str(name), one, own, padded, left) for name, one in output.items())
@@ -107,7 +107,7 @@ def not_finite(output: Any, own: int, padded: int, *, left: bool) -> bool:
 
 def _is_wrong(name: str, value: Any, own: int, padded: int, left: bool) -> bool:
     if not isinstance(value, torch.Tensor):
-        # Of nested outputs only those that the pipeline made itself: lists of them, a part of an image each.
+        # Of nested outputs, only lists that the pipeline made itself are checked: one entry for each part of an image.
         return isinstance(value, list) and not_finite(value, own, padded, left=left)
     if own < padded and value.ndim > 1 and value.shape[1] == padded:
         value = value[:, -own:] if left else value[:, :own]
@@ -131,11 +131,11 @@ def _look(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
             and kwargs.get("use_cache")
             and output.get("past_key_values") is not None
         ):
-            value = value[:, -1:]  # generation reads the last token's
+            value = value[:, -1:]  # generation reads only the last token's logits
             generates = True
         found = _wrong(name, value)
         if generates and value.is_cuda:
-            # Drawing from NaN is an assertion in a kernel there, after which the whole process is of no use.
+            # On CUDA, sampling from NaN fails an assertion in a kernel, after which the whole process is unusable.
             value.nan_to_num_(nan=0.0, posinf=torch.finfo(value.dtype).max, neginf=-torch.inf)
         if found is None or not value.ndim:
             continue
@@ -153,12 +153,12 @@ def _look_inside(module: Any, args: Any, output: Any) -> None:
 
 
 def _wrong(name: str, value: torch.Tensor) -> torch.Tensor | None:
-    """Where a tensor's numbers are wrong, without its last dimension; None for one that holds no floats."""
+    """Where a tensor's numbers are wrong, reduced over its last dimension; None if it holds no floats."""
     if not value.is_floating_point() or not value.numel():
         return None
     if value.ndim < 2:
         value = value.reshape(-1, 1)
-    # A maximum carries NaN along, so one look is enough.
+    # A maximum propagates NaN, so one reduction is enough.
     highest = value.amax(-1)
     wrong = highest.isnan()
     if name in _FINITE or name in _NOT_ABOVE:

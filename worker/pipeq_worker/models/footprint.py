@@ -1,10 +1,10 @@
-"""PREPARE, of texts: how much memory the forward pass of one item takes, before it does.
+"""PREPARE of texts: estimates the memory that the forward pass of one item takes, before it runs.
 
     the model's configuration -> bytes a token, a pair of tokens, a token that generate keeps -> most tokens of an item
 
-A message of 256 KB holds 60,000 to 200,000 tokens, and attention looks at each pair of them. Where a model has a table
-of positions, that table is the bound; T5, VITS, Llama or Mamba have none, or one of a hundred thousand. The numbers
-are estimates from above of what torch's profiler says of transformers 5.23 (docs/decisions/input-tokens.md).
+A message of 256 KB holds 60,000 to 200,000 tokens, and attention compares each pair of them. If a model has a table of
+positions, the table bounds the length; T5, VITS, Llama or Mamba have none, or one of a hundred thousand. The numbers
+are upper estimates of what torch's profiler measures for transformers 5.23 (docs/decisions/input-tokens.md).
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from typing import Any
 import torch
 import transformers
 
-#: Most tokens of an item where the settings do not say and the memory would do for more: a CPU takes minutes for them.
+#: Most tokens of an item if the settings give no limit and memory would allow more, because a CPU takes minutes for
+#: them.
 MOST_TOKENS = 32_768
 _HEADS = (
     "num_attention_heads encoder_attention_heads decoder_attention_heads num_heads n_head n_heads attention_heads"
 ).split()
-#: Bytes for each head and pair of tokens where attention is not fused: scores, masks and their softmax, in float32.
+#: Bytes for each head and pair of tokens if attention is not fused: scores, masks and their softmax, in float32.
 _EAGER = 5 * 4
 _EAGER_OF = {"vits": 10 * 4, "deberta": 7 * 4, "deberta-v2": 7 * 4}
-#: For each pair of tokens where it is: masks, of a model that looks both ways; a causal one mostly has none.
+#: Bytes for each pair of tokens if attention is fused: masks of a bidirectional model; a causal one usually has none.
 _MASKS, _CAUSAL = 16, 4
-#: These say that theirs is fused, and it is not.
+#: Models that declare their attention as fused although it is not.
 _NOT_FUSED = frozenset({"falcon"})
-#: What of these grows with the text, not with its square.
+#: Models whose memory grows linearly with the length of the text, not with its square.
 _NOT_SQUARE = frozenset(
     "longformer led big_bird bigbird_pegasus longt5 reformer fnet nystromformer canine perceiver funnel rwkv xlstm "
     "mamba mamba2 falcon_mamba".split()
@@ -38,30 +39,30 @@ _NOT_SQUARE = frozenset(
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that a model takes beside its weights."""
+    """Bytes that a model takes in addition to its weights."""
 
-    #: For each pair of tokens that one row reads at once.
+    #: For each pair of tokens that one row reads together.
     square: float
     #: For each token that a row reads.
     linear: float
     #: For each token that a row keeps while it generates.
     kept: float
-    #: Whether the rows of ``generate`` read nothing but what an encoder has read once for all of them.
+    #: Whether an encoder reads the input once, for all rows of ``generate``.
     encodes: bool = False
 
     def of(self, tokens: int, new: int = 0, rows: int = 1) -> float:
-        """Bytes of one item.
+        """Bytes that one item takes.
 
         Args:
-            tokens: that it reads.
-            new: tokens that it may write.
-            rows: beams or sequences, each of which reads and writes for itself.
+            tokens: number of tokens that it reads.
+            new: number of tokens that it may generate.
+            rows: number of beams or sequences, each of which reads and generates separately.
         """
         reading = tokens * (tokens * self.square + self.linear) * (1 if self.encodes else rows)
         return reading + rows * (tokens + new) * self.kept
 
     def most(self, most_bytes: float) -> int:
-        """The most tokens of an item that writes nothing."""
+        """Most tokens of an item that generates nothing."""
         linear = self.linear + self.kept
         if not self.square:
             return int(most_bytes / linear) if linear else MOST_TOKENS
@@ -69,7 +70,7 @@ class Footprint:
 
 
 def of_model(model: Any) -> Footprint:
-    """What a loaded model takes, with the largest of its parts in place of them all."""
+    """The footprint of a loaded model: the largest of its parts' footprints."""
     parts = [one for one in model.modules() if isinstance(one, transformers.PreTrainedModel)] or [model]
     configs = list({id(one.config): one.config for one in parts if getattr(one, "config", None) is not None}.values())
     biased = any(name.endswith("relative_attention_bias") for name, _ in model.named_modules())
@@ -86,14 +87,14 @@ def of_model(model: Any) -> Footprint:
 
 
 def default_bytes(device: torch.device) -> float:
-    """Bytes that one item may take where the settings do not say: a GPU that has no more fails the item alone."""
+    """Bytes that one item may take if the settings give no limit. A GPU with less free memory fails that item alone."""
     if device.type == "cuda":
         return max(2**32, torch.cuda.get_device_properties(device).total_memory / 4)
     return 2**32
 
 
 def longest(features: Any) -> int:
-    """Tokens of the longest text in an item's features, those in lists and mappings of theirs included."""
+    """Number of tokens of the longest text in an item's features, at any depth of lists and mappings."""
     return max(_lengths(features), default=0)
 
 
@@ -111,7 +112,7 @@ def _lengths(features: Any) -> Iterator[int]:
 
 
 def _numbers(config: Any, *names: str) -> float:
-    """The largest of a configuration's numbers of these names, 0 where it has none; lists are one for each layer."""
+    """The largest number that a configuration has under these names, or 0; a list has one entry for each layer."""
     found: list[float] = [0]
     for name in names:
         value = getattr(config, name, None)
@@ -133,20 +134,20 @@ def _square(config: Any, *, biased: bool, causal: bool) -> float:
 
 
 def _linear(config: Any) -> float:
-    """Numbers for each token: a layer's inputs, outputs and what is between them; a state space's states."""
+    """Numbers for each token: inputs, outputs and intermediate values of a layer, and the states of a state space."""
     width = _numbers(config, "hidden_size", "d_model", "n_embd")
     inner = _numbers(config, "intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "n_inner") or 4 * width
     states = _numbers(config, "state_size", "ssm_state_size", "mamba_d_state")
     if states and not transformers.utils.import_utils.is_mamba_ssm_available():
         heads, chunk = _numbers(config, "num_heads", "mamba_n_heads"), _numbers(config, "chunk_size")
-        # Without kernels of its own a state space spells out its states: Mamba for each channel, Mamba 2 for each pair
-        # of tokens in a chunk, and head.
+        # Without its own kernels a state space model stores its states: Mamba for each channel, Mamba 2 for each head
+        # and pair of tokens in a chunk.
         states *= 4 * inner if not (heads and chunk) else heads * chunk
     return 3 * inner + 8 * width + states
 
 
 def _kept(config: Any) -> float:
-    """Numbers for each token that attention keeps: keys and values of all layers."""
+    """Numbers that attention keeps for each token: keys and values of all layers."""
     layers = _numbers(config, "num_hidden_layers", "decoder_layers", "num_decoder_layers", "num_layers", "n_layer")
     heads = _numbers(config, *_HEADS)
     width = _numbers(config, "hidden_size", "d_model", "n_embd")

@@ -1,7 +1,7 @@
-"""A pipeline's own sample and the answer that it gave when it was loaded: does it still?
+"""KNOWN SAMPLE: checks that a pipeline still gives the answer that it gave for its own sample when it was loaded.
 
-Asked after a forward pass that raised, when everything that can be compared was put back (``models/model_state.py``).
-It takes one tiny pass. A pipeline that answers something else, or nothing, loads anew.
+The check follows a forward pass that raised, after everything comparable was restored (``models/model_state.py``). It
+takes one tiny pass. If the answer differs, or the pass fails, the pipeline is loaded again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pipeq.contract.errors import PipeqError
 
-#: Moves of the answer, as a share of its largest number, that are rounding: of full, and of half precision.
+#: Largest differences, as a share of the answer's largest number, that count as rounding: in full and half precision.
 ROUNDING, ROUNDING_HALF = 1e-3, 5e-2
 _SEED = 0
 
@@ -22,20 +22,20 @@ class KnownSample:
     """The sample of a pipeline that is loaded and warmed up.
 
     Args:
-        run: one forward pass over the sample.
-        device: where it runs.
-        half: whether in half precision.
+        run: runs one forward pass over the sample.
+        device: the device that it runs on.
+        half: whether it runs in half precision.
     """
 
     def __init__(self, run: Callable[[], Any], device: torch.device, *, half: bool) -> None:
         self._forward, self._devices = run, [device] if device.type == "cuda" else []
         self._limit = ROUNDING_HALF if half else ROUNDING
         self._answer = self._run()
-        #: Not of a model that answers twice differently from the same random numbers.
+        #: Whether the model repeats its answer; False for one that differs even with the same random numbers.
         self.repeats = self._is_answer(self._run())
 
     def is_known(self) -> bool:
-        """Whether the pipeline still gives its answer; asked once more where it does not.
+        """Whether the pipeline still gives its answer; a wrong answer is checked once more.
 
         Raises:
             Exception: whatever the forward pass raises.
@@ -66,7 +66,7 @@ class KnownSample:
 
 
 def _arrays(output: Any) -> Iterator[np.ndarray]:
-    """All the numbers of an output, in their order."""
+    """Yields all arrays of an output, in order."""
     if isinstance(output, torch.Tensor):
         tensor = output.detach().cpu()
         yield np.asarray(tensor.float() if tensor.is_floating_point() else tensor)

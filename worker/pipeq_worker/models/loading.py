@@ -1,4 +1,4 @@
-"""Loads pipelines. Each kind is imported when asked for: a worker without models starts without torch."""
+"""Loads pipelines. Each kind's module is imported only when needed, so a worker without models starts without torch."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def load(
     """Loads and warms up one pipeline.
 
     Args:
-        name: its name, which is its task type where ``settings.task`` is absent; where it is none either, the model
-            says what it is for.
+        name: the pipeline's name. It is the task type if ``settings.task`` is absent; if it is no task type either, the
+            model's configuration gives one.
         settings: its section of the settings.
-        device: where it goes unless its settings say otherwise: ``cpu``, ``cuda:0``, ``auto``, ...
-        s3: how to reach S3, for models that are there.
-        limits: ceilings of parameters; the usual ones where it is None.
+        device: the device if its settings name none: ``cpu``, ``cuda:0``, ``auto``, ...
+        s3: how to reach S3, for models that are stored there.
+        limits: ceilings of parameters; None for the defaults.
 
     Raises:
-        PipeqError: ``invalid_settings``, naming the pipeline and why it cannot be loaded.
+        PipeqError: ``invalid_settings``, naming the pipeline and the reason.
     """
     if needs_torch(name, settings):
         from pipeq_worker.models import transformers_loading as models

@@ -1,4 +1,4 @@
-"""Models that are an archive on S3: fetched and unpacked once, then kept in a cache. Used by models."""
+"""Models that are an archive on S3: fetches and unpacks one once, and keeps it in a cache. Used by models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
 
 def unpacked(model: str, s3: S3Settings) -> str:
-    """The folder of a model; a name on the Hub or a local folder is returned as it is.
+    """Returns the folder of a model; returns a name on the Hub or a local folder unchanged.
 
     Args:
         model: ``s3://bucket/key.tar.gz`` (or another archive), a name or a folder.
@@ -41,7 +41,7 @@ def unpacked(model: str, s3: S3Settings) -> str:
     store = S3(s3, _TIMEOUT_S, 1)
     try:
         version = store.version(bucket, key)
-        # Another version of the object is another folder.
+        # Each version of the object has a folder of its own.
         folder = cache_folder() / hashlib.sha256(f"{model}\n{version}".encode()).hexdigest()[:32]
         if not folder.is_dir():
             _fetch(store, bucket, key, model, folder, s3.archives)
@@ -57,7 +57,7 @@ def unpacked(model: str, s3: S3Settings) -> str:
 
 
 def cache_folder() -> Path:
-    """Where unpacked models are kept: ``$PIPEQ_CACHE``, else ``pipeq/models`` below the user's cache folder."""
+    """Folder of unpacked models: ``$PIPEQ_CACHE``, else ``pipeq/models`` below the user's cache folder."""
     own = os.environ.get("PIPEQ_CACHE")
     base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pipeq"
     return base / "models"
@@ -66,7 +66,7 @@ def cache_folder() -> Path:
 def _fetch(store: S3, bucket: str, key: str, model: str, folder: Path, limits: ArchiveSettings) -> None:
     logger.info("fetching %s", shown.uri(model), extra={"action": "fetch_model"})
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its place, so that the last step is a rename: who is killed leaves nothing half done.
+    # Unpacked next to its final place, so that the last step is a rename: a killed process leaves no incomplete folder.
     work = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder.parent))
     try:
         archive = work / ("archive" + next(ending for ending in _ENDINGS if model.endswith(ending)))
@@ -91,7 +91,7 @@ def _fetch(store: S3, bucket: str, key: str, model: str, folder: Path, limits: A
 
 
 def _model_in(folder: Path, model: str) -> Path:
-    """The folder that holds the model's configuration: the archive's root, or its only folder."""
+    """The folder that holds the model's configuration: the archive's root, or its only subfolder."""
     for place in (folder, *(one for one in folder.iterdir() if one.is_dir())):
         if (place / "config.json").is_file() or (place / "adapter_config.json").is_file():
             return place

@@ -1,12 +1,12 @@
-"""What a model is besides its weights, so that a forward pass leaves it as it was: compare, put back.
+"""MODEL STATE: records a model's state beside its weights, and restores it after a forward pass has changed it.
 
     loaded and warmed up -> ModelState(pipe) -> ... a pass that raised -> restore() -> the next pass
 
-transformers changes models while they run and does not always change them back: an early exit sets the number of
-layers of the shared configuration and stays there if it raises; Whisper's word timestamps switch the kind of attention.
-Configurations are compared after each pass, which takes microseconds. After one that raised, everything is put back
-together, so that what belongs together stays so: flags, hooks, replaced modules and buffers, those that were added.
-Weights and lists that were changed in place are not seen here: the known sample finds those out.
+transformers changes models while they run and does not always change them back: an early exit sets the number of layers
+in the shared configuration, which stays so if it raises; Whisper's word timestamps switch the kind of attention.
+Configurations are compared after each pass, which takes microseconds. After a pass that raised, everything is restored
+together, so that it stays consistent: flags, hooks, and replaced or added modules and buffers. Changes to weights, and
+changes inside lists, are not detected here; the known sample detects them.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from typing import Any
 import torch
 import transformers
 
-#: Of a pipeline itself: what its calls are filled up with.
+#: Attributes of a pipeline that hold the defaults of its calls.
 _DEFAULTS = ("_preprocess_params", "_forward_params", "_postprocess_params", "_generate_kwargs", "_generation_defaults")
-#: Of a module: dictionaries in which it keeps what belongs to it, its hooks among them.
+#: Attributes of a module that are dictionaries of its parts, including its hooks.
 _KEPT = frozenset(name for name, value in vars(torch.nn.Module()).items() if isinstance(value, dict))
 _CONFIGS = (transformers.PreTrainedConfig, transformers.GenerationConfig)
 _PLAIN = (str, int, float, bool, bytes, type(None))
-#: Entries of a list or dictionary that is copied for comparison; a vocabulary has more, and nobody changes it.
+#: Most entries of a list or dictionary that is copied for comparison. A vocabulary has more, and nothing changes it.
 _SMALL = 200
 
 
 class ModelState:
-    """The state of a pipeline's model, as it is now."""
+    """The state of a pipeline's model at the time of construction."""
 
     def __init__(self, pipe: transformers.Pipeline) -> None:
         self._model = pipe.model
         self._configs = [_Values(config) for config in _configs(pipe)]
-        # Every thread's copy of the pipeline has the same dictionaries.
+        # All threads' copies of the pipeline share these dictionaries.
         held = {name: getattr(pipe, name, None) for name in _DEFAULTS}
         self._defaults = [(name, one, copy.copy(one)) for name, one in held.items() if one is not None]
         self._modules = [(module, _shallow(module)) for module in pipe.model.modules()]
 
     def restore_configs(self) -> list[str]:
-        """Puts configurations back.
+        """Restores the configurations.
 
         Returns:
             What had changed, in words.
@@ -48,7 +48,7 @@ class ModelState:
         return [what for values in self._configs if values.differ() for what in values.restore()]
 
     def restore(self) -> list[str]:
-        """Puts back everything.
+        """Restores everything.
 
         Returns:
             What had changed, in words.
@@ -78,7 +78,7 @@ class ModelState:
 
 
 class PartsState:
-    """What tokenizers and processors are told between calls: sides, languages, lengths."""
+    """The state of tokenizers and processors that calls may change: sides, languages, lengths."""
 
     def __init__(self, parts: list[Any]) -> None:
         self._parts = [_Values(part) for part in parts]
@@ -86,7 +86,7 @@ class PartsState:
         self._backends = [(one, one.truncation, one.padding) for one in backends if hasattr(one, "enable_truncation")]
 
     def restore(self) -> list[str]:
-        """Puts them back.
+        """Restores it.
 
         Returns:
             What had changed, in words.
@@ -103,19 +103,19 @@ class PartsState:
 
 
 class _Values:
-    """The plain values among an object's attributes, those that were there and those that were not."""
+    """The plain values among an object's attributes, and the names of all its attributes."""
 
     def __init__(self, owner: Any) -> None:
         self._owner = owner
         self._names = frozenset(vars(owner))
         self._before = {name: copy.deepcopy(value) for name, value in vars(owner).items() if _is_plain(value)}
-        #: Objects, the configurations of parts among them, are to be the same ones; these have values of their own.
+        #: Attributes that are objects must stay the same objects. Configurations among them have a record of their own.
         self._objects = {name: value for name, value in vars(owner).items() if not _is_plain(value)}
 
         self._all = {**self._before, **self._objects}
 
     def differ(self) -> bool:
-        """Whether anything was changed; the same object is taken for equal without a look into it."""
+        """Whether anything was changed. An attribute that is still the same object counts as unchanged."""
         return not _equal(vars(self._owner), self._all)
 
     def _moved(self, now: dict[str, Any], name: str) -> bool:
@@ -127,7 +127,7 @@ class _Values:
         return value is not before and (type(value) is not type(before) or not _equal(value, before))
 
     def restore(self) -> Iterator[str]:
-        """Yields what it puts back, in words."""
+        """Restores the values, and yields what it restored, in words."""
         now, kind = vars(self._owner), type(self._owner).__name__
         for name in now.keys() - self._names:
             yield f"{kind}.{name}"
@@ -139,7 +139,7 @@ class _Values:
 
 
 def _configs(pipe: transformers.Pipeline) -> list[Any]:
-    """The configurations that a model and its parts hold, and those inside them; each once."""
+    """The configurations that a model and its parts hold, and those nested in them; each once."""
     found: dict[int, Any] = {}
 
     def add(value: Any) -> None:
@@ -165,12 +165,12 @@ def _is_plain(value: Any) -> bool:
 def _equal(value: Any, before: Any) -> bool:
     try:
         return bool(value == before)
-    except Exception:  # a tensor in its place, for instance
+    except Exception:  # a tensor took the value's place, for instance
         return False
 
 
 def _shallow(module: torch.nn.Module) -> dict[str, Any]:
-    """A module's attributes; of the dictionaries in which it keeps its parts, copies."""
+    """A module's attributes, with copies of the dictionaries that hold its parts."""
     attributes = dict(vars(module))
     for name in _KEPT:
         attributes[name] = dict(attributes[name])

@@ -1,7 +1,7 @@
-"""No pickle is read while a pipeline loads, wherever its parts bring one: reading a pickle runs what is in it.
+"""PICKLES: forbids reading pickles while a pipeline loads, because reading a pickle runs the code in it.
 
-``use_safetensors`` reaches the model alone. A vocoder, also the default one, an adapter, the adapter of a language and
-whatever else a library loads beside it come through ``torch.load``, the one door that is shut here.
+``use_safetensors`` covers only the model. A vocoder (the default one, too), an adapter, a language's adapter and
+whatever else a library loads all go through ``torch.load``, which is blocked here.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from pipeq.contract import shown
 from pipeq.contract.errors import SettingsError
 
-#: One pipeline loads at a time: what is shut for one is shut for the process.
+#: Pipelines load one at a time, because ``torch.load`` is blocked for the whole process.
 _loading = threading.RLock()
 
 
 @contextmanager
 def refused(allowed: bool) -> Iterator[None]:
-    """For as long as a pipeline loads, ``torch.load`` is an error, unless its settings allow pickles.
+    """Makes ``torch.load`` raise inside the block, unless the pipeline's settings allow pickles.
 
     Raises (inside):
         PipeqError: ``invalid_settings``, naming the file.

@@ -1,4 +1,4 @@
-"""What the stages need of a pipeline. Knows nothing of torch."""
+"""PIPELINE: the interface through which the stages use a pipeline. It does not depend on torch."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from pipeq_worker.settings.read import PipelineSettings
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """How large a batch of a group may get."""
+    """Bounds of a batch."""
 
     max_size: int
-    #: Most padded cost: the longest item times their number. A larger item runs alone.
+    #: Most padded cost: the longest item's cost times the number of items. A larger item runs alone.
     max_cost: int
-    #: What starting a forward pass costs, in the items' unit: the larger, the more padding a fuller batch is worth.
+    #: Cost of starting a forward pass, in the items' unit: the larger it is, the more padding a fuller batch may have.
     launch_cost: int = 64
-    #: How long a ready item may wait for company while the device is idle, in seconds.
+    #: How long a ready item may wait for others while the device is idle, in seconds.
     max_wait_s: float = 0.005
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a pipeline makes of one row of an input: one, or one a chunk."""
+    """One row of an input, prepared: an input gives one row, or one for each chunk."""
 
-    #: What :meth:`Pipeline.forward` takes.
+    #: The row's argument for :meth:`Pipeline.forward`.
     features: Any
     #: Rows with equal groups may share a forward pass; ``call.SOLO`` shares it with nobody.
     group: Hashable
-    #: What it costs in a forward pass, in the unit of the task type.
+    #: Cost in a forward pass, in the unit of the task type.
     cost: int
-    #: Bytes it holds while it waits.
+    #: Bytes that the row holds while it waits.
     nbytes: int
 
 
@@ -47,15 +47,15 @@ class Pipeline(ABC):
     name: str
     task_type: TaskType
     settings: PipelineSettings
-    #: What computes the results.
+    #: The model that computes the results.
     model: ModelInfo
     limits: BatchLimits
-    #: Of the audio it takes, in hertz.
+    #: Sampling rate of the audio that it takes, in Hz.
     sampling_rate: int = 16_000
 
     @abstractmethod
     def merge(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The pipeline's parameters, overridden by a task's.
+        """Returns the pipeline's parameters, overridden by a task's.
 
         Raises:
             PipeqError: ``invalid_params``.
@@ -63,7 +63,7 @@ class Pipeline(ABC):
 
     @abstractmethod
     def prepare(self, value: Any, params: Mapping[str, Any]) -> Iterator[Prepared]:
-        """One decoded input -> its rows, one after the other, so that a long one is never there as a whole.
+        """Yields the rows of one decoded input, one by one, so that a long input is never in memory as a whole.
 
         Raises:
             PipeqError: ``invalid_input`` or ``invalid_params``.
@@ -71,33 +71,34 @@ class Pipeline(ABC):
 
     @abstractmethod
     def forward(self, features: list[Any], params: Mapping[str, Any]) -> list[Any]:
-        """One forward pass over rows of one group -> each row's output, as if it had run alone; or its error.
+        """Runs one forward pass over rows of one group.
 
-        Whatever the model raises comes through.
+        Returns for each row the output that it would have alone, or its error. Exceptions of the model are passed
+        through.
         """
 
     @abstractmethod
     def postprocess(self, outputs: list[Any], params: Mapping[str, Any]) -> Any:
-        """The outputs of one input's rows, in order -> its result.
+        """Turns the outputs of one input's rows, in order, into its result.
 
         Raises:
             PipeqError: ``invalid_params`` or ``inference_failed``.
         """
 
     def result(self, result: Any, value: Any, params: Mapping[str, Any]) -> Any:
-        """The result of a task with one input, where ``pipe(x)`` wraps it differently from ``pipe([x])[0]``."""
+        """The result of a task with one input, if ``pipe(x)`` has another form than ``pipe([x])[0]``."""
         return result
 
     def picture_memory(self, params: Mapping[str, Any]) -> PictureMemory:
-        """What the answer about a picture takes, for each of its pixels."""
+        """Memory that the answer about a picture takes, for each of its pixels."""
         return PictureMemory()
 
     def release_memory(self) -> None:  # noqa: B027 - most have none to give back
-        """Gives back what the device has no use for, before a smaller batch is tried."""
+        """Frees unused memory of the device, before a smaller batch is tried."""
 
     def recover(self) -> None:  # noqa: B027 - most have nothing that a pass could leave behind
-        """After a forward pass that raised: sees to it that the next one finds everything as it was.
+        """Restores the pipeline after a forward pass that raised, so that the next pass finds it unchanged.
 
         Raises:
-            Exception: it cannot; only a new process helps.
+            Exception: it cannot be restored; only a new process helps.
         """

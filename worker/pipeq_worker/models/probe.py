@@ -1,8 +1,8 @@
-"""Does padding change what a model answers? Asked once, when it is loaded.
+"""PROBE: tests, when a model is loaded, whether padding changes its answers.
 
-Most models tell padding by its mask. Some do not: convolutions over tokens (ConvBERT), Fourier transforms (FNet) and
-pooling (Funnel, CANINE) mix it in, recurrent ones (RWKV) read it. Which ones is not written anywhere, so the model
-itself is asked: a short text, alone and beside a long one. Of those whose answer moves, only items of equal length
+Most models ignore padding because of its mask. Some do not: convolutions over tokens (ConvBERT), Fourier transforms
+(FNet) and pooling (Funnel, CANINE) mix padding in, and recurrent models (RWKV) read it. No documentation lists them, so
+the model is tested with a short text, alone and beside a long one. If its answer changes, only items of equal length
 share a batch.
 """
 
@@ -19,16 +19,16 @@ from pipeq_worker.models.transformers_pipeline import TransformersPipeline, over
 
 logger = logging.getLogger(__name__)
 
-#: Moves of the output, as a share of its largest number, that are rounding: of full, and of half precision.
+#: Largest differences, as a share of the output's largest number, that count as rounding: in full and half precision.
 ROUNDING, ROUNDING_HALF = 5e-4, 0.1
-#: Tokens that are generated for the comparison.
+#: Number of tokens that are generated for the comparison.
 TOKENS = 8
 
 
 def padding_changes(pipeline: TransformersPipeline) -> bool:
-    """Whether a text's output depends on the padding that a longer one beside it brings.
+    """Whether a text's output depends on the padding that a longer text in its batch causes.
 
-    Where it cannot be found out (no tokens, half precision and text that is generated), the answer is no.
+    False if this cannot be tested (no tokens, or text generated in half precision).
     """
     half = pipeline._pipe.model.dtype != torch.float32
     value, params = sample_of(pipeline)
@@ -43,7 +43,7 @@ def padding_changes(pipeline: TransformersPipeline) -> bool:
         return False
     forward = pipeline.call_params(merged).forward
     if pipeline.quirks.group(short, forward) != pipeline.quirks.group(long, forward):
-        return False  # they never meet
+        return False  # they never share a batch
     (alone,) = pipeline.forward([copy.copy(short)], merged)
     beside, _ = pipeline.forward([copy.copy(short), copy.copy(long)], merged)
     limit = ROUNDING_HALF if half else ROUNDING
@@ -57,7 +57,7 @@ def _tensors(output: Any) -> list[str]:
 
 def _moved(beside: torch.Tensor, alone: torch.Tensor, limit: float, pipeline: TransformersPipeline) -> bool:
     if beside.ndim > 1 and beside.shape[1] > alone.shape[1]:
-        # A row a token: those of padding are nobody's.
+        # The output has one row for each token; rows of padding are dropped.
         own = alone.shape[1]
         beside = beside[:, -own:] if pipeline._pipe.tokenizer.padding_side == "left" else beside[:, :own]
     if beside.shape != alone.shape:

@@ -1,7 +1,8 @@
-"""PREPARE, of images: how large a model's image processor is going to make them, before it does.
+"""PREPARE of images: computes the size to which an image processor is going to scale images, before it does.
 
 Many processors scale an image until its *short* side has a given length: 300 bytes of PNG, 1 pixel wide and 60,000
-high, become 3 gigapixels. The input is small, and so is what the model sees; in between lies the whole machine.
+high, become 3 gigapixels. The input is small, and what the model sees is small, but the image in between would exhaust
+the machine's memory.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ _NAMES = "height width shortest_edge longest_edge max_height max_width min_pixel
 
 
 def check(processor: Any, sizes: Iterator[tuple[int, int]], given: Mapping[str, Any], most: int) -> None:
-    """Adds up what the images of one input are going to be scaled to.
+    """Checks the total size to which the images of one input are going to be scaled.
 
     Args:
-        processor: an image or video processor of transformers; None where the model has none.
+        processor: an image or video processor of transformers; None if the model has none.
         sizes: width and height of each image, in pixels.
-        given: parameters of the call, which may hold another ``size``.
-        most: pixels, all images together.
+        given: parameters of the call, which may have another ``size``.
+        most: most pixels, all images together.
 
     Raises:
         PipeqError: ``input_too_large``.
@@ -43,7 +44,7 @@ def check(processor: Any, sizes: Iterator[tuple[int, int]], given: Mapping[str, 
 
 
 def sizes(value: Any) -> Iterator[tuple[int, int]]:
-    """Width and height of every image in a decoded input, chats included."""
+    """Yields width and height of every image in a decoded input, including those in chats."""
     if isinstance(value, Image.Image):
         yield value.size
     elif isinstance(value, Mapping):
@@ -55,11 +56,11 @@ def sizes(value: Any) -> Iterator[tuple[int, int]]:
 
 
 def scaled(size: Any, width: int, height: int) -> int:
-    """Pixels of an image after scaling.
+    """Number of pixels of an image after scaling.
 
     Args:
         size: as image processors of transformers have it: some of ``height, width, shortest_edge, longest_edge,
-            max_height, max_width, max_pixels``; None for one that leaves images as they are.
+            max_height, max_width, max_pixels``; None if the processor does not resize.
         width: of the image, in pixels.
         height: of the image, in pixels.
     """

@@ -1,4 +1,4 @@
-"""Which pipeline a task type's calls go to, and which parameters such a call takes, before any model is loaded."""
+"""SIGNATURES: the pipeline class of a task type, and the parameters of its calls, without loading a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeq_worker.models.task_type import TaskType
 
 
 def pipeline_class(row: TaskType) -> type[transformers.Pipeline]:
-    """The pipeline of a task type: ours, or that of transformers."""
+    """The pipeline class of a task type: ours, or that of transformers."""
     if row.own is not None:
         return row.own.pipeline()
     implementation = transformers.pipelines.SUPPORTED_TASKS[row.name]["impl"]
@@ -24,6 +24,6 @@ def pipeline_class(row: TaskType) -> type[transformers.Pipeline]:
 
 
 def rules_of(row: TaskType) -> dict[str, Rule]:
-    """What a task type's call takes, by name, whatever the model."""
+    """The parameters that a task type's call takes with any model: name -> rule."""
     rules = named_rules(row, pipeline_class(row))
     return {**generation_rules(row.name), **rules} if row.generation == "call" else rules

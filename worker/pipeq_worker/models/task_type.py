@@ -1,4 +1,4 @@
-"""What is said of a task type; the types themselves are in ``models/task_types.py``."""
+"""The class of a task type, and what its rows may hold. The rows themselves are in ``models/task_types.py``."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ else:
 
 
 class Media(StrEnum):
-    """What a field of the input holds."""
+    """The kind of value that a field of the input holds."""
 
     TEXT = "text"
-    #: A text, or a list of them, which belongs to one input.
+    #: A text, or a list of texts that belongs to one input.
     TEXTS = "texts"
     #: Text, or a list of ``{"role", "content"}`` turns.
     CHAT = "chat"
     IMAGE = "image"
-    #: A list of images, which belongs to one input; or one.
+    #: An image, or a list of images that belongs to one input.
     IMAGES = "images"
     AUDIO = "audio"
     VIDEO = "video"
-    #: An object of columns or a list of rows; or a reference to CSV.
+    #: An object of columns, a list of rows, or a reference to CSV.
     TABLE = "table"
-    #: Anything JSON, handed on as it is.
+    #: Any JSON value, passed on unchanged.
     JSON = "json"
 
     @property
@@ -47,72 +47,72 @@ TOKENIZER_PARAMS = frozenset(
     {"truncation", "padding", "max_length", "add_special_tokens", "pad_to_multiple_of", "padding_side"}
 )
 
-#: In what company an item runs: with longer and shorter ones; with those of its own shape; with nobody.
+#: With which items an item may share a batch: items of any length, only items of the same shape, or none.
 Company = Literal["any length", "same shape", "alone"]
 
 
 @dataclass(frozen=True)
 class OwnPipeline:
-    """A pipeline class of ours, for a task type that transformers dropped, or never had."""
+    """A pipeline class of our own, for a task type that transformers dropped or never had."""
 
-    #: In ``models/own``.
+    #: Returns the class, which is in ``models/own``.
     pipeline: Callable[[], type[transformers.Pipeline]]
-    #: Loads its models: one of transformers' ``AutoModelFor...``, or a class of ours like them.
+    #: Returns the class that loads its models: one of transformers' ``AutoModelFor...``, or one of ours like them.
     model: Callable[[], Any]
-    #: Model and revision where the settings name none: those of transformers 4.57.6, where it had the task type.
+    #: Model and revision if the settings name none: those of transformers 4.57.6, where it had the task type.
     default: tuple[str, str]
-    #: For transformers.
+    #: The kind of its inputs, for transformers.
     kind: Literal["text", "image", "multimodal"]
 
 
 @dataclass(frozen=True)
 class TaskType:
-    """One row."""
+    """One row of the table of task types: what the worker needs to know of a task type."""
 
     name: str
-    #: Field name -> what it holds.
+    #: Field name -> the kind of its value.
     fields: dict[str, Media]
-    #: What the result is, in words.
+    #: The form of the result, in words.
     output: str
-    #: The field that a plain value stands for; None where the input must be an object.
+    #: The field that a plain value stands for; None if the input must be an object.
     main: str | None = None
-    #: Fields that may be left out of an object.
+    #: Fields that an input may omit.
     optional: frozenset[str] = frozenset()
-    #: What the turns of a chat may hold beside text.
+    #: Media that the turns of a chat may hold beside text.
     chat_media: tuple[Media, ...] = ()
-    #: Parameters beyond those that the pipeline class names itself.
+    #: Parameters in addition to those that the pipeline class names itself.
     params: frozenset[str] = frozenset()
-    #: Parameters that each task, or the settings, must give: name -> an example.
+    #: Parameters that must be given by each task or by the settings: name -> an example.
     required: tuple[tuple[str, str], ...] = ()
-    #: Where the parameters of ``generate`` go: into the call beside the others, or only into ``generate_kwargs``.
+    #: Where parameters of ``generate`` are passed: directly in the call, or only inside ``generate_kwargs``.
     generation: Literal["call", "generate_kwargs"] | None = None
-    #: Whether one input becomes several items, which batch with those of others.
+    #: Whether one input becomes several items, which may share batches with items of other inputs.
     chunks: bool = False
-    #: What an item's cost counts.
+    #: The unit of an item's cost.
     cost: Literal["tokens", "pixels", "frames", "samples", "nothing"] = "tokens"
     company: Company = "any length"
-    #: Parameters that a batch's items must have in common, beside those of the forward pass: the pipeline reads them
-    #: of the first item only.
+    #: Parameters that all items of a batch must share, beside those of the forward pass, because the pipeline reads
+    #: them from the first item only.
     group_by: tuple[str, ...] = ()
-    #: Which parts of the result are no JSON, and what they become.
+    #: Parts of the result that are not JSON, and what they are converted to.
     objects: str = ""
-    #: Where a result is audio, the key of its samples, beside ``sampling_rate``. Nothing else is ever taken for audio:
-    #: a mapping of these two keys may come from a producer.
+    #: If a result is audio, the key of its samples, beside ``sampling_rate``. Nothing else is treated as audio, because
+    #: a producer's own mapping may have these two keys.
     audio_key: str | None = None
-    #: Returns the class, in ``models/quirks``, that says where it differs from the plain way.
+    #: Returns the class in ``models/quirks`` that says how it differs from other task types.
     quirks: Callable[[], type[base.Quirks]] = lambda: base.Quirks
-    #: The pipeline class where it is ours; None where it is that of transformers.
+    #: Our own pipeline; None if transformers has one.
     own: OwnPipeline | None = None
-    #: Whether it runs a model of transformers.
+    #: Whether it runs a transformers model.
     has_model: bool = True
-    #: Python packages it takes beyond pipeq's own.
+    #: Python packages that it needs beyond pipeq's own.
     needs: tuple[str, ...] = ()
-    #: Why its batches are not compared with transformers' own answers in the tests; empty where they are.
+    #: Why the tests do not compare its batches with transformers' own answers; empty if they do.
     untested: str = ""
-    #: What else a user should know.
+    #: Anything else that a user should know.
     note: str = ""
     aliases: tuple[str, ...] = ()
 
     def missing(self) -> tuple[str, ...]:
-        """The packages it takes that are not installed here."""
+        """The packages that it needs and that are not installed."""
         return tuple(name for name in self.needs if find_spec(name) is None)

@@ -1,4 +1,4 @@
-"""Loads pipelines of transformers: which task type a model is for, where its parts are, on what it runs."""
+"""Loads pipelines of transformers: finds a model's task type, its parts, and its device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeq_worker.settings.read import ParamLimits, PipelineSettings, S3Settings
 
 logger = logging.getLogger(__name__)
 
-#: Task types that models are asked for in turn; the first one whose classes hold the model's own is its.
+#: Task types that are tried in turn. A model gets the first one whose auto class knows the model's class.
 _BY_CLASS = (
     "automatic-speech-recognition text-to-audio audio-classification video-classification image-classification "
     "image-segmentation object-detection zero-shot-object-detection depth-estimation keypoint-matching mask-generation "
@@ -31,7 +31,7 @@ _BY_CLASS = (
     "image-to-image text-generation text-classification token-classification question-answering text2text-generation "
     "fill-mask image-text-to-text any-to-any"
 ).split()
-#: Task types that follow files of sentence-transformers, and which of its checkpoints are theirs.
+#: Task types that follow the files of sentence-transformers -> the family of checkpoints that they take.
 _FAMILIES = {"text-embedding": checkpoint.EMBEDDER, "text-ranking": checkpoint.RERANKER}
 _TRANSLATORS = frozenset({"marian", "m2m_100", "mbart", "nllb-moe", "fsmt"})
 
@@ -73,7 +73,7 @@ def load(
             raise
         raise PipeqError(error.code, f"pipeline {name!r}: {error.message}", error.retryable) from error
     except Exception as error:
-        # transformers raises for them, too, but does not say which.
+        # transformers raises for weights of another shape, too, but does not name them.
         other = weights.shapes(reports)
         reason = f"weights of another shape than its configuration says: {other}" if other else _reason(error)
         raise SettingsError(
@@ -101,7 +101,7 @@ def _check_weights(
     pipe: transformers.Pipeline,
     reports: list[weights.Report],
 ) -> None:
-    """Refuses a model, or a vocoder, with weights that were never trained."""
+    """Refuses a model, or a vocoder, whose checkpoint lacks weights."""
     lacking = weights.lacking(reports, [pipe.model, getattr(pipe, "vocoder", None)], task_type.name)
     if not lacking:
         return
@@ -122,7 +122,7 @@ def _check_padding(pipeline: TransformersPipeline) -> None:
     try:
         changes = padding_changes(pipeline)
     except Exception as error:
-        # Nothing that a task would not find out, too; and then it fails alone.
+        # A task would raise the same error, and would fail alone.
         logger.debug("%s: padding not probed: %r", pipeline.name, error, extra={"action": "probe"})
         return
     if changes:
@@ -135,13 +135,13 @@ def _check_padding(pipeline: TransformersPipeline) -> None:
 
 
 def task_of(name: str, model: str | None, settings: PipelineSettings) -> str:
-    """The task type that a model is for, by its configuration; nothing is asked of the Hub but that file.
+    """Finds a model's task type by its configuration, the only file that is read from the Hub.
 
     Raises:
-        PipeqError: ``invalid_settings``, where there is no model, or no task type for it.
+        PipeqError: ``invalid_settings``, if there is no model, or no task type for it.
     """
     if model is None:
-        find(name)  # raises, with the names there are
+        find(name)  # raises, listing the known names
     family = checkpoint.family_of(Path(str(model)))
     if family is not None:
         return "text-ranking" if family == checkpoint.RERANKER else "text-embedding"
@@ -163,7 +163,7 @@ def task_of(name: str, model: str | None, settings: PipelineSettings) -> str:
 
 
 def task_of_config(config: Any) -> str | None:
-    """The task type of a model's configuration; None where its class belongs to none."""
+    """The task type of a model's configuration; None if no task type has its class."""
     architecture = (config.architectures or [""])[0]
     labels = {str(label).lower() for label in (config.id2label or {}).values()}
     if config.model_type == "clap":
@@ -257,10 +257,10 @@ def _build(
 def _without_head(
     model: str, settings: PipelineSettings, kwargs: dict[str, Any], model_kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """Arguments for a chat model that is to decide by the logits of its labels, as any can; none for another one.
+    """Arguments for a chat model that decides by the logits of its labels; empty for a model with a head for decisions.
 
-    transformers 5.23 takes a model of type qwen2, for instance, for one with a head for decisions, and fills up one of
-    its own default size, of billions of parameters, with random numbers.
+    Any chat model can decide so. Without these arguments transformers 5.23 treats, for instance, a model of type qwen2
+    as one with such a head, and fills a model of its default size, with billions of parameters, with random numbers.
     """
     where = {"revision": settings.revision or "main"}
     config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=settings.trust_remote_code, **where)
@@ -284,7 +284,7 @@ def _model_kwargs(settings: PipelineSettings) -> dict[str, Any]:
     if settings.attn_implementation is not None:
         kwargs["attn_implementation"] = settings.attn_implementation
     if settings.max_memory is not None:
-        # In TOML every key is text; accelerate wants the numbers of devices as such.
+        # TOML keys are always text, but accelerate needs the numbers of devices as integers.
         sizes = settings.max_memory.items()
         kwargs["max_memory"] = dict((int(key) if key.isdigit() else key, size) for key, size in sizes)  # noqa: C402
     if settings.offload_folder is not None:
@@ -302,9 +302,9 @@ def resolve_device(device: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what transformers says, and what to do where that is known."""
+    """The first line of transformers' error message, with advice if the cause is known."""
     text = str(error).strip()
-    # Where several classes were tried, transformers quotes a traceback for each: their last lines say why.
+    # If several classes were tried, transformers quotes a traceback for each; their last lines give the reasons.
     causes = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception|NotFound): .+$", text, re.MULTILINE)
     first = "; ".join(dict.fromkeys(causes)) or text.partition("\n")[0]
     if "safetensors" in text and "use_safetensors" not in first:

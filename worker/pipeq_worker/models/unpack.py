@@ -1,10 +1,10 @@
-"""UNPACK: an archive of anyone's -> files below one folder, and nowhere else. Used by model_archive.
+"""UNPACK: an untrusted archive -> files below one folder, and nowhere else. Used by model_archive.
 
-    archive -> decompressed, by pieces -> members, one by one: name checked, size counted -> files.create_below
+    archive -> decompressed in pieces -> members, one by one: name checked, size counted -> files.create_below
 
-Members are regular files and folders. Links are refused rather than followed with care: chains of them lead outside
-even through :mod:`tarfile`'s own filters (CVE-2025-4517), and a model needs none. What is counted are the bytes that
-come out, never those that a header promises.
+Members must be regular files or folders. Links are refused, because chains of links lead outside even through
+:mod:`tarfile`'s own filters (CVE-2025-4517), and a model needs none. The limits apply to the bytes that are unpacked,
+never to sizes that a header declares.
 """
 
 from __future__ import annotations
@@ -27,34 +27,35 @@ from pipeq_worker.settings.read import ArchiveSettings
 from pipeq_worker.stores.files import create_below, make_below
 
 _CHUNK = 2**20
-#: Any archive may unpack to so many bytes, whatever its own size: configurations compress well.
+#: Bytes that any archive may unpack to, whatever its own size, because configurations compress well.
 _ALWAYS_BYTES = 16 * 2**20
-#: Most bytes of a header (names, attributes), or of a ZIP archive's directory; both are read as a whole.
+#: Most bytes of a header (names, attributes), and of a ZIP archive's directory; each is read as a whole.
 _MAX_HEADER_BYTES = 2**16
 _MAX_DIRECTORY_BYTES = 64 * 2**20
-#: Most memory that an .xz archive may ask for: its presets take 65 MiB at most.
+#: Most memory that an .xz archive may ask for; its presets take at most 65 MiB.
 _XZ_BYTES = 256 * 2**20
-#: Errors of the system that an archive causes: damage (gzip and bz2 give no number), names that no disk takes, a file
-#: in the place of a folder. All others are the disk's.
+#: Errors of the system that the archive causes: damage (gzip and bz2 give no number), names that no disk takes, a file
+#: where a folder should be. All other errors are caused by the disk.
 _DAMAGE = frozenset({None, errno.EINVAL, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP})
-#: Most folders inside each other.
+#: Deepest nesting of folders.
 _MAX_DEPTH = 32
 
 
 class ArchiveError(Exception):
-    """An archive that is not unpacked, and why, in half a sentence."""
+    """An archive cannot be unpacked. The message is half a sentence with the reason."""
 
 
 def unpack(archive: Path, folder: Path, limits: ArchiveSettings) -> None:
-    """Unpacks an archive into a folder that is empty.
+    """Unpacks an archive into an empty folder.
 
     Args:
-        archive: its kind is told by its name: ``.tar``, ``.tar.gz``, ``.tgz``, ``.tar.bz2``, ``.tar.xz`` or ``.zip``.
-        folder: where its members go. What is there after an error is unfinished.
-        limits: how much may come out of it.
+        archive: its name tells its kind: ``.tar``, ``.tar.gz``, ``.tgz``, ``.tar.bz2``, ``.tar.xz`` or ``.zip``.
+        folder: the folder for its members. After an error its content is incomplete.
+        limits: bounds of what is unpacked.
 
     Raises:
-        ArchiveError: a member that is no file and no folder, or leads outside; more than the limits allow; damage.
+        ArchiveError: a member is neither file nor folder, or leads outside; a limit is exceeded; or the archive is
+            damaged.
         OSError: the disk does not take it.
     """
     unpacked = _Unpacked(folder, limits, archive.stat().st_size)
@@ -73,7 +74,7 @@ def unpack(archive: Path, folder: Path, limits: ArchiveSettings) -> None:
 
 
 class _Unpacked:
-    """What came out of the archive so far."""
+    """What has been unpacked so far."""
 
     def __init__(self, folder: Path, limits: ArchiveSettings, packed_bytes: int) -> None:
         self._folder = str(folder)
@@ -85,7 +86,7 @@ class _Unpacked:
         self._key = "max_bytes" if limits.max_bytes <= by_ratio else "max_ratio"
 
     def begin(self, name: str) -> list[str]:
-        """Counts a member and checks its name; its parts, none for the root itself."""
+        """Counts a member and checks its name. Returns the parts of its path, none for the root itself."""
         self._count += 1
         if self._count > self._limits.max_files:
             raise ArchiveError(f"it has more than {self._limits.max_files} files ([s3.archives] max_files)")
@@ -95,18 +96,18 @@ class _Unpacked:
         return parts
 
     def count(self, more: int) -> None:
-        """Counts bytes that came out, members and headers alike."""
+        """Counts unpacked bytes, of members and of headers."""
         self._bytes += more
         if self._bytes > self._most_bytes:
             raise ArchiveError(f"it unpacks to more than {self._most_bytes} bytes ([s3.archives] {self._key})")
 
     def add_folder(self, name: str) -> None:
-        """Makes a folder, if it is not there already."""
+        """Makes a folder, unless it exists already."""
         if parts := self.begin(name):
             make_below(self._folder, "/".join(parts))
 
     def add_file(self, name: str, read: Callable[[int], bytes], count: Callable[[int], None]) -> None:
-        """Writes a file; ``count`` is told of each piece."""
+        """Writes a file; ``count`` is called with the size of each piece."""
         parts = self.begin(name)
         if not parts:
             raise ArchiveError(f"its member {shown.line(name)!r} has no name")
@@ -136,7 +137,7 @@ def _unzip(archive: Path, unpacked: _Unpacked) -> None:
             if member.is_dir():
                 unpacked.add_folder(member.filename)
             elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):
-                # Of LZMA, too, a member may ask for gigabytes of memory.
+                # LZMA is refused because a member may ask for gigabytes of memory.
                 raise ArchiveError(f"{shown.line(member.filename)!r} is compressed in a way that is not read")
             else:
                 with packed.open(member) as data:
@@ -144,7 +145,7 @@ def _unzip(archive: Path, unpacked: _Unpacked) -> None:
 
 
 class _Directory(io.FileIO):
-    """A ZIP archive whose directory, which :mod:`zipfile` reads as a whole, is bounded."""
+    """A ZIP archive with a bounded directory, because :mod:`zipfile` reads the directory as a whole."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "rb")
@@ -158,7 +159,7 @@ class _Directory(io.FileIO):
 def _untar(archive: Path, unpacked: _Unpacked) -> None:
     with _decompressed(archive) as data:
         counted = cast(IO[bytes], _Counted(data, unpacked.count))
-        # As a stream: it is read once, from begin to end, and nothing in it can make us go back.
+        # Read as a stream, once from begin to end, so that nothing in the archive can make us seek.
         with tarfile.open(fileobj=counted, mode="r|", tarinfo=_Member) as packed:
             for member in packed:
                 if member.isdir():
@@ -166,11 +167,11 @@ def _untar(archive: Path, unpacked: _Unpacked) -> None:
                 elif member.isreg() and not member.issparse():
                     file = packed.extractfile(member)
                     assert file is not None
-                    # Its bytes are counted where they are decompressed.
+                    # Its bytes were counted when they were decompressed.
                     unpacked.add_file(member.name, file.read, _counted_already)
                 else:
                     raise _no_file(member.name)
-                # It keeps every member it has seen.
+                # tarfile keeps every member that it has read.
                 packed.members.clear()  # type: ignore[attr-defined]
 
 
@@ -186,7 +187,7 @@ def _counted_already(size: int) -> None:
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose headers are bounded: :mod:`tarfile` reads them as a whole."""
+    """A member with bounded headers, because :mod:`tarfile` reads headers as a whole."""
 
     _HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X")
 
@@ -204,14 +205,14 @@ class _Member(tarfile.TarInfo):
 
 
 class _Counted:
-    """What is read of a stream is counted."""
+    """A stream that counts the bytes that are read from it."""
 
     def __init__(self, stream: io.BufferedIOBase, count: Callable[[int], None]) -> None:
         self._stream = stream
         self._count = count
 
     def read(self, size: int) -> bytes:
-        """At most so many bytes; none at the end."""
+        """Reads at most ``size`` bytes; returns none at the end."""
         data = self._stream.read(size)
         self._count(len(data))
         return data
@@ -227,7 +228,7 @@ def _decompressed(archive: Path) -> AbstractContextManager[io.BufferedIOBase]:
 
 
 class _Xz(io.RawIOBase):
-    """An .xz file; :class:`lzma.LZMAFile` would take whatever memory its header asks for."""
+    """An .xz file with bounded memory; :class:`lzma.LZMAFile` would take as much as the header asks for."""
 
     def __init__(self, path: Path) -> None:
         self._pieces = self._read(path)

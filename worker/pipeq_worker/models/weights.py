@@ -1,8 +1,10 @@
-"""Weights that a checkpoint lacks: transformers fills them with random numbers, here they stop the start.
+"""WEIGHTS: finds weights that a checkpoint lacks, and lets them stop the start.
+
+transformers fills them with random numbers.
 
     models.load -> watched(): transformers loads a model and reports on it -> lacking(): what the answers would read
 
-Its pipelines load models themselves and hand the report to the log alone, so it is taken on its way there.
+The pipelines of transformers load models themselves and pass the report only to the log, so it is intercepted there.
 """
 
 from __future__ import annotations
@@ -18,38 +20,38 @@ import torch
 from transformers import modeling_utils
 from transformers.integrations import peft
 
-#: Modules of transformers that report on a load, by this function's name: one a model, and one an adapter.
+#: Modules of transformers that report on loading, with this function: one for models, one for adapters.
 _REPORTERS, _REPORT = (modeling_utils, peft), "log_state_dict_report"
 _ONE_AT_A_TIME = threading.Lock()
-#: Absent from many good checkpoints. The first two are read in training alone (facebook/wav2vec2-base-960h and most
-#: vision transformers lack them), the others are counted or computed, not trained.
+#: Weights that many good checkpoints lack. The first two are read in training only (facebook/wav2vec2-base-960h and
+#: most vision transformers lack them); the others are counted or computed, not trained.
 _NEEDLESS = re.compile(
     r"(^|\.)(masked_spec_embed|mask_token"
     r"|num_batches_tracked|position_ids|token_type_ids|relative_position_index|inv_freq|empty_weight)$"
 )
-#: Task types that read a model's rows of tokens, never the pooler that is trained for something else; RoBERTa's
-#: checkpoints, for instance, have none.
+#: Task types that read a model's token vectors but not its pooler, which is trained for something else. RoBERTa's
+#: checkpoints, for instance, lack it.
 _NO_POOLER = frozenset({"feature-extraction", "text-embedding"})
 _POOLER = re.compile(r"(^|\.)pooler\.")
-#: Names of modules whose weights are a formula.
+#: Part of the class names of modules whose weights are computed by a formula.
 _COMPUTED = "Sinusoidal"
-#: Weights that a sentence names.
+#: Most weights that an error message names.
 _SHOWN = 6
 
 
 @dataclass(frozen=True)
 class Report:
-    """What transformers says of one load."""
+    """What transformers reports about one load."""
 
     model: torch.nn.Module
     missing: frozenset[str]
-    #: Name -> its shape in the checkpoint, and in the model.
+    #: Name -> its shape in the checkpoint, and its shape in the model.
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 @contextmanager
 def watched() -> Iterator[list[Report]]:
-    """Collects the reports of every model, and of every adapter, that is loaded inside."""
+    """Collects the reports on every model and every adapter that is loaded inside the block."""
     reports: list[Report] = []
     with _ONE_AT_A_TIME:
         originals = [getattr(module, _REPORT) for module in _REPORTERS]
@@ -71,11 +73,11 @@ def watched() -> Iterator[list[Report]]:
 
 
 def lacking(reports: list[Report], models: Iterable[Any], task: str) -> list[str]:
-    """The weights of loaded models that the answers read and that no checkpoint brought, sorted.
+    """Returns, sorted, the weights of loaded models that the answers depend on and that no checkpoint holds.
 
     Args:
-        reports: as :func:`watched` collected them.
-        models: what the pipeline runs; reports on others, given up on the way, do not count.
+        reports: the reports that :func:`watched` collected.
+        models: the models that the pipeline runs; reports on others, discarded during loading, do not count.
         task: the task type.
     """
     parts = {id(part) for model in models if isinstance(model, torch.nn.Module) for part in model.modules()}
@@ -87,14 +89,14 @@ def lacking(reports: list[Report], models: Iterable[Any], task: str) -> list[str
 
 
 def shapes(reports: list[Report]) -> str:
-    """The weights of another shape than the model's, in words; empty where there are none."""
+    """Describes the weights whose shape differs from the model's; empty if there are none."""
     found = {name: sizes for one in reports for name, sizes in one.mismatched.items()}
     listed = [f"{name} is {list(theirs)}, not {list(ours)}" for name, (theirs, ours) in sorted(found.items())]
     return shown(listed)
 
 
 def shown(names: list[str]) -> str:
-    """The first of some names, and how many more there are."""
+    """The first few names, and the number of the others."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
@@ -109,6 +111,6 @@ def _is_read(model: torch.nn.Module, name: str, task: str) -> bool:
         return True
     if _COMPUTED in type(module).__name__:
         return False
-    # An adapter brought a copy of the whole module: PEFT's modules_to_save, a classifier for instance.
+    # An adapter may bring a copy of the whole module: PEFT's modules_to_save, a classifier for instance.
     copies = getattr(module, "modules_to_save", None) or {}
     return not any(hasattr(copy, leaf) for copy in dict(copies).values())

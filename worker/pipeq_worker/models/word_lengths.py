@@ -1,9 +1,9 @@
-"""PREPARE, of texts: words so long that a tokenizer written in Python would take minutes for them.
+"""PREPARE of texts: refuses words for which a tokenizer written in Python would take minutes.
 
-Byte-pair encoding in Python (CTRL's, XLM's) goes over a word once for each kind of pair that it joins: with 10,000
-pairs, a word of 500 letters takes 0.03 s, one of 4,000 takes 1.2 s, and each further doubling about three times as
-long. A message of words of 500 takes 13 s. The tokenizers in Rust, and those by words or characters, are not bounded
-here.
+Byte-pair encoding in Python (CTRL's, XLM's) passes over a word once for each kind of pair that it joins. With 10,000
+pairs, a word of 500 letters takes 0.03 s and one of 4,000 takes 1.2 s; each further doubling takes about three times as
+long. A message full of words of 500 letters takes 13 s. Tokenizers written in Rust, and those by words or characters,
+are not limited here.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 from pipeq.contract.errors import ErrorCode, PipeqError
 
-#: Characters of a word.
+#: Most characters of a word.
 MOST_CHARACTERS = 500
 _TOO_LONG = re.compile(rf"\S{{{MOST_CHARACTERS + 1}}}")
 
 
 def check(tokenizer: Any, value: Any) -> None:
-    """Raises ``invalid_input`` where a decoded input holds a word too long for its tokenizer."""
+    """Raises ``invalid_input`` if a decoded input has a word that is too long for its tokenizer."""
     if tokenizer is None or getattr(tokenizer, "is_fast", True) or not hasattr(tokenizer, "bpe"):
         return
     for text in _texts(value):
