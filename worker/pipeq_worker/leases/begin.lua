@@ -1,20 +1,20 @@
--- Marks the tasks of a batch as running, and says which of them have ended meanwhile (cancelled, or done elsewhere).
--- A mark that is still there was left by a worker that died with the task in a batch.
+-- Marks the tasks of a batch as running, and reports which of them have ended meanwhile (cancelled, or done elsewhere).
+-- A mark that is already there was left by a worker that died with the task in a batch.
 --
 -- KEYS[1]  hash of running marks           KEYS[2] sorted set of leases     KEYS[3..] record key of each task
 -- ARGV[1]  worker      ARGV[2] now, in seconds since the epoch
--- ARGV[3]  what the key of a living worker begins with
--- ARGV[4]  1: also mark tasks that a worker died with
--- ARGV[5..] id, number of retries and tag (empty for none of our leases) of each task, in turn
+-- ARGV[3]  prefix of the keys of living workers
+-- ARGV[4]  1: also mark tasks with which a worker died
+-- ARGV[5..] id, number of retries and tag (empty: not one of our leases) of each task, in turn
 -- Reply: for each task its deaths so far (-1: it has ended, do not run it; -2: its lease is gone, drop it) and its
 -- record (empty for none).
 --
--- Anybody may have written anything under these keys: whatever is no record and no mark counts as none, for its own
--- task alone.
+-- Any client may have written anything under these keys. A value that is no record or no mark counts as absent, and
+-- affects only its own task.
 local FINAL = {SUCCESS = true, FAILURE = true, REVOKED = true}
--- Beyond these many bytes it is no record of ours; and one that goes to a worker holds no result.
+-- Bytes of the longest record that is ours, and of the longest one that is returned: without a result it is short.
 local LONGEST, LONGEST_OPEN = 64 * 2^20, 2^20
--- More than any worker counts to.
+-- More retries or deaths than any worker counts.
 local MOST = 1e6
 
 local function object(text)
@@ -27,7 +27,7 @@ end
 
 local function count(value)
   local number = tonumber(value)
-  -- Of NaN every comparison is false.
+    -- Comparisons with NaN are always false.
   return number and number >= 0 and number <= MOST and math.floor(number) or 0
 end
 
@@ -37,7 +37,7 @@ for i = 3, #KEYS do
   ids[#ids + 1], retries[#retries + 1], tags[#tags + 1] = ARGV[at], count(ARGV[at + 1]), ARGV[at + 2]
   records[#records + 1] = KEYS[i]
 end
--- Of a key that holds no string MGET says that there is nothing; HMGET refuses one that is no hash.
+-- MGET returns nothing for a key that holds no string; HMGET raises for a key that is no hash.
 records = redis.call('MGET', unpack(records))
 local marks = redis.pcall('HMGET', KEYS[1], unpack(ids))
 if marks.err then
@@ -58,7 +58,8 @@ for i, id in ipairs(ids) do
     local deaths = 0
     if marks[i] then
       local left = object(marks[i])
-      -- The mark of a worker that lives is no death: the message was delivered twice. One that names nobody is no mark.
+            -- If the mark's worker is alive, the message was delivered twice, and nobody died. A mark must name a
+            -- worker.
       local lives = type(left.worker) ~= 'string' or left.worker == ARGV[1]
         or redis.call('EXISTS', ARGV[3] .. left.worker) == 1
       deaths = count(left.deaths) + (lives and 0 or 1)
@@ -73,8 +74,8 @@ for i, id in ipairs(ids) do
   end
   reply[#reply + 1] = #record <= LONGEST_OPEN and record or ''
 end
--- Removes what has ended, or nothing: it fails where Redis takes no writes, and after it even a Redis whose memory is
--- full takes the next one.
+-- This write raises if Redis accepts no writes, before anything is changed. ZREM of nothing also lets a Redis whose
+-- memory is full accept the writes after it.
 redis.call('ZREM', KEYS[2], '')
 redis.pcall('HDEL', KEYS[1], '', unpack(ended))
 if #running > 0 then

@@ -1,17 +1,17 @@
--- Moves waiting messages whose time has come back to the lists that they came from.
+-- Moves waiting messages that are due back to the lists that they came from.
 --
--- KEYS[1]  sorted set of waiting messages     KEYS[2..] lists of its queue: nothing goes anywhere else
--- ARGV[1]  now, in seconds since the epoch    ARGV[2] most to move
+-- KEYS[1]  sorted set of waiting messages     KEYS[2..] lists of their queue; messages go to no other list
+-- ARGV[1]  now, in seconds since the epoch    ARGV[2] most messages to move
 -- Each member is JSON: {"list": the list's name, "message": the message as text}
--- Reply: the members that are not, or that name another list; they stay. And what Redis said of a key that is no list,
--- whose messages stay, too.
+-- Reply: the members that have another form or name another list; they stay in the set. Then the error of a key that is
+-- no list; its messages stay in the set, too.
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2])
 local own, bad, problem = {}, {}, ''
 for i = 2, #KEYS do
   own[KEYS[i]] = true
 end
 if #due > 0 then
-  -- Removes nothing; even a Redis whose memory is full takes the other writes after it.
+    -- ZREM of nothing lets a Redis whose memory is full accept the writes after it.
   redis.call('ZREM', KEYS[1], '')
 end
 for _, member in ipairs(due) do

@@ -1,19 +1,19 @@
--- Ends tasks: stores, publishes and acknowledges each, provided that it has not ended before and that its lease is
--- still ours. One that is to be retried goes into the set of waiting messages instead.
+-- Ends tasks: stores and publishes each result and acknowledges its message, if the task has not ended before and its
+-- lease is still ours. A task that is to be retried goes into the set of waiting messages instead.
 --
 -- KEYS[1]  hash of running marks     KEYS[2] hash of unacknowledged messages     KEYS[3] sorted set of leases
 -- KEYS[4..] record key, dead-letter list and set of waiting messages of each task, in turn
--- ARGV[1]  messages kept in a dead-letter list
--- ARGV[2..] of each task, in turn: its id; its tag (empty: not one of our leases, its message is acknowledged elsewhere);
---          its record; the record's lifetime in seconds (0: for ever); a dead letter (empty for none); when a retry is due,
---          in seconds since the epoch (empty for none); the waiting message
--- Reply: for each task 1 if it was stored, 0 if it had ended before, -1 if its lease is gone, -2 if it cannot wait for its
--- next try (after these two nothing was done); 2 if it was stored and its dead letter refused.
+-- ARGV[1]  most messages kept in a dead-letter list
+-- ARGV[2..] of each task, in turn: its id; its tag (empty: not one of our leases, its message is acknowledged
+--          elsewhere); its record; the record's lifetime in seconds (0: for ever); a dead letter (empty for none); when a
+--          retry is due, in seconds since the epoch (empty for none); the waiting message
+-- Reply: for each task 1 if it was stored, 2 if it was stored but its dead letter was refused, 0 if it had ended before,
+-- -1 if its lease is gone, -2 if it cannot wait for its next try; with -1 and -2 nothing was done.
 --
--- Anybody may have written anything under these keys: what is no record counts as none, and a key of another type is of
--- consequence for its own task alone.
+-- Any client may have written anything under these keys. A value that is no record counts as absent, and a key of
+-- another type affects only its own task.
 local FINAL = {SUCCESS = true, FAILURE = true, REVOKED = true}
--- Beyond these many bytes it is no record of ours.
+-- Bytes of the longest record that is ours.
 local LONGEST = 64 * 2^20
 
 local function has_ended(text)
@@ -33,10 +33,11 @@ local records, tags = {}, {}
 for i = 1, count do
   records[i], tags[i] = KEYS[i * 3 + 1], ARGV[2 + (i - 1) * 7 + 1]
 end
--- Of a key that holds no string MGET says that there is nothing, and SET replaces it.
+-- MGET returns nothing for a key that holds no string, and SET replaces such a key.
 local before = redis.call('MGET', unpack(records))
 local leases = redis.call('ZMSCORE', KEYS[3], unpack(tags))
--- Removes nothing: it fails where Redis takes no writes, and after it even a Redis whose memory is full takes the others.
+-- This write raises if Redis accepts no writes. ZREM of nothing also lets a Redis whose memory is full accept the
+-- others.
 redis.call('ZREM', KEYS[3], '')
 local reply, ids, acknowledged = {}, {}, {}
 for i = 1, count do
@@ -49,7 +50,7 @@ for i = 1, count do
     else
       local record, lifetime, letter, due = ARGV[at + 2], tonumber(ARGV[at + 3]), ARGV[at + 4], ARGV[at + 5]
       reply[i] = 1
-      -- First: what cannot wait must not be acknowledged.
+            -- The waiting message is written first, because a message that cannot wait must not be acknowledged.
       if due ~= '' and refused(redis.pcall('ZADD', KEYS[i * 3 + 3], due, ARGV[at + 6])) then
         reply[i] = -2
       else
@@ -76,7 +77,7 @@ for i = 1, count do
     end
   end
 end
--- Last: whatever was refused above, the messages are still there.
+-- Acknowledged last: if a write above raised, the messages are still there.
 if #ids > 0 then
   redis.pcall('HDEL', KEYS[1], unpack(ids))
 end

@@ -1,8 +1,9 @@
-"""FRAME: a message's bytes -> kombu's frame, or why it is none. Before: the reserver. After: kombu, Celery's Request.
+"""FRAME: a message's bytes -> kombu's frame, or the reason why it is none. Before: reserver. After: kombu, Celery.
 
-What lies on a list was written by anybody. Here it becomes a frame that kombu reads without surprise: JSON of a bounded
-depth, headers and properties that are objects, a body that is text, in an encoding that is decoded in one go, and that
-unpacks to no more than is allowed. What the headers say is judged later, in :mod:`pipeq_worker.broker.protocol`.
+Any client may have pushed anything onto a list. This module returns only frames that kombu can read without failing:
+JSON of bounded depth, headers and properties that are objects, and a body that is text, in an encoding that decodes in
+linear time, and that unpacks to no more than the limit. The content of the headers is checked later, in
+:mod:`pipeq_worker.broker.protocol`.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from pipeq.contract.reading import UnreadableError, json_object, json_value, num
 
 from pipeq_worker.leases.leases import Reserved
 
-#: Bytes of a message, and of its unpacked body, where nobody has set a limit.
+#: Most bytes of a message, and of its unpacked body, if no limit is set.
 UNLIMITED_BYTES = 64 * 2**20
-#: What the frame adds to a body of this many bytes: base64 makes 4 of 3, and the rest is headers.
+#: Bytes of headers in a frame. base64 adds a third to the body.
 HEADERS_BYTES = 64 * 2**10
-#: Encodings that kombu's producers send and more that are as cheap: Python has others that take quadratic time.
+#: Encodings that kombu's producers send, and others that decode in linear time; some of Python's take quadratic time.
 ENCODINGS = frozenset(
     "utf-8 utf8 us-ascii ascii binary ascii-8bit latin-1 latin1 iso-8859-1 utf-16 utf-32 cp1252 windows-1252".split()
 )
-#: A content type that :class:`Limits` may ask for.
+#: Content types that :class:`Limits` may demand.
 JSON = frozenset({"application/json"})
-#: Fields of a command of the remote control.
+#: Fields of a remote-control command -> their types.
 _CONTROL: dict[str, type] = {
     "method": str,
     "arguments": dict,
@@ -42,13 +43,13 @@ _CONTROL: dict[str, type] = {
     "ticket": str,
     "reply_to": dict,
 }
-#: What kombu calls its ways to compress.
+#: kombu's names for its compressions.
 _COMPRESSIONS = {
     **dict.fromkeys(("application/x-gzip", "gzip", "zlib"), "zlib"),
     **dict.fromkeys(("application/x-bz2", "bzip2", "bzip"), "bz2"),
     **dict.fromkeys(("application/x-lzma", "lzma", "xz"), "lzma"),
 }
-#: The dictionary of an LZMA stream is as large as the stream says.
+#: Most memory for the dictionary of an LZMA stream, whose size the stream declares.
 _LZMA_MEMORY = 32 * 2**20
 _CHUNK = 64 * 2**10
 
@@ -58,33 +59,33 @@ _ID = re.compile(rb'"id"\s*:\s*"((?:[^"\\\x00-\x1f]|\\.){1,1200})"')
 
 @dataclass(frozen=True)
 class Limits:
-    """What a queue's messages may be."""
+    """What is accepted from a queue."""
 
-    #: Bytes of the body, unpacked.
+    #: Most bytes of the body, unpacked.
     body_bytes: int = UNLIMITED_BYTES
-    #: Bytes of the message as it lies on the list.
+    #: Most bytes of the message as it lies on the list.
     message_bytes: int = UNLIMITED_BYTES
-    #: Types of the body that are taken; None for whatever the app accepts.
+    #: Accepted content types of the body; None for those that the app accepts.
     content_types: frozenset[str] | None = None
 
     @classmethod
     def of_body(cls, body_bytes: int, content_types: frozenset[str] | None = None) -> Limits:
-        """For bodies of this size, with room for their frame."""
+        """Limits for bodies of at most ``body_bytes``, with room for their frame."""
         return cls(body_bytes, body_bytes * 4 // 3 + HEADERS_BYTES, content_types)
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A message that is no frame."""
+    """A message that is not a frame."""
 
     #: The end of the sentence "the message cannot be read: ...".
     reason: str
-    #: The task's id, where one is found in it: somebody waits for an answer under it.
+    #: The task's id, if the message holds one: its producer may be waiting for the result.
     task_id: str | None
 
 
 def read(one: Reserved, limits: Limits) -> dict[str, Any] | Unreadable:
-    """The message's frame, or why it is none. Never raises."""
+    """Returns the message's frame, or the reason why it is none. Never raises."""
     if one.too_large:
         task_id, _, _ = one.raw.partition(b"\n")
         reason = (
@@ -106,11 +107,11 @@ def read(one: Reserved, limits: Limits) -> dict[str, Any] | Unreadable:
 
 
 def broadcast(data: bytes | str, is_control: bool) -> dict[str, Any] | Unreadable:
-    """The frame of a message that everybody gets (remote control, events), or why it is none. Never raises.
+    """Returns the frame of a broadcast message (remote control, events), or the reason why it is none. Never raises.
 
     Args:
-        data: what was published.
-        is_control: whether it is for the remote control, whose body is a JSON object.
+        data: the published bytes.
+        is_control: whether it belongs to the remote control, whose body is a JSON object.
     """
     try:
         return _broadcast(data, is_control)
@@ -140,7 +141,7 @@ def _broadcast(data: bytes | str, is_control: bool) -> dict[str, Any]:
 
 
 def _check_control(value: Any) -> None:
-    """What kombu (5.7, ``pidbox.py``) expects: at anything else it raises, and Celery opens its channel anew."""
+    """Checks what kombu (5.7, ``pidbox.py``) requires. It raises for anything else, and Celery reopens its channel."""
     if not isinstance(value, dict):
         raise UnreadableError("its body is no JSON object")
     for name, kind in _CONTROL.items():
@@ -161,18 +162,18 @@ def _complete(message: dict[str, Any], one: Reserved, limits: Limits) -> None:
         raise UnreadableError("it has no properties: send it with Celery or pipeq's client")
     if not isinstance(headers, dict):
         raise UnreadableError("its headers are no object")
-    # Where it lay counts, not where it says it was going: a retry goes back there.
+    # The list that held it counts, not the queue that it names, because a retry goes back to that list.
     properties["delivery_info"] = {"exchange": "", "routing_key": one.queue}
-    # One for each delivery: a late answer to an earlier one is no answer to this one.
+    # A new tag for each delivery, so that a late answer to an earlier delivery does not count for this one.
     properties["delivery_tag"] = one.tag
     if one.raw.startswith(b" "):
-        # See requeue.lua.
+        # requeue.lua puts a blank in front of a message that was delivered before.
         headers["redelivered"] = properties["delivery_info"]["redelivered"] = True
     _check_body(message, limits)
 
 
 def _check_body(message: dict[str, Any], limits: Limits) -> bytes:
-    """The body's bytes, perhaps still packed."""
+    """Checks the body. Returns its bytes, which may still be compressed."""
     properties, headers = message["properties"], message["headers"]
     _check_type(message, limits)
     body = _body(message.get("body"), properties.get("body_encoding"))
@@ -195,7 +196,7 @@ def _check_type(message: dict[str, Any], limits: Limits) -> None:
 
 
 def _body(body: Any, encoding: Any) -> bytes:
-    """The body's bytes, still packed."""
+    """Returns the body's bytes, still compressed."""
     if body is None:
         return b""
     if not isinstance(body, str):
@@ -213,7 +214,7 @@ def _body(body: Any, encoding: Any) -> bytes:
 def _check_unpacked(body: bytes, compression: Any, limits: Limits) -> None:
     kind = _COMPRESSIONS.get(compression) if isinstance(compression, str) else None
     if kind is None:
-        # An app that takes any type of body may have installed more of kombu's.
+        # An app that accepts any content type may have more of kombu's compressions installed.
         if isinstance(compression, str) and limits.content_types is None:
             return
         raise UnreadableError(
@@ -251,7 +252,7 @@ def _streams(make: Callable[[], Any]) -> Callable[[bytes], Iterator[bytes]]:
                 if one.needs_input:
                     raise EOFError("it is cut off")
                 yield one.decompress(b"", _CHUNK)
-            # kombu reads what follows, too.
+            # kombu reads all streams that follow each other.
             data = one.unused_data
 
     return unpack
@@ -276,7 +277,7 @@ def _named(value: Any) -> str:
 
 
 def readable_id(raw: bytes) -> str | None:
-    """The task's id in a message, be it a frame or only something like it."""
+    """The task's id in a message, whether it is a frame or only resembles one."""
     message = json_object(raw)
     return _id_in(raw) if message is None else _id_of(message)
 
@@ -288,7 +289,7 @@ def _id_of(message: dict[str, Any]) -> str | None:
 
 
 def _id_in(raw: bytes) -> str | None:
-    """The id in a text that is no JSON, such as the beginning of a message."""
+    """The id in a text that is not JSON, such as the beginning of a message."""
     headers = _HEADERS.search(raw)
     found = _ID.search(raw, headers.end() if headers else 0)
     return _id_text(found[1]) if found else None

@@ -1,8 +1,9 @@
-"""LEASES: the messages that this process may work on. Before: the lists in Redis. After: acknowledged, or put back.
+"""LEASES: the messages that this process may work on. Before: lists in Redis. After: acknowledged, or put back.
 
-A lease belongs to the process, not to a connection of kombu's: when that breaks, what is on the device stays ours. A
-thread renews the leases while the process lives, and puts back what others let lapse. So a message whose worker died is
-on its list again after a lease and a sweep at most, and one that takes hours is never delivered twice.
+Leases belong to the process, not to a connection of kombu, so that a broken connection does not cost the work on the
+device. A thread renews the leases while the process lives, and puts back the messages of other workers' lapsed leases.
+The message of a worker that died is on its list again after at most one lease and one sweep, and a message that takes
+hours is never delivered twice.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ logger = logging.getLogger(__name__)
 
 #: How long a lease lasts unless it is renewed, in seconds.
 LEASE_S = 15.0
-#: How often lapsed leases are looked for, in seconds.
+#: How often lapsed leases are searched for, in seconds.
 SWEEP_S = 5.0
 #: Most messages that one call of a script handles.
 AT_ONCE = 1000
-#: A reply that takes longer is taken for a broken connection, in seconds.
+#: A reply that takes longer than this counts as a broken connection, in seconds.
 TIMEOUT_S = 5.0
 
 
@@ -47,25 +48,25 @@ class Reserved:
     queue: str
     tag: str
     raw: bytes
-    #: Its size in bytes where it is too large; then ``raw`` is the id in it, a line break, and how it begins.
+    #: Its size in bytes if it is too large; ``raw`` then holds the id found in it, a line break, and its beginning.
     too_large: int = 0
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What may be taken of one queue."""
+    """How much may be taken from one queue."""
 
     queue: str
-    #: Its lists by priority, without the prefix.
+    #: Its lists in order of priority, without the prefix.
     lists: list[str]
     messages: int
-    #: Bytes of messages; the one that crosses the limit is let in.
+    #: Most bytes of messages; the message that crosses the limit is still taken.
     nbytes: int
-    #: How many messages each list gets before more urgent ones.
+    #: Number of messages that each list gets before more urgent lists are served.
     shares: list[int]
-    #: Bytes of the largest message that is handed out whole.
+    #: Bytes of the largest message that is returned whole.
     largest: int = 2**30
-    #: How long its lists live after somebody asked for messages, in milliseconds; 0 for ever.
+    #: Lifetime of its lists, renewed each time that messages are asked for, in milliseconds; 0 for ever.
     lifetime_ms: int = 0
 
 
@@ -73,9 +74,9 @@ class Wanted:
 class _Held:
     queue: str
     nbytes: int
-    #: Its result is being stored; only whoever does that learns whether it was still ours.
+    #: Whether its result is being stored. Only the script that stores it finds out whether the lease was still ours.
     is_ending: bool = False
-    #: Kept so that its callback comes when nobody has the message any more.
+    #: A weak reference to Celery's message, whose callback runs when nothing refers to the message any more.
     message: Any = None
 
 
@@ -83,8 +84,8 @@ def taken(reply: Any, wanted: list[Wanted]) -> tuple[list[Reserved], list[tuple[
     """Reads the reply of the script that takes messages.
 
     Returns:
-        What was taken; of each message its queue and the number of its list there; and for each queue with a key that
-        is no list, which one and why.
+        The messages that were taken; for each of them its queue and the index of its list there; and for each queue
+        with a key that is not a list, the key and the error.
     """
     messages, refused = reply
     lists = [(one.queue, at) for one in wanted for at in range(len(one.lists))]
@@ -99,7 +100,7 @@ def taken(reply: Any, wanted: list[Wanted]) -> tuple[list[Reserved], list[tuple[
 
 
 def place(params: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells one Redis database from another in the arguments of a connection."""
+    """Identifies a Redis database by the arguments of a connection to it."""
     db = int(params.get("db") or 0)
     if "path" in params:
         return params["path"], db
@@ -109,32 +110,32 @@ def place(params: Mapping[str, Any]) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Server:
-    """Where the leases are: two with equal places are the same database."""
+    """A Redis database that holds leases. Two with equal places are the same database."""
 
-    #: ``(host, port, database)``, or ``(path, database)`` of a socket; see :func:`place`.
+    #: ``(host, port, database)``, or ``(path, database)`` for a socket; see :func:`place`.
     place: tuple[Any, ...]
-    #: What every key begins with.
+    #: Prefix of all keys.
     prefix: str = ""
     connect: Callable[[], redis.Redis] = field(compare=False, default=redis.Redis)
 
 
 class Reader(Protocol):
-    """Somebody who takes messages."""
+    """A thread or the like that takes messages, for instance a reserver."""
 
     def stalled(self) -> str | None:
-        """What hangs; None if nothing does."""
+        """What hangs, as a sentence; None if nothing does."""
 
     def deaf(self) -> Mapping[str, Any]:
-        """Each queue that it takes from, and why nothing comes in (``reserver.Deaf``), or None."""
+        """Each queue that it takes from -> why no messages come in (``reserver.Deaf``), or None."""
 
 
 class Leases:
-    """One for each server in a process: :meth:`of`.
+    """The leases of this process on one server; there is one object for each server, from :meth:`of`.
 
     Args:
-        server: where they are.
+        server: the database that holds them.
         lease_s: how long a lease lasts unless it is renewed; it is renewed three times in that time.
-        sweep_s: how often lapsed leases are looked for.
+        sweep_s: how often lapsed leases are searched for.
     """
 
     _of: dict[Server, Leases] = {}  # noqa: RUF012 - the registry
@@ -142,7 +143,7 @@ class Leases:
 
     @classmethod
     def of(cls, server: Server, lease_s: float = LEASE_S, sweep_s: float = SWEEP_S) -> Leases:
-        """The process's leases on a server; made when first asked for."""
+        """Returns the process's leases on a server; creates them at the first call."""
         with cls._of_lock:
             found = cls._of.get(server)
             if found is None or found.is_closed():
@@ -151,7 +152,7 @@ class Leases:
 
     @classmethod
     def every(cls) -> list[Leases]:
-        """All of this process."""
+        """Returns the leases of this process on all servers."""
         with cls._of_lock:
             return list(cls._of.values())
 
@@ -162,19 +163,19 @@ class Leases:
         self.unacked_key = server.prefix + queues.UNACKED
         self.key = server.prefix + queues.LEASES
         self._closing = threading.Event()
-        #: Called with the tags of leases that are gone: whoever works on their messages shall drop them.
+        #: Called with the tags of lost leases; work on their messages must be dropped.
         self.on_lost: Callable[[set[str]], None] = lambda tags: None
-        #: Called with a sentence when messages should come in and do not: nothing but a new process helps.
+        #: Called with a sentence when messages should come in and do not, and only a new process can help.
         self.on_stalled: Callable[[str], None] = lambda reason: None
-        #: Called with a message that cannot be read, the task's id in it, the reason as a sentence, and its text.
-        #: Whether that took care of it: its end stands under the id, and it is acknowledged.
+        #: Called with an unreadable message, the task's id found in it, the reason as a sentence, and its text. Returns
+        #: whether it ended the task, that is, stored an error under the id and acknowledged the message.
         self.on_unreadable: Callable[[Reserved, str, str, str], bool] = lambda one, task_id, reason, text: False
-        #: Queue -> its lists and how long they live after somebody asked for messages, in milliseconds. A list that was
-        #: empty meanwhile has forgotten it.
+        #: Queue -> its lists, and their lifetime after messages were asked for, in milliseconds. It is set again when
+        #: messages are put back, because Redis forgets the lifetime of a list that became empty.
         self.lifetimes: dict[str, tuple[list[str], int]] = {}
-        #: Who takes messages under these leases.
+        #: The readers that take messages under these leases.
         self.readers: set[Reader] = set()
-        #: Notified when a message is held no more.
+        #: Notified when a message is released.
         self.changed = threading.Condition()
         self._held: dict[str, _Held] = {}
         self._tasks: dict[str, int] = {}
@@ -187,13 +188,13 @@ class Leases:
         )
         self._tags, self._batch = os.urandom(6).hex(), count()
         self._thread: threading.Thread | None = None
-        # Nobody sweeps before everybody had the time to renew: this process may have been away, or Redis.
+        # No sweep until all workers have had time to renew: this process, or Redis, may have been away.
         self._quiet_until = time.monotonic() + lease_s
         #: When Redis last answered.
         self._heard_at = time.monotonic()
 
     def start(self) -> None:
-        """Starts the thread, if it does not run: from now on this process renews, and puts back what others left."""
+        """Starts the thread, unless it runs. It renews leases, and puts back messages of lapsed ones."""
         with self.changed:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
@@ -202,9 +203,9 @@ class Leases:
     # -- taking -------------------------------------------------------------------------------------------------------
 
     def reserve_command(self, wanted: list[Wanted]) -> tuple[str, list[Any]]:
-        """The script that takes messages, and its keys and arguments, for a connection of the caller's.
+        """Returns the script that takes messages, and its keys and arguments, for use on a connection of the caller.
 
-        Its reply is for :func:`taken`.
+        Read its reply with :func:`taken`.
         """
         prefix = self.server.prefix
         keys = [self.unacked_key, self.key, *(prefix + name for one in wanted for name in one.lists)]
@@ -214,14 +215,14 @@ class Leases:
         return lua.source("reserve"), [len(keys), *keys, *args]
 
     def reserve_one(self, wanted: Wanted) -> Reserved | None:
-        """The next message of a queue, if there is one."""
+        """Takes the next message of a queue; None if there is none."""
         _, (number, *rest) = self.reserve_command([wanted])
         reserved, _, _ = taken(self._reserve(keys=rest[:number], args=rest[number:]), [wanted])
         self.add(reserved)
         return reserved[0] if reserved else None
 
     def add(self, reserved: Iterable[Reserved]) -> None:
-        """Notes what was taken: from now on it is renewed."""
+        """Adds messages that were taken; their leases are renewed from now on."""
         with self.changed:
             for one in reserved:
                 self._held[one.tag] = _Held(one.queue, len(one.raw))
@@ -230,28 +231,28 @@ class Leases:
         self.start()
 
     def watch(self, tag: str, message: Any) -> None:
-        """Puts the message back should everybody let go of it without an answer, as Celery does when it reconnects."""
+        """Puts a message back if Celery drops it without an answer, as it does when it reconnects."""
         with self.changed:
             if (held := self._held.get(tag)) is not None:
-                # It may be called anywhere, locks held and all.
+                # The callback may run on any thread, with any lock held, so it only puts the tag on a queue.
                 held.message = weakref.ref(message, lambda _: self._orphans.put(tag))
 
     def held(self, queue: str | None = None) -> tuple[int, int]:
-        """How many messages are held, of one queue or all, and their bytes."""
+        """Number of messages held, of one queue or of all, and their bytes."""
         with self.changed:
             if queue is None:
                 return len(self._held), sum(self._bytes.values())
             return self._tasks.get(queue, 0), self._bytes.get(queue, 0)
 
     def end(self, tags: Iterable[str]) -> None:
-        """Says that these are about to be acknowledged by the script that stores their results."""
+        """Marks messages that the script that stores their results is about to acknowledge."""
         with self.changed:
             for tag in tags:
                 if (held := self._held.get(tag)) is not None:
                     held.is_ending = True
 
     def holds(self, tag: str) -> bool:
-        """Whether a message is held, as far as this process knows."""
+        """Whether this process holds a message, as far as it knows."""
         return tag in self._held
 
     # -- ending -------------------------------------------------------------------------------------------------------
@@ -270,9 +271,10 @@ class Leases:
             return released
 
     def acknowledge(self, tag: str) -> None:
-        """Removes a message for good; all those of one turn of the event loop in one round trip.
+        """Removes a message for good; all messages of one turn of the event loop share a round trip.
 
-        What cannot be said now is said later, or delivered again.
+        If Redis is away, the acknowledgement is sent later; if the process ends before that, the message is delivered
+        again.
         """
         with self.changed:
             if not self.release([tag]):
@@ -286,7 +288,7 @@ class Leases:
             loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Sends the acknowledgements that are unsent."""
+        """Sends the acknowledgements that are waiting."""
         with self.changed:
             tags, self._unsent = self._unsent, []
         if not tags:
@@ -304,13 +306,13 @@ class Leases:
             outage.over("acknowledge")
 
     def requeue(self, tags: Iterable[str], *, is_last: bool = False) -> int:
-        """Puts messages back on their lists, in the order in which they were taken. Returns how many.
+        """Puts messages back on their lists, in the order in which they were taken. Returns their number.
 
-        Those that Redis cannot take now lapse, and go back by the next sweep.
+        If Redis cannot take them now, their leases lapse, and the next sweep puts them back.
 
         Args:
-            tags: theirs.
-            is_last: whether all others are served before them; else they are served next.
+            tags: the messages' tags.
+            is_last: whether they are served after all others; by default they are served next.
         """
         wanted = set(tags)
         with self.changed:
@@ -319,7 +321,7 @@ class Leases:
             self.release(ours)
         back = 0
         try:
-            # The last ones first: each call puts its own in front of what is there.
+            # The last chunk goes first, because each call puts its messages in front of the list.
             for start in range((len(ours) - 1) // AT_ONCE * AT_ONCE, -1, -AT_ONCE):
                 chunk = ours[start : start + AT_ONCE]
                 back += self._put_back("last" if is_last else "tags", *chunk)
@@ -353,7 +355,7 @@ class Leases:
         self.release([tag])
 
     def bury(self, tag: str, dead_letter_key: str, letter: str, most: int) -> None:
-        """Moves a message that cannot be read to a dead-letter list of ``most`` entries."""
+        """Moves an unreadable message to a dead-letter list of at most ``most`` entries."""
         key = self.server.prefix + dead_letter_key
         with self._redis.pipeline() as pipe:
             pipe.lpush(key, letter)
@@ -363,7 +365,7 @@ class Leases:
             try:
                 pipe.execute()
             except ResponseError as error:
-                # The others of the four were done all the same.
+                # The transaction has executed its other three commands.
                 if not is_wrong_type(error):
                     raise
                 logger.warning("a dead letter is lost: %s: %s", key, error, extra={"action": "dead_letter"})
@@ -373,7 +375,7 @@ class Leases:
         """Renews leases now, and returns those that are gone.
 
         Raises:
-            RedisError: Redis does not answer; then nothing is known.
+            RedisError: Redis does not answer, and nothing is known about the leases.
         """
         gone: set[str] = set()
         for start in range(0, len(tags), AT_ONCE):
@@ -382,7 +384,7 @@ class Leases:
         return gone
 
     def lose(self, tags: Iterable[str]) -> None:
-        """Drops leases that are gone, and tells whoever works on them."""
+        """Drops lost leases, and calls :attr:`on_lost` with them."""
         with self.changed:
             lost = set(self.release(tag for tag in tags if tag in self._held and not self._held[tag].is_ending))
         if lost:
@@ -390,7 +392,7 @@ class Leases:
             self.on_lost(lost)
 
     def close(self) -> None:
-        """Puts back whatever is still held, and ends the thread."""
+        """Puts back all messages that are still held, and ends the thread."""
         self._closing.set()
         self.flush()
         with self.changed:
@@ -404,7 +406,7 @@ class Leases:
         self._redis.close()
 
     def is_closed(self) -> bool:
-        """Whether everything was put back."""
+        """Whether it was closed."""
         return self._closing.is_set()
 
     # -- the thread ---------------------------------------------------------------------------------------------------
@@ -429,11 +431,11 @@ class Leases:
             except RedisError as error:
                 outage.noticed("leases", error)
                 now = time.monotonic()
-                # Whoever else was cut off shall have the time to come back and renew.
+                # Other workers that were cut off must have time to come back and renew.
                 self._quiet_until = now + self.lease_s
                 renew_at = now + min(0.5, self.lease_s / 10)
             except Exception:
-                # Without this thread all that is held would be lost to others.
+                # The thread must go on: without it, all leases that are held would be lost to other workers.
                 logger.exception("leases", extra={"action": "leases"})
                 renew_at = time.monotonic() + 1
 
@@ -458,7 +460,7 @@ class Leases:
             )
 
     def _was_away(self) -> bool:
-        """Whether Redis, or this process, was silent for so long that others may have failed to renew, too."""
+        """Whether Redis, or this process, was silent for so long that other workers may have failed to renew, too."""
         now = time.monotonic()
         away = now - self._heard_at > self.lease_s * 2 / 3
         self._heard_at = now
@@ -467,7 +469,7 @@ class Leases:
         return away
 
     def _put_back_orphans(self, timeout_s: float) -> None:
-        """Waits so long, or until somebody let go of a message that is still held."""
+        """Waits up to ``timeout_s`` for messages that were dropped while still held, and puts them back."""
         orphans = []
         with suppress(Empty):
             orphans.append(self._orphans.get(timeout=timeout_s))

@@ -1,7 +1,7 @@
-"""The reserver's own two connections to Redis: one for its script, one that rings when a list changes.
+"""LINE: the reserver's two connections to Redis, one for its script, one on which Redis reports that a list changed.
 
-They belong to whoever made the line and end with it. No pool counts them: a pool has a limit, and each pair that was
-lost would have taken two off it for good.
+The connections belong to the line's owner and end with it. They come from no pool, because a pool has a limit, and each
+lost pair would take two off it for good.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Link(Protocol):
-    """A connection to Redis (redis-py's, of which the types leave much out)."""
+    """A connection of redis-py, with the attributes that its type hints leave out."""
 
     _sock: Any
 
@@ -29,10 +29,10 @@ class Link(Protocol):
 
 
 class Line:
-    """Connects when it is first used, and again after :meth:`close`. For one thread.
+    """Connects at first use, and again after :meth:`close`. For use by one thread.
 
     Args:
-        make: makes a connection that is not connected yet.
+        make: creates an unconnected connection.
     """
 
     def __init__(self, make: Callable[[], Link]) -> None:
@@ -42,7 +42,7 @@ class Line:
         self._sha: Any = None
 
     def call(self, script: str, arguments: list[Any]) -> Any:
-        """The script's reply."""
+        """Calls a script, and returns its reply."""
         link = self._connected()
         if self._sha is None:
             self._sha = _command(link, "SCRIPT", "LOAD", script)
@@ -54,11 +54,11 @@ class Line:
 
     @property
     def rings(self) -> bool:
-        """Whether Redis says when one of the lists changes that the script found empty."""
+        """Whether Redis reports changes of lists that the script found empty."""
         return self._bell is not None
 
     def rung(self) -> bool:
-        """Takes what has rung. Whether anything had."""
+        """Reads the reports that have arrived. Returns whether there were any."""
         rung = False
         while self._bell is not None and self._bell.can_read(timeout=0):
             self._bell.read_response()
@@ -67,7 +67,7 @@ class Line:
 
     @property
     def sockets(self) -> list[Any]:
-        """Between two calls one of these is readable when it rings, or when a connection has ended."""
+        """Sockets that become readable between two calls when a list changes, or when a connection ends."""
         return [one._sock for one in (self._link, self._bell) if one is not None]
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class Line:
             bell.connect()
             number = _command(bell, "CLIENT", "ID")
             _command(bell, "SUBSCRIBE", "__redis__:invalidate")
-            # What the script itself changes needs no ringing.
+            # NOLOOP: changes by the script itself are not reported.
             _command(link, "CLIENT", "TRACKING", "ON", "REDIRECT", number, "NOLOOP")
         except ResponseError as error:
             _disconnect(bell)

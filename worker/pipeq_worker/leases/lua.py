@@ -1,4 +1,4 @@
-"""The scripts beside this file."""
+"""The text of the Lua scripts in this folder."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from importlib import resources
 
 @cache
 def source(name: str) -> str:
-    """The text of ``<name>.lua``."""
+    """Returns the text of ``<name>.lua``."""
     return (resources.files(__package__) / f"{name}.lua").read_text(encoding="utf-8")

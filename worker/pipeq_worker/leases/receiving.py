@@ -1,8 +1,9 @@
-"""RECEIVING: whether messages come in that should. Asked with each heartbeat, said in the log and by ``pipeq queues``.
+"""RECEIVING: detects queues from which no messages are taken. Checked with each heartbeat.
 
-A worker that takes nothing, though it should, looks like one that has nothing to do. So this asks from the outside: of
-each queue that the worker serves, does somebody take messages, and did the last attempt go well? The cause does not
-matter: refused by Redis, a key that is no list, cancelled by remote control, a consumer that is gone.
+The result is logged, and shown by ``pipeq queues``.
+A worker that takes nothing although it should looks like an idle one. So this module checks each queue that the worker
+serves: does a consumer take messages from it, and did the last attempt succeed? It covers all causes: Redis refused, a
+key is no list, a remote control cancelled the consumer, the consumer is gone.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from pipeq_worker.leases.reserver import STALLED_S, Deaf
 from pipeq_worker.observe.observer import Observer
 from pipeq_worker.observe.outage import Episodes
 
-#: A queue of which nothing was taken for so long is deaf: a connection that broke is back sooner, in seconds.
+#: A queue from which nothing was taken for this long is deaf, in seconds. A broken connection is back sooner.
 DEAF_S = 3.0
 
 
 class Receiving:
-    """For one thread, the heartbeat's.
+    """The check of all queues. For use by the heartbeat's thread.
 
     Args:
-        queues: what the worker serves.
-        consumed: those that it is still told to take from.
-        on_deaf: called with a sentence when only a new process may help.
-        observer: told of each queue of which nothing is taken.
+        queues: the queues that the worker serves.
+        consumed: returns the queues that the worker is currently told to take from.
+        on_deaf: called with a sentence if only a new process may help.
+        observer: told of each queue from which nothing is taken.
     """
 
     def __init__(
@@ -42,14 +43,14 @@ class Receiving:
         self._on_deaf = on_deaf
         self._observer = observer or Observer()
         self._said: set[str] = set()
-        #: Queue -> when it was first found deaf, by this process's clock and since the epoch.
+        #: Queue -> when it was first found deaf, by the monotonic clock, and in seconds since the epoch.
         self._since: dict[str, tuple[float, float]] = {}
         self._served_since: float | None = None
         self._log = Episodes("no messages are taken from %s: %s", "messages are taken from %s again", "deaf")
         self._leaving = False
 
     def leave(self) -> None:
-        """From now on nothing shall come in. From any thread."""
+        """Ends the checks, because the worker stops receiving. May be called from any thread."""
         self._leaving = True
 
     def deaf(self) -> dict[str, dict[str, Any]]:
@@ -58,10 +59,10 @@ class Receiving:
         return {queue: {"reason": one.reason, "since": self._since[queue][1]} for queue, one in found.items()}
 
     def beaten(self, served: bool) -> None:
-        """After a heartbeat: logs what has changed, and has the process ended where nothing else helps.
+        """Logs what has changed since the last heartbeat, and ends the process if only a new one can help.
 
         Args:
-            served: whether Redis took the heartbeat. Where it did not, it is away, and somebody has said so.
+            served: whether Redis took the heartbeat. If not, Redis is away, which is logged elsewhere.
         """
         now = time.monotonic()
         if not served or self._leaving:

@@ -1,4 +1,4 @@
-"""What a Redis URL says, over what kombu or Celery would use: -> the arguments of redis-py's connections."""
+"""Applies the options of a Redis URL to the connection arguments that kombu or Celery would use."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 from pipeq.contract import redis_url
 
-#: A socket has none of these.
+#: Arguments that a Unix socket does not take.
 _OF_TCP = ("host", "port", "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options")
-#: Of our own pools; kombu and Celery have theirs, and read answers in the protocol that they choose.
+#: Options for our own pools only; kombu and Celery have their own pools and choose the protocol.
 _OF_POOLS = ("max_connections", "timeout", "protocol")
 
 
 def over(arguments: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """Merges them.
+    """Merges the options of a URL into connection arguments.
 
     Args:
-        arguments: kombu's or Celery's.
-        said: the URL's, as of :func:`pipeq.contract.redis_url.options`.
+        arguments: kombu's or Celery's arguments.
+        said: the URL's options, from :func:`pipeq.contract.redis_url.options`.
     """
     found = {**arguments, **{name: value for name, value in said.items() if name not in _OF_POOLS}}
     if "path" in said:
@@ -28,9 +28,10 @@ def over(arguments: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any
 
 
 def plain(url: str) -> tuple[str, dict[str, Any]]:
-    """A URL for Celery's own connections, and what must be added to their arguments; all of it plain data.
+    """Returns a URL for Celery's own connections, and the options to add to their arguments, as plain data.
 
-    Celery shows its transport's options (``celery inspect stats``), and hides the password of a URL that it has read.
+    Celery shows its transport's options (``celery inspect stats``), but hides the password only in a URL that it has
+    parsed.
     """
     said = redis_url.options(url)
     del said["connection_class"]

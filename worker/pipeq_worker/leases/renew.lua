@@ -1,7 +1,7 @@
 -- Renews leases.
 --
 -- KEYS[1]  sorted set of leases     ARGV[1] length of a lease in seconds     ARGV[2..] tags, 1000 at most
--- Reply: the tags whose lease is gone: they lapsed, and somebody has put their messages back.
+-- Reply: the tags whose lease is gone: it lapsed, and a sweep has put the message back.
 local tags = {}
 for i = 2, #ARGV do
   tags[#tags + 1] = ARGV[i]
@@ -18,7 +18,7 @@ for i, score in ipairs(redis.call('ZMSCORE', KEYS[1], unpack(tags))) do
   end
 end
 if #renewed > 0 then
-  -- Removes nothing; even a Redis whose memory is full takes the next write after it.
+    -- ZREM of nothing lets a Redis whose memory is full accept the write after it.
   redis.call('ZREM', KEYS[1], '')
   redis.call('ZADD', KEYS[1], unpack(renewed))
 end

@@ -1,14 +1,14 @@
--- Puts messages back at the end of their lists that is served next, in the order in which they were taken; those that
--- somebody has looked at and sent back go to the other end, so that the rest has its turn.
--- Each gets a blank in front, which is still JSON: whoever takes it next knows that it was delivered before.
+-- Puts messages back at the end of their lists that is served next, in the order in which they were taken. Messages
+-- that a worker has looked at and sent back ('last') go to the other end, so that the others are served first.
+-- Each gets a blank in front, which keeps it valid JSON and tells its next worker that it was delivered before.
 --
 -- KEYS[1]  hash of unacknowledged messages     KEYS[2] sorted set of leases
--- ARGV[1]  'tags': those that follow, in the order in which they were taken
---          'last': those that follow, to the other end
---          'lapsed': the tags whose lease has ended, ARGV[2] at most, unless it is later than ARGV[3] (seconds since the
---          epoch): then this call was on its way for long, and others may have been cut off, too
--- Reply: how many were put back; then the beginning of each entry that is no message of ours, which is removed. A message
--- whose key is no list stays, and is looked at again in a minute.
+-- ARGV[1]  'tags': the tags that follow, in the order in which they were taken
+--          'last': the tags that follow, to the other end
+--          'lapsed': the tags whose lease has ended, at most ARGV[2]; none if it is later than ARGV[3] (seconds since
+--          the epoch), because this call was then delayed, and other workers may have been cut off, too
+-- Reply: how many were put back; then the beginning of each entry that is no message of ours, which is removed.
+-- A message whose key is no list stays, and is tried again in a minute.
 local LATER = 60
 local BEGINNING = 1024
 local tags = {}
@@ -26,7 +26,7 @@ end
 if #tags == 0 then
   return {0}
 end
--- Removes nothing; even a Redis whose memory is full takes the other writes after it.
+-- ZREM of nothing lets a Redis whose memory is full accept the writes after it.
 redis.call('ZREM', KEYS[2], '')
 local reply = {0}
 local first, last, step, push = #tags, 1, -1, 'RPUSH'

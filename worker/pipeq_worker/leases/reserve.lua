@@ -1,20 +1,20 @@
--- Takes messages off their lists and registers them under a lease, in one step: no death loses one in between.
--- Of the lists of a queue the first is served first, but each further one gets its share before that.
+-- Takes messages off their lists and registers them under a lease in one step, so that no message is lost if a worker
+-- dies in between. A queue's first list is served first, but each further list gets its share before that.
 --
 -- KEYS[1]  hash of unacknowledged messages     KEYS[2] sorted set of leases: tag -> seconds since the epoch of its end
 -- KEYS[3..] lists: those of the first queue by priority, those of the second, ...
--- ARGV[1]  length of a lease in seconds        ARGV[2] what the new tags begin with
+-- ARGV[1]  length of a lease in seconds        ARGV[2] prefix of the new tags
 -- ARGV[3]  number of lists of each queue
--- ARGV[4..] of each queue: most messages, most bytes, bytes of the largest message that is handed out whole, lifetime of
+-- ARGV[4..] of each queue: most messages, most bytes, bytes of the largest message that is returned whole, lifetime of
 --          its lists in milliseconds (0: for ever), then the share of each of its lists (messages)
 -- Reply: two tables. The first has for each message the number of its list (1 for the first), its tag, 0 and its text,
--- in turn; of one that is too large its size in bytes in place of the 0, and in place of the text the id in it (as JSON
--- without its quotes; empty where none is found), a line break, and how it begins. The second has for each key that is
--- no list its number and the error, in turn: the other lists are served all the same.
--- Where nothing is taken, each list has been looked at by name, which is what CLIENT TRACKING remembers.
-local GROUP = 128           -- messages that are read at once: their size is known only afterwards
-local USUAL = 1048576       -- bytes that a message is expected to have at most, where larger ones are allowed
-local BEGINNING = 8192      -- bytes of a message that is too large
+-- in turn. For a message that is too large it has the size in bytes instead of the 0, and instead of the text the id in
+-- it (as JSON without its quotes; empty if none is found), a line break, and its beginning. The second table has for
+-- each key that is no list its number and the error, in turn; the other lists are served all the same.
+-- If nothing is taken, the script has read each list by name, and CLIENT TRACKING remembers those keys.
+local GROUP = 128           -- messages that are read together, since their size is known only afterwards
+local USUAL = 1048576       -- expected size of a message in bytes, if larger ones are allowed
+local BEGINNING = 8192      -- bytes that are returned of a message that is too large
 local ID = 1300             -- bytes in which an id must end
 
 local time = redis.call('TIME')
@@ -22,7 +22,7 @@ local deadline = time[1] + time[2] / 1e6 + ARGV[1]
 local reply, refused, taken = {}, {}, 0
 local left, left_bytes, largest
 
--- The id among the headers; somebody waits for an answer under it.
+-- The id among the headers; its producer may be waiting for the result.
 local function id_of(message)
   local at = string.find(message, '"id"', string.find(message, '"headers"', 1, true) or 1, true)
   local text = at and string.sub(message, at + 4, at + 3 + ID) or ''
@@ -70,11 +70,12 @@ local function take(at, most)
       left_bytes = left_bytes - #text
     end
     if taken == #got then
-      -- The first write of all removes nothing: it fails where Redis takes no writes, and after it even a Redis whose
-      -- memory is full takes the others.
+            -- The first write of all is a ZREM of nothing: it raises if Redis accepts no writes, and it lets a Redis
+            -- whose
+            -- memory is full accept the writes after it.
       redis.call('ZREM', KEYS[2], '')
     end
-    -- Registered before they are taken off: should this be refused, they are still there.
+        -- Registered before they are taken off: if the writes are refused, the messages are still on their lists.
     redis.call('HSET', KEYS[1], unpack(unacked))
     redis.call('ZADD', KEYS[2], unpack(leases))
     redis.call('LTRIM', KEYS[at], 0, -#got - 1)

@@ -1,8 +1,8 @@
-"""The thread that takes messages off the lists of a channel's queues. Before: the lists. After: transport, pool.
+"""RESERVER: the thread that takes messages off the lists of a channel's queues. Before: lists. After: transport, pool.
 
-It takes as many in one step as there is credit for, queue by queue, so that a busy queue cannot fill the place of
-another. While there is nothing it sleeps: Redis itself says when one of the lists changes (CLIENT TRACKING), whichever
-of them it is. Whatever fails is tried again for ever, and stands in :meth:`Reserver.deaf` meanwhile.
+It takes as many messages in one step as each queue has credit for, so that a busy queue cannot use the room of another.
+While there are none it sleeps, and Redis reports when one of the lists changes (CLIENT TRACKING). A step that fails is
+tried again for ever, and :meth:`Reserver.deaf` reports it in the meantime.
 """
 
 from __future__ import annotations
@@ -27,49 +27,51 @@ from pipeq_worker.observe.outage import outage
 
 logger = logging.getLogger(__name__)
 
-#: Share of what is taken that each list gets before more urgent ones.
+#: Share of the messages taken that each list gets before more urgent lists are served.
 SHARE = 0.1
-#: Less credit than this is left to gather for a moment: one message at a time costs a round trip each.
+#: With less credit than this the reserver waits a moment for more, because taking single messages costs a round trip
+#: each.
 ENOUGH = 16
 GATHER_S = 0.02
-#: Redis may forget to ring (its table of tracked keys is bounded): look all the same this often, in seconds ...
+#: Redis may fail to report a change, because its table of tracked keys is bounded. So lists are read this often, in
+#: seconds ...
 LOOK_S = 1.0
-#: ... and this often where it cannot ring, or where a queue waits for credit.
+#: ... and this often if Redis cannot report changes, or if a queue waits for credit.
 POLL_S = 0.1
-#: A thread, or an event loop, that has done nothing for so long hangs, in seconds.
+#: A thread, or an event loop, that has done nothing for this long hangs, in seconds.
 STALLED_S = 60.0
-#: After a fault, and twice as long after each further one up to ..., in seconds.
+#: Delay after a fault, doubled after each further one up to ``RETRY_MAX_S``, in seconds.
 RETRY_S = 0.02
 RETRY_MAX_S = 0.5
 
 
 @dataclass(frozen=True)
 class Deaf:
-    """Why messages of a queue do not come in."""
+    """The reason why no messages of a queue come in."""
 
     #: A sentence.
     reason: str
-    #: Whether a new process may help: false where Redis itself has refused.
+    #: Whether a new process may help; False if Redis itself refused.
     restart_helps: bool = True
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What a channel says about its queues."""
+    """A channel's rules for its queues."""
 
-    #: What may come in now of a queue, of so many queues; without shares.
+    #: Queue and number of queues -> how much may be taken from it now, without shares.
     wanted: Callable[[str, int], Wanted]
-    #: Whether the lower priorities of a queue get a share of each reserve; else the order is strict.
+    #: Whether the lower priorities of a queue get a share of each reserve; otherwise priorities are strict.
     shares: Callable[[str], bool] = lambda queue: False
 
 
 class Reserver:
-    """One for a channel; owns its thread, two connections and two pipes.
+    """Takes messages for one channel; owns its thread, two connections and two pipes.
 
     Args:
-        leases: where what is taken is noted.
-        connect: makes a connection to the same server.
-        terms: what may come in.
+        leases: records the messages that were taken.
+        connect: creates a connection to the same server.
+        terms: how much may be taken.
     """
 
     def __init__(self, leases: Leases, connect: Callable[[], Link], terms: Terms) -> None:
@@ -78,22 +80,22 @@ class Reserver:
         self._terms = terms
         self._queues: tuple[str, ...] = ()
         self._rotation = 0
-        #: Fractions of messages that lists have a right to, from reserves that were too small.
+        #: Fractions of messages that are still due to each list, because reserves were too small for its share.
         self._owed: dict[str, list[float]] = {}
         self._lock = threading.Lock()
         self._ready: deque[Reserved] = deque()
         self._ready_since = 0.0
-        #: Readable while something is ready.
+        #: A pipe that is readable while messages are ready.
         self.doorbell, self._ring = os.pipe()
         self._woken, self._wake = os.pipe()
         for end in (self.doorbell, self._ring, self._woken, self._wake):
             os.set_blocking(end, False)
         self._closing = threading.Event()
-        #: When this thread last did a turn, whatever came of it.
+        #: When the thread last completed a turn, successful or not.
         self.seen_at = time.monotonic()
-        #: What the last turn failed with; None where it went well.
+        #: The error of the last turn; None if it succeeded.
         self._fault: BaseException | None = None
-        #: Queue -> what Redis said of a key of its, in the last reserve.
+        #: Queue -> Redis' error about one of its keys, in the last reserve.
         self._refused: dict[str, str] = {}
         leases.readers.add(self)
         self._thread = threading.Thread(target=self._run, name="reserve", daemon=True)
@@ -102,7 +104,7 @@ class Reserver:
     # -- the event loop's side ----------------------------------------------------------------------------------------
 
     def take_from(self, queues: tuple[str, ...]) -> None:
-        """Takes from these queues from now on. What was taken from others and not handed out yet goes back."""
+        """Sets the queues to take from. Messages of other queues that were not handed out yet are put back."""
         with self._lock:
             self._queues = queues
             kept: deque[Reserved] = deque()
@@ -115,7 +117,7 @@ class Reserver:
         self._nudge()
 
     def ready(self, most: int) -> list[Reserved]:
-        """What was taken, oldest first, ``most`` at most."""
+        """Returns at most ``most`` messages that were taken, oldest first."""
         with self._lock:
             found = [self._ready.popleft() for _ in range(min(most, len(self._ready)))]
             self._ready_since = time.monotonic()
@@ -125,7 +127,7 @@ class Reserver:
         return found
 
     def stalled(self) -> str | None:
-        """What hangs; None if nothing does. Only a new process helps then."""
+        """What hangs, as a sentence; None if nothing does. Only a new process can help then."""
         now = time.monotonic()
         with self._lock:
             waiting_s = now - self._ready_since if self._ready else 0.0
@@ -136,18 +138,18 @@ class Reserver:
         return None
 
     def deaf(self) -> dict[str, Deaf | None]:
-        """Each queue that messages are to be taken from, and why none come in; None where they do."""
+        """Each queue to take from -> the reason why no messages come in; None if they do."""
         queues, fault, refused = self._queues, self._fault, self._refused
         if not self._thread.is_alive():
             return dict.fromkeys(queues, Deaf("the thread that takes messages has ended"))
         if fault is not None:
-            # What Redis answers, it answers to the next process, too.
+            # Redis would answer a new process in the same way.
             helps = not isinstance(fault, ResponseError | AuthenticationError | MaxConnectionsError)
             return dict.fromkeys(queues, Deaf(f"{type(fault).__name__}: {shown.line(str(fault))}", helps))
         return {queue: Deaf(refused[queue], False) if queue in refused else None for queue in queues}
 
     def close(self) -> None:
-        """Ends the thread; what it took and nobody saw goes back."""
+        """Ends the thread. Messages that were taken and not handed out are put back."""
         if self._closing.is_set():
             return
         self._leases.readers.discard(self)
@@ -176,7 +178,7 @@ class Reserver:
                 self._fault, retry_s = None, RETRY_S
                 outage.over("reserve")
             except Exception as error:
-                # A thread that ended here would be a worker that is never heard of again.
+                # The thread must not end, because without it the worker would never take a message again.
                 if self._closing.is_set():
                     break
                 self._fault = error
@@ -209,10 +211,10 @@ class Reserver:
         return [self._terms.wanted(queue, len(queues)) for queue in queues]
 
     def _gathered(self, queues: tuple[str, ...], free: int) -> bool:
-        """Waits a moment for more credit. Whether there is any."""
+        """Waits a moment for more credit. Returns whether there is any."""
         held, _ = self._leases.held()
         if not held and free:
-            return True  # nothing is inside that could free any
+            return True  # no message is held, so none can free credit
         with self._leases.changed:
             self._leases.changed.wait_for(
                 lambda: self._closing.is_set() or sum(one.messages for one in self._wanted(queues)) >= ENOUGH,
@@ -222,8 +224,8 @@ class Reserver:
         return any(one.messages and one.nbytes for one in self._wanted(queues))
 
     def _reserve(self, queues: tuple[str, ...], wanted: list[Wanted]) -> bool:
-        """One call of the script. Whether it brought anything."""
-        # Whoever came first last time comes last now: with little credit each gets its turn.
+        """Calls the script once. Returns whether it took any messages."""
+        # The queue that was first last time is last now, so that with little credit each queue gets its turn.
         self._rotation = (self._rotation + 1) % len(queues)
         wanted = [
             replace(one, shares=self._shares(one)) if self._terms.shares(one.queue) else one
@@ -246,7 +248,7 @@ class Reserver:
                 with suppress(BlockingIOError):
                     os.write(self._ring, b"!")
         if len(kept) < len(reserved):
-            # Cancelled while the script ran.
+            # Their queues were cancelled while the script ran.
             self._leases.requeue(one.tag for one in reserved if one.queue not in self._queues)
         return True
 
@@ -254,12 +256,12 @@ class Reserver:
         owed = self._owed.setdefault(wanted.queue, [0.0] * len(wanted.lists))
         credit = wanted.messages
         for at in range(1, len(owed)):
-            # Bounded, so that a list that was empty for long does not overtake everything at once.
+            # Bounded, so that a list that was empty for long does not overtake all others at once.
             owed[at] = min(owed[at] + credit * SHARE, max(1.0, credit * SHARE))
         return [int(share) for share in owed]
 
     def _settle(self, places: list[tuple[str, int]]) -> None:
-        """What a list got is no longer owed to it."""
+        """Subtracts the messages that lists got from what is due to them."""
         for queue, at in places:
             if (owed := self._owed.get(queue)) is not None:
                 owed[at] = max(0.0, owed[at] - 1)
@@ -270,8 +272,8 @@ class Reserver:
             self._line.rung()
 
     def _sleep(self, timeout_s: float, *others: Any) -> None:
-        """Until then, until one of the others has something to read, or until :meth:`_nudge`."""
-        # Not select(), which takes no file whose number is beyond 1023.
+        """Waits up to ``timeout_s``, until one of the others can be read, or until :meth:`_nudge` is called."""
+        # poll() instead of select(), which takes no file descriptor above 1023.
         poll = select.poll()
         for one in (self._woken, *others):
             poll.register(one, select.POLLIN)

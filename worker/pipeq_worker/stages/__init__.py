@@ -1,1 +1,1 @@
-"""STAGES: a task's way from its message to the model's output. Nothing of Celery, Redis, leases or records."""
+"""STAGES: take a task from its message to the model's output. They import no Celery, Redis, leases or records."""

@@ -20,20 +20,20 @@ from pipeq_worker.settings.read import InputSettings
 from pipeq_worker.stages.chats import TURN, is_chat, misspelt, wrong_turn
 from pipeq_worker.stages.task import Input, Slot
 
-#: Keys of a chat's part that may hold its reference, beside the one named after its type.
+#: Keys of a chat's part that may hold its reference, in addition to the key named after its type.
 _PART_KEYS = ("url", "path", "uri", "base64")
 _DEFAULTS = InputSettings()
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_inputs(task_type: TaskType, inputs: Any, limits: InputSettings = _DEFAULTS) -> tuple[list[Input], bool]:
-    """Checks the ``inputs`` of a message against what the task type takes, and tables against ``limits``.
+    """Checks the ``inputs`` of a message against the task type's fields, and tables against ``limits``.
 
     Returns:
         The inputs, and whether the producer sent a list.
 
     Raises:
-        PipeqError: ``invalid_input``, naming the input and the field; ``input_too_large``, of a table.
+        PipeqError: ``invalid_input``, naming the input and the field; ``input_too_large``, for a table.
     """
     _check_values(inputs)
     if _takes_chats(task_type) and (sentence := wrong_turn(inputs)) is not None:
@@ -44,7 +44,7 @@ def read_inputs(task_type: TaskType, inputs: Any, limits: InputSettings = _DEFAU
 
 
 def _check_values(inputs: Any) -> None:
-    """Refuses what JSON can spell and no answer can repeat: NaN, numbers beyond a float, half a surrogate pair."""
+    """Refuses values that JSON can write but no result can repeat: NaN, numbers beyond a float, lone surrogates."""
     left = [inputs]
     while left:
         value = left.pop()
@@ -67,7 +67,7 @@ def _check_values(inputs: Any) -> None:
 
 
 def _place_of(inputs: Any, wanted: Any) -> str:
-    """Where a value lies in the inputs: ``inputs[0].question``; only asked for what is refused."""
+    """Path of a value in the inputs: ``inputs[0].question``. It is searched only for values that are refused."""
     left: list[tuple[str, Any]] = [("inputs", inputs)]
     while left:
         where, value = left.pop()
@@ -94,7 +94,7 @@ def _located(where: str, task_type: TaskType, value: Any, limits: InputSettings)
 
 
 class _Reader:
-    """Reads one input, and notes where it holds references."""
+    """Reads one input, and collects the places of its references."""
 
     def __init__(self, task_type: TaskType, limits: InputSettings) -> None:
         self._type = task_type
@@ -125,7 +125,7 @@ class _Reader:
         return Input(fields, True, self._slots, self._turns)
 
     def _read_value(self, container: Any, key: Any, media: Media, value: Any, name: str) -> None:
-        """Checks a value and puts it, or a slot for it, into its container."""
+        """Checks a value, and puts it into its container, or a slot for it if it is a reference."""
         container[key] = value
         if media is Media.JSON:
             return
@@ -205,10 +205,10 @@ def _is_texts(value: Any) -> bool:
 
 
 def _read_table(value: Any, limits: InputSettings) -> Any:
-    """Columns, or rows turned into columns; every cell becomes text, as the models want it."""
+    """Turns a table (columns or rows) into columns with every cell as text, as the models need it."""
     if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
         names = list(dict.fromkeys(name for row in value for name in row))
-        # Rows that share no name would be the square of them.
+        # If no two rows shared a name, the columns would hold the square of the number of rows.
         check_size(len(names), len(value), "the table", limits)
         value = {name: [row.get(name, "") for row in value] for name in names}
     columns = value if isinstance(value, dict) else {}
@@ -225,7 +225,7 @@ def _read_table(value: Any, limits: InputSettings) -> Any:
     return table
 
 
-#: What a field holds, in words.
+#: The value of a field, in words.
 WORDS = {
     Media.TEXT: "text",
     Media.TEXTS: "text or a list of texts",
@@ -240,7 +240,7 @@ WORDS = {
 
 
 def shape(task_type: TaskType) -> str:
-    """What a task type takes, in words: ``text, or {"text": text, "text_pair": text (optional)}``."""
+    """Describes the input of a task type: ``text, or {"text": text, "text_pair": text (optional)}``."""
     fields = ", ".join(
         f'"{name}": {WORDS[media]}{" (optional)" if name in task_type.optional else ""}'
         for name, media in task_type.fields.items()

@@ -1,8 +1,8 @@
-"""BATCH: ready items -> batches, by padded cost. Before: prepare. After: infer. Knows nothing of Celery or torch.
+"""BATCH: ready items -> batches, by padded cost. Before: prepare. After: infer. Imports no Celery and no torch.
 
-Items of one group may share a forward pass. A batch always holds the item that has waited longest, so that nothing
-starves, and the neighbours in length that make best use of the pass: padding is what a fixed batch size in arrival
-order wastes (79% of it on texts of log-normal length at size 32; see docs/decisions/batching.md).
+Items of one group may share a forward pass. A batch always holds the item that has waited longest, so that none
+starves, and those items of similar length that use the pass best. A fixed batch size in arrival order wastes its work
+on padding instead (79% of it on texts of log-normal length at size 32; see docs/decisions/batching.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeq_worker.models.pipeline import BatchLimits
 
 
 class Batchable(Protocol):
-    """What the batcher needs to know of an item."""
+    """The attributes of an item that the batcher needs."""
 
     @property
     def group(self) -> Hashable:
@@ -28,20 +28,20 @@ class Batchable(Protocol):
 
     @property
     def lane(self) -> Hashable:
-        """Who waits when the window is full; a group lies within a lane."""
+        """Items of one lane share its part of the window, and wait when that is full; a group lies within a lane."""
 
     @property
     def cost(self) -> int:
-        """What the item costs alone, in the unit of the task type (tokens, frames, patches)."""
+        """Cost of the item alone, in the unit of the task type (tokens, frames, patches)."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes it holds while it waits."""
+        """Bytes that the item holds while it waits."""
 
 
 T = TypeVar("T", bound=Batchable)
 
-#: Share of the window's bytes beyond which a lane is full as soon as two batches wait in it.
+#: Share of the window's bytes beyond which a lane is full once two batches wait in it.
 ENOUGH = 0.25
 
 
@@ -60,7 +60,7 @@ class Batch(Generic[T]):
 
 @dataclass
 class _Lane:
-    """What waits of one lane."""
+    """Totals of the items that wait in one lane."""
 
     count: int = 0
     cost: int = 0
@@ -103,7 +103,7 @@ class _Group(Generic[T]):
 
     @property
     def is_full(self) -> bool:
-        """Whether waiting for more could not make the next batch larger."""
+        """Whether waiting longer could not make the next batch larger."""
         if len(self.by_cost) >= self.limits.max_size:
             return True
         return self.by_cost[-1].cost * (len(self.by_cost) + 1) > self.limits.max_cost
@@ -120,13 +120,13 @@ class _Group(Generic[T]):
 
 
 def best_window(costs: list[int], must: int, limits: BatchLimits) -> tuple[int, int]:
-    """The slice of ``costs`` (sorted) that holds index ``must`` and uses a forward pass best.
+    """Returns the slice of ``costs`` (sorted) that holds index ``must`` and makes best use of a forward pass.
 
-    "Best" is the most useful cost for each unit of time, with the time of a pass taken as its padded cost plus the cost
-    of launching it: ``sum(costs) / (launch_cost + longest * n)``.
+    "Best" is the most useful cost for each unit of time, where the time of a pass is its padded cost plus the cost of
+    launching it: ``sum(costs) / (launch_cost + longest * n)``.
 
     Returns:
-        ``(start, stop)``; at least the item itself, even where that alone is over the limits.
+        ``(start, stop)``; at least the item itself, even if it alone exceeds the limits.
     """
     prefix = [0]
     for cost in costs:
@@ -140,7 +140,8 @@ def best_window(costs: list[int], must: int, limits: BatchLimits) -> tuple[int, 
             start += 1
         if start > must or (stop - start > 1 and longest * (stop - start) > limits.max_cost):
             break
-        # A shorter item pays while its share of the longest is above the score so far. Going down, shares only fall.
+        # A shorter item pays off while its share of the longest exceeds the score so far. Towards shorter items the
+        # shares only fall.
         score = -1.0
         for begin in range(must, start - 1, -1):
             longer = (prefix[stop] - prefix[begin]) / (limits.launch_cost + longest * (stop - begin))
@@ -153,10 +154,10 @@ def best_window(costs: list[int], must: int, limits: BatchLimits) -> tuple[int, 
 
 
 class Batcher(Generic[T]):
-    """The window of ready items. Many threads put, the device thread takes.
+    """The window of ready items. Many threads put items in, and the device thread takes batches out.
 
     Args:
-        max_bytes: :meth:`put` blocks while this much waits in the item's lane, which holds back whoever cuts a long
+        max_bytes: :meth:`put` blocks while an item's lane holds this much, which slows down the thread that cuts a long
             audio into chunks.
     """
 
@@ -173,10 +174,10 @@ class Batcher(Generic[T]):
             return sum(len(group.by_cost) for group in self._groups.values())
 
     def put(self, item: T, limits: BatchLimits) -> bool:
-        """Adds an item; blocks while the window is full by bytes in its lane.
+        """Adds an item; blocks while its lane is full by bytes.
 
         Returns:
-            Whether there is no room for another one like it now: whoever has more had better wait.
+            Whether the lane has no room for another item like it; a caller with more items should then pause.
 
         Raises:
             Closed: the batcher was closed.
@@ -196,19 +197,19 @@ class Batcher(Generic[T]):
             return self._is_full(lane, item, limits)
 
     def _is_full(self, lane: _Lane, item: T, limits: BatchLimits) -> bool:
-        """Whether an item has to wait outside. One is always let in, however large."""
+        """Whether an item has to wait outside. A lane that is empty admits one item of any size."""
         total = lane.nbytes + item.nbytes
         if not lane.count or total <= self._max_bytes * ENOUGH:
             return False
-        # What lies about and takes memory should be of use: two batches are enough to choose from.
+        # Two batches give enough choice; holding more items only takes memory.
         has_two = lane.count >= 2 * limits.max_size or lane.cost >= 2 * limits.max_cost
         return has_two or total > self._max_bytes
 
     def take(self) -> Batch[T] | None:
-        """Waits for the next batch; None once the batcher is closed.
+        """Waits for the next batch; returns None once the batcher is closed.
 
-        Call it when the device is idle: it hands out what is ready at once, or after ``max_wait_s`` where the oldest
-        item could still get company.
+        Call it when the device is idle. It returns what is ready at once, or after ``max_wait_s`` if more items could
+        still join the oldest one.
         """
         with self._changed:
             while not self._closed:
@@ -229,7 +230,7 @@ class Batcher(Generic[T]):
             return None
 
     def close(self) -> list[T]:
-        """Wakes everybody up and returns what was still waiting."""
+        """Wakes all waiting threads, and returns the items that were still waiting."""
         with self._changed:
             self._closed = True
             left = [waiting.item for group in self._groups.values() for waiting in group.by_age]
@@ -238,5 +239,5 @@ class Batcher(Generic[T]):
             return left
 
 
-class Closed(Exception):  # noqa: N818 - says what happened, as queue.Empty does
-    """The batcher was closed while somebody put an item into it."""
+class Closed(Exception):  # noqa: N818 - names an event, as queue.Empty does
+    """The batcher was closed while a thread put an item into it."""

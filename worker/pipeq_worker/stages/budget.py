@@ -1,4 +1,4 @@
-"""A bound on the bytes inside a worker, so that large inputs hold each other back and not memory."""
+"""A bound on the bytes inside a worker, so that large inputs wait for each other instead of exhausting memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 
 
 class Budget:
-    """Counts bytes. A task waits only while it holds nothing, so that two half-read tasks never wait for each other."""
+    """Counts bytes. A task waits only while it holds none, so two half-read tasks never wait for each other."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -16,18 +16,18 @@ class Budget:
 
     @property
     def used(self) -> int:
-        """Bytes held now."""
+        """Bytes that are held now."""
         return self._used
 
     def wait_for_room(self) -> None:
-        """Waits while the limit is reached. Called before a connection is opened, so that none waits open for long."""
+        """Waits while the limit is reached. Called before a connection is opened, which would stay open meanwhile."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._used < self._limit)
 
     def add(self, held: int, more: int) -> None:
-        """Takes ``more`` bytes for a task that holds ``held``; waits for room if that is none.
+        """Adds ``more`` bytes for a task that holds ``held``; if it holds none, waits for room first.
 
-        A task larger than the limit is let in when nothing else is there.
+        A task larger than the limit is admitted when no other task holds bytes.
         """
         with self._changed:
             if not held and more > 0:
@@ -37,7 +37,7 @@ class Budget:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Lets everybody through, so that threads can end."""
+        """Lets all waiting threads through, so that they can end."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

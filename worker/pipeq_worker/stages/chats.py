@@ -1,4 +1,4 @@
-"""The keys of a chat: of its turns, and of the parts of a turn; and what a misspelt one was meant to be."""
+"""The keys of a chat's turns and of their parts, and suggestions for misspelt keys."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from pipeq.contract import shown
 
-#: What chat templates read of a turn. Others may be there, for templates that read more.
+#: Keys of a turn that chat templates read. Other keys are allowed, for templates that read more.
 TURN = (
     "role content name tool_calls tool_call_id reasoning_content reasoning thinking channel recipient weight refusal "
     "tools documents citations".split()
 )
-#: How much alike two keys are of which one is a misspelling.
+#: Similarity from which on a key counts as a misspelling of another.
 _ALIKE = 0.75
 
 
@@ -27,7 +27,7 @@ def is_chat(value: Any) -> bool:
 
 
 def wrong_turn(value: Any) -> str | None:
-    """What is wrong with a list that was meant to be a chat; None for a chat, and for what is none at all."""
+    """Describes the error in a list that was meant to be a chat; None for a correct chat, and for any other list."""
     if not value or not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         return None
     if not any(turn.keys() & {"role", "content"} for turn in value):
@@ -42,7 +42,7 @@ def wrong_turn(value: Any) -> str | None:
 
 
 def misspelt(fields: Mapping[str, Any], known: Iterable[str]) -> str | None:
-    """A sentence about the first key that is another one's misspelling; None where there is none."""
+    """A sentence about the first key that is a misspelling of a known one; None if there is none."""
     known = tuple(known)
     for key in fields:
         if key in known or len(key) > 40:

@@ -1,7 +1,7 @@
 """DECODE: bytes -> text | table | image | audio | video. Before: fetch. After: prepare.
 
-The bytes are anyone's: only known formats are tried, sizes are checked before memory is spent, and no decoder gets to
-open anything else. Neither torch nor transformers is needed here.
+The bytes are untrusted: only known formats are tried, sizes are checked before memory is allocated, and no decoder can
+open other files. This module imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pipeq_worker.media.video import Video
 from pipeq_worker.models.task_type import Media
 from pipeq_worker.settings.read import InputSettings
 
-#: Bytes that a tokenizer takes for a moment for each byte of text: tokens, their places in the text, their words.
+#: Bytes that a tokenizer takes temporarily for each byte of text: tokens, their positions, and the words.
 _TOKENIZED = 32
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """UTF-8, with or without a byte order mark.
+    """Decodes UTF-8, with or without a byte order mark.
 
     Raises:
         PipeqError: ``input_undecodable``.
@@ -45,19 +45,19 @@ def decode(
     in_chat: bool = False,
     decoded: Decoded | None = None,
 ) -> Any:
-    """What bytes stand for, as a pipeline's preparation takes it.
+    """Decodes the bytes of an input to the value that a pipeline prepares.
 
     Args:
-        media: what they are said to be.
+        media: the kind of value that the bytes should hold.
         data: the bytes.
-        name: what errors call them.
-        limits: how large they may be.
+        name: the name that error messages use.
+        limits: the largest inputs that are accepted.
         rate: the sampling rate of audio, in Hz.
-        in_chat: whether it is part of a chat, where audio is wanted as samples.
-        decoded: counts what this task's inputs take; by default this one stands alone.
+        in_chat: whether the value is part of a chat, in which audio must be decoded to samples.
+        decoded: counts the memory of the task's inputs; by default this input is counted alone.
 
     Returns:
-        Text, columns of a table, an RGB image; :class:`Audio` and :class:`Video` are decoded while they are read.
+        Text, columns of a table, or an RGB image; :class:`Audio` and :class:`Video` are decoded while they are read.
 
     Raises:
         PipeqError: ``input_too_large`` or ``input_undecodable``.
@@ -77,5 +77,5 @@ def decode(
 
 
 def keeps_its_bytes(value: Any) -> bool:
-    """Whether what :func:`decode` returned still holds the bytes it was given: it is decoded while it is read."""
+    """Whether a value from :func:`decode` still holds the bytes of its file, because it is decoded while it is read."""
     return isinstance(value, Audio | Video)

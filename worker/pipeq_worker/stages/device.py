@@ -1,7 +1,7 @@
-"""DEVICE: batches -> forward passes, one after the other, on the one thread that talks to the device.
+"""DEVICE: batches -> forward passes, one after the other, on the only thread that uses the device.
 
-Before: batcher. After: delivery. A task that died with a worker runs alone, and marked only while it does: it takes
-nobody with it again.
+Before: batcher. After: delivery. A task with which a worker has died runs alone, and is marked as running only while it
+does, so that other tasks cannot die with it.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ logger = logging.getLogger(__name__)
 
 
 class Device(Generic[T]):
-    """The device's thread.
+    """Owns the device's thread.
 
     Args:
-        batcher: where batches come from.
-        begin: told of tasks before their first batch, and whether the one among them runs alone; sets ``started_at``,
-            ``deaths`` and what makes one dropped; never raises.
-        lookout: knows which have been cancelled.
-        done: called with the tasks of which nothing is left to run.
-        on_lost: called with a reason, and the tasks in the batch, when the device hangs or is beyond use.
-        max_deaths: a task that died with so many workers is not run again.
-        hard_timeout_s: a forward pass that takes longer hangs.
-        observer: told of batches, and of tasks that are through.
+        batcher: the source of batches.
+        begin: called with tasks before their first batch, and with whether a task runs alone; sets ``started_at`` and
+            ``deaths``, and marks dropped tasks; never raises.
+        lookout: checks which tasks have been cancelled.
+        done: called with tasks that have no items left to run.
+        on_lost: called with a reason, and the tasks in the batch, when the device hangs or cannot be used any more.
+        max_deaths: a task with which this many workers died is not run again.
+        hard_timeout_s: a forward pass that takes longer counts as hanging.
+        observer: told of batches, and of the ends of stages.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Device(Generic[T]):
     def _run_batch(self, batch: Batch[Item[T]], tasks: list[T]) -> None:
         began = time.monotonic()
         self._begin([task for task in tasks if task.started_at is None and not task.needs_no_device], alone=False)
-        # One of many items runs in many batches: it may have been cancelled since the first.
+        # A task with many items runs in many batches, and may have been cancelled since the first one.
         self._lookout.again(tasks)
         together = [item for item in batch.items if not item.task.deaths and not item.task.needs_no_device]
         if together:

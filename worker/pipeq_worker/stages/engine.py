@@ -1,10 +1,10 @@
-"""The stages, joined. Before: the pool. After: delivery. Knows nothing of Celery, Redis, leases or records.
+"""ENGINE: joins the stages. Before: the pool. After: delivery. Imports no Celery, Redis, leases or records.
 
     accept -> fetch -> decode -> prepare -> | batch -> infer | -> deliver
               preparation.py                  device.py           deliver threads
 
-CPU threads prepare the next batch and finish the last while the device runs this one. Tasks inside are bounded by
-Celery's prefetch, their bytes by a :class:`Budget`, prepared items by the batcher.
+CPU threads prepare the next batch and finish the last one while the device runs the current one. Celery's prefetch
+bounds the tasks inside, a :class:`Budget` their bytes, and the batcher the prepared items.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pipeq_worker.stages.task import Item, T
 
 logger = logging.getLogger(__name__)
 
-#: Prepared items that may wait for the device, in bytes: a window of 256 images, or an hour of audio in chunks.
+#: Most bytes of prepared items that wait for the device: a window of 256 images, or an hour of audio in chunks.
 WINDOW_BYTES = 256 * 2**20
 DELIVER_THREADS = 2
-#: How long results that are being stored may still take when the stages end, in seconds.
+#: How long results may still take to be stored when the stages end, in seconds.
 STORE_S = 2.0
 
 
@@ -41,11 +41,11 @@ class Engine(Generic[T]):
         pipelines: the loaded pipelines by name.
         settings: the worker's settings.
         fetcher: reads references.
-        begin: told of tasks before their first batch, and whether the one among them runs alone; never raises.
-        look: marks those of the tasks that have ended meanwhile; never raises.
-        deliver: called with tasks that are through; ends them.
-        on_lost: called with a reason, and the tasks in the batch, when the device hangs or is beyond use.
-        prepare_threads: of each pipeline.
+        begin: called with tasks before their first batch, and with whether a task runs alone; never raises.
+        look: marks those tasks that have ended in the meantime; never raises.
+        deliver: called with tasks that have passed the stages; ends them.
+        on_lost: called with a reason, and the tasks in the batch, when the device hangs or cannot be used any more.
+        prepare_threads: number of threads for each pipeline.
         observer: told what happens to tasks and batches.
     """
 
@@ -66,13 +66,13 @@ class Engine(Generic[T]):
         self._deliver = deliver
         self._tasks: set[T] = set()
         self._changed = threading.Condition()
-        #: Set when nothing is taken in any more.
+        #: Set once no more tasks are accepted.
         self._draining = False
-        #: Set when nothing is to be waited for any more.
+        #: Set once a drain must not wait any more.
         self._hurried = False
-        #: Set when nobody waits for results any more, not even for those of the last batch.
+        #: Set once no more results are delivered, not even those of the last batch.
         self._ended = False
-        #: Calls of ``deliver`` that are under way or scheduled.
+        #: Number of calls of ``deliver`` that are running or scheduled.
         self._finishing = 0
         window = min(WINDOW_BYTES // len(pipelines), share_of(settings, len(pipelines)))
         self._batcher: Batcher[Item[T]] = Batcher(window)
@@ -93,18 +93,18 @@ class Engine(Generic[T]):
         self._delivering = ThreadPoolExecutor(DELIVER_THREADS, "deliver")
 
     def start(self) -> None:
-        """Starts the device thread; the others start with the first task."""
+        """Starts the device thread; the other threads start with the first task."""
         self._device.start()
 
     def submit(self, task: T) -> None:
-        """Takes a task in. Returns at once. Once the stages are ending, it is left alone."""
+        """Accepts a task, and returns at once. Once the stages are ending, the task is ignored."""
         with self._changed:
             if not self._draining:
                 self._tasks.add(task)
                 self._preparation.submit(task)
 
     def in_flight(self) -> dict[str, int]:
-        """Tasks inside, by pipeline."""
+        """Number of tasks inside, for each pipeline."""
         counts: dict[str, int] = {}
         with self._changed:
             for task in self._tasks:
@@ -113,7 +113,7 @@ class Engine(Generic[T]):
         return counts
 
     def withdraw(self) -> list[T]:
-        """Takes nothing in any more, and gives up what has not come to the device: it is the caller's again."""
+        """Accepts no more tasks, and returns those that have not reached the device; the caller owns them again."""
         with self._changed:
             self._draining = True
             idle = [task for task in self._tasks if task.withdraw()]
@@ -122,7 +122,9 @@ class Engine(Generic[T]):
         return idle
 
     def drain(self, timeout_s: float) -> list[T]:
-        """Finishes what is inside, for ``timeout_s`` at most; stops. A forward pass that goes on is left behind.
+        """Finishes the tasks inside, for at most ``timeout_s``, then stops.
+
+        A forward pass that still runs then is abandoned.
 
         Returns:
             The tasks that were not finished.
@@ -130,7 +132,7 @@ class Engine(Generic[T]):
         with self._changed:
             self._draining = True
             self._changed.wait_for(lambda: self._hurried or not self._tasks, timeout_s)
-        # What is still inside is not ended any more, whatever becomes of it here.
+        # Tasks that are still inside are not delivered any more, whatever happens to them here.
         self._preparation.close()
         self._batcher.close()
         with self._changed:
@@ -140,25 +142,25 @@ class Engine(Generic[T]):
             return list(self._tasks)
 
     def hurry(self) -> None:
-        """Ends a drain, now or later, without waiting for anything. May be called from any thread."""
+        """Ends a drain, now or later, without waiting. May be called from any thread."""
         with self._changed:
             self._hurried = True
             self._changed.notify_all()
 
     @property
     def is_hurried(self) -> bool:
-        """Whether nothing is to be waited for any more."""
+        """Whether a drain must not wait any more."""
         return self._hurried
 
     def _finish_later(self, tasks: list[T]) -> None:
-        """From the device's thread, which has better things to do."""
+        """Delivers tasks on another thread. Called on the device's thread, which must not wait for it."""
         with self._changed:
             if not self._ended:
                 self._finishing += 1
                 self._delivering.submit(self._finish, tasks)
 
     def _finish_here(self, task: T) -> None:
-        """On the thread that found that a task needs no device, or that the device was faster than it."""
+        """Delivers a task on the calling thread: it needs no device, or its last item has already run."""
         with self._changed:
             self._finishing += 1
         self._finish([task])

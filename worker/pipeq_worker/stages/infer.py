@@ -1,4 +1,4 @@
-"""INFER: a batch of items -> an output or an error for each, same order. Before: batch. After: deliver."""
+"""INFER: a batch of items -> an output or an error for each, in the same order. Before: batch. After: deliver."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ logger = logging.getLogger(__name__)
 
 
 class DeviceLostError(Exception):
-    """The device answers nothing but errors from here on: only a new process helps."""
+    """From now on the device returns only errors; only a new process helps."""
 
 
 def infer(pipeline: Pipeline, items: Sequence[Item[Any]]) -> None:
-    """Runs one batch and gives every item its output or its error.
+    """Runs one batch, and sets each item's output or error.
 
-    A batch that raises is halved until only the offending item fails; one that does not fit into the device's memory is
-    halved until it does.
+    A batch that raises is halved until only the offending item fails; one that exceeds the device's memory is halved
+    until it fits.
 
     Raises:
-        DeviceLostError: a fault that poisons the process, such as an assertion inside a CUDA kernel.
+        DeviceLostError: a fault after which the process cannot use the device, such as an assertion inside a CUDA
+            kernel.
     """
     try:
         outputs = pipeline.forward([item.features for item in items], items[0].task.params)
@@ -50,7 +51,7 @@ def infer(pipeline: Pipeline, items: Sequence[Item[Any]]) -> None:
 
 
 def _recover(pipeline: Pipeline) -> None:
-    """Before another pass: innocent items must not meet what the one that raised left behind."""
+    """Restores the pipeline before another pass, so that innocent items are not affected by the failed pass."""
     try:
         pipeline.recover()
     except Exception as error:

@@ -1,8 +1,8 @@
-"""What the tasks of one pipeline share with no other's: its threads up to the device, and the bytes of its inputs.
+"""LANE: what the tasks of one pipeline share only with each other: the threads before the device, and a byte budget.
 
-A task of many items is prepared in slices, and others come in between: whoever sends ten thousand labels waits longer,
-and nobody waits for him. A slice goes on where the last one ended, on the same thread: what is begun there holds that
-thread's tokenizer.
+A task with many items is prepared in slices, and other tasks run between them: a producer who sends ten thousand labels
+waits longer, and other producers do not wait for him. A slice continues on the thread of the last one, because
+preparation that has begun holds that thread's tokenizer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Step = Callable[[], None]
 
 
 class Lane:
-    """One pipeline's. Threads start when they are first needed."""
+    """The threads and the budget of one pipeline. Threads start when they are first needed."""
 
     def __init__(self, name: str, max_bytes: int, fetch_threads: int, prepare_threads: int) -> None:
         self.budget = Budget(max_bytes)
@@ -29,14 +29,14 @@ class Lane:
         self.preparing = Threads(prepare_threads, f"prepare-{name}")
 
     def close(self) -> None:
-        """What is queued does not start; what waits for room is let through, so that its thread ends."""
+        """Discards queued work, and lets threads that wait for room through, so that they end."""
         self.budget.close()
         self.preparing.close()
         self.fetching.shutdown(wait=False, cancel_futures=True)
 
 
 class Threads:
-    """Runs steps, first come, first served; a step may say that another one shall follow on its own thread."""
+    """Runs steps in the order of submission. A step may ask that another step follows on its own thread."""
 
     def __init__(self, count: int, name: str) -> None:
         self._count = count
@@ -64,13 +64,13 @@ class Threads:
         return int(self._here.number)
 
     def go_on(self, number: int, step: Step) -> None:
-        """Runs a step on that thread, in turn with what is new. May be called from any thread."""
+        """Runs a step on the given thread, alternating with new steps. May be called from any thread."""
         with self._changed:
             self._own[number].append(step)
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Nothing starts any more. Returns at once."""
+        """Starts no more steps. Returns at once."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -85,12 +85,12 @@ class Threads:
                 self._idle -= 1
                 if self._closed:
                     return
-                # In turn: neither shall a long task starve nor those that come after it.
+                # Own and new steps alternate, so that neither a long task starves nor the tasks that come after it.
                 own_first = not own_first
                 step = (own if own and (own_first or not self._new) else self._new).popleft()
             try:
                 step()
-            except BaseException:  # a panic inside a tokenizer is no Exception
-                # Without its threads a pipeline would take tasks and never prepare one.
+            except BaseException:  # a panic inside a tokenizer is not an Exception
+                # The thread must survive: without threads the pipeline would accept tasks and never prepare them.
                 logger.exception("a step of %s failed", self._name, extra={"action": "stage"})
-            del step  # it holds a task
+            del step  # it refers to a task

@@ -1,10 +1,10 @@
-"""The stages up to the device, and the threads between them. Before: engine. After: batcher.
+"""PREPARATION: the stages before the device, and the threads that run them. Before: engine. After: batcher.
 
     accept -> fetch -> decode -> prepare
     prepare   fetch    prepare threads
 
-Each pipeline has a :class:`Lane` of its own, so that one with a slow store or huge inputs holds up no other. A task of
-many inputs or items is taken through in slices, and others come in between.
+Each pipeline has a :class:`Lane` of its own, so that a slow store or huge inputs of one pipeline do not delay the
+others. A task with many inputs or items is prepared in slices, and other tasks run between them.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from pipeq_worker.stores.signed import looks_like_result
 
 logger = logging.getLogger(__name__)
 
-#: How long one task may keep a thread that others of its pipeline wait for, in seconds.
+#: How long one task may keep a thread while other tasks of its pipeline wait for it, in seconds.
 SLICE_S = 0.05
-#: Items of one task that may be on their way at once, in batches: those of others come in between.
+#: Most items of one task between preparation and the device's answer, in batches; items of other tasks fit in between.
 OPEN_BATCHES = 8
 
 
@@ -46,11 +46,11 @@ class Preparation(Generic[T]):
         pipelines: the loaded pipelines by name.
         settings: the worker's settings.
         fetcher: reads references.
-        batcher: where items go.
-        lookout: knows which tasks have been cancelled.
-        finish: called with a task that needs no device, or of which the device has had everything.
-        prepare_threads: of each pipeline.
-        observer: told of tasks that are accepted, and of the ends of stages.
+        batcher: receives the items.
+        lookout: checks which tasks have been cancelled.
+        finish: called with a task that needs no device, or whose items have all run.
+        prepare_threads: number of threads for each pipeline.
+        observer: told of accepted tasks, and of the ends of stages.
     """
 
     def __init__(
@@ -73,24 +73,24 @@ class Preparation(Generic[T]):
         self._observer = observer
         share = share_of(settings, len(pipelines))
         self._lanes = {name: Lane(name, share, settings.fetch_threads, prepare_threads) for name in pipelines}
-        #: For what names no pipeline of ours; it only fails.
+        #: For tasks that name none of our pipelines; they only fail.
         self._no_lane = next(iter(self._lanes.values()))
-        #: Held for a step of preparation whose inputs are large once they are decoded.
+        #: Held during a step of preparation whose decoded inputs are large.
         self._large = threading.Lock()
         self._closed = False
 
     def submit(self, task: T) -> None:
-        """Takes a task in. Returns at once."""
+        """Accepts a task. Returns at once."""
         self._lane(task).preparing.submit(partial(self._guarded, task, self._accept))
 
     def close(self) -> None:
-        """Nothing goes on any more. Returns at once."""
+        """Stops all preparation. Returns at once."""
         self._closed = True
         for lane in self._lanes.values():
             lane.close()
 
     def hold(self, task: T, more: int) -> None:
-        """Counts bytes that a task takes, or gives back."""
+        """Counts bytes that a task takes, or, if negative, gives back."""
         self._lane(task).budget.add(task.held_bytes, more)
         task.held_bytes += more
 
@@ -115,7 +115,7 @@ class Preparation(Generic[T]):
             self._read(task)
 
     def _fetch_results(self, task: T) -> None:
-        """What comes before this task in a chain, or in the header of a chord, and went to the store, comes back."""
+        """Reads results of earlier tasks (of a chain, or of a chord's header) back from the store."""
         if not task.held_bytes:
             self._lane(task).budget.wait_for_room()
         if isinstance(task.given, list):
@@ -150,7 +150,7 @@ class Preparation(Generic[T]):
             if self._lookout.is_in_vain(task):
                 break
             if time.monotonic() > until:
-                # Others wait behind this one for a thread.
+                # Other tasks wait for this thread.
                 lane.fetching.submit(self._guarded, task, self._fetch)
                 return
             with task.timed("fetch"), _located(task, at):
@@ -163,7 +163,7 @@ class Preparation(Generic[T]):
         self._go_on(task)
 
     def _rows(self, task: T) -> Iterator[Item[T] | None]:
-        """Decodes and prepares, in as many steps as there are: None for something decoded, then the items."""
+        """Decodes and prepares step by step: yields None for each decoded value, then the items."""
         assert task.pipeline is not None
         answer = task.pipeline.picture_memory(task.params)
         most = self._settings.inputs.max_decoded_bytes
@@ -176,7 +176,7 @@ class Preparation(Generic[T]):
                 yield None
             self._told(task, "decode")
             for item in prepare.items(task):
-                # Before others have their turn on this thread: they may be large, too.
+                # Ended before other tasks get this thread, because they may be large, too.
                 decoded.end()
                 yield item
         finally:
@@ -195,7 +195,7 @@ class Preparation(Generic[T]):
         task.echoes[id(value)] = slot.ref.model_dump(exclude_none=True, exclude={"signature"})
 
     def _go_on(self, task: T) -> None:
-        """Takes a task through the next slice of its preparation."""
+        """Runs the next slice of a task's preparation."""
         pipeline, rows, began = task.pipeline, task.rows, time.monotonic()
         assert pipeline is not None
         assert rows is not None
@@ -237,7 +237,7 @@ class Preparation(Generic[T]):
             )
 
     def _guarded(self, task: T, stage: Callable[[T], None]) -> None:
-        """Runs a stage; its error ends the task, not the thread."""
+        """Runs a stage. An error ends the task, not the thread."""
         try:
             if self._closed:
                 return
@@ -246,7 +246,7 @@ class Preparation(Generic[T]):
                 return
         except PipeqError as error:
             task.fail(error)
-        except BaseException as error:  # a panic inside a tokenizer is no Exception
+        except BaseException as error:  # a panic inside a tokenizer is not an Exception
             if self._closed:
                 return
             logger.exception("stage %s failed on task %s", stage.__name__, task.id, extra={"action": "stage"})
@@ -254,7 +254,7 @@ class Preparation(Generic[T]):
         self._end(task)
 
     def _end(self, task: T) -> None:
-        """No more items of it will come."""
+        """Marks a task's preparation as complete."""
         task.rows = None
         self._told(task, "prepare")
         if task.prepared():
@@ -269,12 +269,12 @@ class Preparation(Generic[T]):
 
 
 def share_of(settings: Settings, pipelines: int) -> int:
-    """The bytes of inputs that one of so many pipelines may hold."""
+    """Bytes of inputs that each of ``pipelines`` pipelines may hold."""
     return max(1, settings.prefetch_bytes // pipelines)
 
 
 class _located:  # noqa: N801 - reads as a statement
-    """Says in an error which of several inputs it is about."""
+    """Adds the index of the input to an error's message, if the task has several."""
 
     def __init__(self, task: Task, index: int) -> None:
         self._where = f"inputs[{index}]: " if task.is_list else ""

@@ -10,23 +10,23 @@ from pipeq.contract.errors import PipeqError
 from pipeq_worker.models.pipeline import Prepared
 from pipeq_worker.stages.task import Input, Item, T
 
-#: Parameters and fields of which each entry is a row of its own, or as much work as one, for each input.
+#: Parameters and fields whose entries each give a row for each input, or as much work as a row.
 _MULTIPLIERS = ("candidate_labels", "targets", "query", "questions")
 
 
 def least_items(inputs: Iterable[Input], params: Mapping[str, Any]) -> int:
-    """How many rows a task becomes at least, as far as its message tells: its inputs times their labels."""
+    """Lower bound of a task's rows, computed from its message: the number of inputs times their labels."""
     return sum(max(_entries(one.fields.get(name, params.get(name))) for name in _MULTIPLIERS) for one in inputs)
 
 
 def _entries(value: Any) -> int:
     if isinstance(value, str):
-        return value.count(",") + 1  # transformers splits a text of labels there
+        return value.count(",") + 1  # transformers splits a text of labels at commas
     return max(1, len(value)) if isinstance(value, list | dict) else 1
 
 
 def items(task: T) -> Iterator[Item[T]]:
-    """Tokenizes, extracts features, cuts chunks: one item at a time, so that a long audio is never there as a whole.
+    """Yields a task's items (tokens, features, chunks) one by one, so a long audio is never in memory as a whole.
 
     Raises:
         PipeqError: ``invalid_input`` or ``invalid_params``, naming the input.
@@ -39,7 +39,7 @@ def items(task: T) -> Iterator[Item[T]]:
 
 
 def _located(rows: Iterator[Prepared], where: str) -> Iterator[Prepared]:
-    """Says in an error which of several inputs it is about."""
+    """Adds the place of the input to an error's message."""
     try:
         yield from rows
     except PipeqError as error:

@@ -1,7 +1,7 @@
-"""What moves through the stages: a task, its inputs, and the items it becomes. Nothing of Celery, nothing of Redis.
+"""TASK: what moves through the stages: a task, its inputs, and the items that they become. Imports no Celery or Redis.
 
-Whoever gives a task to the stages knows where it came from and how it ends: in a worker a
-:class:`pipeq_worker.delivery.delivery.Delivery`, which is a task with a message and a lease.
+The owner of a task knows where it came from and how it ends. In a worker the task is a
+:class:`pipeq_worker.delivery.delivery.Delivery`, which adds a message's request and a lease.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from pipeq_worker.models.task_type import Media
 
 @dataclass(eq=False)
 class Slot:
-    """A place inside an input for what a reference refers to: bytes after fetch, a value after decode."""
+    """A place inside an input whose reference is replaced: by bytes during fetch, by a value during decode."""
 
-    #: What it lies in, and where: a dictionary and a key, or a list and an index.
+    #: The dictionary and its key, or the list and its index, where the value belongs.
     container: Any
     key: Any
     media: Media
     ref: Ref
     data: bytes | None = None
-    #: Whether it is part of a chat: processors take audio there as samples.
+    #: Whether it is part of a chat, in which processors take audio as samples.
     in_chat: bool = False
 
     def fill(self, value: Any) -> None:
-        """Puts the decoded value in its place."""
+        """Puts the decoded value into its place."""
         self.container[self.key] = value
         self.data = None
 
 
 @dataclass
 class Input:
-    """One input of a task; references in it are replaced, stage by stage, by what they refer to."""
+    """One input of a task. The stages replace its references by what they refer to."""
 
     fields: dict[str, Any]
-    #: Whether the pipeline's call takes the value of the one field rather than an object.
+    #: Whether the pipeline's call takes the value of its only field instead of an object.
     is_plain: bool
-    #: Where in the fields there are references.
+    #: Places of the references in ``fields``.
     slots: list[Slot] = field(default_factory=list)
-    #: The turns of chats, each as it was read and as it was sent: an output that repeats one repeats what was sent.
+    #: The turns of chats, each as it was read and as it was sent. An output that repeats a turn gets it as sent.
     turns: list[tuple[Any, Any]] = field(default_factory=list)
 
     @property
     def call_value(self) -> Any:
-        """What the pipeline's call takes."""
+        """The value that the pipeline's call takes."""
         return next(iter(self.fields.values())) if self.is_plain else self.fields
 
 
@@ -62,7 +62,7 @@ class Input:
 class Task:
     """One task, from its message to the model's outputs.
 
-    Owned by one stage at a time; only the counting of items is shared between threads, under a lock.
+    One stage at a time owns it. Only the counting of items is shared between threads, under a lock.
     """
 
     id: str
@@ -70,63 +70,63 @@ class Task:
     pipeline: Pipeline | None = None
     #: The pipeline's own parameters, overridden by the task's.
     params: dict[str, Any] = field(default_factory=dict)
-    #: The message's inputs, where results of other tasks have come back from the store.
+    #: The message's inputs, in which references to results of other tasks have been replaced by the results.
     given: Any = None
-    #: One entry an input; references are replaced by what they referred to.
+    #: One entry for each input; the stages replace its references.
     inputs: list[Input] = field(default_factory=list)
-    #: Whether the producer sent a list, so that the result is one too.
+    #: Whether the producer sent a list, so that the result is a list, too.
     is_list: bool = False
-    #: ``id`` of a turn of a chat, or of a decoded part -> what the producer sent for it, for outputs that repeat it.
+    #: ``id`` of a chat's turn or of a decoded part -> what the producer sent for it, for outputs that repeat it.
     echoes: dict[int, Any] = field(default_factory=dict)
-    #: For each input the model's outputs, one a chunk.
+    #: For each input the model's outputs, one for each chunk.
     outputs: list[list[Any]] = field(default_factory=list)
     error: PipeqError | None = None
 
-    #: When its first batch began, in seconds since the epoch; set by whoever is told of the batch.
+    #: When its first batch began, in seconds since the epoch; set by the engine's ``begin``.
     started_at: float | None = None
-    #: How often what ran it died with it: then it shares no batch.
+    #: How many workers died while they ran it. A task with deaths shares no batch.
     deaths: int = 0
     batch: BatchInfo | None = None
     #: Milliseconds in each stage.
     timing_ms: dict[str, float] = field(default_factory=dict)
-    #: Bytes of the budget that it holds.
+    #: Bytes that it holds of its pipeline's budget.
     held_bytes: int = 0
-    #: What its preparation still has to give, while there is more: items, and None for something that was decoded; and
-    #: the number of the thread that it runs on.
+    #: The rest of its preparation while there is more: yields items, and None for each decoded value; and the number of
+    #: the thread that runs it.
     rows: Iterator[Item[Any] | None] | None = None
     thread: int = 0
-    #: Items made so far.
+    #: Number of items prepared so far.
     items: int = 0
-    #: When it was last looked up whether it has ended meanwhile (monotonic).
+    #: When it was last checked for having ended in the meantime (monotonic clock).
     looked_at: float = field(default_factory=time.monotonic)
 
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _open_items: int = 0
     _all_prepared: bool = False
-    #: What makes its preparation go on, and with how many items still open.
+    #: Function that resumes its preparation, and the number of open items at which it is called.
     _resume: tuple[Callable[[], None], int] | None = None
-    #: Whether it is on the device, or has been, or is being delivered; and whether it was taken back before that.
+    #: Whether it has reached the device or is being delivered; and whether it was withdrawn before that.
     _has_begun: bool = False
     _is_withdrawn: bool = False
 
     @property
     def is_dropped(self) -> bool:
-        """Whether its result is of no use any more. Whoever gave it to the stages may know."""
+        """Whether its result is no longer wanted. Subclasses know."""
         return False
 
     @property
     def needs_no_device(self) -> bool:
-        """Whether running its items would be in vain."""
+        """Whether running its items would be useless."""
         return self.error is not None or self._is_withdrawn or self.is_dropped
 
     def begins(self) -> bool:
-        """Whether it may run or be delivered; False once it was withdrawn."""
+        """Marks it as begun. Returns whether it may run or be delivered; False once it was withdrawn."""
         with self._lock:
             self._has_begun = not self._is_withdrawn
             return self._has_begun
 
     def withdraw(self) -> bool:
-        """Takes it back, unless it has begun. Returns whether that was so: then it is the caller's again."""
+        """Withdraws it, unless it has begun. Returns whether it was withdrawn; it then belongs to the caller again."""
         with self._lock:
             if self._has_begun or self._is_withdrawn:
                 return False
@@ -135,7 +135,7 @@ class Task:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds the time spent inside to the stage's."""
+        """Adds the time spent inside the block to the stage's time."""
         began = time.monotonic()
         try:
             yield
@@ -147,13 +147,13 @@ class Task:
         self.timing_ms[stage] = round(self.timing_ms.get(stage, 0.0) + seconds * 1000, 3)
 
     def opened(self) -> int:
-        """One more item is on its way through the batcher. Returns how many are."""
+        """Counts one more open item, that is, one in the batcher or on the device. Returns how many are open."""
         with self._lock:
             self._open_items += 1
             return self._open_items
 
     def pause(self, resume: Callable[[], None]) -> None:
-        """Its preparation stops until half of the items that are on their way have come back; then it is resumed."""
+        """Calls ``resume`` once half of the items that are open now have been closed."""
         with self._lock:
             if self._open_items:
                 self._resume = resume, self._open_items // 2
@@ -161,13 +161,13 @@ class Task:
         resume()
 
     def prepared(self) -> bool:
-        """No more items will come. Returns whether all have come back already, that is, whether to finish now."""
+        """Marks that no more items will come. Returns whether none is open, that is, whether to finish the task now."""
         with self._lock:
             self._all_prepared = True
             return not self._open_items
 
     def closed(self) -> bool:
-        """An item came back from the device. Returns whether it was the last, that is, whether to finish now."""
+        """Counts an item that came back from the device. Returns whether it was the last, that is, the task is done."""
         with self._lock:
             self._open_items -= 1
             is_last = self._all_prepared and not self._open_items
@@ -179,9 +179,10 @@ class Task:
         return is_last
 
     def fail(self, error: PipeqError) -> None:
-        """Keeps what the first error says; the task's other items need not run.
+        """Keeps the first error's content; the task's other items need not run.
 
-        Not the exception itself: it holds the frames that it came through, and they hold this task.
+        The exception itself is not kept, because it refers to the frames that it passed through, and they refer to this
+        task.
         """
         if self.error is None:
             self.error = PipeqError(error.code, error.message, error.retryable)
@@ -195,21 +196,21 @@ class Item(Generic[T]):
     """One row of model input."""
 
     task: T
-    #: Which of the task's inputs it belongs to, and which of that input's chunks it is.
+    #: Index of the input that it belongs to, and index of its chunk in that input.
     index: int
     chunk: int
-    #: What the pipeline's ``preprocess`` made: a mapping of names to tensors and whatever it needs later.
+    #: Result of the pipeline's ``preprocess``: a mapping of names to tensors, and to values that later steps need.
     features: Any
     group: Hashable
     cost: int
     nbytes: int
     ready_at: float = field(default_factory=time.monotonic)
-    #: The model's output for this item, as if it had run alone; or why there is none.
+    #: The model's output for this item, as if it had run alone; or the reason why there is none.
     output: Any = None
     error: PipeqError | None = None
 
     @property
     def lane(self) -> Hashable:
-        """Whose share of the batcher's window it takes: its pipeline's."""
+        """The lane whose share of the batcher's window it takes: its pipeline's."""
         assert self.task.pipeline is not None
         return self.task.pipeline.name

@@ -1,4 +1,4 @@
-"""Notices a forward pass that does not come back. No thread can be stopped from outside; the process can."""
+"""Detects a forward pass that does not return. A thread cannot be stopped from outside; its process can."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class Watchdog:
-    """Calls back once when what it watches takes too long. Its thread starts with the first watch."""
+    """Calls back once if the watched block takes too long. Its thread starts with the first watch."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
@@ -20,7 +20,7 @@ class Watchdog:
 
     @contextmanager
     def watch(self, on_breach: Callable[[float], None]) -> Iterator[None]:
-        """Watches what runs inside; ``on_breach`` gets the limit in seconds, on the watchdog's thread."""
+        """Watches the block; ``on_breach`` gets the limit in seconds, on the watchdog's thread."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
             self._thread.start()
@@ -40,7 +40,7 @@ class Watchdog:
             with self._changed:
                 left = None if self._deadline is None else self._deadline - time.monotonic()
                 if left is None or left > 0:
-                    # Woken by the next watch, or at the deadline of this one, whichever it then is.
+                    # Wakes at this deadline, or when the next watch begins, and then checks again.
                     self._changed.wait(left)
                     continue
                 breach, self._deadline = self._on_breach, None
