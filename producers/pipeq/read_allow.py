@@ -85,7 +85,10 @@ def _listed(entries: Iterable[str] | str) -> list[str]:
     if not isinstance(entries, str):
         if not isinstance(entries, Iterable):
             raise SettingsError(f"allow is {shown.value(entries)}, not a list of prefixes")
-        return list(entries)
+        try:
+            return list(entries)
+        except Exception as error:
+            raise SettingsError(f"allow: the list of prefixes raised {shown.value(error)}") from error
     if entries.lstrip().startswith("["):
         try:
             return list(json.loads(entries))

@@ -115,10 +115,10 @@ class PipeqError(Exception):
     retryable: bool
 
     def __init__(self, code: str, message: str, retryable: bool | None = None) -> None:
-        self.code = str(code)
+        self.code = str(code) if isinstance(code, str) else shown.value(code)
         # Foreign code raises with anything in its message, and this one goes where others read it.
         self.message = shown.without_environment(message if isinstance(message, str) else shown.value(message))
-        self.retryable = code in RETRYABLE if retryable is None else bool(retryable)
+        self.retryable = self.code in RETRYABLE if retryable is None else bool(retryable)
         super().__init__(self.code, self.message, self.retryable)
 
     @property

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError
-from pipeq.contract.keys import object_name
+from pipeq.contract.keys import TASK_ID_WORDS, is_readable_id, object_name
 from pipeq.contract.reading import MAX_DEPTH, MAX_DIGITS
 
 #: Schemes a reference may use.
@@ -148,7 +148,13 @@ class Output(BaseModel):
         return uri
 
     def object_uri(self, task_id: str) -> str:
-        """The URI of the object that a task's result becomes; see :func:`pipeq.contract.keys.object_name`."""
+        """The URI of the object that a task's result becomes; see :func:`pipeq.contract.keys.object_name`.
+
+        Raises:
+            PipeqError: ``invalid_message``: that is no id of a task.
+        """
+        if not is_readable_id(task_id):
+            raise PipeqError(ErrorCode.INVALID_MESSAGE, f"the task id {shown.value(task_id)} is not {TASK_ID_WORDS}")
         return f"{self.uri}{object_name(task_id)}.json" if self.uri.endswith("/") else self.uri
 
 
@@ -176,6 +182,8 @@ class TaskMessage(BaseModel):
             super().__init__(**fields)
         except ValidationError as error:
             raise PipeqError(ErrorCode.INVALID_MESSAGE, describe(error)) from error
+        except TypeError as error:  # names of fields of the output that are no text
+            raise PipeqError(ErrorCode.INVALID_MESSAGE, f"output: {error}") from error
 
     @classmethod
     def parse(cls, fields: Any) -> Self:

@@ -142,6 +142,11 @@ def options(url: str) -> dict[str, Any]:
 
 def _server(url: str, parts: SplitResult) -> dict[str, Any]:
     found: dict[str, Any] = {"host": unquote(parts.hostname or "localhost")}
+    try:
+        # Where a name is looked up, a part of it that is empty or over 63 characters is no error of the network.
+        found["host"].encode("idna")
+    except UnicodeError:
+        raise ValueError(f"{shown.uri(url)}: what stands before the port is no name of a host") from None
     if path := unquote(parts.path).strip("/"):
         if not path.isdecimal() or len(path) > 9:
             raise ValueError(f"{shown.uri(url)}: what follows the slash is the database's number")

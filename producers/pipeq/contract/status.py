@@ -10,7 +10,7 @@ import time
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from pipeq.contract import keys as queues
 from pipeq.contract import shown
@@ -134,6 +134,14 @@ class TaskStatus(BaseModel):
             super().__init__(**fields)
         except ValidationError as error:
             raise PipeqError(ErrorCode.INVALID_RECORD, f"the status is not valid: {describe(error)}") from error
+
+    @field_validator("state", mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        # Of anything else an enumeration would show the repr, which some values do not have.
+        if not isinstance(value, str):
+            raise ValueError("it is no text")  # noqa: TRY004 (pydantic takes no TypeError)
+        return value
 
     @property
     def is_final(self) -> bool:

@@ -1,0 +1,155 @@
+"""Every public name of pipeq, and each of its parameters, with nonsense: what is raised is a PipeqError, or nothing.
+
+Which argument an error names, and that nothing is written, is for test_arguments.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import time
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any
+
+import pipeq
+import pytest
+import redis
+from pipeq import Client, Output, PipeqError, RedisUnavailableError, RedisUrlError, Ref, State, TaskStatus
+from pipeq.contract import keys as names
+from pydantic import BaseModel
+
+from tests.integration.test_arguments import ODD
+
+PIPELINE = "text-classification"
+
+
+class Raises:
+    """What goes wrong in the caller's own code."""
+
+    def __iter__(self) -> Iterator[Any]:
+        raise OSError("the disk is gone")
+
+
+#: Texts that may pass for a URI, an id, a path or a record; beside those of ODD.
+TEXTS = """
+    gs://bucket/key az://c/b hf://owner/name ftp://h/x http://h/x HTTPS://h/x data:text/plain,x s3:// s3:/// s3://b s3://b/
+    s3:b s3://b/../k file:// file:/// file://host/x file:///nul%00 https:// https://[ https://h:99999999/ ://x // / .. ~
+    redis:// redis://[ redis://h:x redis://h/x redis://h?x=y redis://a..b/0 rediss://h?ssl_cert_reqs=x unix:///nowhere
+    unix:// redis://h,g/0 redis://:p@ss@h sentinel://h a.wav {} [] null 1e999 NaN
+""".split()
+NONSENSE: dict[str, Any] = ODD | {text: text for text in TEXTS}
+NONSENSE |= {
+    "{" * 9: "{" * 9,
+    "brackets": b"[" * 50_000,
+    "null byte": "a\0b",
+    "host of one long label": f"redis://{'a' * 300}/0",
+    "a reference": Ref("s3://b/k"),
+    "a status": TaskStatus(id="x", state=State.UNKNOWN),
+    "an error": ValueError("x"),
+    "raises": Raises(),
+}
+
+#: Arguments that are fine, of what is called with one of them replaced by nonsense.
+GOOD: dict[str, dict[str, Any]] = {
+    "Client": {"redis_url": None, "allow": None, "max_message_bytes": 1000},
+    "Client.submit": {"pipeline": PIPELINE, "inputs": "x"},
+    "Client.submit_many": {"pipeline": PIPELINE, "inputs": ["x"]},
+    "Client.cancel": {"task_id": "other"},
+    "Client.status": {"task_id": "ended"},
+    "Client.status_many": {"task_ids": ["ended"]},
+    "Client.wait": {"task_id": "ended", "timeout_s": 0},
+    "Client.as_completed": {"task_ids": ["ended"], "timeout_s": 0},
+    "Client.result": {"task": "ended", "timeout_s": 0},
+    "Client.read": {"part": {"base64": "eA=="}},
+    "Ref": {"uri": "s3://b/k"},
+    "Ref.from_bytes": {"data": b"x"},
+    "Ref.from_path": {"path": "x"},
+    "Ref.of": {"source": "x"},
+    "Ref.is_ref": {"value": {}},
+    "Output": {"uri": "s3://b/k/"},
+    "Output.object_uri": {"task_id": "x"},
+    "TaskMessage": {"pipeline": PIPELINE, "inputs": "x"},
+    "TaskMessage.parse": {"fields": {"pipeline": PIPELINE, "inputs": "x"}},
+    "TaskStatus": {"id": "x", "state": "succeeded"},
+}
+
+
+#: Called by pipeq itself, with what stands in Redis; see test_hostile_redis.py.
+INSIDE = (vars(TaskStatus)["read"], vars(TaskStatus)["from_record"])
+
+
+def parameters(call: Any) -> set[str]:
+    """Of a class of pydantic's its fields, of any other callable its parameters."""
+    if isinstance(call, type) and issubclass(call, BaseModel):
+        return set(call.model_fields)
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name for name, one in inspect.signature(call).parameters.items() if one.kind not in kinds} - {"self", "cls"}
+
+
+def public() -> dict[str, set[str]]:
+    """Every public name, and each method of a public class that is ours -> its parameters."""
+    found = {}
+    for name in pipeq.__all__:
+        value = getattr(pipeq, name)
+        # What is no member of an enumeration is refused by Python itself; exceptions and warnings are made by us.
+        if issubclass(value, Enum | Exception):
+            continue
+        found[name] = parameters(value)
+        for method, raw in vars(value).items():
+            is_ours = isinstance(raw, classmethod) or (inspect.isfunction(raw) and raw.__module__.startswith("pipeq"))
+            if is_ours and not method.startswith("_") and raw not in INSIDE:
+                found[f"{name}.{method}"] = parameters(getattr(value, method))
+    return {name: params for name, params in found.items() if params}
+
+
+CASES = [(name, parameter) for name, params in sorted(public().items()) for parameter in sorted(params)]
+
+
+@pytest.fixture
+def client(valkey_url: str) -> Iterator[Client]:
+    with redis.Redis.from_url(valkey_url) as db:
+        db.flushdb()
+        db.hset(names.PIPELINES, PIPELINE, "{}")
+        db.zadd(names.workers_key(PIPELINE), {"w1": time.time() + 3600})
+        db.set(names.record_key("ended"), json.dumps({"status": "SUCCESS", "result": 1, "pipeq": {}}))
+    with Client(valkey_url) as client:
+        yield client
+
+
+@pytest.mark.parametrize(("name", "parameter"), CASES, ids=["-".join(case) for case in CASES])
+def test_nothing_but_our_own_errors_comes_out(client: Client, name: str, parameter: str) -> None:
+    owner, _, method = name.partition(".")
+    call: Callable[..., Any] = getattr(pipeq, owner)
+    if method:
+        on = {"Client": client, "Output": Output(uri="s3://b/k/")}.get(owner, call)
+        call = getattr(on, method)
+    wrong = []
+    for kind, value in NONSENSE.items():
+        try:
+            found = call(**{**GOOD[name], parameter: value})
+            if inspect.isgenerator(found):
+                list(found)
+        except PipeqError as error:
+            if not error.message.isprintable():
+                wrong.append(f"{kind}: {error.message!r}")
+        except Exception as error:
+            wrong.append(f"{kind}: {type(error).__name__}: {str(error)[:200]}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_public_name_is_walked() -> None:
+    assert public().keys() == GOOD.keys()
+
+
+@pytest.mark.parametrize("kind", [kind for kind, value in NONSENSE.items() if isinstance(value, str)])
+def test_a_client_of_any_url_says_what_is_wrong(kind: str) -> None:
+    """Of a URL that is one, too, there may be no server."""
+    try:
+        client = Client(NONSENSE[kind])
+    except RedisUrlError:
+        return
+    for call in (client.ping, client.pipelines, client.queues, lambda: client.status("x"), client.close):
+        with contextlib.suppress(RedisUnavailableError):
+            call()
