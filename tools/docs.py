@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeq.contract import schemes
 from pipeq.contract.message import Ref
 from pipeq_worker.models.params import refused
 from pipeq_worker.models.params.accepted import ceilings
@@ -67,7 +68,7 @@ def _input_schema(row: TaskType) -> dict[str, Any]:
 
 def _media_schema(media: Media) -> dict[str, Any]:
     ref, text = {"$ref": "#/$defs/ref"}, {"type": "string"}
-    uri = {"type": "string", "pattern": "^(s3|file|https)://"}
+    uri = {"type": "string", "pattern": f"^({'|'.join(schemes.SCHEMES)})://"}
     turn = {
         "type": "object",
         "required": ["role", "content"],

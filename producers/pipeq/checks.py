@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from pipeq.contract import keys as queues
-from pipeq.contract import shown
+from pipeq.contract import schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, SettingsError
 from pipeq.contract.message import plain
 
@@ -92,8 +92,10 @@ def output(value: Any, *, many: bool) -> str | None:
     """Where results go; a prefix for several."""
     if value is None:
         return None
-    place = value.removeprefix("s3://").removeprefix("file:///") if isinstance(value, str) else ""
-    if not isinstance(value, str) or place == value or not place.partition("/")[0]:
+    scheme, _, place = value.partition("://") if isinstance(value, str) else ("", "", "")
+    if scheme == "file":
+        place = place[1:] if place.startswith("/") else ""
+    if not isinstance(value, str) or not schemes.is_writable(scheme) or not place.partition("/")[0]:
         _refuse(f"output {shown.value(value)} is no URI like s3://bucket/prefix/ or file:///folder/")
     if many and not value.endswith("/"):
         _refuse(f"output {shown.value(value)} would hold many results: end it in '/'")

@@ -24,7 +24,7 @@ from pipeq.contract.message import Ref
 from pipeq.demo.embedded import S3Server
 from pipeq_worker.settings.read import InputSettings, ResultSettings, S3Settings
 from pipeq_worker.stages.fetch import Fetcher
-from pipeq_worker.stores import store
+from pipeq_worker.stores import writer
 
 from tests.integration.fetching import Budget, Dns, WebServer, answer, failure, serve, use_s3
 from tests.proxy import Proxy
@@ -254,13 +254,13 @@ def test_a_store_that_drips(s3_env: S3Server) -> None:
 
 def test_a_store_that_drips_while_a_result_is_written(s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A PUT waits for an interim answer first; one that never ends may drip, too."""
-    monkeypatch.setattr(store, "_WRITE_S", MAX_FETCH_S)
+    monkeypatch.setattr(writer, "_WRITE_S", MAX_FETCH_S)
 
     def put(place: str) -> None:
         with raw(None, dripping(*PLACES[place])) as server:
             began = time.monotonic()
             settings = S3Settings(endpoint_url=f"http://127.0.0.1:{server.port}", region="us-east-1")
-            results = store.Store(ResultSettings(allow=("s3://inputs/",)), settings)
+            results = writer.Writer(ResultSettings(allow=("s3://inputs/",)), settings)
             with pytest.raises(PipeqError) as caught:
                 results.put("s3://inputs/a", b"result", "text/plain")
             assert time.monotonic() - began < MAX_FETCH_S + GRACE_S

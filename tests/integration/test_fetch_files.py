@@ -13,7 +13,7 @@ from pipeq.contract.errors import ErrorCode
 from pipeq.contract.message import Ref
 from pipeq_worker.settings.read import InputSettings, S3Settings
 from pipeq_worker.stages.fetch import Fetcher
-from pipeq_worker.stores.files import open_below
+from pipeq_worker.stores.disk import open_below
 
 from tests.integration.fetching import Budget, failure
 

@@ -14,8 +14,8 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.demo import embedded
 from pipeq.demo.embedded import S3Server
 from pipeq_worker.settings.read import ResultSettings, S3Settings
-from pipeq_worker.stores import files
-from pipeq_worker.stores.store import Store
+from pipeq_worker.stores import disk
+from pipeq_worker.stores.writer import Writer
 
 from tests.integration.fetching import use_s3
 
@@ -36,14 +36,14 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(s3_env: S3Server, root: Path) -> Iterator[Store]:
+def store(s3_env: S3Server, root: Path) -> Iterator[Writer]:
     allow = ("s3://results/tenant/", f"file://{root}/")
-    built = Store(ResultSettings(store="s3://results/own/", allow=allow), S3Settings())
+    built = Writer(ResultSettings(store="s3://results/own/", allow=allow), S3Settings())
     yield built
     built.close()
 
 
-def failure(store: Store, uri: str) -> PipeqError:
+def failure(store: Writer, uri: str) -> PipeqError:
     with pytest.raises(PipeqError) as error:
         store.put(uri, b"{}", JSON)
     return error.value
@@ -52,7 +52,7 @@ def failure(store: Store, uri: str) -> PipeqError:
 # --- what producers may ask for
 
 
-def test_output_below_an_allowed_prefix(store: Store, root: Path) -> None:
+def test_output_below_an_allowed_prefix(store: Writer, root: Path) -> None:
     for uri in ("s3://results/tenant/a.json", "s3://results/tenant/", f"file://{root}/a/b.json"):
         store.check_allowed(uri)
 
@@ -67,28 +67,28 @@ def test_output_below_an_allowed_prefix(store: Store, root: Path) -> None:
         ("file:///etc/cron.d/job", "file:///etc/cron.d/"),
     ],
 )
-def test_output_elsewhere_is_forbidden(store: Store, uri: str, line: str) -> None:
+def test_output_elsewhere_is_forbidden(store: Writer, uri: str, line: str) -> None:
     with pytest.raises(PipeqError) as error:
         store.check_allowed(uri)
     assert (error.value.code, error.value.retryable) == (ErrorCode.INPUT_FORBIDDEN, False)
     assert error.value.message == f'this worker\'s settings do not allow {uri}: add "{line}" to [results] allow'
 
 
-def test_output_to_another_scheme_is_forbidden(store: Store) -> None:
+def test_output_to_another_scheme_is_forbidden(store: Writer) -> None:
     with pytest.raises(PipeqError, match="output goes to s3:// or file://"):
         store.check_allowed("https://example.org/a.json?X-Amz-Signature=secret")
 
 
 def test_nothing_is_allowed_by_default() -> None:
     with pytest.raises(PipeqError):
-        Store(ResultSettings(), S3Settings()).check_allowed("s3://results/a.json")
+        Writer(ResultSettings(), S3Settings()).check_allowed("s3://results/a.json")
 
 
 # --- S3
 
 
 @pytest.mark.parametrize("uri", ["s3://results/tenant/a b/ü?#%20.json", "s3://results/own/a.json"])
-def test_an_object(store: Store, s3_env: S3Server, uri: str) -> None:
+def test_an_object(store: Writer, s3_env: S3Server, uri: str) -> None:
     for data in (b'{"first": 1}', b"{}"):
         store.put(uri, data, JSON)
         client = s3_env.client()
@@ -97,7 +97,7 @@ def test_an_object(store: Store, s3_env: S3Server, uri: str) -> None:
         client.close()
 
 
-def test_threads_share_one_store(store: Store, s3_env: S3Server) -> None:
+def test_threads_share_one_store(store: Writer, s3_env: S3Server) -> None:
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda n: store.put(f"s3://results/own/threads/{n}", b"x" * n, JSON), range(64)))
     client = s3_env.client()
@@ -137,7 +137,7 @@ def test_answers_of_a_store(s3_env: S3Server, status: int, s3_code: str, retryab
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         endpoint = S3Settings(endpoint_url=f"http://127.0.0.1:{server.server_port}")
-        store = Store(ResultSettings(store="s3://nowhere/"), endpoint)
+        store = Writer(ResultSettings(store="s3://nowhere/"), endpoint)
         error = failure(store, "s3://nowhere/a.json")
         store.close()
         server.shutdown()
@@ -147,7 +147,7 @@ def test_answers_of_a_store(s3_env: S3Server, status: int, s3_code: str, retryab
     assert s3_code in error.message
 
 
-def test_wrong_credentials(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_credentials(store: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     error = failure(store, "s3://results/own/a.json")
     assert (error.code, error.retryable) == (ErrorCode.OUTPUT_FAILED, False)
@@ -156,21 +156,21 @@ def test_wrong_credentials(store: Store, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_an_endpoint_where_nobody_listens(s3_env: S3Server) -> None:
     [port] = embedded.free_ports(1)
-    store = Store(ResultSettings(store="s3://results/"), S3Settings(endpoint_url=f"http://127.0.0.1:{port}"))
+    store = Writer(ResultSettings(store="s3://results/"), S3Settings(endpoint_url=f"http://127.0.0.1:{port}"))
     error = failure(store, "s3://results/a.json")
     assert (error.code, error.retryable) == (ErrorCode.OUTPUT_FAILED, True)
     store.close()
 
 
 @pytest.mark.parametrize("uri", ["s3://other/a.json", "s3://results/a.json", "file:///tmp/a.json"])
-def test_nothing_is_written_elsewhere(store: Store, s3_env: S3Server, uri: str) -> None:
+def test_nothing_is_written_elsewhere(store: Writer, s3_env: S3Server, uri: str) -> None:
     assert failure(store, uri).code == ErrorCode.INPUT_FORBIDDEN
 
 
 # --- files
 
 
-def test_a_file(store: Store, root: Path) -> None:
+def test_a_file(store: Writer, root: Path) -> None:
     for data in (b'{"first": 1}', b"{}"):
         store.put(f"file://{root}/new/folder/a%20b.json", data, JSON)
         assert (root / "new/folder/a b.json").read_bytes() == data
@@ -178,14 +178,14 @@ def test_a_file(store: Store, root: Path) -> None:
 
 
 def test_the_store_may_be_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
-    store = Store(ResultSettings(store=f"file://{tmp_path}/not/yet/"), S3Settings())
+    store = Writer(ResultSettings(store=f"file://{tmp_path}/not/yet/"), S3Settings())
     store.put(f"file://{tmp_path}/not/yet/a.json", b"{}", JSON)
     assert (tmp_path / "not/yet/a.json").read_bytes() == b"{}"
     with pytest.raises(PipeqError):
         store.check_allowed(f"file://{tmp_path}/not/yet/a.json")
 
 
-def test_readers_never_see_half_a_file(store: Store, root: Path) -> None:
+def test_readers_never_see_half_a_file(store: Writer, root: Path) -> None:
     uri, path = f"file://{root}/a", root / "a"
     stop, seen = threading.Event(), set()
     store.put(uri, b"0" * 1_000_000, JSON)
@@ -204,12 +204,12 @@ def test_readers_never_see_half_a_file(store: Store, root: Path) -> None:
     assert seen == {(1_000_000, 1)}
 
 
-def test_a_write_that_fails_leaves_nothing(store: Store, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_nothing(store: Writer, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     (root / "a").write_bytes(b"before")
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(disk.os, "fsync", full)
     error = failure(store, f"file://{root}/a")
     assert (error.code, error.retryable) == (ErrorCode.OUTPUT_FAILED, True)
     assert "No space left on device" in error.message
@@ -217,7 +217,7 @@ def test_a_write_that_fails_leaves_nothing(store: Store, root: Path, monkeypatch
     assert os.listdir(root) == ["a"]
 
 
-def test_links_do_not_lead_out_of_the_root(store: Store, root: Path) -> None:
+def test_links_do_not_lead_out_of_the_root(store: Writer, root: Path) -> None:
     outside = root.parent / "outside"
     outside.mkdir()
     (outside / "file").write_bytes(b"before")
@@ -237,15 +237,15 @@ def test_a_link_that_appears_after_the_check_is_not_followed(root: Path) -> None
     (outside / "file").write_bytes(b"before")
     (root / "link").symlink_to(outside)
     with pytest.raises(OSError, match=r"Too many levels|Not a directory"):
-        files.write_below(str(root), "link/new", b"{}")
+        disk.write_below(str(root), "link/new", b"{}")
     # A rename takes the place of a link, and leaves alone what it leads to.
     (root / "file").symlink_to(outside / "file")
-    files.write_below(str(root), "file", b"{}")
+    disk.write_below(str(root), "file", b"{}")
     assert (outside / "file").read_bytes() == b"before"
     assert os.listdir(outside) == ["file"]
 
 
-def test_what_cannot_be_written(store: Store, root: Path) -> None:
+def test_what_cannot_be_written(store: Writer, root: Path) -> None:
     (root / "file").touch()
     (root / "folder").mkdir()
     for path in ("file/a", "folder", "folder/", "", "a" * 300):

@@ -12,13 +12,12 @@ from typing import Any
 
 import click
 
-from pipeq.contract import shown
-from pipeq.contract.message import SCHEMES, Ref
+from pipeq.contract import schemes, shown
+from pipeq.contract.message import Ref
 
 #: Of files that are inputs and no media.
 _SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".npy", ".pdf", ".flac", ".opus", ".webp", ".mkv")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://(?=\S*$)", re.IGNORECASE)
-_URI_PREFIXES = tuple(f"{scheme}://" for scheme in SCHEMES)
 
 
 def read_inputs(arguments: Sequence[str], text: bool) -> Iterator[Any]:
@@ -48,7 +47,7 @@ def _stdin_lines() -> Iterator[str]:
 
 def _parse_input(text: str) -> Any:
     """A URI, an existing file, a JSON object or array, or text: the first that fits."""
-    if text.startswith(_URI_PREFIXES):
+    if schemes.is_known(schemes.of(text)):
         return Ref(text)
     if text.lstrip()[:1] in ("{", "["):
         try:
@@ -61,7 +60,8 @@ def _parse_input(text: str) -> Any:
         raise click.UsageError(f"{text!r} is a folder: name the files in it, or pass --text if it is text")
     if match := _SCHEME.match(text):
         raise click.UsageError(
-            f"{shown.uri(text)}: {match[0]} is not read, only {', '.join(_URI_PREFIXES)}; pass --text if it is text"
+            f"{shown.uri(text)}: {match[0]} is not read, only {', '.join(f'{one}://' for one in schemes.known())}; "
+            "pass --text if it is text"
         )
     if _is_a_files_name(text):
         raise click.UsageError(f"there is no file {shown.line(text)!r} here; pass --text if it is text")

@@ -15,13 +15,10 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
-from pipeq.contract import shown
+from pipeq.contract import schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.keys import TASK_ID_WORDS, is_readable_id, object_name
 from pipeq.contract.reading import MAX_DEPTH, MAX_DIGITS
-
-#: Schemes a reference may use.
-SCHEMES = ("s3", "file", "https")
 
 
 class Ref(BaseModel):
@@ -68,8 +65,9 @@ class Ref(BaseModel):
     @field_validator("uri")
     @classmethod
     def _known_scheme(cls, uri: str | None) -> str | None:
-        if uri is not None and uri.partition("://")[0] not in SCHEMES:
-            raise ValueError(f"{shown.uri(uri)!r} is not an s3://, file:// or https:// URI{_hint(uri)}")
+        if uri is not None and not schemes.is_known(schemes.of(uri)):
+            known = schemes.listed(schemes.known())
+            raise ValueError(f"{shown.uri(uri)!r} is not an {known} URI{_hint(uri)}")
         return uri
 
     @field_validator("base64")
@@ -114,7 +112,7 @@ def _hint(uri: str) -> str:
     scheme, is_uri, _ = uri.partition("://")
     if not is_uri:
         return ": for a file that the workers can open under the same path write Ref.from_path(...)"
-    if scheme.lower() in SCHEMES:
+    if schemes.is_known(scheme.lower()):
         return f": write the scheme in small letters, {scheme.lower()}://"
     if scheme.lower() == "http":
         return ": what travels unencrypted is not read; write https://, or Ref.from_bytes(...) for small inputs"
@@ -143,8 +141,8 @@ class Output(BaseModel):
     @field_validator("uri")
     @classmethod
     def _known_scheme(cls, uri: str) -> str:
-        if uri.partition("://")[0] not in ("s3", "file"):
-            raise ValueError(f"{shown.uri(uri)!r} is not an s3:// or file:// URI")
+        if not schemes.is_writable(schemes.of(uri)):
+            raise ValueError(f"{shown.uri(uri)!r} is not an {schemes.listed(schemes.writable())} URI")
         return uri
 
     def object_uri(self, task_id: str) -> str:

@@ -11,6 +11,8 @@ import time
 from functools import lru_cache
 from urllib.parse import unquote
 
+from pipeq.contract.schemes import SCHEMES
+
 #: Most characters that are shown of one URI, or of one foreign text.
 MOST = 300
 
@@ -30,6 +32,8 @@ _SOCKET = re.compile(
     re.DOTALL,
 )
 _SECRET_VARIABLE = re.compile("PASSW|PWD$|SECRET|TOKEN|_KEY$|CREDENTIAL|AUTH$", re.IGNORECASE)
+#: Schemes without a query.
+_STORED = frozenset(name for name, scheme in SCHEMES.items() if scheme.stored)
 #: A shorter value may be a word of any sentence.
 _LEAST_SECRET = 8
 _SECRET_NAME = re.compile("pass|pwd|cred|secret|token|key|auth|sig", re.IGNORECASE)
@@ -37,7 +41,7 @@ _HARMLESS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?|true|false|yes|no|none|requ
 
 
 def uri(text: str) -> str:
-    """A URI without what only its owner may know: user, password, query and fragment (s3:// and file:// have no query).
+    """A URI without what only its owner may know: user, password, query and fragment, where its scheme has them.
 
     A Redis URL keeps its user and the harmless part of its query. What is no URI is shown up to its question mark, and
     from its last ``@`` on.
@@ -58,7 +62,7 @@ def uri(text: str) -> str:
     if "redis" in scheme or scheme in ("unix", "sentinel", "valkey", "valkeys"):
         # The slashes beyond two are the path of a socket.
         return _printable(f"{scheme}:{slashes[:2]}" + _redis(scheme, slashes[2:] + rest), MOST)
-    if scheme in ("s3", "file"):
+    if scheme in _STORED:
         return _printable(begin + (rest if len(slashes) > 2 else _stored(rest)), MOST)
     return _printable(begin + _usual(rest), MOST)
 

@@ -129,7 +129,7 @@ class TaskPool(BasePool):
                 ErrorCode.INVALID_MESSAGE, f"a message for pipeline {message.pipeline!r} lay on the queue {queue!r}"
             )
         if message.output is not None:
-            self._runtime.store.check_allowed(message.output.uri)
+            self._runtime.writer.check_allowed(message.output.uri)
         return message
 
     def _delivered(self, deliveries: list[Delivery]) -> None:

@@ -40,7 +40,7 @@ from pipeq_worker.observe.observer import Ended, Observer
 from pipeq_worker.observe.outage import outage
 from pipeq_worker.settings.read import ResultSettings, Settings
 from pipeq_worker.stores.signed import Signatures, objects_of, sign_objects
-from pipeq_worker.stores.store import Store
+from pipeq_worker.stores.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Deliverer:
         self,
         app: Celery,
         settings: Settings,
-        store: Store,
+        writer: Writer,
         retries: Retries,
         client: redis.Redis,
         signatures: Signatures,
@@ -86,7 +86,7 @@ class Deliverer:
     ) -> None:
         self._app = app
         self._settings = settings
-        self._store = store
+        self._writer = writer
         self._retries = retries
         self._redis = client
         self._signatures = signatures
@@ -271,7 +271,7 @@ class Deliverer:
             return
         try:
             with delivery.timed("deliver"):
-                self._store.put(uri, upload.data, upload.media_type)
+                self._writer.put(uri, upload.data, upload.media_type)
             if upload.is_result():
                 delivery.result = {"uri": uri}
                 delivery.result_uri = uri

@@ -29,7 +29,7 @@ from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.engine import Engine
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stores.signed import Signatures
-from pipeq_worker.stores.store import Store
+from pipeq_worker.stores.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Runtime:
     lost: list[Delivery] | None = None
     engine: Engine[Delivery] = field(init=False)
     deliverer: Deliverer = field(init=False)
-    store: Store = field(init=False)
+    writer: Writer = field(init=False)
     _heartbeat: Heartbeat = field(init=False)
     _fetcher: Fetcher = field(init=False)
     _marks: Marks = field(init=False)
@@ -79,9 +79,9 @@ class Runtime:
         self._marks = Marks(client, self.hostname)
         beginning = Beginning(self._marks)
         signatures = Signatures(client, settings.results)
-        self.store = Store(settings.results, settings.s3)
+        self.writer = Writer(settings.results, settings.s3)
         self._fetcher = Fetcher(settings.inputs, settings.s3, settings.fetch_threads * len(self.pipelines), signatures)
-        self.deliverer = Deliverer(app, settings, self.store, retries, client, signatures, self.observer)
+        self.deliverer = Deliverer(app, settings, self.writer, retries, client, signatures, self.observer)
         outage.tell(self.observer)
 
         def deliver(deliveries: list[Delivery]) -> None:
@@ -133,6 +133,6 @@ class Runtime:
             logger.warning("cannot take back %d marks: %s", len(left), error, extra={"action": "drain"})
         self._heartbeat.close()
         self.deliverer.close()
-        self.store.close()
+        self.writer.close()
         self._fetcher.close()
         return left

@@ -1,4 +1,4 @@
-"""Models that are an archive on S3: fetches and unpacks one once, and keeps it in a cache. Used by models."""
+"""Models that are an archive in a store such as S3: fetches and unpacks one once, and caches it. Used by models."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from pipeq.contract import shown
+from pipeq.contract import schemes, shown
 from pipeq.contract.errors import PipeqError, SettingsError
 
 from pipeq_worker.models.unpack import ArchiveError, unpack
 from pipeq_worker.settings.read import ArchiveSettings, S3Settings
-from pipeq_worker.stores.s3 import S3, S3Error
+from pipeq_worker.stores import registry
+from pipeq_worker.stores.base import Access, Prefixes, Source, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -27,26 +28,33 @@ def unpacked(model: str, s3: S3Settings) -> str:
     """Returns the folder of a model; returns a name on the Hub or a local folder unchanged.
 
     Args:
-        model: ``s3://bucket/key.tar.gz`` (or another archive), a name or a folder.
+        model: ``s3://bucket/key.tar.gz`` (or another archive, or another store), a name or a folder.
         s3: how to reach S3.
 
     Raises:
         PipeqError: ``invalid_settings``.
     """
-    if not model.startswith("s3://"):
+    kind = registry.find(schemes.of(model))
+    if kind is None or not kind.has_versions:
         return model
     if not model.endswith(_ENDINGS):
         raise _problem(model, f"is no archive: its name must end in one of {', '.join(_ENDINGS)}")
-    bucket, _, key = model.removeprefix("s3://").partition("/")
-    store = S3(s3, _TIMEOUT_S, 1)
     try:
-        version = store.version(bucket, key)
-        # Each version of the object has a folder of its own.
+        place = kind.check(model, Prefixes((kind.prefix(model),), "model"))
+    except ValueError as error:
+        raise _problem(model, str(error)) from error
+    except StoreError as error:
+        raise SettingsError(error.sentence) from error
+    store, name = kind(Access(_TIMEOUT_S, 1, s3=s3)), f"the model {shown.uri(model)} cannot be read"
+    try:
+        version = store.version(place, name)
+        # Another version of the object is another folder.
         folder = cache_folder() / hashlib.sha256(f"{model}\n{version}".encode()).hexdigest()[:32]
         if not folder.is_dir():
-            _fetch(store, bucket, key, model, folder, s3.archives)
-    except S3Error as error:
-        raise _problem(model, f"cannot be read: the store {error.reason}") from error
+            with store.open(place, name) as source:
+                _fetch(source, model, folder, s3.archives)
+    except StoreError as error:
+        raise SettingsError(error.sentence) from error
     except ArchiveError as error:
         raise _problem(model, f"cannot be unpacked: {error}") from error
     except OSError as error:
@@ -63,7 +71,7 @@ def cache_folder() -> Path:
     return base / "models"
 
 
-def _fetch(store: S3, bucket: str, key: str, model: str, folder: Path, limits: ArchiveSettings) -> None:
+def _fetch(source: Source, model: str, folder: Path, limits: ArchiveSettings) -> None:
     logger.info("fetching %s", shown.uri(model), extra={"action": "fetch_model"})
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Unpacked next to its final place, so that the last step is a rename: a killed process leaves no incomplete folder.
@@ -71,8 +79,8 @@ def _fetch(store: S3, bucket: str, key: str, model: str, folder: Path, limits: A
     try:
         archive = work / ("archive" + next(ending for ending in _ENDINGS if model.endswith(ending)))
         size = 0
-        with store.open(bucket, key) as (_, read), archive.open("wb") as file:
-            while chunk := read(_CHUNK):
+        with archive.open("wb") as file:
+            while chunk := source.read(_CHUNK):
                 size += len(chunk)
                 if size > limits.max_bytes:
                     raise ArchiveError(f"it has more than {limits.max_bytes} bytes ([s3.archives] max_bytes)")

@@ -24,7 +24,7 @@ from typing import IO, Any, cast
 from pipeq.contract import shown
 
 from pipeq_worker.settings.read import ArchiveSettings
-from pipeq_worker.stores.files import create_below, make_below
+from pipeq_worker.stores.disk import create_below, make_below
 
 _CHUNK = 2**20
 #: Bytes that any archive may unpack to, whatever its own size, because configurations compress well.

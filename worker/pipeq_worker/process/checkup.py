@@ -5,7 +5,6 @@ It checks the parameters of each pipeline, the prefixes of inputs, and the store
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,11 +16,12 @@ from pipeq.contract.errors import PipeqError, SettingsError
 from pipeq_worker.models import loading
 from pipeq_worker.models.task_types import find, is_task_type
 from pipeq_worker.settings.read import PipelineSettings, Settings
-from pipeq_worker.stores.allow import AllowList, file_path, split_s3
-from pipeq_worker.stores.s3 import S3, S3Error
-from pipeq_worker.stores.store import Store
+from pipeq_worker.stores.allow import AllowList
+from pipeq_worker.stores.base import Access, StoreError
+from pipeq_worker.stores.registry import Stores
+from pipeq_worker.stores.writer import Writer
 
-#: How long S3 may take to answer, in seconds.
+#: How long one connect or read of a store may take, in seconds.
 _TIMEOUT_S = 10.0
 
 
@@ -83,40 +83,30 @@ def _inputs(settings: Settings) -> Iterator[str]:
         AllowList(settings.inputs.allow, key)
     except PipeqError as error:
         yield error.message
-    s3 = S3(settings.s3, _TIMEOUT_S, 1)
+        return
+    stores = Stores(Access(_TIMEOUT_S, 1, settings.inputs, settings.s3))
     for prefix in settings.inputs.allow:
-        if prefix.startswith("file://"):
-            path = file_path(prefix)
-            if not os.path.exists(path):
-                yield f"{key}: {shown.uri(prefix)}: there is no such file or folder"
-            elif not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
-                yield f"{key}: {shown.uri(prefix)} cannot be read by this user"
-        elif prefix.startswith("s3://"):
-            bucket, start = split_s3(prefix)
-            try:
-                s3.look(bucket, start)
-            except S3Error as error:
-                yield f"{key}: {shown.uri(prefix)}: the store {error.reason}"
-    s3.close()
+        store = stores.of(prefix)
+        try:
+            store.look(store.prefix(prefix), shown.uri(prefix))
+        except StoreError as error:
+            yield f"{key}: {error.sentence}"
+    stores.close()
 
 
 def _stores(settings: Settings) -> Iterator[str]:
     places: dict[str, str] = dict.fromkeys(settings.results.allow, "results.allow")
     if settings.results.store:
         places[settings.results.store] = "results.store"
-    store, s3 = Store(settings.results, settings.s3), S3(settings.s3, _TIMEOUT_S, 1)
+    writer = Writer(settings.results, settings.s3)
     for place, key in places.items():
         uri = f"{place.rstrip('/')}/.pipeq-check-{secrets.token_hex(4)}"
         try:
-            store.put(uri, b"", "application/octet-stream")
+            writer.put(uri, b"", "application/octet-stream")
         except PipeqError as error:
             yield f"{key}: {error.message}"
         else:
             # We may lack the right to delete. The object that stays behind is empty, and its name says what it is.
-            with suppress(S3Error, OSError):
-                if uri.startswith("file://"):
-                    os.unlink(file_path(uri))
-                else:
-                    s3.remove(*split_s3(uri))
-    store.close()
-    s3.close()
+            with suppress(PipeqError):
+                writer.remove(uri)
+    writer.close()

@@ -32,7 +32,8 @@ from redis.exceptions import (
 from pipeq_worker.models.task_types import ALIASES, TASK_TYPES, is_task_type
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.fetch import Fetcher
-from pipeq_worker.stores.store import Store
+from pipeq_worker.stores import registry
+from pipeq_worker.stores.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +56,10 @@ def check(settings: Settings) -> None:
     check_names(settings)
     for module in settings.include:
         _check_module(module)
+    registry.check()
     # The constructors check prefixes, networks and certificates.
     Fetcher(settings.inputs, settings.s3).close()
-    Store(settings.results, settings.s3).close()
+    Writer(settings.results, settings.s3).close()
 
 
 def _check_module(name: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pipeq.contract import keys as queues
-from pipeq.contract import shown
+from pipeq.contract import schemes, shown
 from pipeq.contract.errors import SettingsError
 from pipeq.contract.redis_url import options as redis_options
 from pydantic import (
@@ -74,18 +74,24 @@ def parse_list(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
-def _check_prefix(schemes: tuple[str, ...]) -> AfterValidator:
-    def check(uri: str) -> str:
-        scheme, sep, rest = uri.partition("://")
-        if not sep or scheme not in schemes:
-            raise ValueError(f"{shown.uri(uri)!r} does not begin with one of {', '.join(s + '://' for s in schemes)}")
-        if scheme == "file" and not rest.startswith("/"):
-            raise ValueError(f"{shown.uri(uri)!r} is not absolute: write file:///path/")
-        if scheme != "file" and not rest.strip("/"):
-            raise ValueError(f"{shown.uri(uri)!r} names no {'bucket' if scheme == 's3' else 'host'}")
-        return uri
+def _check_input_prefix(uri: str) -> str:
+    return _check_prefix(uri, schemes.known())
 
-    return AfterValidator(check)
+
+def _check_output_prefix(uri: str) -> str:
+    return _check_prefix(uri, schemes.writable())
+
+
+def _check_prefix(uri: str, known: tuple[str, ...]) -> str:
+    scheme, _, rest = uri.partition("://")
+    if schemes.of(uri) not in known:
+        raise ValueError(f"{shown.uri(uri)!r} does not begin with one of {', '.join(f'{one}://' for one in known)}")
+    if scheme == "file" and not rest.startswith("/"):
+        raise ValueError(f"{shown.uri(uri)!r} is not absolute: write file:///path/")
+    if scheme != "file" and not rest.strip("/"):
+        first = schemes.SCHEMES[scheme].first if scheme in schemes.SCHEMES else "place"
+        raise ValueError(f"{shown.uri(uri)!r} names no {first}")
+    return uri
 
 
 def _check_redis_url(url: str) -> str:
@@ -97,8 +103,8 @@ RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
 Bytes = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 #: Runs before pydantic parses the tuple; NoDecode leaves JSON in the environment to :func:`parse_list`, too.
 _Listed = (NoDecode, BeforeValidator(parse_list))
-InputPrefix = Annotated[str, _check_prefix(("s3", "file", "https"))]
-OutputPrefix = Annotated[str, _check_prefix(("s3", "file"))]
+InputPrefix = Annotated[str, AfterValidator(_check_input_prefix)]
+OutputPrefix = Annotated[str, AfterValidator(_check_output_prefix)]
 Texts = Annotated[tuple[str, ...], *_Listed]
 
 

@@ -1,12 +1,10 @@
-"""FETCH: Ref -> bytes (s3, file, https, inline). Before: pool. After: decode."""
+"""FETCH: Ref -> bytes, inline or by the store of its scheme. Before: pool. After: decode."""
 
 from __future__ import annotations
 
 import base64
-import errno
 import hashlib
 import io
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,19 +15,15 @@ from pipeq.contract.reading import UnreadableError, json_value
 
 from pipeq_worker.settings.read import InputSettings, S3Settings
 from pipeq_worker.stores import deadline
-from pipeq_worker.stores.allow import AllowList, display
-from pipeq_worker.stores.files import NotRegularError, open_below
-from pipeq_worker.stores.https import Https
-from pipeq_worker.stores.s3 import S3, Fault, S3Error
+from pipeq_worker.stores.allow import AllowList
+from pipeq_worker.stores.base import Access, Source, StoreError, display
+from pipeq_worker.stores.registry import Stores
 from pipeq_worker.stores.signed import Signatures, looks_like_result, sign_objects
 
 #: Bytes read in one go.
 _CHUNK = 2**20
 #: Largest result that the next task of a chain is handed: as JSON it takes ten times that in memory.
 MOST_RESULT_BYTES = 64 * 2**20
-
-#: How many bytes there are, if that is known, and a function that reads at most so many of them.
-Source = tuple[int | None, Callable[[int], bytes]]
 
 
 def _no_reserve(size: int) -> None:
@@ -47,6 +41,7 @@ class Fetcher:
 
     Raises (from the constructor):
         SettingsError: an entry of ``allow``, ``private_networks`` or ``ca_bundle`` cannot be used.
+        PipeqError: a package is missing that an entry of ``allow`` needs.
     """
 
     def __init__(
@@ -56,9 +51,11 @@ class Fetcher:
         self._max_fetch_s = inputs.max_fetch_s
         self._allow = AllowList(inputs.allow, "[inputs] allow", "--allow")
         self._signatures = signatures
-        # A pool smaller than the number of threads would throw connections away.
-        self._s3 = S3(s3, inputs.timeout_s, threads)
-        self._https = Https(inputs, self._allow, threads)
+        # A pool of connections smaller than the number of threads would throw some away.
+        self._stores = Stores(Access(inputs.timeout_s, threads, inputs, s3))
+        # That of https reads its networks and certificates, which are to be right even while nothing is allowed.
+        for scheme in ("https", *self._allow.schemes):
+            self._stores.get(scheme)
 
     def fetch(self, ref: Ref, reserve: Callable[[int], None] = _no_reserve) -> bytes:
         """The bytes of a reference.
@@ -86,14 +83,13 @@ class Fetcher:
         return data
 
     def warm_up(self) -> None:
-        """Builds the S3 client ahead of the first task, if any S3 input is allowed: it takes half a second."""
-        if self._allow.has_s3:
-            self._s3.warm_up()
+        """Has the stores of what is allowed do ahead of the first task what takes time."""
+        for scheme in self._allow.schemes:
+            self._stores.get(scheme).warm_up()
 
     def close(self) -> None:
         """Closes the connections to the stores."""
-        self._s3.close()
-        self._https.close()
+        self._stores.close()
 
     @contextmanager
     def _open(self, ref: Ref, name: str) -> Iterator[Source]:
@@ -102,19 +98,14 @@ class Fetcher:
             encoded = ref.base64 or ""
             # Decoded only once its size is reserved.
             size = len(encoded) // 4 * 3 - encoded[-2:].count("=")
-            yield size, _Late(lambda: base64.b64decode(encoded)).read
-        elif uri.startswith("s3://"):
-            bucket, key = self._allowed(ref).check_s3(uri)
-            if not key:
-                raise PipeqError(ErrorCode.INPUT_NOT_FOUND, f"{name} names a bucket but no object in it")
-            with self._open_s3(bucket, key, name) as source:
+            yield Source(size, _Late(lambda: base64.b64decode(encoded)).read)
+            return
+        try:
+            place = self._allowed(ref).check(uri)
+            with self._stores.of(uri).open(place, name) as source:
                 yield source
-        elif uri.startswith("file://"):
-            with _open_file(*self._allowed(ref).check_file(uri), name) as source:
-                yield source
-        else:
-            with self._https.open(uri) as source:
-                yield source
+        except StoreError as error:
+            raise error.of_input() from error
 
     def result_ref(self, value: Any) -> Ref | None:
         """The reference to another task's result, where a value is one that a worker of this fleet has signed."""
@@ -153,14 +144,6 @@ class Fetcher:
             return self._allow
         ours = signatures.knows(ref, "result" if ref.sha256 else "object")
         return signatures.allow if ours else self._allow
-
-    @contextmanager
-    def _open_s3(self, bucket: str, key: str, name: str) -> Iterator[Source]:
-        try:
-            with self._s3.open(bucket, key) as source:
-                yield source
-        except S3Error as error:
-            raise _s3_problem(error, name) from error
 
     def _read(self, source: Source, name: str, reserve: Callable[[int], None]) -> bytes:
         size, read = source
@@ -213,47 +196,6 @@ class _Late:
 def ref_name(ref: Ref) -> str:
     """What errors call a reference: its URI without credentials and signature."""
     return "the inline input" if ref.uri is None else display(ref.uri)
-
-
-@contextmanager
-def _open_file(root: str, relative: str, name: str) -> Iterator[Source]:
-    try:
-        descriptor = open_below(root, relative)
-    except OSError as error:
-        raise _file_problem(error, name) from error
-
-    def read(size: int) -> bytes:
-        try:
-            return os.read(descriptor, size)
-        except OSError as error:
-            raise _file_problem(error, name) from error
-
-    try:
-        yield os.fstat(descriptor).st_size, read
-    finally:
-        os.close(descriptor)
-
-
-def _file_problem(error: OSError, name: str) -> PipeqError:
-    if isinstance(error, IsADirectoryError):
-        return PipeqError(ErrorCode.INPUT_NOT_FOUND, f"{name} is a folder, not a file")
-    if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ENAMETOOLONG:
-        return PipeqError(ErrorCode.INPUT_NOT_FOUND, f"{name} does not exist on this worker's disk")
-    if isinstance(error, NotRegularError) or error.errno == errno.ENXIO:
-        return PipeqError(ErrorCode.INPUT_FORBIDDEN, f"{name} is a device, a pipe or a socket, not a file")
-    if error.errno == errno.ELOOP:
-        return PipeqError(ErrorCode.INPUT_FORBIDDEN, f"{name} became a symbolic link while it was opened")
-    if isinstance(error, PermissionError):
-        return PipeqError(ErrorCode.INPUT_FORBIDDEN, f"this worker's user may not read {name}")
-    return PipeqError(ErrorCode.INPUT_UNAVAILABLE, f"{name} cannot be read ({error.strerror})")
-
-
-def _s3_problem(error: S3Error, name: str) -> PipeqError:
-    if error.fault is Fault.MISSING:
-        return PipeqError(ErrorCode.INPUT_NOT_FOUND, f"{name}: the store {error.reason}")
-    if error.fault is Fault.REFUSED:
-        return PipeqError(ErrorCode.INPUT_FORBIDDEN, f"{name}: the store {error.reason}")
-    return PipeqError(ErrorCode.INPUT_UNAVAILABLE, f"{name}: the store {error.reason}", error.fault is Fault.PASSING)
 
 
 def _check_digest(data: bytes, wanted: str, name: str) -> None:

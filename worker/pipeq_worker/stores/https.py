@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
+from typing import NamedTuple
 from urllib.parse import urljoin
 
 import urllib3
 from pipeq.contract import shown
-from pipeq.contract.errors import ErrorCode, PipeqError, SettingsError
+from pipeq.contract.errors import SettingsError
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 
-from pipeq_worker.settings.read import InputSettings
 from pipeq_worker.stores.addresses import Network, is_public
-from pipeq_worker.stores.allow import AllowList, HttpsUrl, display
+from pipeq_worker.stores.base import Access, Fault, Prefixes, Source, Store, StoreError, display, is_below
 from pipeq_worker.stores.deadline import TimedHttpsPool, look_up
+from pipeq_worker.stores.https_url import HttpsUrl
 
 _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -31,20 +32,25 @@ _PASSING = frozenset({408, 425, 429})
 _KEPT_HOSTS = 32
 
 
-class Https:
-    """A client for ``https://`` inputs. Safe for any number of threads; takes no proxy from the environment.
+class HttpsPlace(NamedTuple):
+    """What is to be read, and below what it must lie wherever the server redirects to."""
 
-    Args:
-        inputs: timeouts, private networks and certificate authorities.
-        allow: what may be read.
-        connections: how many are kept open to one host.
+    url: HttpsUrl
+    prefixes: Prefixes
+
+
+class Https(Store):
+    """Reads from web servers; takes no proxy from the environment.
 
     Raises (from the constructor):
         SettingsError: ``private_networks`` or ``ca_bundle`` cannot be used.
     """
 
-    def __init__(self, inputs: InputSettings, allow: AllowList, connections: int) -> None:
-        self._allow = allow
+    scheme = "https"
+
+    def __init__(self, access: Access) -> None:
+        super().__init__(access)
+        inputs = access.inputs
         self._networks = tuple(_network(entry) for entry in inputs.private_networks)
         try:
             context = ssl.create_default_context(cafile=inputs.ca_bundle)
@@ -52,44 +58,58 @@ class Https:
             raise SettingsError(f"inputs.ca_bundle: cannot use {inputs.ca_bundle}: {error}") from error
         self._pools = urllib3.PoolManager(
             num_pools=_KEPT_HOSTS,
-            maxsize=connections,
+            maxsize=access.connections,
             ssl_context=context,
-            timeout=urllib3.Timeout(connect=inputs.timeout_s, read=inputs.timeout_s),
+            timeout=urllib3.Timeout(connect=access.timeout_s, read=access.timeout_s),
             # Retries and redirects are ours: urllib3 would follow them unchecked.
             retries=False,
         )
         self._pools.pool_classes_by_scheme = {"https": TimedHttpsPool}
-        self._timeout_s = inputs.timeout_s
+
+    @classmethod
+    def prefix(cls, entry: str) -> HttpsUrl:
+        try:
+            url = HttpsUrl.parse(entry)
+        except ValueError as error:
+            raise ValueError(f"cannot be used: {error}") from error
+        if url.query or "#" in entry:
+            raise ValueError("has a query or a fragment, which is not compared: drop it")
+        return url
+
+    @classmethod
+    def check(cls, uri: str, prefixes: Prefixes, name: str | None = None) -> HttpsPlace:
+        try:
+            url = HttpsUrl.parse(uri)
+        except ValueError as error:
+            raise StoreError(Fault.REFUSED, f"{name or display(uri)} is not read: {error}") from error
+        for entry in prefixes.entries:
+            if (url.host, url.port) == (entry.host, entry.port) and is_below(url.path, entry.path):
+                return HttpsPlace(url, prefixes)
+        raise prefixes.forbidden(uri, f"https://{url.netloc}/", name)
 
     @contextmanager
-    def open(self, uri: str) -> Iterator[tuple[int | None, Callable[[int], bytes]]]:
-        """What an answer says its size is, in bytes, and a function that reads at most so many of them.
-
-        Redirects are followed to https:// only, and each hop is checked like the first.
-
-        Raises (the function too):
-            PipeqError: ``input_forbidden``, ``input_not_found``, ``input_unavailable`` or ``input_undecodable``.
-        """
-        response, name = self._request(uri)
+    def open(self, place: HttpsPlace, name: str) -> Iterator[Source]:
+        """Redirects are followed to https:// only, and each hop is checked like the first."""
+        response, name = self._request(place, name)
         try:
 
             def read(size: int) -> bytes:
                 with _translated(name):
                     return response.read(size, decode_content=False)
 
-            yield _size(response, name), read
+            yield Source(_size(response, name), read)
         finally:
             # A connection that was read to the end is back in its pool by now; any other cannot be used again.
             response.close()
 
     def close(self) -> None:
-        """Closes the connections."""
         self._pools.clear()
 
-    def _request(self, uri: str) -> tuple[urllib3.BaseHTTPResponse, str]:
-        name = display(uri)
+    def _request(self, place: HttpsPlace, name: str) -> tuple[urllib3.BaseHTTPResponse, str]:
+        url, target = place.url, None
         for _ in range(_MAX_REDIRECTS + 1):
-            url = self._allow.check_https(uri, name)
+            if target is not None:
+                url = self.check(target, place.prefixes, name).url
             response = self._send(url, name)
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or location is None:
@@ -97,12 +117,12 @@ class Https:
                 return response, name
             response.close()
             try:
-                uri = urljoin(str(url), location)
+                target = urljoin(str(url), location)
             except ValueError as error:
                 reason = f"{name} redirects to {display(location)!r}, which is no URL"
-                raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason, False) from error
-            name = f"{display(str(url))} (redirected to {display(uri)})"
-        raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, f"{name} has more than {_MAX_REDIRECTS} redirects", False)
+                raise StoreError(Fault.PERMANENT, reason) from error
+            name = f"{display(str(url))} (redirected to {display(target)})"
+        raise StoreError(Fault.PERMANENT, f"{name} has more than {_MAX_REDIRECTS} redirects")
 
     def _send(self, url: HttpsUrl, name: str) -> urllib3.BaseHTTPResponse:
         *others, last = self._addresses(url, name)
@@ -128,16 +148,16 @@ class Https:
     def _addresses(self, url: HttpsUrl, name: str) -> list[str]:
         """The host's addresses, each of them judged; one bad address condemns the host."""
         try:
-            found = look_up(url.host, url.port, self._timeout_s)
+            found = look_up(url.host, url.port, self._access.timeout_s)
         except (OSError, UnicodeError) as error:
             reason = f"{name} cannot be reached: {url.host} has no address ({shown.line(str(error))})"
-            raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason) from error
+            raise StoreError(Fault.PASSING, reason) from error
         # A scope ("%eth0") only occurs with link-local addresses, which are judged without it.
         addresses = list(dict.fromkeys(address.partition("%")[0] for address in found))
         for address in addresses:
             if not is_public(ipaddress.ip_address(address), self._networks):
-                raise PipeqError(
-                    ErrorCode.INPUT_FORBIDDEN,
+                raise StoreError(
+                    Fault.REFUSED,
                     f"{name} is not read: {url.host} is {address}, which is not on the public Internet; to allow that,"
                     f" add its network to [inputs] private_networks",
                 )
@@ -159,7 +179,7 @@ def _size(response: urllib3.BaseHTTPResponse, name: str) -> int | None:
     # Python reads no number of over 4,300 digits, and no input has as many bytes as take 18.
     if not (length.isascii() and length.isdigit() and len(length) < 19):
         reason = f"{name} is said to have {shown.line(length, 40)!r} bytes, which is no size"
-        raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason, False)
+        raise StoreError(Fault.PERMANENT, reason)
     return int(length)
 
 
@@ -171,14 +191,14 @@ def _check_answer(response: urllib3.BaseHTTPResponse, name: str) -> None:
     response.close()
     if status == 200:
         reason = f"{name} comes with Content-Encoding {shown.line(encoding, 40)!r}, though it was asked for without"
-        raise PipeqError(ErrorCode.INPUT_UNDECODABLE, reason)
+        raise StoreError(Fault.UNDECODABLE, reason)
     if status in (404, 410):
-        raise PipeqError(ErrorCode.INPUT_NOT_FOUND, f"{name} does not exist (HTTP {status})")
+        raise StoreError(Fault.MISSING, f"{name} does not exist (HTTP {status})")
     if status in (401, 403):
         reason = f"{name}: the server refused this worker, which has no credentials for it (HTTP {status})"
-        raise PipeqError(ErrorCode.INPUT_FORBIDDEN, reason)
+        raise StoreError(Fault.REFUSED, reason)
     passing = status in _PASSING or status >= 500
-    raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, f"{name} answers HTTP {status}", passing)
+    raise StoreError(Fault.PASSING if passing else Fault.PERMANENT, f"{name} answers HTTP {status}")
 
 
 @contextmanager
@@ -190,10 +210,10 @@ def _translated(name: str) -> Iterator[None]:
         raise _unavailable(name, error) from error
 
 
-def _unavailable(name: str, error: Exception) -> PipeqError:
+def _unavailable(name: str, error: Exception) -> StoreError:
     certificate = isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
     if certificate:
         reason = f"{name}: its certificate is not trusted ({shown.line(str(error))}); see [inputs] ca_bundle"
     else:
         reason = f"{name} cannot be read ({type(error).__name__})"
-    return PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason, not certificate)
+    return StoreError(Fault.PERMANENT if certificate else Fault.PASSING, reason)

@@ -1,17 +1,17 @@
-"""S3: one client for all threads, and botocore's errors told apart. Used by fetch and store."""
+"""S3: ``s3://bucket/key``, by one client for all threads; botocore's errors are told apart."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from pipeq.contract import shown
 
-from pipeq_worker.settings.read import S3Settings
+from pipeq_worker.stores.base import Access, Fault, Source, StoreError
+from pipeq_worker.stores.objects import ObjectPlace, ObjectStore
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -34,120 +34,63 @@ _THROTTLED = frozenset(
 _REFUSED = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})
 
 
-class Fault(Enum):
-    """What kind of answer a failed call is."""
+class S3(ObjectStore):
+    """Objects of an S3 server. Connects on first use; credentials come from the AWS chain."""
 
-    #: No such object, or no such bucket.
-    MISSING = auto()
-    #: The store does not take the worker's credentials, or there are none.
-    REFUSED = auto()
-    #: Unreachable, throttled or broken for now: the same call may succeed later.
-    PASSING = auto()
-    #: The same call will fail again.
-    PERMANENT = auto()
+    scheme = "s3"
+    writable = True
+    has_versions = True
 
-
-class S3Error(Exception):
-    """A call to S3 failed.
-
-    Args:
-        fault: what kind of failure.
-        reason: half a sentence, without credentials.
-        code: S3's own code, or the name of botocore's error.
-    """
-
-    def __init__(self, fault: Fault, reason: str, code: str) -> None:
-        super().__init__(fault, reason, code)
-        self.fault = fault
-        self.reason = reason
-        self.code = code
-
-    def __str__(self) -> str:
-        return self.reason
-
-
-class S3:
-    """Reads and writes objects. Safe for any number of threads; connects on first use.
-
-    Args:
-        settings: which server; credentials come from the AWS chain.
-        timeout_s: of one connect, and of one read.
-        connections: how many are kept open, at least the number of threads that use this.
-    """
-
-    def __init__(self, settings: S3Settings, timeout_s: float, connections: int) -> None:
-        self._settings = settings
-        self._timeout_s = timeout_s
-        self._connections = connections
+    def __init__(self, access: Access) -> None:
+        super().__init__(access)
+        self._settings = access.s3
         self._lock = threading.Lock()
         self._client: S3Client | None = None
 
     @contextmanager
-    def open(self, bucket: str, key: str) -> Iterator[tuple[int | None, Callable[[int], bytes]]]:
-        """An object's size in bytes if the server says it, and a function that reads at most so many (none at the end).
-
-        Raises (the function too):
-            S3Error: names neither bucket nor key.
-        """
-        with self._translated():
-            response = self._connected().get_object(Bucket=bucket, Key=key)
+    def open(self, place: ObjectPlace, name: str) -> Iterator[Source]:
+        self.require_key(place, name)
+        with self._translated(name):
+            response = self._connected().get_object(Bucket=place.bucket, Key=place.key)
         with closing(response["Body"]) as body:
 
             def read(size: int) -> bytes:
-                with self._translated():
+                with self._translated(name):
                     return body.read(size)
 
             size = response.get("ContentLength")
-            yield size if size is not None and size >= 0 else None, read
+            yield Source(size if size is not None and size >= 0 else None, read)
 
-    def version(self, bucket: str, key: str) -> str:
-        """Differs where an object's content does: its ETag.
+    def version(self, place: ObjectPlace, name: str) -> str:
+        """Its ETag."""
+        with self._translated(name):
+            return str(self._connected().head_object(Bucket=place.bucket, Key=place.key)["ETag"])
 
-        Raises:
-            S3Error: names neither bucket nor key.
-        """
-        with self._translated():
-            return str(self._connected().head_object(Bucket=bucket, Key=key)["ETag"])
+    def put(self, place: ObjectPlace, data: bytes, media_type: str, name: str) -> None:
+        """In one request."""
+        with self._translated(name):
+            self._connected().put_object(Bucket=place.bucket, Key=place.key, Body=data, ContentType=media_type)
 
-    def put(self, bucket: str, key: str, data: bytes, media_type: str) -> None:
-        """Writes an object in one request.
-
-        Raises:
-            S3Error: names neither bucket nor key.
-        """
-        with self._translated():
-            self._connected().put_object(Bucket=bucket, Key=key, Body=data, ContentType=media_type)
-
-    def look(self, bucket: str, prefix: str) -> None:
-        """Whether there is a bucket, as far as these credentials may know.
-
-        Raises:
-            S3Error: there is none, or the server cannot be asked. Not that the bucket may not be listed: its objects
-                may be read all the same.
-        """
+    def look(self, prefix: str, name: str) -> None:
+        """Where the bucket may not be listed, its objects may be read all the same."""
+        bucket, start = self.split(prefix)
         try:
-            with self._translated():
-                self._connected().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
-        except S3Error as error:
+            with self._translated(name):
+                self._connected().list_objects_v2(Bucket=bucket, Prefix=start, MaxKeys=1)
+        except StoreError as error:
             if error.code != "AccessDenied":
                 raise
 
-    def remove(self, bucket: str, key: str) -> None:
-        """Removes an object.
-
-        Raises:
-            S3Error: names neither bucket nor key.
-        """
-        with self._translated():
-            self._connected().delete_object(Bucket=bucket, Key=key)
+    def remove(self, place: ObjectPlace, name: str) -> None:
+        with self._translated(name):
+            self._connected().delete_object(Bucket=place.bucket, Key=place.key)
 
     def warm_up(self) -> None:
-        """Builds the client; what is wrong with its settings shows when it is used."""
-        with suppress(S3Error):
+        """Builds the client: it takes half a second."""
+        with suppress(StoreError), self._translated("S3"):
             self._connected()
 
     def close(self) -> None:
-        """Closes the connections. A later call opens new ones."""
         with self._lock:
             client, self._client = self._client, None
         if client is not None:
@@ -157,8 +100,7 @@ class S3:
         # Building a client takes a tenth of a second and is not thread-safe; using one is.
         with self._lock:
             if self._client is None:
-                with self._translated():
-                    self._client = self._build()
+                self._client = self._build()
             return self._client
 
     def _build(self) -> S3Client:
@@ -175,9 +117,9 @@ class S3:
             # http://bucket.localhost:9000 resolves almost nowhere.
             style = "path"
         config = Config(
-            connect_timeout=self._timeout_s,
-            read_timeout=self._timeout_s,
-            max_pool_connections=self._connections,
+            connect_timeout=self._access.timeout_s,
+            read_timeout=self._access.timeout_s,
+            max_pool_connections=self._access.connections,
             retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
             s3={"addressing_style": style},
         )
@@ -189,37 +131,37 @@ class S3:
         return session.client("s3", endpoint_url=settings.endpoint_url, config=config)
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, name: str) -> Iterator[None]:
         import botocore.exceptions as aws
         import urllib3.exceptions
 
         try:
             yield
-        except S3Error:
+        except StoreError:
             raise
         except aws.ClientError as error:
-            raise _from_answer(error) from error
+            raise _from_answer(error, name) from error
         except (aws.HTTPClientError, aws.ConnectionError, urllib3.exceptions.HTTPError, OSError) as error:
-            raise S3Error(Fault.PASSING, f"cannot be reached ({self._line(error)})", type(error).__name__) from error
+            reason = f"cannot be reached ({self._line(error)})"
+            raise _failed(Fault.PASSING, reason, type(error).__name__, name) from error
         except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound) as error:
             reason = f"cannot be asked: this worker has no AWS credentials ({self._line(error)})"
-            raise S3Error(Fault.REFUSED, reason, type(error).__name__) from error
+            raise _failed(Fault.REFUSED, reason, type(error).__name__, name) from error
         except (
             aws.IncompleteReadError,
             aws.FlexibleChecksumError,
             aws.CredentialRetrievalError,
             aws.MetadataRetrievalError,
         ) as error:
-            raise S3Error(Fault.PASSING, f"failed for now ({self._line(error)})", type(error).__name__) from error
+            raise _failed(Fault.PASSING, f"failed for now ({self._line(error)})", type(error).__name__, name) from error
         except (aws.BotoCoreError, ValueError) as error:
             # ValueError is what botocore makes of an endpoint URL that is none.
-            raise S3Error(
-                Fault.PERMANENT, f"cannot be asked for this ({self._line(error)})", type(error).__name__
-            ) from error
+            reason = f"cannot be asked for this ({self._line(error)})"
+            raise _failed(Fault.PERMANENT, reason, type(error).__name__, name) from error
         except Exception as error:
             # botocore raises anything on answers that are none of S3, RecursionError where a store redirects to itself.
             reason = f"answers with what is no answer of S3 ({type(error).__name__})"
-            raise S3Error(Fault.PASSING, reason, type(error).__name__) from error
+            raise _failed(Fault.PASSING, reason, type(error).__name__, name) from error
 
     def _line(self, error: Exception) -> str:
         text = str(error)
@@ -249,17 +191,21 @@ def _keep_to_deadlines() -> None:
             pool.ConnectionCls = type(f"Timed{connection.__name__}", (TimedExpecting, connection), {})
 
 
-def _from_answer(error: Exception) -> S3Error:
+def _failed(fault: Fault, reason: str, code: str, name: str) -> StoreError:
+    return StoreError(fault, f"{name}: the store {reason}", code)
+
+
+def _from_answer(error: Exception, name: str) -> StoreError:
     answer = getattr(error, "response", {})
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     code = shown.line(str(answer.get("Error", {}).get("Code", status)), 60)
     message = shown.line(str(answer.get("Error", {}).get("Message", ""))).rstrip(".")
     said = f"{code}: {message}" if message else code
     if status in (429, 408) or status >= 500 or code in _THROTTLED:
-        return S3Error(Fault.PASSING, f"failed for now ({said})", code)
+        return _failed(Fault.PASSING, f"failed for now ({said})", code, name)
     if status == 404 or code in ("NoSuchKey", "NoSuchBucket"):
-        return S3Error(Fault.MISSING, f"does not have it ({said})", code)
+        return _failed(Fault.MISSING, f"does not have it ({said})", code, name)
     if status in (401, 403) or code in _REFUSED:
         # Not the message: AWS names the account and the role in it, which is nothing for producers.
-        return S3Error(Fault.REFUSED, f"refused this worker's credentials ({code})", code)
-    return S3Error(Fault.PERMANENT, f"does not take the request ({said})", code)
+        return _failed(Fault.REFUSED, f"refused this worker's credentials ({code})", code, name)
+    return _failed(Fault.PERMANENT, f"does not take the request ({said})", code, name)

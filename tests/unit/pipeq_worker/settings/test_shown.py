@@ -20,7 +20,7 @@ from pipeq_worker.settings.read import InputSettings, ResultSettings, S3Settings
 from pipeq_worker.stages.accept import read_inputs
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stores.allow import AllowList
-from pipeq_worker.stores.store import Store
+from pipeq_worker.stores.writer import Writer
 
 SECRETS = (
     "http://h/?sig=SECRET",
@@ -62,14 +62,14 @@ def test_a_reference_of_any_scheme_in_any_place(uri: str) -> None:
         check(lambda: TaskMessage.parse({"pipeline": "a", "inputs": "b", "output": {"uri": uri}}))
     if len(uri.split()) == 1:
         check(lambda: TaskMessage.parse({"pipeline": "a", "inputs": "b", uri: 1}))
-    store = Store(ResultSettings(), S3Settings())
-    check(lambda: store.put(uri, b"", "text/plain"))
-    check(lambda: store.check_allowed(uri))
+    writer = Writer(ResultSettings(), S3Settings())
+    check(lambda: writer.put(uri, b"", "text/plain"))
+    check(lambda: writer.check_allowed(uri))
 
 
 @pytest.mark.parametrize("uri", [uri for uri in SECRETS if not uri.startswith(("s3:", "file:"))])
 def test_a_setting_that_is_refused(uri: str) -> None:
-    check(lambda: AllowList([uri], "[inputs] allow").check_https(uri))
+    check(lambda: AllowList([uri], "[inputs] allow").check(uri))
     for fields in (
         {"inputs": {"allow": [uri]}},
         {"results": {"store": uri}},
@@ -90,7 +90,7 @@ def test_an_endpoint_of_s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sche
             s3 = S3Settings(endpoint_url=endpoint, region="us-east-1")
             ref = Ref(uri="s3://b/k")
             check(lambda s3=s3, ref=ref: Fetcher(InputSettings(allow=("s3://b/",)), s3).fetch(ref))
-            check(lambda s3=s3: Store(ResultSettings(allow=("s3://b/",)), s3).put("s3://b/k", b"", "text/plain"))
+            check(lambda s3=s3: Writer(ResultSettings(allow=("s3://b/",)), s3).put("s3://b/k", b"", "text/plain"))
             from pipeq_worker.models.model_archive import unpacked
 
             check(lambda s3=s3: unpacked("s3://b/k.zip", s3))

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from pipeq.contract.errors import ErrorCode, PipeqError, SettingsError
 from pipeq_worker.settings.read import ResultSettings, S3Settings
-from pipeq_worker.stores.allow import AllowList, HttpsUrl, display
-from pipeq_worker.stores.store import Store
+from pipeq_worker.stores.allow import AllowList
+from pipeq_worker.stores.base import Fault, Prefixes, StoreError, display
+from pipeq_worker.stores.https import Https
+from pipeq_worker.stores.https_url import HttpsUrl
+from pipeq_worker.stores.writer import Writer
 
 
 def allow(*entries: str) -> AllowList:
@@ -16,11 +19,10 @@ def allow(*entries: str) -> AllowList:
 
 
 def allowed(entries: tuple[str, ...], uri: str) -> bool:
-    check = {"s3": "check_s3", "https": "check_https", "file": "check_file"}[uri.partition("://")[0]]
     try:
-        getattr(allow(*entries), check)(uri)
-    except PipeqError as error:
-        if error.code != ErrorCode.INPUT_FORBIDDEN:
+        allow(*entries).check(uri)
+    except StoreError as error:
+        if error.fault is not Fault.REFUSED:
             raise
         return False
     return True
@@ -96,9 +98,10 @@ def test_prefixes(entry: str, uri: str, expected: bool) -> None:
     ],
 )
 def test_urls_that_parsers_disagree_on_are_refused(url: str) -> None:
-    with pytest.raises(PipeqError) as error:
-        allow("https://h.example/", "https://h.example/pub/").check_https(url)
-    assert error.value.code == ErrorCode.INPUT_FORBIDDEN
+    with pytest.raises(StoreError) as error:
+        Https.check(url, Prefixes(tuple(map(Https.prefix, ("https://h.example/", "https://h.example/pub/"))), "allow"))
+    assert error.value.fault is Fault.REFUSED
+    assert error.value.of_input().code == ErrorCode.INPUT_FORBIDDEN
 
 
 def test_what_a_request_asks_for() -> None:
@@ -114,7 +117,7 @@ def test_entries_that_cannot_be_compared_stop_the_start(entry: str) -> None:
 
 
 def test_s3_keys_are_taken_literally() -> None:
-    assert allow("s3://b/").check_s3("s3://b/a%20b?c=d#e/...f//g..\\h%5C%") == ("b", "a%20b?c=d#e/...f//g..\\h%5C%")
+    assert allow("s3://b/").check("s3://b/a%20b?c=d#e/...f//g..\\h%5C%") == ("b", "a%20b?c=d#e/...f//g..\\h%5C%")
 
 
 #: Segments that a store, or a server before it, may take for "." or "..".
@@ -127,19 +130,19 @@ CLIMBING = (
 @pytest.mark.parametrize("key", CLIMBING.split())
 def test_s3_keys_that_climb_are_refused(key: str) -> None:
     """As those of files: `s3://b/pub/../secret` is below no `s3://b/pub/`."""
-    store = Store(ResultSettings(allow=("s3://b/",)), S3Settings())
+    writer = Writer(ResultSettings(allow=("s3://b/",)), S3Settings())
     for uri in (f"s3://b/pub/{key}", f"s3://b/{key}", f"s3://{key}"):
         for entry in ("s3://b/pub/", "s3://b/", "s3://"):
-            with pytest.raises(PipeqError) as error:
-                allow(entry).check_s3(uri)
-            assert error.value.code == ErrorCode.INPUT_FORBIDDEN
+            with pytest.raises(StoreError) as refused:
+                allow(entry).check(uri)
+            assert refused.value.of_input().code == ErrorCode.INPUT_FORBIDDEN
         with pytest.raises(SettingsError, match="cannot be used"):
             allow(uri)
         with pytest.raises(PipeqError) as error:
-            store.check_allowed(uri)
+            writer.check_allowed(uri)
         assert error.value.code == ErrorCode.INPUT_FORBIDDEN
         with pytest.raises(PipeqError) as error:
-            store.put(uri, b"", "text/plain")
+            writer.put(uri, b"", "text/plain")
         assert error.value.code == ErrorCode.INPUT_FORBIDDEN
 
 
@@ -154,15 +157,15 @@ def test_s3_keys_that_climb_are_refused(key: str) -> None:
     ],
 )
 def test_the_error_says_which_line_to_add(uri: str, line: str) -> None:
-    check = {"s3": "check_s3", "https": "check_https", "file": "check_file"}[uri.partition("://")[0]]
-    with pytest.raises(PipeqError) as error:
-        getattr(allow("s3://other/"), check)(uri)
-    assert error.value.message == (
+    with pytest.raises(StoreError) as refused:
+        allow("s3://other/").check(uri)
+    error = refused.value.of_input()
+    assert error.message == (
         f"this worker's settings do not allow {display(uri)}: "
         f'add "{line}" to [inputs] allow, or start the worker with --allow {line}'
     )
-    assert "secret" not in error.value.message
-    assert not error.value.retryable
+    assert "secret" not in error.message
+    assert not error.retryable
     assert allowed((line,), uri)
 
 
@@ -191,11 +194,11 @@ def test_files_below_a_root(tmp_path: Path) -> None:
     (root / "a").mkdir(parents=True)
     (root / "a" / "b c.txt").touch()
     entry = f"file://{root}/"
-    assert allow(entry).check_file(f"file://{root}/a/b%20c.txt") == (str(root), "a/b c.txt")
-    assert allow(entry).check_file(f"file://{root}/a/../a/new?#") == (str(root), "a/new?#")
-    assert allow(f"file://{root}").check_file(f"file://{root}/a/x") == (str(root), "a/x")
-    assert allow(f"file://{root}/a/x").check_file(f"file://{root}/a/x") == (str(root / "a"), "x")
-    assert allow("file:///").check_file(f"file://{root}/a/x") == ("/", f"{root}/a/x"[1:])
+    assert allow(entry).check(f"file://{root}/a/b%20c.txt") == (str(root), "a/b c.txt")
+    assert allow(entry).check(f"file://{root}/a/../a/new?#") == (str(root), "a/new?#")
+    assert allow(f"file://{root}").check(f"file://{root}/a/x") == (str(root), "a/x")
+    assert allow(f"file://{root}/a/x").check(f"file://{root}/a/x") == (str(root / "a"), "x")
+    assert allow("file:///").check(f"file://{root}/a/x") == ("/", f"{root}/a/x"[1:])
 
 
 def test_files_outside_a_root(tmp_path: Path) -> None:
@@ -223,9 +226,9 @@ def test_a_root_may_itself_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "release-1").mkdir()
     (tmp_path / "current").symlink_to("release-1")
     entries = allow(f"file://{tmp_path}/current/")
-    assert entries.check_file(f"file://{tmp_path}/current/a") == (str(tmp_path / "release-1"), "a")
+    assert entries.check(f"file://{tmp_path}/current/a") == (str(tmp_path / "release-1"), "a")
     # It is moved on while the worker runs.
     (tmp_path / "release-2").mkdir()
     (tmp_path / "current").unlink()
     (tmp_path / "current").symlink_to("release-2")
-    assert entries.check_file(f"file://{tmp_path}/current/a") == (str(tmp_path / "release-2"), "a")
+    assert entries.check(f"file://{tmp_path}/current/a") == (str(tmp_path / "release-2"), "a")

@@ -1,0 +1,128 @@
+"""FILE: ``file:///folder/name`` on the worker's own disk. No link leads out of an allowed folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from pipeq_worker.stores.base import Fault, Prefixes, Source, Store, StoreError, display, is_below
+from pipeq_worker.stores.disk import NotRegularError, open_below, write_below
+
+#: Faults of a disk that may pass: full, over quota, a file server that is away.
+_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE})
+
+
+class FilePlace(NamedTuple):
+    """Where a file is, both parts without any symbolic link."""
+
+    #: The allowed folder that holds it, trusted.
+    root: str
+    #: Its path below that folder.
+    relative: str
+
+
+class File(Store):
+    """Files of the disk that the worker sees."""
+
+    scheme = "file"
+    writable = True
+
+    @classmethod
+    def prefix(cls, entry: str) -> str:
+        try:
+            return file_path(entry)
+        except ValueError as error:
+            raise ValueError(f"cannot be used: {error}") from error
+
+    @classmethod
+    def check(cls, uri: str, prefixes: Prefixes, name: str | None = None) -> FilePlace:
+        """The file need not exist. It may still change into a link before it is opened: disk.py follows none."""
+        name = name or display(uri)
+        try:
+            path = file_path(uri)
+        except ValueError as error:
+            raise StoreError(Fault.REFUSED, f"{name} is not opened: {error}") from error
+        real = os.path.realpath(path)
+        for entry in prefixes.entries:
+            # Resolved each time: a root such as "current" may be a link that is moved on while the worker runs.
+            root = os.path.realpath(entry)
+            if real == root:
+                return FilePlace(*os.path.split(real))
+            if real.startswith(root.rstrip("/") + "/"):
+                return FilePlace(root, os.path.relpath(real, root))
+        if any(is_below(path, entry) for entry in prefixes.entries):
+            reason = 'leads outside the allowed folders, through a symbolic link or ".."'
+            raise StoreError(Fault.REFUSED, f"{name} {reason}; to allow that, add its folder to {prefixes.key}")
+        folder = uri[: uri.rindex("/") + 1]
+        # For a file right below the root, its folder would be the whole disk.
+        raise prefixes.forbidden(uri, uri if folder == "file:///" else folder, name)
+
+    @contextmanager
+    def open(self, place: FilePlace, name: str) -> Iterator[Source]:
+        try:
+            descriptor = open_below(*place)
+        except OSError as error:
+            raise _problem(error, name) from error
+
+        def read(size: int) -> bytes:
+            try:
+                return os.read(descriptor, size)
+            except OSError as error:
+                raise _problem(error, name) from error
+
+        try:
+            yield Source(os.fstat(descriptor).st_size, read)
+        finally:
+            os.close(descriptor)
+
+    def put(self, place: FilePlace, data: bytes, media_type: str, name: str) -> None:
+        """A file has no media type."""
+        try:
+            write_below(*place, data)
+        except OSError as error:
+            fault = Fault.PASSING if error.errno in _PASSING else Fault.PERMANENT
+            raise StoreError(fault, f"{name} cannot be written ({error.strerror})") from error
+
+    def look(self, prefix: str, name: str) -> None:
+        if not os.path.exists(prefix):
+            raise StoreError(Fault.MISSING, f"{name}: there is no such file or folder")
+        if not os.access(prefix, os.R_OK | (os.X_OK if os.path.isdir(prefix) else 0)):
+            raise StoreError(Fault.REFUSED, f"{name} cannot be read by this user")
+
+    def remove(self, place: FilePlace, name: str) -> None:
+        try:
+            os.unlink(os.path.join(*place))
+        except OSError as error:
+            raise _problem(error, name) from error
+
+
+def file_path(uri: str) -> str:
+    """``file:///a%20b`` -> ``/a b``. A ``?`` or ``#`` is part of the name, as nothing else could be meant.
+
+    Raises:
+        ValueError: relative, on another host, or with a zero byte.
+    """
+    path = os.fsdecode(unquote_to_bytes(uri.removeprefix("file://")))
+    if not path.startswith("/"):
+        raise ValueError("it is no absolute path on the worker's own disk: write file:///folder/file")
+    if "\0" in path:
+        raise ValueError("its name holds a zero byte")
+    return path
+
+
+def _problem(error: OSError, name: str) -> StoreError:
+    if isinstance(error, IsADirectoryError):
+        return StoreError(Fault.MISSING, f"{name} is a folder, not a file")
+    if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ENAMETOOLONG:
+        return StoreError(Fault.MISSING, f"{name} does not exist on this worker's disk")
+    if isinstance(error, NotRegularError) or error.errno == errno.ENXIO:
+        return StoreError(Fault.REFUSED, f"{name} is a device, a pipe or a socket, not a file")
+    if error.errno == errno.ELOOP:
+        return StoreError(Fault.REFUSED, f"{name} became a symbolic link while it was opened")
+    if isinstance(error, PermissionError):
+        return StoreError(Fault.REFUSED, f"this worker's user may not read {name}")
+    return StoreError(Fault.PASSING, f"{name} cannot be read ({error.strerror})")

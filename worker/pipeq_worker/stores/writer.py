@@ -1,0 +1,95 @@
+"""WRITER: where results go that do not go into the result backend. Used by deliver."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeq.contract import schemes
+from pipeq.contract.errors import ErrorCode, PipeqError
+
+from pipeq_worker.settings.read import ResultSettings, S3Settings
+from pipeq_worker.stores import deadline, registry
+from pipeq_worker.stores.allow import AllowList
+from pipeq_worker.stores.base import Access, StoreError, display
+from pipeq_worker.stores.registry import Stores
+
+#: How long one connect or read of the store may take, in seconds.
+_TIMEOUT_S = 30
+#: How long the store may take to answer in all, however slowly it drips, in seconds.
+_WRITE_S = 600
+#: Connections that are kept open: more threads than this never deliver at once.
+_CONNECTIONS = 16
+
+
+class Writer:
+    """Writes results below the prefixes that settings allow. One serves all threads.
+
+    Args:
+        results: the worker's own store, and where producers may send output.
+        s3: how to reach S3.
+
+    Raises (from the constructor):
+        PipeqError: a package is missing that one of the prefixes needs.
+    """
+
+    def __init__(self, results: ResultSettings, s3: S3Settings) -> None:
+        own = (results.store,) if results.store else ()
+        self._producers = AllowList(results.allow, "[results] allow")
+        self._all = AllowList((*results.allow, *own), "[results] allow")
+        self._stores = Stores(Access(_TIMEOUT_S, _CONNECTIONS, s3=s3))
+        for scheme in self._all.schemes:
+            self._stores.get(scheme)
+
+    def check_allowed(self, uri: str) -> None:
+        """Whether a producer may have its output written there: below ``[results] allow``.
+
+        Raises:
+            PipeqError: ``input_forbidden``, with the line to add to the settings.
+        """
+        _locate(self._producers, uri)
+
+    def put(self, uri: str, data: bytes, media_type: str) -> None:
+        """Writes an object, as a whole or not at all; one that is there is replaced.
+
+        Args:
+            uri: a URI below ``[results] allow`` or the worker's own store.
+            data: what the object will hold.
+            media_type: its MIME type; a file has none.
+
+        Raises:
+            PipeqError: ``input_forbidden``; ``output_failed``, retryable if the fault may pass.
+        """
+        place, name = _locate(self._all, uri), display(uri)
+        if uri.endswith("/"):
+            raise PipeqError(ErrorCode.OUTPUT_FAILED, f"{name} names a folder, not an object", False)
+        try:
+            with deadline.within(_WRITE_S):
+                self._stores.of(uri).put(place, data, media_type, name)
+        except StoreError as error:
+            raise error.of_output() from error
+
+    def remove(self, uri: str) -> None:
+        """Takes back what :meth:`put` has written.
+
+        Raises:
+            PipeqError: as :meth:`put`.
+        """
+        try:
+            self._stores.of(uri).remove(_locate(self._all, uri), display(uri))
+        except StoreError as error:
+            raise error.of_output() from error
+
+    def close(self) -> None:
+        """Closes the connections to the stores."""
+        self._stores.close()
+
+
+def _locate(allow: AllowList, uri: str) -> Any:
+    store = registry.find(schemes.of(uri))
+    if store is None or not store.writable:
+        known = schemes.listed(name for name, one in registry.OURS.items() if one.writable)
+        raise PipeqError(ErrorCode.INPUT_FORBIDDEN, f"{display(uri)} cannot be written: output goes to {known}")
+    try:
+        return allow.check(uri)
+    except StoreError as error:
+        raise error.of_input() from error
