@@ -20,6 +20,8 @@ from pipeq_worker.models.task_types import TASK_TYPES
 from pipeq_worker.settings.read import ParamLimits
 from pipeq_worker.stages.accept import WORDS, shape
 
+from tools import error_docs
+
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- task types: made by `make docs` -->\n", "<!-- task types end -->\n"
 
@@ -32,6 +34,7 @@ def files() -> dict[str, str]:
     made = {
         "README.md": f"{before}{BEGIN}{_short_table()}{END}{after}",
         "docs/task-types.md": _long_table(),
+        "docs/errors.md": error_docs.page(),
     }
     for row in TASK_TYPES.values():
         made[f"docs/schemas/{row.name}.json"] = json.dumps(schema(row), indent=2) + "\n"

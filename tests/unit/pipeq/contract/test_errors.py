@@ -18,6 +18,8 @@ from pipeq.contract import errors
 from pipeq.contract.errors import HTTP_STATUS, RETRYABLE, ErrorCode, PipeqError
 from pipeq.contract.status import ErrorInfo, State, TaskStatus
 
+from tools import error_docs
+
 ROOT = Path(__file__).parents[4]
 FAILED = TaskStatus(
     id="t",
@@ -122,3 +124,10 @@ def test_nothing_is_patched_onto_an_exception() -> None:
 
 def _is(node: ast.AST, name: str | None) -> bool:
     return isinstance(node, ast.Name) and node.id == name
+
+
+def test_the_docs_say_every_code_and_class() -> None:
+    page = error_docs.page()
+    assert (ROOT / "docs/errors.md").read_text(encoding="utf-8") == page, "run `make docs`"
+    for name in (*ErrorCode, *EXAMPLES):
+        assert f"\n| `{name}` |" in page
