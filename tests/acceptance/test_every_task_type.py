@@ -18,7 +18,7 @@ from PIL import Image
 from pipeq import Ref
 from pipeq_worker.delivery.outputs import convert
 from pipeq_worker.media.video import Video
-from pipeq_worker.models.loading import load
+from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.read import PipelineSettings
 
@@ -77,7 +77,7 @@ def test_through_the_queue(zoo: Zoo, task: str) -> None:
     sent = [refer(value, zoo.inputs, at) for at, value in enumerate(values)]
     ids = zoo.client.submit_many(task, [[one] for one in sent], params=params)
     got = [zoo.client.result(task_id, timeout_s=60) for task_id in ids]
-    pipeline = load("it", PipelineSettings(task=task, model=str(tiny_models.build(model, zoo.models))), "cpu")
+    pipeline = load_pipeline("it", PipelineSettings(task=task, model=str(tiny_models.build(model, zoo.models))), "cpu")
     assert isinstance(pipeline, TransformersPipeline)
     for (mine,), value, message in zip(got, values, sent, strict=True):
         want = expected(pipeline, value, params)

@@ -24,7 +24,7 @@ from click.testing import CliRunner
 from PIL import Image
 from pipeq import Client, Ref
 from pipeq.demo import embedded
-from pipeq_worker.models.loading import load
+from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.process.cli import worker as worker_command
 from pipeq_worker.settings import read as settings
 
@@ -172,7 +172,7 @@ def test_device_map(stage: Stage) -> None:
     assert said == f"assistant: {answer['generated_text'][-1]['content']}"
     assert re.fullmatch(r"\(.*/llama as bfloat16, on cpu, disk\)", where)
     # The settings did place it: what the CPU has no room for is on the disk.
-    loaded = load("large-chat", settings.load(stage.config).pipelines["large-chat"], "cpu")
+    loaded = load_pipeline("large-chat", settings.load_settings(stage.config).pipelines["large-chat"], "cpu")
     assert set(loaded._pipe.model.hf_device_map.values()) == {"cpu", "disk"}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from pipeq import Client
-from pipeq_worker.models.transformers_loading import load
+from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.settings.read import PipelineSettings
 
 from tests import samples, tiny_models
@@ -36,7 +36,7 @@ PARAMS = [
 def test_nobody_gets_the_answer_for_anothers_parameters(redis_url: str, tiny: Path, tmp_path: Path) -> None:
     model = tiny_models.build("classifier", tiny)
     texts = [" ".join(samples.texts(20)[at:][:4]) for at in range(16)]
-    alone = load("it", PipelineSettings(task="text-classification", model=str(model)), "cpu")
+    alone = load_pipeline("it", PipelineSettings(task="text-classification", model=str(model)), "cpu")
     want = {(text, at): alone.alone(text, alone.merge(params)) for text in texts for at, params in enumerate(PARAMS)}
     assert len({str(answer) for answer in want.values()}) > 0.7 * len(want), "the answers tell too little apart"
     rng = random.Random(0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from pipeq.cli import main as cli
-from pipeq_worker.settings.read import load
+from pipeq_worker.settings.read import load_settings
 
 from tests.acceptance.conftest import Service
 from tests.media import encode_audio, encode_image, picture, tone
@@ -70,7 +70,7 @@ def test_a_shell_example_runs(service: Service) -> None:
 def test_settings_example_loads(tmp_path: Path) -> None:
     config = tmp_path / "pipelines.toml"
     config.write_text(example("settings"))
-    settings = load(config)
+    settings = load_settings(config)
     assert settings.inputs.max_bytes == 512 * 2**20
     assert settings.pipelines["podcasts"].params == {"chunk_length_s": 30, "return_timestamps": True}
     # What the example calls the default is the default.

@@ -14,7 +14,7 @@ import transformers
 from celery import Celery, chain, chord, group
 from pipeq import Client, State
 from pipeq.contract import keys as queues
-from pipeq_worker.models.transformers_loading import load
+from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.read import PipelineSettings
 
@@ -67,7 +67,7 @@ def test_five_hundred_texts_five_of_them_bad(redis_url: str, minilm: Path, tmp_p
 
 def embedding_pipeline(model: Path) -> transformers.Pipeline:
     """transformers' own call, without queue and batch, of a checkpoint whose files say how long texts may be."""
-    loaded = load("it", PipelineSettings(task="text-embedding", model=str(model)), "cpu")
+    loaded = load_pipeline("it", PipelineSettings(task="text-embedding", model=str(model)), "cpu")
     assert isinstance(loaded, TransformersPipeline)
     return loaded.pipe()
 

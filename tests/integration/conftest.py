@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pipeq_worker.models.loading import load
+from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.read import PipelineSettings
 
@@ -24,7 +24,7 @@ def loaded(tiny: Path) -> Loaded:
         if (task, model) not in found:
             more = {"vocoder": str(tiny_models.build("vocoder", tiny))} if model == "speecht5" else {}
             settings = PipelineSettings(task=task, model=str(tiny_models.build(model, tiny)), **more)
-            pipeline = load("it", settings, "cpu")
+            pipeline = load_pipeline("it", settings, "cpu")
             assert isinstance(pipeline, TransformersPipeline)
             found[task, model] = pipeline
         return found[task, model]

@@ -15,7 +15,7 @@ import transformers
 from pipeq_worker.doctor.doctor import _Item, _Task
 from pipeq_worker.media.video import Video
 from pipeq_worker.models import finite
-from pipeq_worker.models.loading import load
+from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.quirks.base import CallParams
 from pipeq_worker.models.quirks.vision import MaskGeneration
 from pipeq_worker.models.task_types import TASK_TYPES
@@ -105,7 +105,7 @@ def test_a_checkpoint_of_nan_starts_and_its_tasks_fail(
     weights = load_file(tmp_path / "model.safetensors")
     weights = {name: one * float("nan") for name, one in weights.items()}
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    pipeline = load("it", PipelineSettings(task="text-generation", model=str(tmp_path)), "cpu")
+    pipeline = load_pipeline("it", PipelineSettings(task="text-generation", model=str(tmp_path)), "cpu")
     assert finite.SENTENCE in caplog.text
     assert isinstance(pipeline, TransformersPipeline)
     items = items_of(pipeline, ["hello"], {"max_new_tokens": 3, "do_sample": True})

@@ -17,7 +17,7 @@ import torch
 import transformers
 from pipeq_worker.doctor.doctor import check
 from pipeq_worker.models.call import SOLO
-from pipeq_worker.models.loading import load
+from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.own.generation import lengths
 from pipeq_worker.models.params.table import generation_rules
 from pipeq_worker.models.quirks.generation import RULES, Company, Generates
@@ -118,7 +118,9 @@ def loaded(tiny: Path) -> Callable[[str, str], TransformersPipeline]:
 
     def get(task: str, model: str) -> TransformersPipeline:
         if model not in found:
-            pipeline = load("it", PipelineSettings(task=task, model=str(tiny_models.build(model, tiny))), "cpu")
+            pipeline = load_pipeline(
+                "it", PipelineSettings(task=task, model=str(tiny_models.build(model, tiny))), "cpu"
+            )
             assert isinstance(pipeline, TransformersPipeline)
             found[model] = pipeline
         return found[model]

@@ -13,7 +13,7 @@ from pipeq import Client
 from pipeq.contract.errors import PipeqError
 from pipeq.demo import embedded
 from pipeq_worker.models import footprint, word_lengths
-from pipeq_worker.models.loading import load
+from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.task_type import Media
 from pipeq_worker.models.task_types import find
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
@@ -118,7 +118,7 @@ def test_the_setting_is_the_ceiling_and_truncation_cuts_there(tiny: Path) -> Non
     settings = PipelineSettings(
         task="text2text-generation", model=str(tiny_models.build("t5", tiny)), max_input_tokens=50
     )
-    pipeline = load("it", settings, "cpu")
+    pipeline = load_pipeline("it", settings, "cpu")
     with pytest.raises(PipeqError, match="beyond the 50 that this pipeline takes"):
         list(pipeline.preprocess("fox " * 200, pipeline.merge({})))
     (features,) = pipeline.preprocess("fox " * 200, pipeline.merge({"truncation": True}))

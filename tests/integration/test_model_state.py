@@ -15,7 +15,7 @@ import torch
 import transformers
 from pipeq.contract.errors import PipeqError
 from pipeq_worker.doctor.compare import differences
-from pipeq_worker.models.loading import load
+from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.model_state import ModelState
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline, sample_of
 from pipeq_worker.settings.read import PipelineSettings
@@ -43,7 +43,9 @@ def loaded(tiny: Path) -> Callable[[str, str], TransformersPipeline]:
 
     def get(task: str, model: str) -> TransformersPipeline:
         if model not in found:
-            pipeline = load("it", PipelineSettings(task=task, model=str(tiny_models.build(model, tiny))), "cpu")
+            pipeline = load_pipeline(
+                "it", PipelineSettings(task=task, model=str(tiny_models.build(model, tiny))), "cpu"
+            )
             assert isinstance(pipeline, TransformersPipeline)
             found[model] = pipeline
         return found[model]
@@ -173,7 +175,9 @@ def test_a_tokenizer_that_raises_is_as_it_was(loaded: Callable[[str, str], Trans
 
 def test_what_cannot_be_put_back_is_loaded_anew(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Weights are not compared; the pipeline's own sample says that they are others."""
-    pipeline = load("it", PipelineSettings(task="text-generation", model=str(tiny_models.build("writer", tiny))), "cpu")
+    pipeline = load_pipeline(
+        "it", PipelineSettings(task="text-generation", model=str(tiny_models.build("writer", tiny))), "cpu"
+    )
     assert isinstance(pipeline, TransformersPipeline)
     pipe, before = pipeline._pipe, run(pipeline, "hello world", GREEDY)
     too_long = {**GREEDY, "max_new_tokens": 600}

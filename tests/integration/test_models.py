@@ -18,7 +18,8 @@ import transformers
 from click.testing import CliRunner
 from pipeq.contract.errors import PipeqError
 from pipeq.demo.embedded import S3Server
-from pipeq_worker.models.transformers_loading import load, task_of_config
+from pipeq_worker.models.loading import load_pipeline
+from pipeq_worker.models.transformers_loading import task_type_of_config
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.process.cli import worker
 from pipeq_worker.settings.read import PipelineSettings, S3Settings
@@ -78,18 +79,18 @@ def answer(pipeline: TransformersPipeline, text: str = "the quick fox", **params
 )
 def test_a_model_says_what_it_is_for(tiny: Path, model: str, task: str) -> None:
     config = transformers.AutoConfig.from_pretrained(tiny_models.build(model, tiny))
-    assert task_of_config(config) == task
+    assert task_type_of_config(config) == task
 
 
 def test_a_folder_of_sentence_transformers_is_for_embeddings(tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "encoder"
     shutil.copytree(tiny_models.build("encoder", tiny), folder)
     (folder / "modules.json").write_text("[]")
-    assert load("mine", PipelineSettings(model=str(folder)), "cpu").task_type.name == "text-embedding"
+    assert load_pipeline("mine", PipelineSettings(model=str(folder)), "cpu").task_type.name == "text-embedding"
 
 
 def test_a_pipeline_of_any_name_is_for_what_its_model_is_for(tiny: Path) -> None:
-    assert load("reviews", settings(tiny, "classifier"), "cpu").task_type.name == "text-classification"
+    assert load_pipeline("reviews", settings(tiny, "classifier"), "cpu").task_type.name == "text-classification"
 
 
 def test_a_model_alone_on_the_command_line(tiny: Path, tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_a_model_alone_on_the_command_line(tiny: Path, tmp_path: Path) -> None:
 
 def test_what_is_neither_task_type_nor_model_is_refused() -> None:
     with pytest.raises(PipeqError, match="'reviews' is no task type; there are: any-to-any, audio-classification"):
-        load("reviews", PipelineSettings(), "cpu")
+        load_pipeline("reviews", PipelineSettings(), "cpu")
 
 
 def test_a_model_alone_that_is_none_says_so(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_a_default_model_is_named(tiny: Path, caplog: pytest.LogCaptureFixture, 
     local = {"model": (str(tiny_models.build("classifier", tiny)), "main")}
     monkeypatch.setitem(entry, "default", local)
     with caplog.at_level(logging.INFO):
-        pipeline = load("text-classification", PipelineSettings(), "cpu")
+        pipeline = load_pipeline("text-classification", PipelineSettings(), "cpu")
     assert pipeline.model.id == local["model"][0]
     assert f"{local['model'][0]} (the default model) for text-classification" in caplog.text
 
@@ -127,21 +128,21 @@ def test_parts_of_its_own(tiny: Path, tmp_path: Path) -> None:
     model = tiny_models.build("classifier", tiny)
     for name in ("config.json", "model.safetensors"):
         shutil.copy(model / name, bare)
-    pipeline = load("text-classification", PipelineSettings(model=str(bare), tokenizer=str(model)), "cpu")
-    assert_same(answer(pipeline), answer(load("text-classification", settings(tiny, "classifier"), "cpu")))
+    pipeline = load_pipeline("text-classification", PipelineSettings(model=str(bare), tokenizer=str(model)), "cpu")
+    assert_same(answer(pipeline), answer(load_pipeline("text-classification", settings(tiny, "classifier"), "cpu")))
 
 
 def test_a_vocoder_and_a_voice(tiny: Path) -> None:
     """A model of spectrograms needs both; a voice is a list of numbers in the message."""
     one = settings(tiny, "speecht5", vocoder=str(tiny_models.build("vocoder", tiny)))
-    pipeline = load("text-to-speech", one, "cpu")
+    pipeline = load_pipeline("text-to-speech", one, "cpu")
     result = answer(pipeline, "hello fox", forward_params={"speaker_embeddings": [[0.1] * 512]})
     assert result["sampling_rate"] == 16_000
     assert result["audio"].size > 0
 
 
 def test_dtype_and_attention(tiny: Path) -> None:
-    pipeline = load(
+    pipeline = load_pipeline(
         "text-classification", settings(tiny, "classifier", dtype="bfloat16", attn_implementation="eager"), "cpu"
     )
     assert pipeline.model.dtype == "bfloat16"
@@ -154,12 +155,12 @@ def test_a_device_map_spreads_a_model_over_memory_and_disk(
     tiny: Path, tmp_path: Path, memory: dict[str, str] | None
 ) -> None:
     """With accelerate; what fits nowhere else lies on disk and is loaded layer by layer."""
-    pipeline = load(
+    pipeline = load_pipeline(
         "text-generation",
         settings(tiny, "llama", device_map="auto", max_memory=memory, offload_folder=str(tmp_path / "off")),
         "cpu",
     )
-    whole = load("text-generation", settings(tiny, "llama"), "cpu")
+    whole = load_pipeline("text-generation", settings(tiny, "llama"), "cpu")
     params = {"max_new_tokens": 8, "do_sample": False}
     assert answer(pipeline, **params) == answer(whole, **params)
     placed = {str(device) for device in getattr(pipeline._pipe.model, "hf_device_map", {"": "cpu"}).values()}
@@ -177,8 +178,10 @@ def test_an_adapter_changes_the_answer(tiny: Path, tmp_path: Path) -> None:
     lora = peft.LoraConfig(r=4, target_modules=["query", "value"], task_type="SEQ_CLS", init_lora_weights=False)
     adapted = peft.get_peft_model(model, lora)
     adapted.save_pretrained(tmp_path / "adapter")
-    plain = load("text-classification", settings(tiny, "classifier"), "cpu")
-    with_adapter = load("text-classification", settings(tiny, "classifier", adapter=str(tmp_path / "adapter")), "cpu")
+    plain = load_pipeline("text-classification", settings(tiny, "classifier"), "cpu")
+    with_adapter = load_pipeline(
+        "text-classification", settings(tiny, "classifier", adapter=str(tmp_path / "adapter")), "cpu"
+    )
     assert answer(with_adapter) != answer(plain)
     inputs = plain._pipe.tokenizer("the quick fox", return_tensors="pt")
     want = adapted.eval()(**inputs).logits.softmax(-1)[0].max().item()
@@ -192,8 +195,8 @@ def test_a_pickle_is_not_loaded_unless_it_is_allowed(tiny: Path, tmp_path: Path)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(PipeqError, match="allow_pickle = true"):
-        load("text-classification", PipelineSettings(model=str(folder)), "cpu")
-    assert answer(load("text-classification", PipelineSettings(model=str(folder), allow_pickle=True), "cpu"))
+        load_pipeline("text-classification", PipelineSettings(model=str(folder)), "cpu")
+    assert answer(load_pipeline("text-classification", PipelineSettings(model=str(folder), allow_pickle=True), "cpu"))
 
 
 def _as_pickle(folder: Path, to: Path, weights: str, pickle: str) -> Path:
@@ -238,10 +241,10 @@ def test_no_part_of_a_model_is_loaded_from_a_pickle(
         torch.save({}, folder / "adapter.deu.bin")
         model, more = PipelineSettings(model=str(folder)), {"model_kwargs": {"target_lang": "deu"}}
     with pytest.raises(PipeqError, match="allow_pickle = true") as caught:
-        load(task, model.model_copy(update=more), "cpu")
+        load_pipeline(task, model.model_copy(update=more), "cpu")
     assert caught.value.code == "invalid_settings"
     if "vocoder" in part:
-        assert load(task, model.model_copy(update=more | {"allow_pickle": True}), "cpu")
+        assert load_pipeline(task, model.model_copy(update=more | {"allow_pickle": True}), "cpu")
     assert torch.load is torch.serialization.load
 
 
@@ -264,9 +267,9 @@ def test_a_model_in_an_archive_on_s3(s3: S3Server, tiny: Path, tmp_path: Path, k
             packed.add(model, "release-1")
     s3.client().upload_file(str(archive), "inputs", f"models/it.{kind}")
     one = PipelineSettings(model=f"s3://inputs/models/it.{kind}")
-    plain = answer(load("text-classification", settings(tiny, "classifier"), "cpu"))
+    plain = answer(load_pipeline("text-classification", settings(tiny, "classifier"), "cpu"))
     for _ in range(2):
-        pipeline = load("mine", one, "cpu", S3Settings())
+        pipeline = load_pipeline("mine", one, "cpu", S3Settings())
         assert pipeline.model.id == one.model
         assert_same(answer(pipeline), plain)
     assert len([name for name in os.listdir(tmp_path / "cache" / "models") if not name.startswith(".")]) == 1
@@ -276,7 +279,7 @@ def test_why_a_model_cannot_be_loaded(tiny: Path) -> None:
     """transformers tries several classes, and says why none will do behind a page of tracebacks."""
     spread = settings(tiny, "llama", device_map="auto", max_memory={"0": "1GiB", "cpu": "1GiB"})
     with pytest.raises(PipeqError, match=r"accelerator|Device 0 is not available|CUDA"):
-        load("text-generation", spread, "cpu")
+        load_pipeline("text-generation", spread, "cpu")
 
 
 def test_an_archive_that_leads_outside_is_refused(s3: S3Server, tmp_path: Path) -> None:
@@ -285,7 +288,7 @@ def test_an_archive_that_leads_outside_is_refused(s3: S3Server, tmp_path: Path) 
         packed.add(tmp_path / "x", "../../config.json")
     s3.client().upload_file(str(tmp_path / "evil.tar"), "inputs", "models/evil.tar")
     with pytest.raises(PipeqError, match=r"cannot be unpacked: its member '\.\./\.\./config\.json' would"):
-        load("mine", PipelineSettings(model="s3://inputs/models/evil.tar"), "cpu", S3Settings())
+        load_pipeline("mine", PipelineSettings(model="s3://inputs/models/evil.tar"), "cpu", S3Settings())
     assert not (tmp_path / "cache" / "config.json").exists()
     assert os.listdir(tmp_path / "cache" / "models") == []
 
@@ -296,13 +299,13 @@ def test_an_archive_that_leads_outside_is_refused(s3: S3Server, tmp_path: Path) 
 )
 def test_an_archive_that_is_not_there(s3: S3Server, model: str, sentence: str) -> None:
     with pytest.raises(PipeqError, match=sentence) as caught:
-        load("mine", PipelineSettings(model=model), "cpu", S3Settings())
+        load_pipeline("mine", PipelineSettings(model=model), "cpu", S3Settings())
     assert caught.value.code == "invalid_settings"
 
 
 def test_a_decision_by_any_chat_model_fills_no_memory(tiny: Path) -> None:
     """transformers takes it for a model with a head, and makes up one of billions of parameters."""
-    pipeline = load("decision", settings(tiny, "decision_chat"), "cpu")
+    pipeline = load_pipeline("decision", settings(tiny, "decision_chat"), "cpu")
     assert sum(parameter.numel() for parameter in pipeline._pipe.model.parameters()) < 10**6
     assert answer_of_decision(pipeline)
 

@@ -18,7 +18,7 @@ from pipeq.contract.errors import PipeqError
 from pipeq_worker.doctor.compare import differences
 from pipeq_worker.doctor.doctor import check
 from pipeq_worker.media.video import Video
-from pipeq_worker.models.loading import load
+from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.models.quirks.base import CallParams
 from pipeq_worker.models.quirks.vision import MaskGeneration
@@ -196,7 +196,7 @@ def test_mask_generation_as_far_as_it_goes(tiny: Path) -> None:
         pytest.fail("torchvision is here: give mask-generation a case, and its row no reason")
     model = str(tiny_models.build("sam", tiny))
     with pytest.raises(PipeqError, match="mask-generation takes torchvision, which is not installed") as caught:
-        load("it", PipelineSettings(task="mask-generation", model=model), "cpu")
+        load_pipeline("it", PipelineSettings(task="mask-generation", model=model), "cpu")
     assert caught.value.code == "invalid_settings"
     pipe = transformers.pipeline("mask-generation", model=model, device="cpu")
     quirks = MaskGeneration(pipe)

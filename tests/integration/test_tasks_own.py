@@ -21,7 +21,7 @@ from PIL import Image
 from pipeq.contract.errors import PipeqError
 from pipeq_worker.doctor.compare import differences
 from pipeq_worker.doctor.doctor import check
-from pipeq_worker.models.loading import load
+from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.read import PipelineSettings
@@ -47,7 +47,7 @@ def loaded(tiny: Path) -> Loaded:
 
     def get(task: str, model: str) -> TransformersPipeline:
         if (task, model) not in found:
-            pipeline = load("it", PipelineSettings(task=task, model=str(build(model, tiny))), "cpu")
+            pipeline = load_pipeline("it", PipelineSettings(task=task, model=str(build(model, tiny))), "cpu")
             assert isinstance(pipeline, TransformersPipeline)
             found[task, model] = pipeline
         return found[task, model]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pipeq_worker.doctor.compare import differences
 from pipeq_worker.doctor.doctor import check
-from pipeq_worker.models.loading import load
+from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.read import PipelineSettings
 
@@ -55,7 +55,7 @@ def pipeline(tiny: Path) -> TransformersPipeline:
     settings = PipelineSettings(
         task="automatic-speech-recognition", model=str(tiny_models.build("whisper_short", tiny))
     )
-    loaded = load("it", settings, "cpu")
+    loaded = load_pipeline("it", settings, "cpu")
     assert isinstance(loaded, TransformersPipeline)
     return loaded
 

@@ -69,7 +69,7 @@ def test_workers_wait_for_healthy_servers(service: str) -> None:
 
 @pytest.mark.parametrize("service", WORKERS)
 def test_workers_may_drain_before_they_are_killed(service: str) -> None:
-    drain_s = worker_settings.load(ROOT / "deploy" / "pipelines.toml").drain_s
+    drain_s = worker_settings.load_settings(ROOT / "deploy" / "pipelines.toml").drain_s
     assert _seconds(SERVICES[service]["stop_grace_period"]) > drain_s + KILL_AFTER_S
 
 
@@ -130,7 +130,7 @@ def test_worker_and_s3_have_the_same_credentials() -> None:
 
 
 def test_the_example_settings_load() -> None:
-    settings = worker_settings.load(ROOT / "deploy" / "pipelines.toml")
+    settings = worker_settings.load_settings(ROOT / "deploy" / "pipelines.toml")
     assert set(settings.pipelines) == {"text-classification", "automatic-speech-recognition"}
     assert all(section.revision for section in settings.pipelines.values())
 
@@ -138,7 +138,7 @@ def test_the_example_settings_load() -> None:
 def test_the_environment_of_a_worker_overrides_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SERVICES["worker"]["environment"].items():
         monkeypatch.setenv(name, _interpolated(value))
-    assert worker_settings.load(ROOT / "deploy" / "pipelines.toml").redis_url == "redis://redis:6379/0"
+    assert worker_settings.load_settings(ROOT / "deploy" / "pipelines.toml").redis_url == "redis://redis:6379/0"
 
 
 def test_images_do_not_run_as_root_and_keep_models_in_a_volume() -> None:

@@ -65,7 +65,7 @@ def doctor(
 
 
 def _examine(settings: Settings, name: str, source: IO[str], params: dict[str, Any]) -> dict[str, Any]:
-    from pipeq_worker.models.loading import load
+    from pipeq_worker.models.loading import load_pipeline
 
     logging.basicConfig(level=logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -77,7 +77,7 @@ def _examine(settings: Settings, name: str, source: IO[str], params: dict[str, A
     from pipeq_worker.doctor.doctor import check
     from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 
-    pipeline = load(name, settings.pipelines[name], settings.device, settings.s3, settings.param_limits)
+    pipeline = load_pipeline(name, settings.pipelines[name], settings.device, settings.s3, settings.param_limits)
     if not isinstance(pipeline, TransformersPipeline):
         raise SettingsError(f"{name!r} has no model to compare with")
     values = list(_decoded(settings, pipeline, source))

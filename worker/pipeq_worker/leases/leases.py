@@ -36,7 +36,7 @@ LEASE_S = 15.0
 #: How often lapsed leases are searched for, in seconds.
 SWEEP_S = 5.0
 #: Most messages that one call of a script handles.
-AT_ONCE = 1000
+MESSAGES_PER_CALL = 1000
 #: A reply that takes longer than this counts as a broken connection, in seconds.
 TIMEOUT_S = 5.0
 
@@ -322,8 +322,8 @@ class Leases:
         back = 0
         try:
             # The last chunk goes first, because each call puts its messages in front of the list.
-            for start in range((len(ours) - 1) // AT_ONCE * AT_ONCE, -1, -AT_ONCE):
-                chunk = ours[start : start + AT_ONCE]
+            for start in range((len(ours) - 1) // MESSAGES_PER_CALL * MESSAGES_PER_CALL, -1, -MESSAGES_PER_CALL):
+                chunk = ours[start : start + MESSAGES_PER_CALL]
                 back += self._put_back("last" if is_last else "tags", *chunk)
             self._renew_lifetimes(lasting)
         except RedisError as error:
@@ -378,8 +378,8 @@ class Leases:
             RedisError: Redis does not answer, and nothing is known about the leases.
         """
         gone: set[str] = set()
-        for start in range(0, len(tags), AT_ONCE):
-            reply = self._renew(keys=[self.key], args=[self.lease_s, *tags[start : start + AT_ONCE]])
+        for start in range(0, len(tags), MESSAGES_PER_CALL):
+            reply = self._renew(keys=[self.key], args=[self.lease_s, *tags[start : start + MESSAGES_PER_CALL]])
             gone.update(tag.decode() for tag in reply)
         return gone
 
@@ -454,7 +454,7 @@ class Leases:
         if self._was_away():
             return
         until = seconds + microseconds / 1e6 + self.lease_s / 3
-        while back := self._put_back("lapsed", AT_ONCE, until):
+        while back := self._put_back("lapsed", MESSAGES_PER_CALL, until):
             logger.warning(
                 "%d messages of a worker that is gone are back on their queues", back, extra={"action": "sweep"}
             )

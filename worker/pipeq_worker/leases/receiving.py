@@ -1,6 +1,7 @@
 """RECEIVING: detects queues from which no messages are taken. Checked with each heartbeat.
 
 The result is logged, and shown by ``pipeq queues``.
+
 A worker that takes nothing although it should looks like an idle one. So this module checks each queue that the worker
 serves: does a consumer take messages from it, and did the last attempt succeed? It covers all causes: Redis refused, a
 key is no list, a remote control cancelled the consumer, the consumer is gone.

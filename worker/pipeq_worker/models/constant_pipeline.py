@@ -57,7 +57,7 @@ class ConstantPipeline(Pipeline):
         return outputs[0]
 
 
-def load(name: str, settings: PipelineSettings) -> ConstantPipeline:
+def load_constant_pipeline(name: str, settings: PipelineSettings) -> ConstantPipeline:
     """Makes the pipeline; there is nothing to load."""
     pipeline = ConstantPipeline(name, settings)
     pipeline.merge({})

@@ -13,7 +13,7 @@ def needs_torch(name: str, settings: PipelineSettings) -> bool:
     return not is_task_type(task) or find(task).has_model
 
 
-def load(
+def load_pipeline(
     name: str,
     settings: PipelineSettings,
     device: str,
@@ -36,7 +36,7 @@ def load(
     if needs_torch(name, settings):
         from pipeq_worker.models import transformers_loading as models
 
-        return models.load(name, settings, device, s3, limits)
+        return models.load_transformers_pipeline(name, settings, device, s3, limits)
     from pipeq_worker.models import constant_pipeline
 
-    return constant_pipeline.load(name, settings)
+    return constant_pipeline.load_constant_pipeline(name, settings)

@@ -36,21 +36,21 @@ _FAMILIES = {"text-embedding": checkpoint.EMBEDDER, "text-ranking": checkpoint.R
 _TRANSLATORS = frozenset({"marian", "m2m_100", "mbart", "nllb-moe", "fsmt"})
 
 
-def load(
+def load_transformers_pipeline(
     name: str,
     settings: PipelineSettings,
     device: str,
     s3: S3Settings | None = None,
     limits: ParamLimits | None = None,
 ) -> TransformersPipeline:
-    """See :func:`pipeq_worker.models.loading.load`."""
+    """See :func:`pipeq_worker.models.loading.load_pipeline`."""
     began = time.monotonic()
     task = settings.task or name
     reports: list[weights.Report] = []
     try:
         model = unpacked(settings.model, s3 or S3Settings()) if settings.model else None
         if not is_task_type(task):
-            task = task_of(name, model, settings)
+            task = task_type_of(name, model, settings)
         task_type = find(task)
         _check_packages(name, task_type)
         with weights.watched() as reports, pickles.refused(settings.allow_pickle):
@@ -134,7 +134,7 @@ def _check_padding(pipeline: TransformersPipeline) -> None:
         )
 
 
-def task_of(name: str, model: str | None, settings: PipelineSettings) -> str:
+def task_type_of(name: str, model: str | None, settings: PipelineSettings) -> str:
     """Finds a model's task type by its configuration, the only file that is read from the Hub.
 
     Raises:
@@ -152,7 +152,7 @@ def task_of(name: str, model: str | None, settings: PipelineSettings) -> str:
     except Exception as error:
         sentence = f"{settings.model} is no model that can be read: {_reason(error)}"
         raise SettingsError(f"pipeline {name!r}: {sentence}") from error
-    found = task_of_config(config)
+    found = task_type_of_config(config)
     if found is None:
         raise SettingsError(
             f"pipeline {name!r}: {settings.model} does not say what it is for (its class is "
@@ -162,7 +162,7 @@ def task_of(name: str, model: str | None, settings: PipelineSettings) -> str:
     return found
 
 
-def task_of_config(config: Any) -> str | None:
+def task_type_of_config(config: Any) -> str | None:
     """The task type of a model's configuration; None if no task type has its class."""
     architecture = (config.architectures or [""])[0]
     labels = {str(label).lower() for label in (config.id2label or {}).values()}

@@ -2,7 +2,7 @@
 
 transformers fills them with random numbers.
 
-    models.load -> watched(): transformers loads a model and reports on it -> lacking(): what the answers would read
+    loading -> watched(): transformers loads a model and reports on it -> lacking(): what the answers would read
 
 The pipelines of transformers load models themselves and pass the report only to the log, so it is intercepted there.
 """

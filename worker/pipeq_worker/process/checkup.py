@@ -45,7 +45,7 @@ def _params(settings: Settings) -> Iterator[str]:
             continue
         if not find(task).has_model:
             try:
-                loading.load(name, section, settings.device)
+                loading.load_pipeline(name, section, settings.device)
             except PipeqError as error:
                 yield f"pipelines.{name}: {error.message}"
         elif section.params:

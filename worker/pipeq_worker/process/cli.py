@@ -34,7 +34,7 @@ Examples:
   pipeq worker text-generation --include myapp.tasks
 """
 )
-@click.argument("tasks", nargs=-1, metavar="[TASK[=MODEL] | MODEL]...")
+@click.argument("pipelines", nargs=-1, metavar="[TASK[=MODEL] | MODEL]...")
 @click.option("--config", type=click.Path(path_type=Path), help="Settings file (pipelines.toml).")
 @click.option("--allow", multiple=True, metavar="URI", help="Prefix that inputs may be read from; may be repeated.")
 @click.option("--devices", metavar="auto|cpu|0,1", help="One worker process for each device, restarted when it dies.")
@@ -46,7 +46,7 @@ Examples:
 @click.pass_context
 def worker(
     ctx: click.Context,
-    tasks: tuple[str, ...],
+    pipelines: tuple[str, ...],
     config: Path | None,
     allow: tuple[str, ...],
     devices: str | None,
@@ -63,7 +63,7 @@ def worker(
     model's configuration says.
     """
     try:
-        named = [_named(text) for text in tasks]
+        named = [_named(text) for text in pipelines]
         settings = settings_module.from_command_line(
             config, named, allow, redis_url, log_format, include, celery_queues
         )
@@ -88,11 +88,11 @@ def _named(text: str) -> str:
         return text
     startup.check_folder(text)
     from pipeq_worker.models.model_archive import unpacked
-    from pipeq_worker.models.transformers_loading import task_of
+    from pipeq_worker.models.transformers_loading import task_type_of
     from pipeq_worker.settings.read import PipelineSettings, S3Settings
 
     model = unpacked(text, S3Settings())
-    return f"{task_of(text, model, PipelineSettings(model=text))}={text}"
+    return f"{task_type_of(text, model, PipelineSettings(model=text))}={text}"
 
 
 def run(settings: Settings) -> int:
@@ -109,7 +109,7 @@ def run(settings: Settings) -> int:
     from pipeq_worker.broker.app import Worker, build_app
     from pipeq_worker.broker.pool import EXIT_DEVICE_LOST
     from pipeq_worker.host.runtime import Runtime
-    from pipeq_worker.models.loading import load, needs_torch
+    from pipeq_worker.models.loading import load_pipeline, needs_torch
     from pipeq_worker.observe.logged import Log
     from pipeq_worker.observe.observer import Observers, of_entry_points
 
@@ -126,7 +126,7 @@ def run(settings: Settings) -> int:
             logger.info(
                 "loading %s (%d of %d)", name, at, len(settings.pipelines), extra={"action": "load", "pipeline": name}
             )
-            pipelines[name] = load(name, section, settings.device, settings.s3, settings.param_limits)
+            pipelines[name] = load_pipeline(name, section, settings.device, settings.s3, settings.param_limits)
     supervisor.end_with_parent()
     # The loaded models stay until the end, so the collector is told not to walk through them and torch again.
     gc.collect()

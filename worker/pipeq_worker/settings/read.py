@@ -366,11 +366,11 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The sources of settings, strongest first: command line, environment, and the file that :func:`load` read."""
+        """The sources of settings, strongest first: command line, environment, and the file."""
         return InitSettingsSource(settings_cls, _command_line.get()), env_settings, init_settings
 
 
-def load(config: Path | None = None, **overrides: Any) -> Settings:
+def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
     """Reads the settings.
 
     Args:
@@ -405,7 +405,7 @@ def load(config: Path | None = None, **overrides: Any) -> Settings:
 
 def from_command_line(
     config: Path | None,
-    tasks: Iterable[str] = (),
+    pipelines: Iterable[str] = (),
     allow: Iterable[str] = (),
     redis_url: str | None = None,
     log_format: str | None = None,
@@ -419,9 +419,9 @@ def from_command_line(
     Raises:
         SettingsError: names the file and the key; also if there is no pipeline at all.
     """
-    base = load(config)
+    base = load_settings(config)
     overrides: dict[str, Any] = {}
-    named = dict(_pipeline_argument(text) for text in tasks)
+    named = dict(_pipeline_argument(text) for text in pipelines)
     if named:
         overrides["pipelines"] = {**base.model_dump()["pipelines"], **named}
     if allow:
@@ -434,7 +434,7 @@ def from_command_line(
         overrides["include"] = (*base.include, *include)
     if celery_queues:
         overrides["celery_queues"] = tuple(celery_queues)
-    settings = load(config, **overrides)
+    settings = load_settings(config, **overrides)
     if not settings.pipelines and not settings.include:
         raise SettingsError(
             "no pipeline to serve: name one, as in `pipeq worker text-classification`, or give --config"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from pipeq.contract.errors import PipeqError
-from pipeq_worker.settings.read import PipelineSettings, Settings, load
+from pipeq_worker.settings.read import PipelineSettings, Settings, load_settings
 
 
 def said(config: Path | None = None) -> str:
     with pytest.raises(PipeqError) as caught:
-        load(config)
+        load_settings(config)
     assert caught.value.code == "invalid_settings"
     return caught.value.message
 
@@ -56,7 +56,7 @@ def test_every_unknown_variable_stops_the_start(monkeypatch: pytest.MonkeyPatch,
 )
 def test_what_others_set_is_none_of_ours(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
     monkeypatch.setenv(variable, value)
-    load()
+    load_settings()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_list_is_read_in_the_usual_ways(monkeypatch: pytest.MonkeyPatch, varia
         "": (),
     }.items():
         monkeypatch.setenv(variable, text)
-        found = load()
+        found = load_settings()
         for part in variable.removeprefix("PIPEQ_").lower().split("__"):
             found = getattr(found, part)
         assert found == want, text

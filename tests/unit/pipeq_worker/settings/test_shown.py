@@ -16,7 +16,7 @@ from pipeq_worker.models.task_type import Media, TaskType
 from pipeq_worker.models.task_types import TASK_TYPES, find
 from pipeq_worker.process.cli import worker
 from pipeq_worker.settings import shown as shown_settings
-from pipeq_worker.settings.read import InputSettings, ResultSettings, S3Settings, Settings, load
+from pipeq_worker.settings.read import InputSettings, ResultSettings, S3Settings, Settings, load_settings
 from pipeq_worker.stages.accept import read_inputs
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stores.allow import AllowList
@@ -76,7 +76,7 @@ def test_a_setting_that_is_refused(uri: str) -> None:
         {"results": {"allow": [uri]}},
         {"redis_url": uri.replace("redis:", "redos:")},
     ):
-        check(lambda fields=fields: Fetcher(load(None, **fields).inputs, S3Settings()))
+        check(lambda fields=fields: Fetcher(load_settings(None, **fields).inputs, S3Settings()))
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
