@@ -64,7 +64,9 @@ def expected(pipeline: TransformersPipeline, value: Any, params: dict[str, Any])
     """What transformers answers, as the result of a task in a list."""
     if isinstance(value, Path):
         value = Video(value.read_bytes(), value.name, 10**6, 1000)
-    output, objects = convert(pipeline.alone(value, pipeline.merge(params)), audio_key=pipeline.task_type.audio_key)
+    output, objects = convert(
+        pipeline.alone(value, dict(pipeline.merge(params).params)), audio_key=pipeline.task_type.audio_key
+    )
     for one in objects:
         one.put_inline()
     return opened(json.loads(json.dumps(output)))

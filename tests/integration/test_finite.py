@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from pipeq_worker.doctor.doctor import _Item, _Task
 from pipeq_worker.media.video import Video
 from pipeq_worker.models import finite
+from pipeq_worker.models.call import Call
 from pipeq_worker.models.loading import load_pipeline
-from pipeq_worker.models.quirks.base import CallParams
 from pipeq_worker.models.quirks.vision import MaskGeneration
 from pipeq_worker.models.task_types import TASK_TYPES
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline, warm_up
 from pipeq_worker.settings.read import PipelineSettings
 from pipeq_worker.stages.infer import infer
+from pipeq_worker.stages.task import Item, Task
 from safetensors.torch import load_file, save_file
 
 from tests import samples, tiny_models
@@ -49,12 +49,12 @@ MORE: list[tuple[str, str, dict[str, Any]]] = [
 CASES = [(task, *one) for task, one in SERVED.items()] + MORE
 
 
-def items_of(pipeline: TransformersPipeline, values: list[Any], params: dict[str, Any]) -> list[_Item]:
+def items_of(pipeline: TransformersPipeline, values: list[Any], call: Call) -> list[Item[Task]]:
     """The rows of some inputs, of those that may share a batch with the first."""
-    task, items = _Task(params, pipeline), []
+    task, items = Task(id="it", pipeline=pipeline, call=call), []
     for index, value in enumerate(values):
-        rows = pipeline.prepare(copy.deepcopy(value), params)
-        items += [_Item(task, index, at, r.features, r.group, r.cost, r.nbytes) for at, r in enumerate(rows)]
+        rows = pipeline.prepare(copy.deepcopy(value), call)
+        items += [Item(task, index, at, r.features, r.group, r.cost, r.nbytes) for at, r in enumerate(rows)]
     return [item for item in items if item.group == items[0].group or item is items[0]]
 
 
@@ -158,13 +158,13 @@ def test_mask_generation(tiny: Path) -> None:
     """It takes torchvision to end, so only its forward passes run here."""
     pipe = transformers.pipeline("mask-generation", model=str(tiny_models.build("sam", tiny)), device="cpu")
     finite.hook(pipe.model)
-    call = CallParams(*pipe._sanitize_parameters(points_per_batch=8, points_per_crop=4))
+    call = Call({}, *pipe._sanitize_parameters(points_per_batch=8, points_per_crop=4))
     for value, is_bad in ((0.0, False), (float("nan"), True)):
         quirks = MaskGeneration(pipe)
         if is_bad:
             for weights in pipe.model.parameters():
                 weights.data.fill_(value)
-        (features,) = quirks.preprocess(pipe, samples.images()[0], {}, call)
+        (features,) = quirks.preprocess(pipe, samples.images()[0], call)
         with finite.watched(1) as watch:
             (output,) = quirks.forward(pipe, [features], call)
         assert (any(watch.bad()) or finite.not_finite(output, 0, 0, left=False)) == is_bad

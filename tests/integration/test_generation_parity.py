@@ -197,7 +197,8 @@ def test_parameters_that_the_model_brings_count_too(loaded: Callable[[str, str],
     pipeline = loaded("text-generation", "writer_padded")
     quirks, config = pipeline.quirks, pipeline._pipe.model.generation_config
     short, long = (
-        next(iter(pipeline.prepare(text, {"max_new_tokens": 4}))).features for text in ("fox", "the lazy dog")
+        next(iter(pipeline.prepare(text, pipeline.call({"max_new_tokens": 4})))).features
+        for text in ("fox", "the lazy dog")
     )
 
     def meet(**given: Any) -> bool:

@@ -13,6 +13,7 @@ from pipeq import Client
 from pipeq.contract.errors import PipeqError
 from pipeq.demo import embedded
 from pipeq_worker.models import footprint, word_lengths
+from pipeq_worker.models.call import Call
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.task_type import Media
 from pipeq_worker.models.task_types import find
@@ -68,10 +69,10 @@ def _most(pipeline: TransformersPipeline) -> int:
     return most if limit is None else min(most, limit)
 
 
-def _prepared(pipeline: TransformersPipeline, value: Any, params: dict[str, Any]) -> int:
+def _prepared(pipeline: TransformersPipeline, value: Any, call: Call) -> int:
     """Tokens of the longest item; 0 where the input is refused as it should be."""
     try:
-        return max(footprint.longest(one) for one in pipeline.preprocess(value, params))
+        return max(footprint.longest(one) for one in pipeline.preprocess(value, call))
     except PipeqError as error:
         if error.code != "invalid_input":
             raise

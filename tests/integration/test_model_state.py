@@ -55,13 +55,14 @@ def loaded(tiny: Path) -> Callable[[str, str], TransformersPipeline]:
 
 def run(pipeline: TransformersPipeline, value: Any, params: dict[str, Any]) -> Any:
     """One item through the device's stage: its result, or its error."""
-    item = SimpleNamespace(task=SimpleNamespace(params=params), features=None, output=None, error=None)
+    call = pipeline.call(params)
+    item = SimpleNamespace(task=SimpleNamespace(call=call), features=None, output=None, error=None)
     try:
-        item.features = next(iter(pipeline.preprocess(value, params)))
+        item.features = next(iter(pipeline.preprocess(value, call)))
     except PipeqError as error:
         return error
     infer(pipeline, [item])  # type: ignore[list-item]
-    return item.error or pipeline.postprocess([item.output], params)
+    return item.error or pipeline.postprocess([item.output], call)
 
 
 @pytest.mark.parametrize(("task", "model"), WALKED if EVERY else WALKED[:1])
@@ -164,7 +165,7 @@ def test_a_tokenizer_that_raises_is_as_it_was(loaded: Callable[[str, str], Trans
         type(tokenizer).encode_plus_before = None
         original, type(tokenizer)._encode_plus = type(tokenizer)._encode_plus, breaks
         with pytest.raises(PipeqError, match="in the middle"):
-            list(pipeline.preprocess("hello", GREEDY))
+            list(pipeline.preprocess("hello", pipeline.call(GREEDY)))
     finally:
         type(tokenizer)._encode_plus = original
         del type(tokenizer).encode_plus_before

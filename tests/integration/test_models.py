@@ -311,5 +311,6 @@ def test_a_decision_by_any_chat_model_fills_no_memory(tiny: Path) -> None:
 
 
 def answer_of_decision(pipeline: TransformersPipeline) -> Any:
-    (features,) = pipeline.preprocess(samples.decisions()[0], {})
-    return pipeline.postprocess(pipeline.forward([features], {}), {})
+    call = pipeline.call({})
+    (features,) = pipeline.preprocess(samples.decisions()[0], call)
+    return pipeline.postprocess(pipeline.forward([features], call), call)

@@ -198,7 +198,7 @@ def test_labels_in_one_text(loaded: Loaded, tmp_path: Path, labels: Any) -> None
     pipeline = loaded("zero-shot-object-detection", "owlvit")
     image = inputs_of("zero-shot-object-detection", tmp_path)[0]["image"]
     value = {"image": image, "candidate_labels": labels}
-    found = [features["candidate_label"] for features in pipeline.preprocess(value, {})]
+    found = [features["candidate_label"] for features in pipeline.preprocess(value, pipeline.call({}))]
     assert found == ["fox", "lazy dog"]
 
 
@@ -212,4 +212,4 @@ def test_labels_in_one_text(loaded: Loaded, tmp_path: Path, labels: Any) -> None
 )
 def test_media_that_a_processor_cannot_use(loaded: Loaded, task: str, model: str, value: Any, sentence: str) -> None:
     with pytest.raises(PipeqError, match=f"invalid_input: .*{sentence}"):
-        list(loaded(task, model).preprocess(value, {}))
+        list(loaded(task, model).preprocess(value, loaded(task, model).call({})))

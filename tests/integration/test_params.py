@@ -459,25 +459,26 @@ def test_known_languages_pass(loaded: Loaded) -> None:
 
 
 def test_whole_numbers_become_floats_where_a_float_is_meant(loaded: Loaded) -> None:
-    merged = loaded("text-generation", "llama").merge({"repetition_penalty": 2, "length_penalty": 1, "num_beams": 3.0})
-    assert [type(merged[name]) for name in ("repetition_penalty", "length_penalty", "num_beams")] == [float, float, int]
+    call = loaded("text-generation", "llama").merge({"repetition_penalty": 2, "length_penalty": 1, "num_beams": 3.0})
+    types = [type(call.params[name]) for name in ("repetition_penalty", "length_penalty", "num_beams")]
+    assert types == [float, float, int]
 
 
 def test_null_means_what_transformers_does_by_itself(loaded: Loaded, tiny: Path) -> None:
     path = str(tiny_models.build("classifier", tiny))
     settings = PipelineSettings(task="text-classification", model=path, params={"max_length": 8, "truncation": True})
     pipeline = loading.load_pipeline("it", settings, "cpu")
-    assert pipeline.merge({"max_length": None}) == {"truncation": True}
-    assert pipeline.merge({"top_k": None}) == {"max_length": 8, "truncation": True, "top_k": None}
+    assert pipeline.merge({"max_length": None}).params == {"truncation": True}
+    assert pipeline.merge({"top_k": None}).params == {"max_length": 8, "truncation": True, "top_k": None}
     nli = loaded("zero-shot-classification", "nli")
-    assert nli.merge({**LABELS, "hypothesis_template": None}) == LABELS
+    assert nli.merge({**LABELS, "hypothesis_template": None}).params == LABELS
 
 
 def test_ceilings_are_settings_and_hold_for_the_settings_themselves(tiny: Path) -> None:
     path = str(tiny_models.build("llama", tiny))
     limits = ParamLimits(max_new_tokens=5)
     pipeline = loading.load_pipeline("chat", PipelineSettings(task="text-generation", model=path), "cpu", None, limits)
-    assert pipeline.merge({"max_new_tokens": 5})
+    assert pipeline.merge({"max_new_tokens": 5}).params
     with pytest.raises(PipeqError, match="is 6, not 1 to 5"):
         pipeline.merge({"max_new_tokens": 6})
     wants_more = PipelineSettings(task="text-generation", model=path, params={"max_new_tokens": 6})

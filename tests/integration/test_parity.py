@@ -18,9 +18,9 @@ from pipeq.contract.errors import PipeqError
 from pipeq_worker.doctor.compare import differences
 from pipeq_worker.doctor.doctor import check
 from pipeq_worker.media.video import Video
+from pipeq_worker.models.call import Call
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.pipeline import BatchLimits
-from pipeq_worker.models.quirks.base import CallParams
 from pipeq_worker.models.quirks.vision import MaskGeneration
 from pipeq_worker.models.task_types import TASK_TYPES, find
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
@@ -201,8 +201,8 @@ def test_mask_generation_as_far_as_it_goes(tiny: Path) -> None:
     pipe = transformers.pipeline("mask-generation", model=model, device="cpu")
     quirks = MaskGeneration(pipe)
     params = {"points_per_batch": 8, "points_per_crop": 4, "pred_iou_thresh": -100.0, "stability_score_thresh": -1.0}
-    call = CallParams(*pipe._sanitize_parameters(**params))
-    (features,) = quirks.preprocess(pipe, images()[0], params, call)
+    call = Call(params, *pipe._sanitize_parameters(**params))
+    (features,) = quirks.preprocess(pipe, images()[0], call)
     (outputs,) = quirks.forward(pipe, [features], call)
     assert [len(output["masks"]) for output in outputs] == [24, 24]
     with pytest.raises(ImportError, match="Torchvision"):
@@ -265,11 +265,11 @@ def test_neither_parameters_nor_inputs_are_changed(
     """transformers fills in and empties what it is given; a retry, or another chunk, needs it as it was."""
     pipeline = loaded(task, model)
     merged = pipeline.merge({**params, **({"max_new_tokens": 4} if task == "image-text-to-text" else {})})
-    before = copy.deepcopy((value, merged))
+    before = copy.deepcopy((value, vars(merged)))
     for _ in range(2):
         rows = list(pipeline.prepare(value, merged))
         pipeline.postprocess([pipeline.forward([row.features], merged)[0] for row in rows], merged)
-    assert list(differences((value, merged), before)) == []
+    assert list(differences((value, vars(merged)), before)) == []
 
 
 def test_a_model_is_asked_whether_padding_changes_its_answers(

@@ -44,7 +44,7 @@ def test_threads_with_different_parameters_do_not_mix(pipelines: dict[tuple[str,
     text = " ".join(WORDS * 10)
 
     def length(limit: int) -> bool:
-        features = next(iter(pipeline.preprocess(text, {"truncation": True, "max_length": limit})))
+        features = next(iter(pipeline.preprocess(text, pipeline.call({"truncation": True, "max_length": limit}))))
         return features["input_ids"].shape[1] == limit
 
     with ThreadPoolExecutor(6) as threads:
@@ -56,7 +56,7 @@ def test_too_many_tokens_is_refused_before_the_device_sees_it(
 ) -> None:
     pipeline = pipelines["text-classification", "classifier"]
     with pytest.raises(PipeqError, match="invalid_input: the text is 602 tokens, the model takes 512"):
-        list(pipeline.preprocess("fox " * 600, {}))
+        list(pipeline.preprocess("fox " * 600, pipeline.call({})))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_what_transformers_refuses_is_invalid_params(
 ) -> None:
     pipeline = pipelines[task, model]
     with pytest.raises(PipeqError) as caught:
-        pipeline.call_params(pipeline.merge(params))
+        pipeline.merge(params)
     assert caught.value.code == "invalid_params"
 
 
@@ -140,7 +140,7 @@ def test_settings_may_have_a_parameter_of_generate_in_either_place(tiny: Path, o
     # Loaded, warmed up and asked whether padding changes its answers.
     pipeline = load_pipeline("it", PipelineSettings(task="image-text-to-text", model=model, params=own), "cpu")
     for theirs in ({"max_new_tokens": 3}, {"generate_kwargs": {"max_new_tokens": 3}}):
-        pipeline.call_params(pipeline.merge(theirs))
+        pipeline.merge(theirs)
 
 
 @pytest.mark.parametrize("params", [{"num_beams": 4}, {"num_return_sequences": 4, "do_sample": True}])

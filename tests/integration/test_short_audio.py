@@ -79,7 +79,7 @@ def test_chunks_that_make_no_sense_are_refused(
 ) -> None:
     """Without the check of parameters, which knows nothing of the model: settings may come by another way."""
     with pytest.raises(PipeqError, match=sentence) as caught:
-        next(iter(pipeline.preprocess(samples.audio(2.0), params)))
+        next(iter(pipeline.preprocess(samples.audio(2.0), pipeline.call(params))))
     assert caught.value.code == "invalid_params"
 
 

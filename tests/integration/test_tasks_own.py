@@ -92,13 +92,14 @@ def test_a_batch_is_translated_into_one_language(loaded: Loaded) -> None:
     report = check(pipeline, TEXTS, german, limits=FULLEST)
     assert (report.failed, report.wrong, report.largest_batch) == ({}, {}, 3)
     assert pipeline.alone(TEXTS[0], {**german, "return_tensors": True})[0]["translation_token_ids"][1] == 6
-    groups = [next(pipeline.prepare(TEXTS[0], params)).group for params in (german, french, german)]
+    groups = [next(pipeline.prepare(TEXTS[0], pipeline.call(params))).group for params in (german, french, german)]
     assert groups[0] == groups[2] != groups[1]
 
 
 def test_a_translator_without_languages_is_refused(loaded: Loaded) -> None:
+    pipeline = loaded("translation", "translator")
     with pytest.raises(PipeqError, match=r"invalid_input: .*`src_lang` and a `tgt_lang`"):
-        next(loaded("translation", "translator").prepare("hello", {}))
+        next(pipeline.prepare("hello", pipeline.call({})))
 
 
 def test_a_question_that_leaves_no_room_is_refused(loaded: Loaded) -> None:
@@ -108,14 +109,14 @@ def test_a_question_that_leaves_no_room_is_refused(loaded: Loaded) -> None:
     with pytest.raises(PipeqError, match=r"invalid_input: .*leaves 28 of max_seq_len=64 tokens to the context"):
         list(pipeline.prepare(question, pipeline.merge({"max_seq_len": 64})))
     assert len(list(pipeline.prepare(question, pipeline.merge({"doc_stride": 2})))) > 1
-    assert len(list(pipeline.prepare({**question, "context": "the fox ."}, {}))) == 1
+    assert len(list(pipeline.prepare({**question, "context": "the fox ."}, pipeline.call({})))) == 1
 
 
 def test_a_reader_that_pads_on_the_left_answers_from_the_context(loaded: Loaded) -> None:
     """In transformers 4.57.6 it could answer with a part of the question, at that part's position in the context."""
     pipeline = loaded("question-answering", "left_reader")
     question = {"question": "who jumps ?", "context": "hello world . the fox"}
-    features = next(iter(pipeline.preprocess(question, {})))
+    features = next(iter(pipeline.preprocess(question, pipeline.call({}))))
     readable = features["input_ids"][features["p_mask"] == 0].tolist()
     assert pipeline.pipe().tokenizer.decode(readable) == "[CLS] hello world. the fox"
     for answer in pipeline.alone(question, {"top_k": 5}):
@@ -170,7 +171,7 @@ def test_parameters_without_a_meaning_are_refused(
 ) -> None:
     pipeline = loaded(task, model)
     with pytest.raises(PipeqError, match=f"invalid_params: .*{sentence}"):
-        pipeline.call_params(pipeline.merge(params))
+        pipeline.merge(params)
 
 
 @pytest.mark.parametrize(

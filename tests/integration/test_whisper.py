@@ -95,7 +95,7 @@ def test_what_is_drawn_at_random_is_what_transformers_draws(pipeline: Transforme
         torch.empty((), dtype=torch.int64).random_()  # torch's loader draws a seed, in the pipeline called as a whole
         found = pipeline.postprocess(pipeline.forward([row.features], params), params)
         torch.manual_seed(seed)
-        assert list(differences(found, pipeline.alone(clip, copy.deepcopy(params)))) == []
+        assert list(differences(found, pipeline.alone(clip, copy.deepcopy(dict(params.params))))) == []
         answers.append(found["text"])
     assert answers[0] != answers[1], "nothing was drawn"
 

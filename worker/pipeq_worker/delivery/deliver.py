@@ -374,10 +374,10 @@ def _value(delivery: Delivery) -> Any:
     """The outputs of a task's items -> its result."""
     pipeline = delivery.pipeline
     assert pipeline is not None
-    results = [pipeline.postprocess(outputs, delivery.params) for outputs in delivery.outputs]
+    results = [pipeline.postprocess(outputs, delivery.call) for outputs in delivery.outputs]
     if delivery.is_list:
         return results
-    return pipeline.result(results[0], delivery.inputs[0].call_value, delivery.params)
+    return pipeline.result(results[0], delivery.inputs[0].call_value, delivery.call)
 
 
 def _check_inline(size: int, results: ResultSettings) -> None:

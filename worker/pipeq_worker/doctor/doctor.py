@@ -12,6 +12,7 @@ from typing import Any
 from pipeq.contract.errors import PipeqError
 
 from pipeq_worker.doctor.compare import differences
+from pipeq_worker.models.call import Call
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.stages.batcher import Batcher
@@ -65,16 +66,16 @@ def check(
     Raises:
         PipeqError: ``invalid_params``.
     """
-    report, merged = Report(), pipeline.merge(params)
+    report, call = Report(), pipeline.merge(params)
     began = time.monotonic()
-    got = _batched(pipeline, values, merged, limits or pipeline.limits, report, shuffle, progress)
+    got = _batched(pipeline, values, call, limits or pipeline.limits, report, shuffle, progress)
     report.batched_s = time.monotonic() - began
     for index, value in enumerate(values):
         progress("one by one", index, len(values))
         began = time.monotonic()
         try:
             # Copies, because several pipelines change their arguments.
-            want = pipeline.alone(copy.deepcopy(value), copy.deepcopy(merged))
+            want = pipeline.alone(copy.deepcopy(value), copy.deepcopy(dict(call.params)))
         except Exception as error:
             report.failed.setdefault(index, f"alone: {type(error).__name__}: {error}")
             continue
@@ -89,17 +90,17 @@ def check(
 def _batched(
     pipeline: TransformersPipeline,
     values: list[Any],
-    params: dict[str, Any],
+    call: Call,
     limits: BatchLimits,
     report: Report,
     shuffle: int | None,
     progress: Callable[[str, int, int], None],
 ) -> dict[int, Any]:
     items: list[Item[Task]] = []
-    task = Task(id="doctor", pipeline=pipeline, params=params)
+    task = Task(id="doctor", pipeline=pipeline, call=call)
     for index, value in enumerate(values):
         try:
-            rows = list(pipeline.prepare(copy.deepcopy(value), params))
+            rows = list(pipeline.prepare(copy.deepcopy(value), call))
         except PipeqError as error:
             report.failed[index] = str(error)
             continue
@@ -118,13 +119,13 @@ def _batched(
     outputs: dict[int, list[Item[Task]]] = {}
     for item in sorted(items, key=lambda one: one.chunk):
         outputs.setdefault(item.index, []).append(item)
-    return dict(_results(pipeline, values, params, outputs, report))
+    return dict(_results(pipeline, values, call, outputs, report))
 
 
 def _results(
     pipeline: TransformersPipeline,
     values: list[Any],
-    params: dict[str, Any],
+    call: Call,
     outputs: dict[int, list[Item[Task]]],
     report: Report,
 ) -> Iterable[tuple[int, Any]]:
@@ -134,8 +135,8 @@ def _results(
             report.failed[index] = str(broken)
             continue
         try:
-            result = pipeline.postprocess([item.output for item in chunks], params)
+            result = pipeline.postprocess([item.output for item in chunks], call)
         except PipeqError as error:
             report.failed[index] = str(error)
             continue
-        yield index, pipeline.result(result, values[index], params)
+        yield index, pipeline.result(result, values[index], call)

@@ -9,6 +9,7 @@ from typing import Any
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.status import ModelInfo
 
+from pipeq_worker.models.call import Call
 from pipeq_worker.models.params.rules import Number, UnfitError, display
 from pipeq_worker.models.pipeline import BatchLimits, Pipeline, Prepared
 from pipeq_worker.models.task_types import find
@@ -33,27 +34,28 @@ class ConstantPipeline(Pipeline):
             max_wait_s=settings.max_wait_ms / 1000,
         )
 
-    def merge(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def merge(self, params: Mapping[str, Any]) -> Call:
         merged = {"seconds": 0, **self.settings.params, **params}
         seconds = merged["seconds"]
         for name in merged.keys() - {"seconds"}:
             sentence = f"{self.name!r} takes no parameter {display(name)}; it takes: seconds"
             raise PipeqError(ErrorCode.INVALID_PARAMS, sentence)
         try:
-            return {"seconds": Number(0, LONGEST_S).check(0 if seconds is None else seconds, {}, "seconds")}
+            checked = Number(0, LONGEST_S).check(0 if seconds is None else seconds, {}, "seconds")
         except UnfitError as error:
             sentence = f"parameter 'seconds' of {self.name!r} is {display(seconds)}, {error.sentence}"
             raise PipeqError(ErrorCode.INVALID_PARAMS, sentence) from None
+        return Call({"seconds": checked}, key=checked)
 
-    def prepare(self, value: Any, params: Mapping[str, Any]) -> Iterator[Prepared]:
-        yield Prepared(None, (self.name, params["seconds"]), 1, 0)
+    def prepare(self, value: Any, call: Call) -> Iterator[Prepared]:
+        yield Prepared(None, (self.name, call.key), 1, 0)
 
-    def forward(self, features: list[Any], params: Mapping[str, Any]) -> list[Any]:
-        if params["seconds"]:
-            time.sleep(params["seconds"])
+    def forward(self, features: list[Any], call: Call) -> list[Any]:
+        if call.params["seconds"]:
+            time.sleep(call.params["seconds"])
         return [RESULT] * len(features)
 
-    def postprocess(self, outputs: list[Any], params: Mapping[str, Any]) -> Any:
+    def postprocess(self, outputs: list[Any], call: Call) -> Any:
         return outputs[0]
 
 

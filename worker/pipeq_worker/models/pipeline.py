@@ -10,6 +10,7 @@ from typing import Any
 from pipeq.contract.status import ModelInfo
 
 from pipeq_worker.media.picture_memory import PictureMemory
+from pipeq_worker.models.call import Call
 from pipeq_worker.models.task_type import TaskType
 from pipeq_worker.settings.read import PipelineSettings
 
@@ -54,42 +55,48 @@ class Pipeline(ABC):
     sampling_rate: int = 16_000
 
     @abstractmethod
-    def merge(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the pipeline's parameters, overridden by a task's.
+    def merge(self, params: Mapping[str, Any]) -> Call:
+        """Returns the pipeline's parameters, overridden by a task's, and sorted by where they are used.
+
+        Called once a task: its items share the result.
 
         Raises:
             PipeqError: ``invalid_params``.
         """
 
     @abstractmethod
-    def prepare(self, value: Any, params: Mapping[str, Any]) -> Iterator[Prepared]:
+    def prepare(self, value: Any, call: Call) -> Iterator[Prepared]:
         """Yields the rows of one decoded input, one by one, so that a long input is never in memory as a whole.
 
         Raises:
-            PipeqError: ``invalid_input`` or ``invalid_params``.
+            PipeqError: ``invalid_input``, or ``invalid_params`` that do not fit this input.
         """
 
     @abstractmethod
-    def forward(self, features: list[Any], params: Mapping[str, Any]) -> list[Any]:
+    def forward(self, features: list[Any], call: Call) -> list[Any]:
         """Runs one forward pass over rows of one group.
+
+        Args:
+            features: of the rows, as :meth:`prepare` made them.
+            call: that of any of the rows: the parameters of the forward pass are equal in a group.
 
         Returns for each row the output that it would have alone, or its error. Exceptions of the model are passed
         through.
         """
 
     @abstractmethod
-    def postprocess(self, outputs: list[Any], params: Mapping[str, Any]) -> Any:
+    def postprocess(self, outputs: list[Any], call: Call) -> Any:
         """Turns the outputs of one input's rows, in order, into its result.
 
         Raises:
-            PipeqError: ``invalid_params`` or ``inference_failed``.
+            PipeqError: ``inference_failed``.
         """
 
-    def result(self, result: Any, value: Any, params: Mapping[str, Any]) -> Any:
+    def result(self, result: Any, value: Any, call: Call) -> Any:
         """The result of a task with one input, if ``pipe(x)`` has another form than ``pipe([x])[0]``."""
         return result
 
-    def picture_memory(self, params: Mapping[str, Any]) -> PictureMemory:
+    def picture_memory(self, call: Call) -> PictureMemory:
         """Memory that the answer about a picture takes, for each of its pixels."""
         return PictureMemory()
 

@@ -38,14 +38,14 @@ def padding_changes(pipeline: TransformersPipeline) -> bool:
             return False
         fixed = {"max_new_tokens": TOKENS, "do_sample": False}
         merged = overlaid(merged, fixed | ({"num_beams": 1} if pipeline.task_type.generation == "call" else {}))
-    short, long = (next(iter(pipeline.preprocess(one, merged))) for one in (value, _longer(value)))
+    call = pipeline.call(merged)
+    short, long = (next(iter(pipeline.preprocess(one, call))) for one in (value, _longer(value)))
     if not isinstance(short.get("input_ids"), torch.Tensor) or short["input_ids"].shape == long["input_ids"].shape:
         return False
-    forward = pipeline.call_params(merged).forward
-    if pipeline.quirks.group(short, forward) != pipeline.quirks.group(long, forward):
+    if pipeline.quirks.group(short, call.forward) != pipeline.quirks.group(long, call.forward):
         return False  # they never share a batch
-    (alone,) = pipeline.forward([copy.copy(short)], merged)
-    beside, _ = pipeline.forward([copy.copy(short), copy.copy(long)], merged)
+    (alone,) = pipeline.forward([copy.copy(short)], call)
+    beside, _ = pipeline.forward([copy.copy(short), copy.copy(long)], call)
     limit = ROUNDING_HALF if half else ROUNDING
     return any(_moved(beside[name], alone[name], limit, pipeline) for name in _tensors(alone))
 

@@ -22,13 +22,13 @@ from pipeq.contract.status import ModelInfo
 
 from pipeq_worker.media import picture_memory
 from pipeq_worker.models import finite, scaling, word_lengths
-from pipeq_worker.models.call import SOLO
+from pipeq_worker.models.call import SOLO, Call
 from pipeq_worker.models.faults import is_out_of_memory
 from pipeq_worker.models.known_sample import KnownSample
 from pipeq_worker.models.model_state import ModelState, PartsState
 from pipeq_worker.models.params.accepted import Accepted
 from pipeq_worker.models.pipeline import BatchLimits, Pipeline, Prepared
-from pipeq_worker.models.quirks.base import CallParams, Quirks
+from pipeq_worker.models.quirks.base import Quirks
 from pipeq_worker.models.quirks.vision import image_processor, is_labels, picture
 from pipeq_worker.models.task_type import Media, TaskType
 from pipeq_worker.settings.read import ParamLimits, PipelineSettings
@@ -114,7 +114,7 @@ class TransformersPipeline(Pipeline):
             self._local.parts = PartsState([part for part in parts if part is not None])
         return own
 
-    def merge(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def merge(self, params: Mapping[str, Any]) -> Call:
         merged = overlaid(self.settings.params, self.accepted.check(params, self.name))
         merged = {name: value for name, value in merged.items() if value is not None or self._means_all(name)}
         for name, example in self.task_type.required:
@@ -124,14 +124,17 @@ class TransformersPipeline(Pipeline):
                     f"{self.task_type.name} needs the parameter {name}, for instance {example}",
                 )
         self.accepted.check_together(merged, self.name)
-        return merged
+        return self.call(merged)
 
     def _means_all(self, name: str) -> bool:
         """Whether null is a value of its own: everywhere else it means transformers' default."""
         return name == "top_k" and self.task_type.name == "text-classification"
 
-    def call_params(self, params: Mapping[str, Any]) -> CallParams:
+    def call(self, params: Mapping[str, Any]) -> Call:
         """Sorts parameters by where they are used, as ``pipe(x, **params)`` would.
+
+        Args:
+            params: checked, and with the pipeline's own, as :meth:`merge` hands them on.
 
         Raises:
             PipeqError: ``invalid_params``, with what transformers says.
@@ -143,30 +146,31 @@ class TransformersPipeline(Pipeline):
             preprocess, forward, postprocess = pipe._sanitize_parameters(**mine)
         except (ValueError, TypeError, KeyError) as error:
             raise PipeqError(ErrorCode.INVALID_PARAMS, f"{self.name!r} refuses the parameters: {error}") from error
-        return CallParams(
+        forward = {**pipe._forward_params, **forward}
+        alike = [params.get(name) for name in self.task_type.group_by]
+        return Call(
+            params,
             {**pipe._preprocess_params, **preprocess},
-            {**pipe._forward_params, **forward},
+            forward,
             {**pipe._postprocess_params, **postprocess},
+            key=json.dumps([forward, *alike], sort_keys=True, default=lambda value: type(value).__name__),
         )
 
-    def prepare(self, value: Any, params: Mapping[str, Any]) -> Iterator[Prepared]:
-        forward = self.call_params(params)
-        alike = [json.dumps(params.get(name)) for name in self.task_type.group_by]
-        shared = (self.name, forward.forward_key, *alike)
-        rows = self.quirks.rows(forward.forward)
-        for features in self.preprocess(value, params):
-            own = self.quirks.group(features, forward.forward)
-            group = (*shared, uuid.uuid4().hex if own == SOLO else own)
+    def prepare(self, value: Any, call: Call) -> Iterator[Prepared]:
+        rows = self.quirks.rows(call.forward)
+        for features in self.preprocess(value, call):
+            own = self.quirks.group(features, call.forward)
+            group = (self.name, call.key, uuid.uuid4().hex if own == SOLO else own)
             yield Prepared(features, group, rows * self.quirks.cost(features), _nbytes(features))
 
-    def preprocess(self, value: Any, params: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    def preprocess(self, value: Any, call: Call) -> Iterator[Mapping[str, Any]]:
         """One decoded input -> the features of its items, one after the other: one, or one a chunk."""
-        pipe, call = self.pipe(), self.call_params(params)
+        pipe, call = self.pipe(), call.handed_out()
         self._check_chat(pipe, value)
         word_lengths.check(pipe.tokenizer, value)
         try:
             scaling.check(image_processor(pipe), scaling.sizes(value), call.preprocess, self._max_scaled_pixels)
-            for features in self.quirks.preprocess(pipe, value, params, call):
+            for features in self.quirks.preprocess(pipe, value, call):
                 self.quirks.check_features(pipe, features, call.forward)
                 yield features
         except PipeqError:
@@ -193,10 +197,10 @@ class TransformersPipeline(Pipeline):
                 ErrorCode.INVALID_INPUT, f"{main} is a chat, and this model has no chat template: send plain text"
             )
 
-    def forward(self, features: list[Mapping[str, Any]], params: Mapping[str, Any]) -> list[Any]:
+    def forward(self, features: list[Mapping[str, Any]], call: Call) -> list[Any]:
         self.quirks.rope.forget()
         try:
-            outputs = self._forward(features, params)
+            outputs = self._forward(features, call)
         except Exception:
             self._put_all_back()
             raise
@@ -208,8 +212,8 @@ class TransformersPipeline(Pipeline):
         if self._state is not None:
             self._put_back(self._state.restore() + self._restore_parts())
 
-    def _forward(self, features: list[Mapping[str, Any]], params: Mapping[str, Any]) -> list[Any]:
-        pipe, call = self.pipe(), self.call_params(params)
+    def _forward(self, features: list[Mapping[str, Any]], call: Call) -> list[Any]:
+        pipe, call = self.pipe(), call.handed_out()
         with finite.watched(len(features)) as watch:
             try:
                 outputs = self.quirks.forward(pipe, features, call)
@@ -235,9 +239,9 @@ class TransformersPipeline(Pipeline):
     def _not_finite(self) -> PipeqError:
         return PipeqError(ErrorCode.INFERENCE_FAILED, f"{self.name!r}: {finite.SENTENCE}")
 
-    def postprocess(self, outputs: list[Any], params: Mapping[str, Any]) -> Any:
+    def postprocess(self, outputs: list[Any], call: Call) -> Any:
         try:
-            return self.quirks.postprocess(self.pipe(), outputs, self.call_params(params))
+            return self.quirks.postprocess(self.pipe(), outputs, call.handed_out())
         except Exception as error:
             self._put_back(self._restore_parts())
             raise PipeqError(
@@ -250,16 +254,16 @@ class TransformersPipeline(Pipeline):
 
         Args:
             value: one decoded input; it may be changed.
-            params: as :meth:`merge` returns them; they may be changed.
+            params: those of a call; they may be changed.
         """
         self.quirks.rope.forget()
         return self.quirks.alone(self.pipe(), value, params)
 
-    def result(self, result: Any, value: Any, params: Mapping[str, Any]) -> Any:
-        return self.quirks.result(result, value, params)
+    def result(self, result: Any, value: Any, call: Call) -> Any:
+        return self.quirks.result(result, value, call.params)
 
-    def picture_memory(self, params: Mapping[str, Any]) -> picture_memory.PictureMemory:
-        return picture_memory.of(self.task_type.name, self._pipe, params)
+    def picture_memory(self, call: Call) -> picture_memory.PictureMemory:
+        return picture_memory.of(self.task_type.name, self._pipe, call.params)
 
     def release_memory(self) -> None:
         if self.device.type == "cuda":
@@ -269,10 +273,10 @@ class TransformersPipeline(Pipeline):
         """Remembers how the model is now, loaded and warmed up: how each pass is to leave it."""
         self._state = ModelState(self._pipe)
         value, params = sample_of(self)
-        merged = overlaid(self.settings.params, params)
-        features, half = next(iter(self.preprocess(value, merged))), self.model.dtype != "float32"
+        call = self.call(overlaid(self.settings.params, params))
+        features, half = next(iter(self.preprocess(value, call))), self.model.dtype != "float32"
         try:
-            known = KnownSample(lambda: self.forward([features], merged)[0], self.device, half=half)
+            known = KnownSample(lambda: self.forward([features], call)[0], self.device, half=half)
         except PipeqError:
             return  # NaN, for instance; the warm-up said so, and the tasks will
         self._known = known if known.repeats else None
@@ -331,7 +335,7 @@ class TransformersPipeline(Pipeline):
         checked = {name: value for name, value in checked.items() if value is not None or self._means_all(name)}
         self.accepted.check_together(checked, self.name)
         if checked:
-            self.call_params(checked)
+            self.call(checked)
         return checked
 
 
@@ -354,14 +358,14 @@ def _is_panic(error: BaseException) -> bool:
 def warm_up(pipeline: TransformersPipeline) -> None:
     """Runs a tiny input through every stage, so that the first task pays for no lazy set-up."""
     value, params = sample_of(pipeline)
-    merged = overlaid(pipeline.settings.params, params)
-    outputs = [pipeline.forward([features], merged)[0] for features in pipeline.preprocess(value, merged)]
+    call = pipeline.call(overlaid(pipeline.settings.params, params))
+    outputs = [pipeline.forward([features], call)[0] for features in pipeline.preprocess(value, call)]
     error = next((one for one in outputs if isinstance(one, PipeqError)), None)
     if error is not None:
         # Its tasks will say so; but some inputs may be answered.
         logger.warning("%s: warm-up: %s", pipeline.name, error.message, extra={"action": "load"})
         return
-    pipeline.postprocess(outputs, merged)
+    pipeline.postprocess(outputs, call)
 
 
 def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

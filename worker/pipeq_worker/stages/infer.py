@@ -30,7 +30,7 @@ def infer(pipeline: Pipeline, items: Sequence[Item[Any]]) -> None:
             kernel.
     """
     try:
-        outputs = pipeline.forward([item.features for item in items], items[0].task.params)
+        outputs = pipeline.forward([item.features for item in items], items[0].task.call)
         if len(outputs) != len(items):
             raise RuntimeError(f"the model gave {len(outputs)} outputs for {len(items)} items")  # noqa: TRY301
     except Exception as error:

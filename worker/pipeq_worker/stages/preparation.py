@@ -106,7 +106,7 @@ class Preparation(Generic[T]):
                 f"this worker serves no pipeline {message.pipeline!r} (it serves {', '.join(sorted(self._pipelines))})",
             )
         task.pipeline = pipeline
-        task.params = pipeline.merge(message.params)
+        task.call = pipeline.merge(message.params)
         self._observer.task_accepted(task.id, pipeline.name)
         task.given = message.inputs
         if any(map(looks_like_result, task.given if isinstance(task.given, list) else [task.given])):
@@ -136,7 +136,7 @@ class Preparation(Generic[T]):
         task.inputs, task.is_list = read_inputs(pipeline.task_type, task.given, self._settings.inputs)
         task.outputs = [[] for _ in task.inputs]
         task.echoes = {id(read): sent for one in task.inputs for read, sent in one.turns}
-        self._check_items(prepare.least_items(task.inputs, task.params))
+        self._check_items(prepare.least_items(task.inputs, task.call.params))
         if any(one.slots for one in task.inputs):
             self._lane(task).fetching.submit(self._guarded, task, self._fetch)
         else:
@@ -165,7 +165,7 @@ class Preparation(Generic[T]):
     def _rows(self, task: T) -> Iterator[Item[T] | None]:
         """Decodes and prepares step by step: yields None for each decoded value, then the items."""
         assert task.pipeline is not None
-        answer = task.pipeline.picture_memory(task.params)
+        answer = task.pipeline.picture_memory(task.call)
         most = self._settings.inputs.max_decoded_bytes
         decoded = Decoded(most, lambda more: self.hold(task, more), self._large, answer)
         try:

@@ -33,7 +33,7 @@ def items(task: T) -> Iterator[Item[T]]:
     """
     assert task.pipeline is not None
     for index, one in enumerate(task.inputs):
-        rows = task.pipeline.prepare(one.call_value, task.params)
+        rows = task.pipeline.prepare(one.call_value, task.call)
         for chunk, row in enumerate(_located(rows, f"inputs[{index}]" if task.is_list else "")):
             yield Item(task, index, chunk, row.features, row.group, row.cost, row.nbytes)
 

@@ -17,6 +17,7 @@ from pipeq.contract.errors import PipeqError
 from pipeq.contract.message import Ref, TaskMessage
 from pipeq.contract.status import BatchInfo
 
+from pipeq_worker.models.call import Call
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.models.task_type import Media
 
@@ -69,7 +70,7 @@ class Task:
     message: TaskMessage | None = None
     pipeline: Pipeline | None = None
     #: The pipeline's own parameters, overridden by the task's.
-    params: dict[str, Any] = field(default_factory=dict)
+    call: Call = field(default_factory=Call)
     #: The message's inputs, in which references to results of other tasks have been replaced by the results.
     given: Any = None
     #: One entry for each input; the stages replace its references.

@@ -15,7 +15,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq_worker.media import images, picture_memory
 from pipeq_worker.media.decoded import Decoded
 from pipeq_worker.media.picture_memory import RULES, PictureMemory
-from pipeq_worker.models.quirks.base import CallParams
+from pipeq_worker.models.call import Call
 from pipeq_worker.models.quirks.vision import ImageSegmentation
 from pipeq_worker.models.task_type import Media
 from pipeq_worker.models.task_types import TASK_TYPES
@@ -132,7 +132,7 @@ def test_a_few_labels_after_the_other_give_the_masks_that_all_at_once_do(
     pipe.image_processor, pipe.model = processor, SimpleNamespace(config=config)
     output = transformers.utils.ModelOutput(logits=scores, target_size=[size])
     quirks = ImageSegmentation.__new__(ImageSegmentation)
-    ours = quirks.postprocess(pipe, [output], CallParams({}, {}, {}))
+    ours = quirks.postprocess(pipe, [output], Call())
     theirs = pipe.postprocess(output)
     assert len(ours) == count
     assert [one["label"] for one in ours] == [one["label"] for one in theirs]

@@ -56,15 +56,15 @@ class ManyRows(ConstantPipeline):
         self.made: dict[int, int] = {}
         self.threads: dict[int, set[int]] = {}
 
-    def prepare(self, value: Any, params: Any) -> Iterator[Prepared]:
+    def prepare(self, value: Any, call: Any) -> Iterator[Prepared]:
         for _ in range(value):
             self.made[value] = self.made.get(value, 0) + 1
             self.threads.setdefault(value, set()).add(threading.get_ident())
             yield Prepared(None, self.name, 1, 1)
 
-    def forward(self, features: list[Any], params: Any) -> list[Any]:
+    def forward(self, features: list[Any], call: Any) -> list[Any]:
         time.sleep(0.002)
-        return super().forward(features, params)
+        return super().forward(features, call)
 
 
 class Stages:
@@ -267,10 +267,10 @@ def test_what_has_not_begun_is_given_back_at_once() -> None:
     class Slow(ManyRows):
         begun, ends = threading.Event(), threading.Event()
 
-        def forward(self, features: list[Any], params: Any) -> list[Any]:
+        def forward(self, features: list[Any], call: Any) -> list[Any]:
             self.begun.set()
             self.ends.wait(20)
-            return super().forward(features, params)
+            return super().forward(features, call)
 
     pipeline = Slow("it")
     stages = Stages(pipeline)

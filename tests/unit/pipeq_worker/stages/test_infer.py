@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from pipeq.contract.errors import PipeqError
+from pipeq_worker.models.call import Call
 from pipeq_worker.stages.infer import DeviceLostError, infer
 
 
@@ -27,7 +28,7 @@ class Model:
         if self.spoilt:
             raise OSError("no such model")
 
-    def forward(self, features: list[Any], params: Any) -> list[Any]:
+    def forward(self, features: list[Any], call: Any) -> list[Any]:
         self.sizes.append(len(features))
         if self.fatal:
             raise self.fatal
@@ -39,7 +40,9 @@ class Model:
 
 
 def rows(*features: Any) -> list[Any]:
-    return [SimpleNamespace(features=one, output=None, error=None, task=SimpleNamespace(params={})) for one in features]
+    return [
+        SimpleNamespace(features=one, output=None, error=None, task=SimpleNamespace(call=Call())) for one in features
+    ]
 
 
 def run(model: Model, items: list[Any]) -> None:

@@ -13,8 +13,8 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from transformers.utils.chat_template_utils import Chat
 
 from pipeq_worker.media.audio import Audio
-from pipeq_worker.models.call import SOLO
-from pipeq_worker.models.quirks.base import CallParams, Quirks
+from pipeq_worker.models.call import SOLO, Call
+from pipeq_worker.models.quirks.base import Quirks
 from pipeq_worker.models.quirks.generation import Generates
 from pipeq_worker.models.quirks.vision import ComparesLabels
 
@@ -58,16 +58,14 @@ class SpeechRecognition(Generates):
         # The pipeline empties the dictionary it is given.
         return {"raw": samples(value), "sampling_rate": pipe.feature_extractor.sampling_rate}
 
-    def preprocess(
-        self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any], call: CallParams
-    ) -> Iterator[Mapping[str, Any]]:
+    def preprocess(self, pipe: transformers.Pipeline, value: Any, call: Call) -> Iterator[Mapping[str, Any]]:
         chunk_s, stride_s = call.preprocess.get("chunk_length_s") or 0, call.preprocess.get("stride_length_s")
         if not chunk_s:
             value = samples(value)
             if value.size < self.least:
                 yield {"is_last": True, _TOO_SHORT: True}
                 return
-            yield from super().preprocess(pipe, value, params, call)
+            yield from super().preprocess(pipe, value, call)
             return
         # As the pipeline's own preprocessing does it, but while the file is decoded: an hour of audio is never there
         # as a whole.
@@ -112,7 +110,7 @@ class SpeechRecognition(Generates):
             )
         return chunk, left, right
 
-    def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: CallParams) -> list[Any]:
+    def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: Call) -> list[Any]:
         if _TOO_SHORT not in features[0]:
             return super().forward(pipe, features, call)
         # They share their group with nothing else.

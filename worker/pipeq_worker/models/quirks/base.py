@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from transformers.pipelines.base import ChunkPipeline, pad_collate_fn
 from transformers.pipelines.pt_utils import PipelineIterator
 
 from pipeq_worker.models import footprint
-from pipeq_worker.models.call import SOLO
+from pipeq_worker.models.call import SOLO, Call
 from pipeq_worker.models.quirks.rope import Rope
 
 #: Features that transformers pads along their second dimension (pipelines/base.py: ``_pad``).
@@ -28,20 +26,6 @@ PATCH_PIXELS = 256
 FRAMES_PER_TOKEN = 2
 #: This many samples count like one token (wav2vec2's 20 ms at 16 kHz).
 SAMPLES_PER_TOKEN = 320
-
-
-@dataclass(frozen=True)
-class CallParams:
-    """One call's parameters, each where the pipeline wants it."""
-
-    preprocess: dict[str, Any]
-    forward: dict[str, Any]
-    postprocess: dict[str, Any]
-
-    @property
-    def forward_key(self) -> str:
-        """Equal for calls that may share a forward pass."""
-        return json.dumps(self.forward, sort_keys=True, default=lambda value: type(value).__name__)
 
 
 class Quirks:
@@ -103,14 +87,12 @@ class Quirks:
         """What ``pipe.preprocess`` takes for one input: decoded media, text, or an object of them."""
         return value
 
-    def preprocess(
-        self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any], call: CallParams
-    ) -> Iterator[Mapping[str, Any]]:
+    def preprocess(self, pipe: transformers.Pipeline, value: Any, call: Call) -> Iterator[Mapping[str, Any]]:
         """One input -> the features of its items, one after the other: one, or one a chunk."""
-        made = pipe.preprocess(self.call_input(pipe, value, params), **call.preprocess)
+        made = pipe.preprocess(self.call_input(pipe, value, call.params), **call.preprocess)
         yield from made if isinstance(pipe, ChunkPipeline) else (made,)
 
-    def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: CallParams) -> list[Any]:
+    def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: Call) -> list[Any]:
         """Features of one group -> each item's output, as if it had run alone."""
         if len(features) == 1:
             # A mapping of its own: forward passes take entries out of theirs.
@@ -127,7 +109,7 @@ class Quirks:
             self.trim(pipe, output, one, padded, call.forward) for output, one in zip(outputs, features, strict=True)
         ]
 
-    def postprocess(self, pipe: transformers.Pipeline, outputs: list[Any], call: CallParams) -> Any:
+    def postprocess(self, pipe: transformers.Pipeline, outputs: list[Any], call: Call) -> Any:
         """The outputs of one input's items, in order -> its result."""
         return pipe.postprocess(outputs if isinstance(pipe, ChunkPipeline) else outputs[0], **call.postprocess)
 

@@ -23,9 +23,9 @@ import transformers
 from pipeq.contract.errors import ErrorCode, PipeqError
 
 from pipeq_worker.models import footprint
-from pipeq_worker.models.call import SOLO
+from pipeq_worker.models.call import SOLO, Call
 from pipeq_worker.models.own.generation import GenerationPipeline, lengths, stop_at
-from pipeq_worker.models.quirks.base import CallParams, Quirks
+from pipeq_worker.models.quirks.base import Quirks
 
 
 class Company(IntEnum):
@@ -270,7 +270,7 @@ class Generates(Quirks):
             found = pipe._get_set_generation_params(pipe._prepare_generate_kwargs(asked))
         return {name: value for name, value in found.items() if value is not None}
 
-    def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: CallParams) -> list[Any]:
+    def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: Call) -> list[Any]:
         return super().forward(pipe, features, replace(call, forward=self._with_tokenizer(call.forward)))
 
     def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:

@@ -12,8 +12,8 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from transformers.pipelines.any_to_any import Chat as AnyChat
 from transformers.utils.chat_template_utils import Chat
 
-from pipeq_worker.models.call import SOLO
-from pipeq_worker.models.quirks.base import CallParams, Quirks
+from pipeq_worker.models.call import SOLO, Call
+from pipeq_worker.models.quirks.base import Quirks
 from pipeq_worker.models.quirks.generation import Generates
 from pipeq_worker.models.quirks.vision import picture
 
@@ -41,11 +41,9 @@ class DocumentQuestionAnswering(Quirks):
             )
         return value
 
-    def preprocess(
-        self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any], call: CallParams
-    ) -> Iterator[Mapping[str, Any]]:
+    def preprocess(self, pipe: transformers.Pipeline, value: Any, call: Call) -> Iterator[Mapping[str, Any]]:
         try:
-            yield from super().preprocess(pipe, value, params, call)
+            yield from super().preprocess(pipe, value, call)
         except BaseException as error:
             # The tokenizer raises where there is no room for any word, and panics where chunks overlap by more.
             if type(error).__name__ != "PanicException" and "Truncation error" not in str(error):
@@ -175,11 +173,9 @@ class TableQuestionAnswering(Generates):
 class Decision(Quirks):
     """Alone: the pipeline runs a forward pass for each prompt itself."""
 
-    def preprocess(
-        self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any], call: CallParams
-    ) -> Iterator[Mapping[str, Any]]:
+    def preprocess(self, pipe: transformers.Pipeline, value: Any, call: Call) -> Iterator[Mapping[str, Any]]:
         try:
-            yield from super().preprocess(pipe, value, params, call)
+            yield from super().preprocess(pipe, value, call)
         except ValueError as error:
             # It names what is wrong with which question.
             raise PipeqError(ErrorCode.INVALID_INPUT, f"the questions cannot be asked: {error}"[:500]) from error

@@ -15,8 +15,8 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq_worker.media import picture_memory
 from pipeq_worker.media.video import Video
 from pipeq_worker.models import footprint, scaling
-from pipeq_worker.models.call import SOLO
-from pipeq_worker.models.quirks.base import CallParams, Quirks
+from pipeq_worker.models.call import SOLO, Call
+from pipeq_worker.models.quirks.base import Quirks
 from pipeq_worker.models.quirks.generation import Generates
 
 #: Labels whose scores are scaled up together.
@@ -106,7 +106,7 @@ class ImageSegmentation(Quirks):
     The masks are those of transformers, but where two labels are equal but for the last bit of a float.
     """
 
-    def postprocess(self, pipe: transformers.Pipeline, outputs: list[Any], call: CallParams) -> Any:
+    def postprocess(self, pipe: transformers.Pipeline, outputs: list[Any], call: Call) -> Any:
         processor, output = pipe.image_processor, outputs[0]
         logits = output.get("logits")
         is_semantic = call.postprocess.get("subtask") in (None, "semantic")
@@ -143,18 +143,16 @@ class ImageSegmentation(Quirks):
 class MaskGeneration(Quirks):
     """Its preprocessing runs the vision encoder, so all of it happens on the device's thread, image by image."""
 
-    def preprocess(
-        self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any], call: CallParams
-    ) -> Iterator[Mapping[str, Any]]:
+    def preprocess(self, pipe: transformers.Pipeline, value: Any, call: Call) -> Iterator[Mapping[str, Any]]:
         yield {"image": value, "preprocess": call.preprocess}
 
-    def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: CallParams) -> list[Any]:
+    def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: Call) -> list[Any]:
         return [
             [pipe.forward(points, **call.forward) for points in pipe.preprocess(one["image"], **one["preprocess"])]
             for one in features
         ]
 
-    def postprocess(self, pipe: transformers.Pipeline, outputs: list[Any], call: CallParams) -> Any:
+    def postprocess(self, pipe: transformers.Pipeline, outputs: list[Any], call: Call) -> Any:
         return pipe.postprocess(outputs[0], **call.postprocess)
 
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
@@ -167,9 +165,7 @@ class MaskGeneration(Quirks):
 class VideoClassification(Quirks):
     """Frames are picked while the video is decoded; the pipeline itself would open whatever a string names."""
 
-    def preprocess(
-        self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any], call: CallParams
-    ) -> Iterator[Mapping[str, Any]]:
+    def preprocess(self, pipe: transformers.Pipeline, value: Any, call: Call) -> Iterator[Mapping[str, Any]]:
         count = call.preprocess.get("num_frames") or pipe.model.config.num_frames
         every = call.preprocess.get("frame_sampling_rate") or 1
         # The positions that the pipeline takes.
