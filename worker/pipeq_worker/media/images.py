@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextvars import ContextVar
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -19,8 +21,24 @@ from pipeq_worker.media.looks import looks_like
 
 # Faulty metadata in a producer's picture is not worth a line in the worker's log.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-# Pillow's own limit applies to the whole process, and only warns at first. We check each image before decoding.
-Image.MAX_IMAGE_PIXELS = None
+
+#: Set while :func:`decode_image` reads a file: it checks the number of pixels itself.
+_is_ours: ContextVar[bool] = ContextVar("is_ours", default=False)
+_check_of_pillow = Image._decompression_bomb_check
+
+
+def _check_bomb(*args: Any, **kwargs: Any) -> None:
+    """Replaces Pillow's check, whose limit (``Image.MAX_IMAGE_PIXELS``) applies to the whole process.
+
+    Our limit is a setting, and applies to :func:`decode_image`. Other code in the process keeps Pillow's limit: a
+    user's own Celery tasks, for instance.
+    """
+    if not _is_ours.get():
+        _check_of_pillow(*args, **kwargs)
+
+
+# Every plugin calls it by this name, some of them only while the pixels are read.
+Image._decompression_bomb_check = _check_bomb
 
 #: Raster formats that Pillow decodes itself. Formats that start another program (EPS) or have no clear signature are
 #: left out.
@@ -56,6 +74,7 @@ def decode_image(data: bytes, name: str, max_pixels: int, decoded: Decoded | Non
     Raises:
         PipeqError: ``input_too_large``, before anything is decoded; ``input_undecodable``.
     """
+    token = _is_ours.set(True)
     try:
         if data[:4] == b"GIF8":
             _check_gif(data)
@@ -85,6 +104,8 @@ def decode_image(data: bytes, name: str, max_pixels: int, decoded: Decoded | Non
         # Pillow's decoders raise almost anything on damaged data: OSError, SyntaxError, ValueError, struct.error, ...
         reason = f"{name} is a damaged image ({shown.line(str(error) or type(error).__name__)})"
         raise PipeqError(ErrorCode.INPUT_UNDECODABLE, reason) from error
+    finally:
+        _is_ours.reset(token)
 
 
 def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -222,3 +223,35 @@ def test_pixels_are_counted_before_they_are_made(kind: str) -> None:
         decode_image(half, "second", MANY, decoded)
     assert caught.value.code == ErrorCode.INPUT_TOO_LARGE
     assert taken == [400 * 500 * 4]
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"])
+def test_our_limit_takes_the_place_of_pillows_and_only_here(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else runs in the process, ordinary Celery tasks for instance, keeps the protection that Pillow gives it."""
+    assert Image.MAX_IMAGE_PIXELS == 1024 * 1024 * 1024 // 4 // 3
+    data = saved(COLOUR, kind)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # 20 x 30 is a bomb, then
+    found: list[object] = []
+
+    def theirs() -> None:
+        try:
+            Image.open(io.BytesIO(data)).load()
+        except Exception as error:
+            found.append(type(error))
+
+    decoded = Decoded(MANY)
+    # In the middle of our decoding, in a thread of theirs.
+    monkeypatch.setattr(decoded, "check_answer", lambda *_: run_in_a_thread(theirs))
+    assert decode_image(data, "x", MANY, decoded).size == (30, 20)
+    theirs()
+    assert found == [Image.DecompressionBombError] * 2
+    with pytest.raises(PipeqError, match="30x20 pixels, and this worker decodes 599"):
+        decode_image(data, "x", 599)
+    theirs()
+    assert found == [Image.DecompressionBombError] * 3
+
+
+def run_in_a_thread(work: Callable[[], None]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
