@@ -1,7 +1,8 @@
 """1,000 texts of log-normal length: through the queue against ``pipe(generator, batch_size=b)`` in arrival order.
 
-Both arms run the same MiniLM classifier on one torch thread, in turn, never at the same time. The queue's time is from
-the first submit to the last result, so it pays for Redis, JSON and Celery; the pipeline's has none of that.
+Both arms run the same MiniLM classifier on one torch thread, in turn, never at the same time. The queue's time runs
+from the first submit to the last result, so it includes Redis, JSON and Celery; the pipeline's time includes none of
+them.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from benchmarks.report import Run, table
 TEXTS = 1000
 MEDIAN_WORDS = 20
 SIGMA = 1.0
-#: The model takes 512 tokens, and a word here is one token.
+#: Longest text, in words: the model takes 512 tokens, and each word here is one token.
 MOST_WORDS = 480
 BATCH_SIZES = (1, 8, 32)
 PIPELINE = "text-classification"
 
 
 def texts(seed: int = 0) -> list[str]:
-    """Texts of whole words whose number is log-normal: median 20, sigma 1, cut at the model's limit."""
+    """Makes texts of whole words with a log-normal number of words: median 20, sigma 1, cut at the model's limit."""
     rng = random.Random(seed)
     words = (
         "the of and to in a is that for it as was with be by on not he his but at are this have from or had"
@@ -44,7 +45,7 @@ def texts(seed: int = 0) -> list[str]:
 
 
 def build_classifier(folder: Path) -> None:
-    """MiniLM's real weights below a seeded, untrained head with three labels."""
+    """Saves MiniLM's real weights with a seeded, untrained head of three labels."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -57,7 +58,7 @@ def build_classifier(folder: Path) -> None:
 
 
 def run_direct(pipe: Any, inputs: list[str], batch_size: int, at: int) -> Run:
-    """The reference: transformers' own batching, in arrival order."""
+    """Runs the reference: transformers' own batching, in arrival order."""
     began = time.perf_counter()
     for _ in pipe((text for text in inputs), batch_size=batch_size):
         pass
@@ -73,7 +74,7 @@ def _padding(pipe: Any, inputs: list[str], batch_size: int) -> tuple[float, floa
 
 
 def run_queue(client: Client, inputs: list[str], at: int) -> Run:
-    """The same texts as 1,000 tasks, one text each."""
+    """Runs the same texts as 1,000 tasks of one text each."""
     began = time.perf_counter()
     ids = client.submit_many(PIPELINE, inputs)
     statuses = list(client.as_completed(ids, timeout_s=600))
@@ -82,7 +83,7 @@ def run_queue(client: Client, inputs: list[str], at: int) -> Run:
     if failed:
         sys.exit(f"{len(failed)} tasks failed, for instance: {failed[0].error}")
     batches = [status.batch for status in statuses if status.batch]
-    # A batch of n shows in n statuses, so each counts 1/n.
+    # A batch of n appears in n statuses, so each of them counts 1/n.
     number = sum(1 / batch.size for batch in batches)
     return Run(
         "batching",
@@ -97,7 +98,7 @@ def run_queue(client: Client, inputs: list[str], at: int) -> Run:
 
 @contextmanager
 def running_worker(model: Path, redis_url: str) -> Iterator[Client]:
-    """A worker with default settings but for one torch thread, ready to take tasks."""
+    """Runs a worker with default settings, except for one torch thread, and waits until it takes tasks."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PIPEQ_TORCH_THREADS": "1", "PIPEQ_LOG_LEVEL": "WARNING"}
     command = [sys.executable, "-m", "pipeq", "worker", f"{PIPELINE}={model}", "--redis-url", redis_url]
     process = subprocess.Popen(command, env=env)
@@ -128,7 +129,7 @@ def main(rounds: int = 3) -> None:
         build_classifier(Path(folder))
         pipe = transformers.pipeline(PIPELINE, model=folder, device="cpu")
         with running_worker(Path(folder), url) as client:
-            # Neither side pays for its first use.
+            # Warm up both arms.
             client.result(client.submit(PIPELINE, "warm up"), timeout_s=60)
             pipe("warm up")
             for at in range(rounds):

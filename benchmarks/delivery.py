@@ -1,8 +1,8 @@
 """What a message costs: no-op messages a second with stored results, against a stock Celery solo worker in turn.
 
-The no-op is the pipeline ``constant``: the whole path of a real one but the model. Stock Celery runs a task that
-returns the same, with late acknowledgement and stored results, as ours does. Caveats: both share two cores with Redis;
-the proxy of 2 ms is a Python program that costs time of its own.
+The no-op is the pipeline ``constant``, which takes the whole path of a real pipeline except the model. Stock Celery
+runs a task that returns the same, with late acknowledgement and stored results, as pipeq does. Caveats: both share two
+cores with Redis, and the proxy that adds 2 ms is a Python program with a cost of its own.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class Measured:
     values: dict[str, float] = field(default_factory=dict)
 
     def emit(self) -> None:
-        """Prints it."""
+        """Prints the run as one JSON line."""
         sys.stdout.write(json.dumps(asdict(self)) + "\n")
         sys.stdout.flush()
 
 
 @contextmanager
 def process(*command: str, folder: Path | None = None, **env: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker, ended with the block."""
+    """Runs a worker process that ends with the block."""
     quiet = {**os.environ, **env}
     child = subprocess.Popen(command, cwd=folder, env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -71,14 +71,14 @@ def process(*command: str, folder: Path | None = None, **env: str) -> Iterator[s
 
 @contextmanager
 def pipeq_worker(url: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Ours, at default settings."""
+    """Runs a pipeq worker with default settings."""
     with process(sys.executable, "-m", "pipeq", "worker", "constant", "--redis-url", url) as child:
         yield child
 
 
 @contextmanager
 def stock_worker(url: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Celery's, of one process and thread."""
+    """Runs a stock Celery worker with one process and one thread."""
     (folder / "stock.py").write_text(STOCK.format(url=url))
     command = (sys.executable, "-W", "ignore", "-m", "celery", "-A", "stock", "worker", "-P", "solo", "-l", "ERROR")
     with process(*command, folder=folder) as child:
@@ -86,20 +86,20 @@ def stock_worker(url: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def stock_app(url: str) -> Celery:
-    """A stock producer."""
+    """Makes the app of a stock producer."""
     return Celery("producer", broker=url, backend=url)
 
 
 def submit(url: str, count: int) -> None:
-    """Queues no-ops for ours."""
+    """Queues no-ops for the pipeq worker."""
     with Client(url) as client:
         client.submit_many("constant", range(count), check=False)
 
 
 def submit_stock(url: str, count: int) -> None:
-    """As a stock producer does; the results are stored, nobody waits for them."""
+    """Queues no-ops as a stock producer does; the results are stored, and nobody waits for them."""
     app = stock_app(url)
-    # What a caller of AsyncResult.get() pays for, a SUBSCRIBE for each task, is left out.
+    # Without the SUBSCRIBE for each task that a caller of AsyncResult.get() would pay for.
     app.backend.on_task_call = lambda *_, **__: None
     with app.producer_or_acquire() as producer:
         for at in range(count):
@@ -107,13 +107,13 @@ def submit_stock(url: str, count: int) -> None:
 
 
 def drained(db: redis.Redis, queue: str) -> bool:
-    """Whether nothing waits and nothing is held."""
+    """Whether no message waits and none is held."""
     left = db.llen(queue), db.hlen("unacked"), db.hlen("pipeq:unacked")
     return not any(left)
 
 
 def throughput(arm: str, at: int, url: str, worker_url: str, count: int) -> Measured:
-    """Messages are there before the worker is; timed from the first taken to the last acknowledged."""
+    """Measures a worker that starts with a full queue, from the first message taken to the last one acknowledged."""
     start, queue = (pipeq_worker, "constant") if arm.startswith("pipeq") else (stock_worker, "celery")
     with redis.Redis.from_url(url) as db, tempfile.TemporaryDirectory() as folder:
         db.flushall()
@@ -128,7 +128,7 @@ def throughput(arm: str, at: int, url: str, worker_url: str, count: int) -> Meas
             seconds = time.perf_counter() - began
             commands = sum(value["calls"] for value in db.info("commandstats").values())
             reads = db.info("stats")["total_reads_processed"]
-            # What this loop itself has asked.
+            # The commands of this loop itself.
             asked = seconds / 0.05
     done = float(taken)
     values = {
@@ -140,7 +140,7 @@ def throughput(arm: str, at: int, url: str, worker_url: str, count: int) -> Meas
 
 
 def publishing(at: int, url: str, count: int) -> list[Measured]:
-    """Tasks a second that one process can queue."""
+    """Measures how many tasks a second one process can queue."""
     found = []
     with redis.Redis.from_url(url) as db:
         for arm, send in (("apply_async loop", submit_stock), ("submit_many", submit)):
@@ -152,7 +152,7 @@ def publishing(at: int, url: str, count: int) -> list[Measured]:
 
 
 def idle(url: str, seconds: float = 10) -> Measured:
-    """CPU share of a worker that has nothing to do, and of its Redis."""
+    """Measures the CPU share of an idle worker, and of its Redis."""
     with redis.Redis.from_url(url) as db, Client(url) as client, pipeq_worker(url, Path()) as child:
         db.flushall()
         while "constant" not in client.pipelines():
@@ -166,7 +166,7 @@ def idle(url: str, seconds: float = 10) -> Measured:
 
 
 def memory(url: str, few: int = 10_000, many: int = 100_000) -> Measured:
-    """Resident memory and open files of a worker after few and after many messages."""
+    """Measures the resident memory and the open files of a worker after few and after many messages."""
     values: dict[str, float] = {}
     with redis.Redis.from_url(url) as db, pipeq_worker(url, Path()) as child:
         db.flushall()
@@ -176,7 +176,7 @@ def memory(url: str, few: int = 10_000, many: int = 100_000) -> Measured:
             while not drained(db, "constant"):
                 time.sleep(0.1)
             done += few
-            # Else the records, a day old at most, would fill Redis.
+            # The records live for a day, and would fill Redis.
             for key in db.scan_iter("celery-task-meta-*", count=5000):
                 db.unlink(key)
             if done in (few, many):
@@ -188,7 +188,7 @@ def memory(url: str, few: int = 10_000, many: int = 100_000) -> Measured:
 
 
 def recovery(url: str) -> Measured:
-    """From SIGKILL until every message of the dead worker is under a lease of another, at default settings."""
+    """Measures the time from SIGKILL until another worker has leases on all messages (default settings)."""
     with redis.Redis.from_url(url) as db, Client(url) as client, ExitStack() as stack:
         db.flushall()
         first = stack.enter_context(pipeq_worker(url, Path()))
@@ -219,7 +219,7 @@ def _rss_mib(pid: int) -> float:
 
 
 def show(title: str, runs: list[Measured], reference: str | None = None) -> None:
-    """A table of medians and spreads, with the ratio to a reference arm of the same round."""
+    """Prints a table of medians and spreads, with the ratio to a reference arm of the same round."""
     shown = Table(title=title)
     for column in ("arm", "figure", "median", "min", "max", f"x {reference}" if reference else ""):
         shown.add_column(column, justify="left" if column in ("arm", "figure") else "right")

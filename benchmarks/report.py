@@ -1,4 +1,4 @@
-"""What a benchmark prints: a JSON line for each run as it ends, a table at the end."""
+"""The output of a benchmark: a JSON line for each run when it ends, and a table at the end."""
 
 from __future__ import annotations
 

@@ -3,8 +3,9 @@
     pipeq worker text-classification=distilbert/distilbert-base-uncased-finetuned-sst-2-english
     python examples/batches.py [FILE WITH A TEXT ON EACH LINE]
 
-The worker picks texts of similar length out of what waits, up to the padded tokens that its device takes well
-(`max_batch_cost`), so that texts of mixed lengths cost little padding; each gets the answer it would have had alone.
+The worker picks texts of similar length from its queue, up to the number of padded tokens that suits its device
+(`max_batch_cost`), so that texts of mixed lengths need little padding. Each text gets the answer that it would have
+alone.
 """
 
 import sys
@@ -16,7 +17,7 @@ from pipeq import Client
 if len(sys.argv) > 1:
     texts = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
 else:
-    # Of 4 to 53 words, in an order in which neighbours differ: as they come they would be half padding.
+    # Texts of 4 to 53 words, ordered so that neighbours differ in length: batches in this order would be half padding.
     texts = [f"film {at} was {'very ' * (at * 37 % 50)}good" for at in range(500)]
 
 with Client() as client:
@@ -24,7 +25,7 @@ with Client() as client:
     statuses = list(client.as_completed(ids, timeout_s=600))
 
 batches = [status.batch for status in statuses if status.batch]
-# Each text names the size of its batch: a batch of 20 is named 20 times.
+# Each text's status gives the size of its batch, so a batch of 20 is counted 20 times.
 for size, texts_in in sorted(Counter(batch.size for batch in batches).items()):
     print(f"{texts_in // size} batches of {size}")
 print(f"padding: {sum(batch.padding for batch in batches) / max(len(batches), 1):.0%}")

@@ -15,9 +15,9 @@ from typing import Any
 from celery import Celery, shared_task
 
 
-@shared_task(name="examples.summary")  # not by module, which is __main__ for whoever starts this file
+@shared_task(name="examples.summary")  # a fixed name, because the module is __main__ when this file is started
 def summary(results: list[list[dict[str, Any]]]) -> str:
-    """What the pipeline returned for a list of texts -> a sentence."""
+    """Turns the pipeline's result for a list of texts into a sentence."""
     labels = Counter(best["label"] for best, *_ in results)
     return f"{len(results)} texts: " + ", ".join(f"{count} {label}" for label, count in labels.most_common())
 
@@ -30,6 +30,6 @@ if __name__ == "__main__":
     infer = app.signature("pipeq.infer", kwargs=message, queue="text-classification")
     result = (infer | summary.s()).apply_async()
     print(result.get(timeout=120))
-    # The pipeline's own task is a task like any other.
+    # The pipeline's own task has a result like any other task.
     for text, [best] in zip(texts, result.parent.get(timeout=1), strict=True):
         print(f"{best['label']}: {text}")

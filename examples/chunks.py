@@ -1,9 +1,9 @@
-"""Transcribe a long recording in chunks: one task, whose chunks run in batches, beside those of other tasks.
+"""Transcribe a long recording in chunks: it is one task, whose chunks share batches with those of other tasks.
 
     pipeq worker automatic-speech-recognition=facebook/wav2vec2-large-960h-lv60-self --allow https://raw.githubusercontent.com/
     python examples/chunks.py [FILE OR URI] [SECONDS IN A CHUNK]
 
-Chunks overlap, so that no word is cut, and the worker joins what they say into one text.
+Chunks overlap, so that no word is cut. The worker joins their texts into one.
 """
 
 import sys
@@ -13,7 +13,7 @@ from pipeq import Client, Ref
 SAMPLE = "https://raw.githubusercontent.com/openai/whisper/main/tests/jfk.flac"
 
 source = sys.argv[1] if len(sys.argv) > 1 else SAMPLE
-# For hours of speech 30 is usual; the sample lasts 11 seconds.
+# 30 seconds are usual for hours of speech; the sample lasts 11 seconds.
 seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 4.0
 
 with Client() as client:

@@ -1,4 +1,4 @@
-"""Classify a Hugging Face dataset by column, as with KeyDataset, then by an iterator that never ends up in memory.
+"""Classify a Hugging Face dataset: a column, as with KeyDataset, then a stream that is never in memory as a whole.
 
     pipeq worker text-classification=distilbert/distilbert-base-uncased-finetuned-sst-2-english
     python examples/dataset.py [NAME ON THE HUB OR FOLDER] [COLUMN] [SPLIT]
@@ -23,17 +23,17 @@ client = Client()
 
 
 def answers(texts: Iterable[str]) -> Iterator[TaskStatus]:
-    """A status for each text, with two windows in flight at most, however long the iterator is."""
+    """Yields a status for each text, with at most two windows in flight, however long the iterator is."""
     texts = iter(texts)
     waiting = client.submit_many(PIPELINE, islice(texts, WINDOW))
     while waiting:
-        # Queued before the last one is waited for, so that the worker never runs dry.
+        # Queue the next window before waiting for the last one, so that the worker always has work.
         following = client.submit_many(PIPELINE, islice(texts, WINDOW))
         yield from client.as_completed(waiting, timeout_s=600)
         waiting = following
 
 
-# A column of datasets 4 is read while it is iterated over. All the tasks are queued; results come as they are done.
+# A column of datasets 4 is read while it is iterated over. All tasks are queued, and results come as they are done.
 ids = client.submit_many(PIPELINE, load_dataset(name, split=split)[column])
 row_of = {task: row for row, task in enumerate(ids)}
 for status in client.as_completed(ids, timeout_s=600):

@@ -3,7 +3,7 @@
     pipeq worker --config examples/device_map.toml
     python examples/device_map.py [QUESTION]
 
-Where a model lies is the worker's business: the producer's code is the same as for a small one.
+Only the worker's settings say where a model lies: the producer's code is the same as for a small model.
 """
 
 import sys
@@ -17,10 +17,10 @@ chat = [
 ]
 
 with Client() as client:
-    # The length belongs to this question; the settings have one for those who name none.
+    # This length is for this question only; the settings have one for tasks that set none.
     task = client.submit("large-chat", chat, params={"max_new_tokens": 60})
     status = client.wait(task, timeout_s=600)
-    # The chat comes back with the model's turn at its end.
+    # The result is the chat, with the model's turn at its end.
     answer = client.result(task)[0]["generated_text"][-1]
     print(f"{answer['role']}: {answer['content']}")
     if status.model:

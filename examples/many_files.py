@@ -3,8 +3,8 @@
     pipeq worker automatic-speech-recognition=openai/whisper-small --allow https://raw.githubusercontent.com/
     python examples/many_files.py [FILE OR URI]...
 
-A list as the input of one task (`client.submit(..., [a, b])`) gives one list of results, when the last is done; a task
-for each file gives each its own status, and its result as soon as it is there.
+A list as the input of one task (`client.submit(..., [a, b])`) gives one list of results, when the last one is done.
+With one task for each file, each file has its own status, and its result as soon as it is done.
 """
 
 import sys
@@ -19,7 +19,7 @@ SAMPLES = [
 sources = sys.argv[1:] or SAMPLES
 
 with Client() as client:
-    # Any iterable will do, a generator too: it is read as the tasks are queued, 500 of them in a round trip.
+    # Any iterable works, generators too: it is read while the tasks are queued, 500 of them in a round trip.
     files = map(Ref.of, sources)
     ids = client.submit_many("automatic-speech-recognition", files)
     source_of = dict(zip(ids, sources, strict=True))
@@ -27,5 +27,5 @@ with Client() as client:
         if status.error:
             print(f"{source_of[status.id]}: failed, {status.error.message}")
         else:
-            # Not status.result: a long transcript may lie in the worker's store, where result() fetches it from.
+            # Not status.result: a long transcript may be in the worker's store, and result() fetches it from there.
             print(f"{source_of[status.id]}: {client.result(status.id)['text']}")

@@ -3,7 +3,7 @@
     pipeq worker visual-question-answering=Salesforce/blip-vqa-base image-text-to-text=llava-hf/llava-interleave-qwen-0.5b-hf --allow https://raw.githubusercontent.com/
     python examples/multimodal.py [FILE OR URI] [QUESTION]
 
-Both models are in one worker here; `pipeq worker` in two places with one each would do as well.
+Here one worker serves both models; two workers with one model each would work as well.
 """  # noqa: E501 - a command is one line
 
 import sys
@@ -19,12 +19,12 @@ question = sys.argv[2] if len(sys.argv) > 2 else "What animals are in the pictur
 image = Ref.of(source)
 
 with Client() as client:
-    # Inputs of several fields are an object. Both tasks are queued before either is waited for.
+    # An input with several fields is an object. Both tasks are queued before the first result is waited for.
     asked = client.submit("visual-question-answering", {"image": image, "question": question})
     turn = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}
     chatted = client.submit("image-text-to-text", [turn], params={"max_new_tokens": 40})
 
     print("answer:", client.result(asked, timeout_s=120)[0]["answer"])
-    # The chat comes back with the model's turn at its end, and the image as the reference that was sent.
+    # The result is the chat, with the model's turn at its end, and with the image as the reference that was sent.
     chat = client.result(chatted, timeout_s=300)[0]["generated_text"]
     print("chat:", chat[-1]["content"])

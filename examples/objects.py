@@ -1,10 +1,11 @@
-"""Estimate depth, a result of files: an image becomes PNG, an array NPY; the JSON says where they are.
+"""Estimate depth. The result has files: an image becomes PNG, an array NPY, and the JSON says where they are.
 
     pipeq worker depth-estimation=depth-anything/Depth-Anything-V2-Small-hf --allow https://raw.githubusercontent.com/
     python examples/objects.py [FILE OR URI] [PNG TO WRITE]
 
-With `[results] store` in the worker's settings, large results lie there, objects as files of their own. A client
-reads them from there if it is told where: PIPEQ_CLIENT_ALLOW=s3://results/, or Client(allow=["s3://results/"]).
+With `[results] store` in the worker's settings, large results go to that store, and their objects become files of their
+own. A client reads them from there if it is allowed to: PIPEQ_CLIENT_ALLOW=s3://results/, or
+Client(allow=["s3://results/"]).
 """
 
 import io
@@ -25,7 +26,7 @@ picture = Path(sys.argv[2] if len(sys.argv) > 2 else "depth.png")
 with Client() as client:
     task = client.submit("depth-estimation", Ref.of(source))
     result = client.result(task, timeout_s=120)
-    # Inside the JSON, or in the store: on a disk that the worker shares with us, or on S3.
+    # The bytes are in the JSON, or in the store: on a disk that the worker shares with us, or on S3.
     png, npy = client.read(result["depth"]), client.read(result["predicted_depth"])
 
 picture.write_bytes(png)

@@ -1,9 +1,9 @@
-"""Parameters of a pipeline's call: defaults in the worker's settings, overridden by a task for itself alone.
+"""Parameters of a pipeline's call: the worker's settings have defaults, and a task overrides them for itself alone.
 
     pipeq worker --config examples/parameters.toml
     python examples/parameters.py [TEXT]
 
-Tasks with different parameters may wait on the same queue; only those with the same ones share a batch.
+Tasks with different parameters may wait on the same queue; only tasks with equal parameters share a batch.
 """
 
 import sys
@@ -15,9 +15,9 @@ text = sys.argv[1] if len(sys.argv) > 1 else "You remembered my birthday!"
 with Client() as client:
     # The settings say top_k = 1.
     default = client.submit("emotions", text)
-    # What a task names goes before the settings; what it does not name stays as they have it.
+    # The task's parameters override those of the settings; the others keep the settings' values.
     overridden = client.submit("emotions", text, params={"top_k": 3})
-    # transformers passes over a name that it does not know; here the task fails and names it.
+    # transformers ignores a name that it does not know; here the task fails, and its error names it.
     misspelt = client.submit("emotions", text, params={"topk": 3})
 
     for said, task in (("by default", default), ("top_k = 3", overridden)):

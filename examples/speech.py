@@ -1,9 +1,10 @@
-"""Transcribe a recording by reference: the worker reads it, this program never does.
+"""Transcribe a recording by reference: the worker reads the file, and this program does not.
 
     pipeq worker automatic-speech-recognition=openai/whisper-small --allow https://raw.githubusercontent.com/
     python examples/speech.py [FILE OR URI]
 
-A file of your own must be on a disk that the worker sees, too, below what it may read: `--allow file:///data/`.
+A file of your own must be on a disk that the worker can read, below a prefix that it is allowed to: `--allow
+file:///data/`.
 """
 
 import sys
@@ -13,7 +14,7 @@ from pipeq import Client, Ref
 SAMPLE = "https://raw.githubusercontent.com/openai/whisper/main/tests/jfk.flac"
 
 source = sys.argv[1] if len(sys.argv) > 1 else SAMPLE
-# Audio that is a string is a URI, as in transformers; a Path becomes file:// and absolute.
+# A string for audio is a URI, as in transformers; a Path becomes an absolute file:// URI.
 audio = Ref.of(source)
 
 with Client() as client:

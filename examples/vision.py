@@ -3,7 +3,7 @@
     pipeq worker image-classification=google/vit-base-patch16-224 --allow https://raw.githubusercontent.com/
     python examples/vision.py [FILE OR URI]...
 
-A small image may also travel in the message: `Ref.from_bytes(data)`, up to 256 KiB with all the rest.
+A small image may also travel inside the message: `Ref.from_bytes(data)`, up to 256 KiB for the whole message.
 """
 
 import sys
@@ -16,7 +16,7 @@ sources = sys.argv[1:] or [f"{FIXTURES}/COCO/000000039769.png", f"{FIXTURES}/COC
 
 with Client() as client:
     images = [Ref.of(source) for source in sources]
-    # A list in one task: one result for each image, in their order.
+    # A list in one task gives one result for each image, in the same order.
     task = client.submit("image-classification", images, params={"top_k": 3})
     for source, labels in zip(sources, client.result(task, timeout_s=120), strict=True):
         print(source)

@@ -1,4 +1,4 @@
-"""A web server in front of the queue: it loads no model, and answers 202 with an id where a task takes long.
+"""A web server in front of the queue: it loads no model, and answers 202 with an id if a task takes long.
 
     pipeq worker text-classification=distilbert/distilbert-base-uncased-finetuned-sst-2-english
     python examples/web_server.py [PORT]
@@ -23,9 +23,9 @@ client = Client()
 
 
 async def serve(request: Request) -> JSONResponse:
-    """POST queues its body, a text; GET looks after an id. Any number of servers may: what they send is batched."""
+    """POST queues its body, a text; GET reports on an id. The worker batches the texts of all servers together."""
     task, wait_s = request.path_params.get("task"), 0
-    # The client blocks, so it runs in threads; one that waits is held until its task ends.
+    # The client blocks, so each call runs in a thread; a thread that waits for a result is busy until the task ends.
     if task is None:
         task = await asyncio.to_thread(client.submit, "text-classification", (await request.body()).decode())
         wait_s = 0 if request.headers.get("prefer") == "respond-async" else 10
@@ -37,7 +37,7 @@ async def serve(request: Request) -> JSONResponse:
 
 
 def refuse(_: Request, error: PipeqError) -> JSONResponse:
-    """What the client raises names the offending thing, and which status says it: 422 a bad input, 503 no Redis, ..."""
+    """Each error of the client names the offending thing, and has an HTTP status: 422 a bad input, 503 no Redis, ..."""
     return JSONResponse({"error": error.code, "message": error.message}, error.http_status)
 
 

@@ -1,6 +1,7 @@
-"""Writes what is made from the table of task types: ``docs/task-types.md``, ``docs/schemas`` and the README's table.
+"""Writes the documentation that is made from code: ``docs/task-types.md``, ``docs/errors.md``, the schemas, README.
 
-``make docs`` runs it; a test says when it has to be run again.
+``docs/schemas`` has one JSON Schema for each task type, and the README the short table of task types. ``make docs``
+runs this program; a test fails if it has to be run again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ BEGIN, END = "<!-- task types: made by `make docs` -->\n", "<!-- task types end 
 
 
 def files() -> dict[str, str]:
-    """Path below the repository -> content of every file that is made."""
+    """Returns the content of every generated file, by its path in the repository."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -112,7 +113,7 @@ def _takes(row: TaskType) -> str:
 def _notes(row: TaskType) -> str:
     notes = [row.note] if row.note else []
     notes += [f"needs the parameter `{name}`" for name, _ in row.required]
-    notes += [f"takes {name}" for name in row.needs]
+    notes += [f"needs the package {name}" for name in row.needs]
     return "; ".join(notes)
 
 
@@ -129,17 +130,17 @@ def _long_table() -> str:
         "# Task types",
         "",
         "Made by `make docs` from [task_types.py](../worker/pipeq_worker/models/task_types.py).",
-        '"Same answer" says whether the tests compare the answers of batches of mixed lengths and sizes with those',
-        "that transformers' own pipeline gives each input alone",
-        "([tests/integration/test_parity.py](../tests/integration/test_parity.py)). Schemas of messages are in"
-        " [schemas](schemas).",
+        '"Same answer" says whether the tests compare the answers from batches of mixed lengths and sizes with the',
+        "answers of transformers' own pipeline for each input alone",
+        "([tests/integration/test_parity.py](../tests/integration/test_parity.py)). The JSON Schemas of messages are",
+        "in [schemas](schemas).",
         "",
-        "| task type | takes | gives | what is no JSON | an item's cost in | shares a batch with | cuts chunks |"
+        "| task type | takes | gives | parts that are not JSON | cost of an item | shares a batch with | cuts chunks |"
         " same answer | notes |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in TASK_TYPES.values():
-        company = {"any length": "any length", "same shape": "those of its shape", "alone": "nobody"}[row.company]
+        company = {"any length": "any length", "same shape": "items of its shape", "alone": "none"}[row.company]
         cells = [
             f"[{row.name}](schemas/{row.name}.json)",
             _takes(row),
@@ -156,7 +157,7 @@ def _long_table() -> str:
 
 
 def _parameters() -> str:
-    """What holds for the parameters of every task type."""
+    """The section about the parameters of all task types."""
     ceilings = ", ".join(f"`{name}` {value:,}" for name, value in ParamLimits().model_dump().items())
     reasons: dict[str, list[str]] = {}
     for name, reason in refused.EVERYWHERE.items():
@@ -164,13 +165,12 @@ def _parameters() -> str:
     lines = [
         "## Parameters",
         "",
-        "The schemas give each parameter its JSON type and bounds, at every depth, and allow no other. Which of them",
-        "one model takes, it says itself: a task that sets another one is told why. Null means what transformers does",
-        "by itself. `params` in the settings pass the same check. The ceilings are `[param_limits]` of the worker's",
-        "settings:",
+        "The schemas give each parameter its JSON type and bounds, at every depth, and allow no others. A model may",
+        "take only some of them; the error for another one gives the reason. Null means transformers' default.",
+        "`params` in the settings pass the same check. The ceilings are `[param_limits]` of the worker's settings:",
         f"{ceilings}.",
         "",
-        "What transformers knows and no task sets, at any depth:",
+        "Parameters that transformers knows but that no task may set, at any depth:",
         "",
         "| why | parameters |",
         "| --- | --- |",

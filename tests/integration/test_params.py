@@ -427,7 +427,7 @@ def objects(rules: dict[str, Rule]) -> list[str]:
         ("text-generation", "llama", {"encoder_no_repeat_ngram_size": 10**9}, "not 0 to 256"),
         ("text-generation", "llama", {"pad_token_id": 10**6}, "(the model's last token)"),
         ("text-generation", "llama", {"max_new_tokens": 10**9}, "`max_new_tokens` in [param_limits]"),
-        ("text-generation", "llama", {"generate_kwargs": {"top_k": 1}}, "beside the others"),
+        ("text-generation", "llama", {"generate_kwargs": {"top_k": 1}}, "next to the others"),
         ("text-generation", "llama", {"assistant_early_exit": 1}, "changes the model itself"),
         ("image-text-to-text", "llava", {"generate_kwargs": {"stop_strings": "x"}}, "use stop_sequence"),
         ("image-text-to-text", "llava", {"top_k": 1}, "put it into generate_kwargs"),

@@ -195,7 +195,7 @@ def test_mask_generation_as_far_as_it_goes(tiny: Path) -> None:
     if not TASK_TYPES["mask-generation"].missing():
         pytest.fail("torchvision is here: give mask-generation a case, and its row no reason")
     model = str(tiny_models.build("sam", tiny))
-    with pytest.raises(PipeqError, match="mask-generation takes torchvision, which is not installed") as caught:
+    with pytest.raises(PipeqError, match="mask-generation needs torchvision, which is not installed") as caught:
         load_pipeline("it", PipelineSettings(task="mask-generation", model=model), "cpu")
     assert caught.value.code == "invalid_settings"
     pipe = transformers.pipeline("mask-generation", model=model, device="cpu")

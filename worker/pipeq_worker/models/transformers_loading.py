@@ -207,8 +207,8 @@ def _names(auto_class: Any) -> set[str]:
 def _check_packages(name: str, task_type: TaskType) -> None:
     if missing := task_type.missing():
         raise SettingsError(
-            f"pipeline {name!r}: {task_type.name} takes {' and '.join(missing)}, which is not installed beside this "
-            "worker",
+            f"pipeline {name!r}: {task_type.name} needs {' and '.join(missing)}, which is not installed: "
+            "install it where the worker runs",
         )
 
 

@@ -19,14 +19,14 @@ WORKERS_OWN = {
     "model_kwargs": "model_kwargs",
 }
 _PART = "it is a part of the model, which the worker loads"
-_CODE = "it names code, and no task brings code"
+_CODE = "it names code, and a task may not bring code"
 _HUB = "it makes transformers load code from the Hub"
-_OBJECT = "it is an object of Python, which no message can hold"
-_TENSOR = "it is what the worker makes of the input"
-_SHAPE = "it changes what the model returns, which the worker reads"
-_DRAFT = "it is for a second model, which drafts: a worker loads none"
-_MEMORY = "it decides how the model uses memory, which is the worker's"
-_INSIDE = "it belongs to the inside of transformers"
+_OBJECT = "it is a Python object, which a message cannot hold"
+_TENSOR = "the worker computes it from the input"
+_SHAPE = "it changes the form of the model's output, which the worker relies on"
+_DRAFT = "it is for assisted generation with a second model, and a worker loads none"
+_MEMORY = "it controls how the model uses memory, which the worker decides"
+_INSIDE = "it is internal to transformers"
 _NETWORK = "the worker fetches inputs itself, within [inputs] of its settings"
 
 #: Refused in every task type, at every depth.
@@ -41,8 +41,8 @@ EVERYWHERE = {
     "num_workers": _INSIDE,
     "framework": _INSIDE,
     "use_fast": _INSIDE,
-    "token": "it is a secret of the Hub",
-    "use_auth_token": "it is a secret of the Hub",
+    "token": "it is an access token for the Hub",
+    "use_auth_token": "it is an access token for the Hub",
     "pipeline_class": _CODE,
     "code_revision": _CODE,
     "custom_generate": _CODE,
@@ -126,7 +126,7 @@ EVERYWHERE = {
     "disable_compile": _MEMORY,
     "continuous_batching_config": _MEMORY,
     "low_memory": "it has no effect in transformers 5",
-    "token_healing": "it rewrites the prompt, whose length the worker counts on",
+    "token_healing": "it rewrites the prompt, and the worker relies on its length",
     "transformers_version": _INSIDE,
     "force_unique_generate_call": _INSIDE,
     "monitor_progress": _CODE,
@@ -140,24 +140,24 @@ EVERYWHERE = {
     "tesseract_config": "it is a command line",
     "offset_mapping": "it belongs to one text and tokenizer: the worker makes it",
     "parameters": "it holds nothing but a timeout",
-    "return_type": "it is an object of Python: use return_full_text or return_tensors",
+    "return_type": "it is a Python object: use return_full_text or return_tensors",
     "return_text": "it has no effect: there is text unless return_tensors is true",
 }
 #: Refused in one task type: (task type, name) -> reason.
 BY_TASK = {
-    ("text-generation", "generate_kwargs"): "give the parameters of generate beside the others, not inside it",
-    ("table-question-answering", "generate_kwargs"): "the pipeline hands nothing on to generate",
+    ("text-generation", "generate_kwargs"): "give the parameters of generate directly, next to the others",
+    ("table-question-answering", "generate_kwargs"): "the pipeline passes nothing on to generate",
     ("zero-shot-image-classification", "tokenizer_kwargs"): "the pipeline of transformers 5 does not read it",
-    ("document-question-answering", "max_question_len"): "the pipeline of transformers 5 takes it for an error",
+    ("document-question-answering", "max_question_len"): "the pipeline of transformers 5 raises an error for it",
     ("question-answering", "max_question_len"): "it has no effect: only the context is cut into chunks",
-    ("text-to-audio", "processor_kwargs"): "what a processor may be told goes into preprocess_params",
+    ("text-to-audio", "processor_kwargs"): "put the processor's parameters into preprocess_params",
 }
 
-_NEEDS_TOKENIZER = "generate looks for them in text, and the pipeline hands it no tokenizer"
-_USE_STOP_SEQUENCE = "the pipeline hands generate no tokenizer for it: use stop_sequence"
+_NEEDS_TOKENIZER = "generate searches the text for them, and the pipeline passes it no tokenizer"
+_USE_STOP_SEQUENCE = "the pipeline passes generate no tokenizer for it: use stop_sequence"
 _NO_TEXT = "the encoder reads no text"
 _DECODERS_ONLY = "it guides decoders only, and these models have an encoder, too"
-_SOUND = "models of sound do not generate so"
+_SOUND = "models that generate audio do not support it"
 #: Parameters of generate that are refused in one task type: task type -> name -> reason.
 GENERATION_REFUSED: dict[str, dict[str, str]] = {
     "automatic-speech-recognition": {
@@ -200,7 +200,7 @@ TOKENIZER_REFUSED = {
 }
 IMAGE_REFUSED = {
     "return_tensors": _SHAPE,
-    "do_resize": "without it the model would see the image as large as it comes",
+    "do_resize": "without resizing, the model would see an image of any size",
     "do_center_crop": "the model sees images of its own size",
     "do_pad": "the model sees images of its own size",
     "pad_size": "the model sees images of its own size",
