@@ -69,7 +69,7 @@ def _read(uri: str, allow: ReadAllow) -> bytes:
 
     try:
         return boto3.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
-    except (BotoCoreError, ClientError) as error:
+    except (BotoCoreError, ClientError, ValueError) as error:  # the last for an endpoint or a number that is none
         raise OSError(str(error)) from error
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pipeq
 import pytest
 import redis
-from pipeq import Client, Output, PipeqError, RedisUnavailableError, RedisUrlError, Ref, State, TaskStatus
+from pipeq import Client, Output, PipeqError, ReadError, RedisUnavailableError, RedisUrlError, Ref, State, TaskStatus
 from pipeq.contract import keys as names
 from pydantic import BaseModel
 
@@ -153,3 +153,29 @@ def test_a_client_of_any_url_says_what_is_wrong(kind: str) -> None:
     for call in (client.ping, client.pipelines, client.queues, lambda: client.status("x"), client.close):
         with contextlib.suppress(RedisUnavailableError):
             call()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("AWS_ENDPOINT_URL", "nonsense"),
+        ("AWS_ENDPOINT_URL", "http://[::1:80"),
+        ("AWS_ENDPOINT_URL", "http://a..b:1"),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
+        ("AWS_DEFAULT_REGION", "x y"),
+        ("AWS_PROFILE", "nobody"),
+        ("AWS_MAX_ATTEMPTS", "x"),
+        ("AWS_RETRY_MODE", "x"),
+    ],
+)
+def test_an_environment_that_s3_cannot_use_is_an_error_of_reading(
+    client: Client, valkey_url: str, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    given = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    for name, text in {**given, variable: value}.items():
+        monkeypatch.setenv(name, text)
+    stored = TaskStatus(id="x", state=State.SUCCEEDED, result_uri="s3://b/k")
+    with Client(valkey_url, allow="s3://b/") as reading:
+        for read in (lambda: reading.read({"uri": "s3://b/k"}), lambda: reading.result(stored)):
+            with pytest.raises(ReadError, match="output_failed"):
+                read()
