@@ -1,4 +1,4 @@
-"""One call of a pipeline: a task's parameters, sorted once by where the pipeline uses them. Knows nothing of torch.
+"""CALL: a task's parameters, sorted once by the step of the pipeline that uses them. Does not import torch.
 
 a task's params -> Pipeline.merge -> Call -> prepare, forward, postprocess of each of its items
 """
@@ -9,25 +9,25 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-#: Group of an item that shares a batch with nobody.
+#: The group of an item that must run alone.
 SOLO = "solo"
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """The parameters of one task. All its items share it, in many threads: it is only read."""
+    """The parameters of one task. All its items share it, on many threads, so it must not be changed."""
 
-    #: As the pipeline's call takes them: the pipeline's own, overridden by the task's.
+    #: The arguments of the pipeline's call: the pipeline's own parameters, overridden by the task's.
     params: Mapping[str, Any] = field(default_factory=dict)
-    #: The same, as each of the pipeline's three steps takes them.
+    #: The same parameters as arguments of the pipeline's three steps.
     preprocess: dict[str, Any] = field(default_factory=dict)
     forward: dict[str, Any] = field(default_factory=dict)
     postprocess: dict[str, Any] = field(default_factory=dict)
-    #: Equal for calls whose rows may share a forward pass.
+    #: Rows of calls with equal keys may share a forward pass.
     key: Hashable = None
 
     def handed_out(self) -> Call:
-        """The same, in dictionaries and lists of its own, for code that may empty or fill what it is given."""
+        """Returns a copy with new dictionaries and lists, for code that may change its arguments."""
         return replace(
             self,
             preprocess=_copied(self.preprocess),
@@ -37,7 +37,7 @@ class Call:
 
 
 def _copied(value: Any) -> Any:
-    """Copies what JSON is made of; tensors and arrays, which may be large, are shared."""
+    """Copies dictionaries and lists; tensors and arrays, which may be large, are shared."""
     if type(value) is dict:
         return {name: _copied(one) for name, one in value.items()}
     return [_copied(one) for one in value] if type(value) is list else value

@@ -1,4 +1,4 @@
-"""Modules that are imported when something of them is first used: torch and transformers take seconds."""
+"""LATER: modules that are imported at first use, because torch and transformers take seconds to import."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 class Later:
-    """Stands for a module: any attribute of it imports the module, and is the module's own.
+    """Stands for a module. Reading an attribute imports the module, and returns the module's attribute.
 
-    To be used beside an import of the same name under ``TYPE_CHECKING``, which editors and mypy follow.
+    Use it beside an import of the same name under ``TYPE_CHECKING``, which editors and mypy follow.
     """
 
     def __init__(self, module: str) -> None:

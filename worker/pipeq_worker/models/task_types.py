@@ -1,7 +1,7 @@
-"""The declarative table of task types: what each takes, gives and costs. A task type more is one row.
+"""TASK TYPES: the table of task types: what each takes, returns and costs. A new task type is one row.
 
-Where a type differs from the plain way (preprocess, pad, forward, postprocess), a small class in ``models/quirks``
-says how; where transformers has no pipeline for it, one in ``models/own`` is it. A row names these classes in lambdas
+If a type differs from the default (preprocess, pad, forward, postprocess), a small class in ``models/quirks`` says how;
+if transformers has no pipeline for it, a class in ``models/own`` is one. A row names these classes in lambdas
 (``quirks=lambda: quirks.text.FillMask``), so that reading the table imports no torch (docs/decisions/rows.md). The
 tables of the README and ``docs/task-types.md``, and the JSON Schemas in ``docs/schemas``, are made from these rows
 (``make docs``).
@@ -65,12 +65,12 @@ _TEXT_ROWS = (
         required=(_CANDIDATES,),
         chunks=True,
         quirks=lambda: quirks.text.ZeroShotClassification,
-        note="one item a label",
+        note="each label is one item",
     ),
     TaskType(
         "feature-extraction",
         _TEXT,
-        "a row of floats a token",
+        "a row of floats for each token",
         main="text",
         objects="NPY with `return_tensors`",
         quirks=lambda: quirks.text.FeatureExtraction,
@@ -87,7 +87,7 @@ _TEXT_ROWS = (
             "text",
         ),
         quirks=lambda: quirks.text.TextEmbedding,
-        note="ours: as sentence-transformers makes it of the same checkpoint; `prompt_name`",
+        note="our own: the vector that sentence-transformers computes with the same checkpoint; `prompt_name`",
     ),
     TaskType(
         "text-ranking",
@@ -99,7 +99,7 @@ _TEXT_ROWS = (
             ("cross-encoder/ms-marco-MiniLM-L6-v2", "c5ee24c"),
             "text",
         ),
-        note="ours: a cross-encoder; `text` is the query, `text_pair` the document; `prompt_name`",
+        note="our own: a cross-encoder; `text` is the query, `text_pair` the document; `prompt_name`",
     ),
     TaskType(
         "text-generation",
@@ -216,7 +216,7 @@ _VISION_ROWS = (
         params=frozenset({"threshold"}),
         cost="pixels",
         company="same shape",
-        note="images of one aspect ratio share a batch",
+        note="images of the same aspect ratio share a batch",
     ),
     TaskType(
         "depth-estimation",
@@ -235,7 +235,7 @@ _VISION_ROWS = (
         cost="pixels",
         company="alone",
         quirks=lambda: quirks.vision.KeypointMatching,
-        note="as transformers 5.23 gives them: of images that are not square, x and y are off",
+        note="as in transformers 5.23, x and y are wrong for images that are not square",
     ),
     TaskType(
         "mask-generation",
@@ -251,8 +251,8 @@ _VISION_ROWS = (
         objects="masks: PNG",
         quirks=lambda: quirks.vision.MaskGeneration,
         needs=("torchvision",),
-        untested="its last step takes torchvision; the steps before it are tested",
-        note="its points run in batches of their own (`points_per_batch`)",
+        untested="its last step needs torchvision; the steps before it are tested",
+        note="the points of an image run in batches (`points_per_batch`)",
     ),
     TaskType(
         "zero-shot-image-classification",
@@ -265,7 +265,7 @@ _VISION_ROWS = (
         company="same shape",
         group_by=("candidate_labels", "hypothesis_template"),
         quirks=lambda: quirks.vision.ZeroShotImage,
-        note="one set of labels a batch",
+        note="all items of a batch have the same labels",
     ),
     TaskType(
         "zero-shot-object-detection",
@@ -277,7 +277,7 @@ _VISION_ROWS = (
         chunks=True,
         cost="pixels",
         quirks=lambda: quirks.vision.ZeroShotObjectDetection,
-        note="one item a label; labels with the image or as a parameter",
+        note="each label is one item; give labels with the image or as a parameter",
     ),
     TaskType(
         "video-classification",
@@ -311,7 +311,7 @@ _AUDIO_ROWS = (
     TaskType(
         "automatic-speech-recognition",
         _AUDIO,
-        "`{text}`, with `chunks` where timestamps are asked for",
+        "`{text}`, with `chunks` if timestamps are asked for",
         main="audio",
         generation="call",
         chunks=True,
@@ -339,7 +339,7 @@ _AUDIO_ROWS = (
         company="same shape",
         group_by=("candidate_labels", "hypothesis_template"),
         quirks=lambda: quirks.audio.ZeroShotAudio,
-        note="one set of labels a batch",
+        note="all items of a batch have the same labels",
     ),
     TaskType(
         "text-to-audio",
@@ -364,7 +364,7 @@ _MULTIMODAL_ROWS = (
         chunks=True,
         company="same shape",
         quirks=lambda: quirks.multimodal.DocumentQuestionAnswering,
-        note="reads words off the image where tesseract is installed",
+        note="reads the words in the image if tesseract is installed",
     ),
     TaskType(
         "visual-question-answering",
@@ -422,7 +422,7 @@ _MULTIMODAL_ROWS = (
         company="alone",
         objects="images: PNG",
         quirks=lambda: quirks.multimodal.AnyToAny,
-        note="models of images and video take torchvision",
+        note="models for images and video need the package torchvision",
     ),
 )
 
@@ -439,14 +439,14 @@ _ROWS = (
         cost="nothing",
         has_model=False,
         untested="no model",
-        note="no model: to try out and measure what is around one",
+        note="no model; for trying out and measuring everything else",
     ),
 )
 
 TASK_TYPES = {row.name: row for row in _ROWS}
-#: Other names that transformers knows a task type by.
+#: Alias -> name: other names that transformers has for a task type.
 ALIASES = {alias: row.name for row in _ROWS for alias in row.aliases}
-#: ``translation_en_to_de``
+#: Names such as ``translation_en_to_de``, which stand for ``translation``.
 TRANSLATION = re.compile(r"translation_([A-Za-z-]+)_to_([A-Za-z-]+)")
 
 
@@ -456,10 +456,10 @@ def is_task_type(name: str) -> bool:
 
 
 def find(name: str) -> TaskType:
-    """The row of a task type, by its name or an alias.
+    """Returns the row of a task type, by its name or an alias.
 
     Raises:
-        PipeqError: ``invalid_settings``, naming the types there are.
+        PipeqError: ``invalid_settings``, naming the known types.
     """
     if not is_task_type(name):
         raise SettingsError(f"{name!r} is no task type; there are: {', '.join(sorted(TASK_TYPES))}")

@@ -1,4 +1,4 @@
-"""Pipelines of transformers: loads, warms up and runs them. See models/pipeline.py for what the stages need."""
+"""Runs pipelines of transformers: their warm-up, and the steps that the stages call (see models/pipeline.py)."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ from pipeq_worker.settings.read import ParamLimits, PipelineSettings
 
 logger = logging.getLogger(__name__)
 
-#: Most padded cost of a batch, in tokens, where the settings name none: a CPU computes as fast at 1024 as beyond, and
-#: padding grows (docs/decisions/batching.md); a GPU wants more.
+#: Most padded cost of a batch, in tokens, if the settings give none. A CPU is no faster beyond 1024, and padding grows
+#: (docs/decisions/batching.md); a GPU needs more.
 DEFAULT_COST = {"cpu": 1024}
 DEFAULT_COST_ACCELERATOR = 32768
-#: What launching a forward pass costs, in tokens (MiniLM on one CPU thread: 6 ms, beside 0.2 ms a token).
+#: Cost of launching a forward pass, in tokens (MiniLM on one CPU thread: 6 ms, beside 0.2 ms for each token).
 LAUNCH_COST = {"cpu": 64}
 LAUNCH_COST_ACCELERATOR = 4096
-#: What an item's Python objects take beside its tensors, about, in bytes.
+#: Estimate of what an item's Python objects take in addition to its tensors, in bytes.
 OBJECT_BYTES = 4096
-#: What of a pipeline keeps state between calls, so that each thread needs one of its own.
+#: Parts of a pipeline that keep state between calls, so that each thread needs its own copy.
 _PARTS = ("tokenizer", "feature_extractor", "image_processor", "video_processor", "processor")
 
 
 class TransformersPipeline(Pipeline):
-    """One of transformers' pipelines, taken apart into its stages."""
+    """A transformers pipeline, split into the steps that the stages call."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class TransformersPipeline(Pipeline):
         finite.hook(pipe.model)
         self._local = threading.local()
         self._copying = threading.Lock()
-        #: Makes the pipeline once more, for :meth:`recover`.
+        #: Loads the pipeline again, for :meth:`recover`.
         self.rebuild: Callable[[], transformers.Pipeline] | None = None
         self._state: ModelState | None = None
         self._known: KnownSample | None = None
@@ -98,9 +98,9 @@ class TransformersPipeline(Pipeline):
         return made
 
     def pipe(self) -> transformers.Pipeline:
-        """The calling thread's copy: its own tokenizer and processors, everybody's model.
+        """The calling thread's copy of the pipeline: it has its own tokenizer and processors, and shares the model.
 
-        A fast tokenizer shared by threads that truncate differently gives wrong lengths without an error.
+        A fast tokenizer that is shared by threads with different truncation returns wrong lengths without an error.
         """
         own = getattr(self._local, "pipe", None)
         if own is None:
@@ -127,21 +127,21 @@ class TransformersPipeline(Pipeline):
         return self.call(merged)
 
     def _means_all(self, name: str) -> bool:
-        """Whether null is a value of its own: everywhere else it means transformers' default."""
+        """Whether null is a value of its own; for all other parameters it means transformers' default."""
         return name == "top_k" and self.task_type.name == "text-classification"
 
     def call(self, params: Mapping[str, Any]) -> Call:
-        """Sorts parameters by where they are used, as ``pipe(x, **params)`` would.
+        """Sorts parameters by the step that uses them, as ``pipe(x, **params)`` would.
 
         Args:
-            params: checked, and with the pipeline's own, as :meth:`merge` hands them on.
+            params: checked, and merged over the pipeline's own, as in :meth:`merge`.
 
         Raises:
-            PipeqError: ``invalid_params``, with what transformers says.
+            PipeqError: ``invalid_params``, with transformers' own message.
         """
         pipe = self.pipe()
         try:
-            # A copy: several pipelines empty or fill the dictionaries they are given.
+            # A copy, because several pipelines change the dictionaries that they are given.
             mine = self.quirks.call_params(copy.deepcopy(dict(params)))
             preprocess, forward, postprocess = pipe._sanitize_parameters(**mine)
         except (ValueError, TypeError, KeyError) as error:
@@ -164,7 +164,7 @@ class TransformersPipeline(Pipeline):
             yield Prepared(features, group, rows * self.quirks.cost(features), _nbytes(features))
 
     def preprocess(self, value: Any, call: Call) -> Iterator[Mapping[str, Any]]:
-        """One decoded input -> the features of its items, one after the other: one, or one a chunk."""
+        """Yields the features of one decoded input's items: one item, or one for each chunk."""
         pipe, call = self.pipe(), call.handed_out()
         self._check_chat(pipe, value)
         word_lengths.check(pipe.tokenizer, value)
@@ -187,7 +187,7 @@ class TransformersPipeline(Pipeline):
             ) from error
 
     def _check_chat(self, pipe: transformers.Pipeline, value: Any) -> None:
-        """Refuses a chat for a model that has no template to write it with."""
+        """Refuses a chat if the model has no template for chats."""
         main = self.task_type.main
         text = value.get(main) if isinstance(value, dict) else value
         if main is None or self.task_type.fields[main] is not Media.CHAT or not isinstance(text, list):
@@ -218,8 +218,8 @@ class TransformersPipeline(Pipeline):
             try:
                 outputs = self.quirks.forward(pipe, features, call)
             except (RuntimeError, ValueError) as error:
-                # Sampling, for instance, cannot draw from NaN, and says so in words of torch. Its subclasses, and
-                # faults of a device, are for others to judge.
+                # Sampling, for instance, cannot draw from NaN, and raises an error of torch. Subclasses of these
+                # errors, and faults of the device, are not handled here.
                 judged = type(error) in (RuntimeError, ValueError) and "CUDA" not in str(error)
                 if not judged or len(features) > 1 or not any(watch.bad(raised=True)):
                     raise
@@ -228,7 +228,7 @@ class TransformersPipeline(Pipeline):
         return self._checked(outputs, features, watch.bad())
 
     def _checked(self, outputs: list[Any], features: list[Mapping[str, Any]], bad: list[bool]) -> list[Any]:
-        """The outputs, with an error in place of each that holds NaN; about its neighbours it says nothing."""
+        """Replaces each output that holds NaN by an error; the other outputs stay."""
         lengths = [one["input_ids"].shape[-1] if _has_tokens(one) else 0 for one in features]
         left, padded = getattr(self._pipe.tokenizer, "padding_side", "right") == "left", max(lengths)
         for at, (output, own, is_bad) in enumerate(zip(outputs, lengths, bad, strict=True)):
@@ -250,11 +250,11 @@ class TransformersPipeline(Pipeline):
             ) from error
 
     def alone(self, value: Any, params: Mapping[str, Any]) -> Any:
-        """What transformers' own pipeline answers, called as its users call it: what this class must answer, too.
+        """Calls transformers' own pipeline as its users do. This class must give the same answer.
 
         Args:
             value: one decoded input; it may be changed.
-            params: those of a call; they may be changed.
+            params: parameters of the call; they may be changed.
         """
         self.quirks.rope.forget()
         return self.quirks.alone(self.pipe(), value, params)
@@ -270,7 +270,7 @@ class TransformersPipeline(Pipeline):
             torch.cuda.empty_cache()
 
     def settle(self) -> None:
-        """Remembers how the model is now, loaded and warmed up: how each pass is to leave it."""
+        """Records the state of the loaded and warmed-up model, to which it is restored after each pass."""
         self._state = ModelState(self._pipe)
         value, params = sample_of(self)
         call = self.call(overlaid(self.settings.params, params))
@@ -278,7 +278,7 @@ class TransformersPipeline(Pipeline):
         try:
             known = KnownSample(lambda: self.forward([features], call)[0], self.device, half=half)
         except PipeqError:
-            return  # NaN, for instance; the warm-up said so, and the tasks will
+            return  # NaN, for instance; the warm-up has logged it, and tasks will fail with it
         self._known = known if known.repeats else None
         if self._known is None:
             logger.debug("%s answers its sample differently each time", self.name, extra={"action": "sample"})
@@ -292,7 +292,7 @@ class TransformersPipeline(Pipeline):
             reason = "another answer"
         except Exception as error:
             if is_out_of_memory(error):
-                return  # says nothing about the model
+                return  # running out of memory says nothing about the model
             reason = f"{type(error).__name__}: {error}"
         logger.error(
             "%s: after a pass that raised, the model's own sample gives %s: loading it anew",
@@ -305,7 +305,7 @@ class TransformersPipeline(Pipeline):
     def _load_anew(self, rebuild: Callable[[], transformers.Pipeline]) -> None:
         self._state = self._known = None
         with contextlib.suppress(Exception):  # weights that are spread over devices cannot be moved
-            self._pipe.model.to("meta")  # gives the memory back, whoever still holds the model
+            self._pipe.model.to("meta")  # frees the memory, even if something still refers to the model
         self.release_memory()
         pipe = rebuild()
         finite.hook(pipe.model)
@@ -330,7 +330,7 @@ class TransformersPipeline(Pipeline):
             )
 
     def _own(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Checks the settings' own parameters; a missing required one may still come with the task."""
+        """Checks the settings' own parameters. A required one may be missing, because a task may still give it."""
         checked = self.accepted.check(params, self.name)
         checked = {name: value for name, value in checked.items() if value is not None or self._means_all(name)}
         self.accepted.check_together(checked, self.name)
@@ -340,7 +340,7 @@ class TransformersPipeline(Pipeline):
 
 
 def _seen(value: Any) -> str:
-    """An input in words, for errors: its size is what most processors stumble over, and few say."""
+    """Describes an input for error messages by its size, on which most processors fail without saying so."""
     parts = list(value.values()) if isinstance(value, dict) else [value]
     images = [f"{width} x {height} pixels" for width, height in scaling.sizes(value)]
     sounds = [f"{one.size} samples" for one in parts if isinstance(one, np.ndarray) and one.ndim == 1]
@@ -348,30 +348,30 @@ def _seen(value: Any) -> str:
 
 
 def _is_panic(error: BaseException) -> bool:
-    """Whether code in Rust gave up on this input: a tokenizer whose stride is longer than its chunks, for instance.
+    """Whether Rust code panicked on this input, for instance a tokenizer whose stride is longer than its chunks.
 
-    Its exception is no ``Exception``, so that nothing catches it by accident; it would end the thread.
+    Its exception is not an ``Exception``, so that it is not caught by accident; uncaught it would end the thread.
     """
     return type(error).__name__ == "PanicException"
 
 
 def warm_up(pipeline: TransformersPipeline) -> None:
-    """Runs a tiny input through every stage, so that the first task pays for no lazy set-up."""
+    """Runs a tiny input through every step, so that the first task does not pay for lazy set-up."""
     value, params = sample_of(pipeline)
     call = pipeline.call(overlaid(pipeline.settings.params, params))
     outputs = [pipeline.forward([features], call)[0] for features in pipeline.preprocess(value, call)]
     error = next((one for one in outputs if isinstance(one, PipeqError)), None)
     if error is not None:
-        # Its tasks will say so; but some inputs may be answered.
+        # Only logged, because some inputs may still be answered.
         logger.warning("%s: warm-up: %s", pipeline.name, error.message, extra={"action": "load"})
         return
     pipeline.postprocess(outputs, call)
 
 
 def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """A pipeline's own parameters, overridden by a task's, whichever of the two has one inside ``generate_kwargs``.
+    """Merges a pipeline's own parameters with a task's, which win, also if only one of them uses ``generate_kwargs``.
 
-    transformers refuses a parameter of ``generate`` that stands in both places, and nobody gave it twice.
+    transformers refuses a parameter of ``generate`` that is given in both places.
     """
     merged = {**below, **above}
     ours, theirs = below.get("generate_kwargs"), above.get("generate_kwargs")
@@ -384,12 +384,12 @@ def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, An
 
 
 def sample_of(pipeline: TransformersPipeline) -> tuple[Any, dict[str, Any]]:
-    """A tiny input of a pipeline, and parameters for it."""
+    """Returns a tiny input of a pipeline, and parameters for it."""
     return pipeline.quirks.sample(pipeline.pipe()) or (_sample(pipeline.task_type), {})
 
 
 def _devices(pipe: transformers.Pipeline) -> str:
-    """Where a model lies: one device, or all that accelerate has spread it over."""
+    """The device of a model, or all devices over which accelerate has spread it."""
     spread = getattr(pipe.model, "hf_device_map", None) or {"": pipe.device}
     return ", ".join(dict.fromkeys(_device_name(device) for device in spread.values()))
 

@@ -1,4 +1,4 @@
-"""Audio in or out."""
+"""Quirks of task types with audio as input or output."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from pipeq_worker.models.quirks.vision import ComparesLabels
 
 
 def samples(value: Any) -> NDArray[np.float32]:
-    """Audio as a whole, shape ``(samples,)``."""
+    """Returns audio as a whole, shape ``(samples,)``."""
     return value.whole() if isinstance(value, Audio) else value
 
 
 def hiss(pipe: transformers.Pipeline) -> NDArray[np.float32]:
-    """A second of audio for the warm-up; not silence, for models that scale by what they hear."""
+    """A second of noise for the warm-up. Silence would not do, because some models scale by the volume."""
     return (np.random.default_rng(0).standard_normal(pipe.feature_extractor.sampling_rate) * 0.1).astype(np.float32)
 
 
-#: The features of a piece of audio that is too short for the model to hear anything in it.
+#: The key of features that stand for a piece of audio too short for the model.
 _TOO_SHORT = "too_short"
 
 
 class SpeechRecognition(Generates):
-    """Whisper pads to 30 s by itself; CTC models decode every frame, those of padding too, unless they are cut.
+    """Whisper pads to 30 s by itself. CTC models decode every frame, so frames of padding are cut off.
 
-    Audio too short for a single frame of a CTC model is an empty text, without a forward pass: alone the model raises,
-    and in a batch it writes what it takes padding for.
+    Audio too short for a single frame of a CTC model gives an empty text, without a forward pass: alone the model would
+    raise, and in a batch it would decode the padding.
     """
 
     def __init__(self, pipe: transformers.Pipeline) -> None:
@@ -45,17 +45,17 @@ class SpeechRecognition(Generates):
         self.whisper = pipe.type == "seq2seq_whisper"
         self.ctc = pipe.type.startswith("ctc")
         config = pipe.model.config
-        # Group norm mixes padding into every frame, mask or not, so such models only batch equal lengths.
+        # Group norm mixes padding into every frame, whatever the mask, so only equal lengths share a batch.
         self.pads = (
             pipe.type == "ctc"
             and getattr(config, "feat_extract_norm", None) == "layer"
             and hasattr(pipe.model, "_get_feat_extract_output_lengths")
         )
-        #: Samples of which the model makes one frame.
+        #: The fewest samples that give one frame.
         self.least = least_samples(pipe) if self.ctc else 0
 
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
-        # The pipeline empties the dictionary it is given.
+        # The pipeline empties the dictionary that it is given.
         return {"raw": samples(value), "sampling_rate": pipe.feature_extractor.sampling_rate}
 
     def preprocess(self, pipe: transformers.Pipeline, value: Any, call: Call) -> Iterator[Mapping[str, Any]]:
@@ -67,8 +67,8 @@ class SpeechRecognition(Generates):
                 return
             yield from super().preprocess(pipe, value, call)
             return
-        # As the pipeline's own preprocessing does it, but while the file is decoded: an hour of audio is never there
-        # as a whole.
+        # The same cuts as in the pipeline's own preprocessing, but made while the file is decoded, so that an hour of
+        # audio is never in memory as a whole.
         rate = pipe.feature_extractor.sampling_rate
         chunk, left, right = self._cuts(pipe, chunk_s, chunk_s / 6 if stride_s is None else stride_s)
         blocks = value.blocks(chunk) if isinstance(value, Audio) else iter([value])
@@ -86,7 +86,7 @@ class SpeechRecognition(Generates):
             yield {"is_last": is_last, "stride": (piece.size, own_left, 0 if is_last else right), **features}
 
     def _cuts(self, pipe: transformers.Pipeline, chunk_s: float, stride_s: Any) -> tuple[int, int, int]:
-        """Samples of a chunk, and of its strides on the left and on the right."""
+        """Lengths of a chunk, its left stride and its right stride, in samples."""
         rate, unit = pipe.feature_extractor.sampling_rate, pipe._align_to
         left_s, right_s = stride_s if isinstance(stride_s, list) else (stride_s, stride_s)
         chunk, left, right = (round(seconds * rate / unit) * unit for seconds in (chunk_s, left_s, right_s))
@@ -113,7 +113,7 @@ class SpeechRecognition(Generates):
     def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: Call) -> list[Any]:
         if _TOO_SHORT not in features[0]:
             return super().forward(pipe, features, call)
-        # They share their group with nothing else.
+        # Features that are too short form a group of their own.
         if pipe.type == "ctc_with_lm":
             nothing = {"logits": torch.zeros(1, 0, pipe.model.config.vocab_size)}
         else:
@@ -131,17 +131,17 @@ class SpeechRecognition(Generates):
             return _TOO_SHORT
         frames = features.get("input_features")
         if self.whisper and frames is not None and frames.shape[-1] > 3000:
-            return SOLO  # long-form decoding slides each item's window by what that item said
+            return SOLO  # long-form decoding moves each item's window by that item's own text
         if self.whisper and forward.get("return_timestamps") == "word":
-            return SOLO  # in a batch its alignment moves words by a frame of 20 ms
+            return SOLO  # in a batch, its alignment moves words by one frame of 20 ms
         if forward.get("return_language"):
-            return SOLO  # the pipeline reads the language of the batch's first item only
+            return SOLO  # the pipeline reads only the language of the batch's first item
         settings = self.in_force(forward) if self.generates else {}
         if settings.get("num_return_sequences", 1) > 1:
             return SOLO  # the pipeline takes each sequence for an item
         if isinstance(settings.get("temperature"), list | tuple):
-            # In a batch, one item's second try skips another's window, and ends everybody's search for beams in the
-            # next one.
+            # In a batch, one item's second try skips another item's window, and ends the beam search of all items in
+            # the next one.
             goes_on = settings.get("return_timestamps") and settings.get("num_beams", 1) > 1
             if goes_on or settings.get("no_speech_threshold") is not None:
                 return SOLO
@@ -162,7 +162,7 @@ class SpeechRecognition(Generates):
 
 
 def least_samples(pipe: transformers.Pipeline) -> int:
-    """The fewest samples of which a CTC model makes a frame; 0 where that cannot be found out."""
+    """The fewest samples that give a frame of a CTC model; 0 if that cannot be found out."""
     second = pipe.feature_extractor.sampling_rate
     least, enough = 1, second
     if not _hears(pipe, enough):
@@ -174,7 +174,7 @@ def least_samples(pipe: transformers.Pipeline) -> int:
 
 
 def _hears(pipe: transformers.Pipeline, count: int) -> bool:
-    """Whether a model makes a frame of so many samples; its feature extractor may refuse them, too."""
+    """Whether ``count`` samples give a frame; the feature extractor may refuse them, too."""
     try:
         made = pipe.feature_extractor(
             np.zeros(count, dtype=np.float32), sampling_rate=pipe.feature_extractor.sampling_rate, return_tensors="pt"
@@ -192,12 +192,12 @@ def _hears(pipe: transformers.Pipeline, count: int) -> bool:
 def windows(
     blocks: Iterator[NDArray[np.float32]], length: int, step: int
 ) -> Iterator[tuple[int, NDArray[np.float32], bool]]:
-    """Overlapping pieces of a stream of samples.
+    """Cuts a stream of samples into overlapping pieces.
 
     Args:
         blocks: the samples, shape ``(any,)`` each.
-        length: samples in a piece; the last one may be shorter.
-        step: samples from the beginning of one to that of the next.
+        length: number of samples in a piece; the last one may be shorter.
+        step: number of samples from the beginning of one piece to that of the next.
 
     Yields:
         Where the piece begins, its samples, and whether it is the last.
@@ -206,7 +206,7 @@ def windows(
     more = True
     while True:
         pieces, size = [kept], kept.size
-        # One sample more than a piece says whether it is the last.
+        # One sample more than a piece shows whether it is the last piece.
         while more and size <= length:
             block = next(blocks, None)
             more = block is not None
@@ -246,14 +246,14 @@ class AudioClassification(Quirks):
 
 
 class ZeroShotAudio(ComparesLabels, AudioClassification):
-    """Its labels are parameters, and a batch has one set of them."""
+    """The labels are parameters, and all items of a batch must have the same ones."""
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return super().sample(pipe)[0], {"candidate_labels": ["a", "b"]}
 
 
 class TextToAudio(Generates):
-    """Alone: models fill up the shorter ones of a batch, and draw their noise for the whole batch."""
+    """Items run alone, because models pad the shorter items of a batch, and draw their noise for the whole batch."""
 
     def __init__(self, pipe: transformers.Pipeline) -> None:
         super().__init__(pipe)
@@ -263,7 +263,7 @@ class TextToAudio(Generates):
         params = dict(params)
         for name in ("forward_params", "generate_kwargs"):
             if isinstance(params.get(name), dict):
-                # A speaker's voice, for instance, is a tensor: in JSON a list of numbers.
+                # A speaker's voice, for instance, is a tensor, which JSON holds as a list of numbers.
                 params[name] = {self._name(key): _tensor(value) for key, value in params[name].items()}
         if self.bark and "padding" in (params.get("preprocess_params") or {}):
             raise PipeqError(
@@ -273,9 +273,9 @@ class TextToAudio(Generates):
         return params
 
     def _name(self, parameter: str) -> str:
-        """What this model's ``generate`` calls a parameter."""
-        # Bark's hands it to each of its three models, of which the second counts its own tokens already. The first one
-        # decides how much is said.
+        """The name of a parameter in this model's ``generate``."""
+        # Bark's generate passes max_new_tokens to each of its three models, although the second one computes its own
+        # number of tokens. The first model decides the length of the speech.
         return "semantic_max_new_tokens" if self.bark and parameter == "max_new_tokens" else parameter
 
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The plain way through a pipeline of transformers, in its three steps; everything else is a difference from it."""
+"""The default quirks: the three steps of a transformers pipeline. Other quirks override what differs."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from pipeq_worker.models.quirks.rope import Rope
 PADDED = frozenset(
     "input_ids attention_mask token_type_ids special_tokens_mask offset_mapping p_mask input_values".split()
 )
-#: An image patch of this many pixels counts like one token (ViT's 16 x 16).
+#: An image patch of this many pixels counts as one token (ViT's 16 x 16).
 PATCH_PIXELS = 256
-#: A mel spectrogram of this many frames counts like one token (Whisper's encoder halves 100 frames a second).
+#: This many frames of a mel spectrogram count as one token (Whisper's encoder halves 100 frames a second).
 FRAMES_PER_TOKEN = 2
-#: This many samples count like one token (wav2vec2's 20 ms at 16 kHz).
+#: This many samples count as one token (wav2vec2's 20 ms at 16 kHz).
 SAMPLES_PER_TOKEN = 320
 
 
 class Quirks:
-    """The plain way. ``pipe`` is always the calling thread's own copy of the pipeline."""
+    """The default. ``pipe`` is always the calling thread's own copy of the pipeline."""
 
     #: ``[param_limits] max_scaled_pixels``.
     max_scaled_pixels = 2**25
-    #: Most tokens of one item, and bytes of its forward pass: see :meth:`bound`.
+    #: Most tokens of one item, and most bytes of its forward pass: see :meth:`bound`.
     most_tokens, most_bytes = footprint.MOST_TOKENS, float(2**32)
-    #: Whether ``truncation`` cuts at these most tokens where the tokenizer knows none.
+    #: Whether ``truncation`` cuts a text at the most tokens, if the tokenizer itself has no limit.
     cuts = True
-    #: Whether a text of no token at all is nothing to answer.
+    #: Whether a text without a single token is an error.
     needs_tokens = True
-    #: Features of different lengths are padded to the longest; False: only equal shapes share a batch.
+    #: Whether features of different lengths are padded to the longest; if not, only equal shapes share a batch.
     pads = True
 
     def __init__(self, pipe: transformers.Pipeline) -> None:
@@ -48,7 +48,7 @@ class Quirks:
         self.footprint = footprint.of_model(pipe.model)
         tokenizer = pipe.tokenizer
         if tokenizer is not None and tokenizer.pad_token_id is None:
-            # Without it nothing can be padded; the mask hides whatever is there.
+            # Without a padding token nothing could be padded. Any token will do, because the mask hides it.
             eos = tokenizer.eos_token_id
             if eos is None:
                 self.pads = False
@@ -56,13 +56,14 @@ class Quirks:
             else:
                 tokenizer.pad_token_id = eos
                 if getattr(pipe.model.config, "pad_token_id", None) is None:
-                    # GPT-2's classifiers refuse a batch without one, and look for a text's last token by it.
+                    # GPT-2's classifiers refuse a batch without a padding token, and find the last token of a text by
+                    # it.
                     pipe.model.config.pad_token_id = eos
 
     def bound(self, pipe: transformers.Pipeline, most_tokens: int | None, most_bytes: int | None) -> None:
-        """Sets how large an item may be: ``max_input_tokens`` and ``max_item_bytes``, or what this model can do.
+        """Sets the largest item: ``max_input_tokens`` and ``max_item_bytes``, or the limits of this model.
 
-        To be called once, before anything is prepared.
+        Call it once, before anything is prepared.
         """
         self.most_bytes = most_bytes or footprint.default_bytes(pipe.device)
         if most_tokens is None:
@@ -76,7 +77,7 @@ class Quirks:
             tokenizer.model_max_length = min(tokenizer.model_max_length, least)
 
     def call_params(self, params: dict[str, Any]) -> dict[str, Any]:
-        """What ``pipe._sanitize_parameters`` takes: what ``pipe(x, **params)`` would make of the parameters.
+        """Returns the arguments for ``pipe._sanitize_parameters``: those that ``pipe(x, **params)`` would pass.
 
         Raises:
             PipeqError: ``invalid_params``.
@@ -84,24 +85,24 @@ class Quirks:
         return params
 
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
-        """What ``pipe.preprocess`` takes for one input: decoded media, text, or an object of them."""
+        """Returns the argument of ``pipe.preprocess`` for one input: decoded media, text, or an object of them."""
         return value
 
     def preprocess(self, pipe: transformers.Pipeline, value: Any, call: Call) -> Iterator[Mapping[str, Any]]:
-        """One input -> the features of its items, one after the other: one, or one a chunk."""
+        """Yields the features of one input's items: one item, or one for each chunk."""
         made = pipe.preprocess(self.call_input(pipe, value, call.params), **call.preprocess)
         yield from made if isinstance(pipe, ChunkPipeline) else (made,)
 
     def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: Call) -> list[Any]:
-        """Features of one group -> each item's output, as if it had run alone."""
+        """Runs features of one group. Returns each item's output as if it had run alone."""
         if len(features) == 1:
-            # A mapping of its own: forward passes take entries out of theirs.
+            # A shallow copy, because forward passes remove entries from their argument.
             return [pipe.forward(copy.copy(features[0]), **call.forward)]
         # The same choice of parts as in transformers' own Pipeline.get_iterator.
         collate = pad_collate_fn(pipe.tokenizer, pipe.feature_extractor or pipe.image_processor)
         batch = pipe.forward(collate(features), **call.forward)
         if "mems" in batch:
-            # XLNet's memory has its batch in another dimension, and nobody reads it.
+            # XLNet's memory has its batch in another dimension, and nothing reads it.
             batch = {name: one for name, one in batch.items() if name != "mems"}
         outputs = list(PipelineIterator([batch], lambda output: output, {}, loader_batch_size=len(features)))
         padded = max((one["input_ids"].shape[1] for one in features if "input_ids" in one), default=0)
@@ -110,19 +111,20 @@ class Quirks:
         ]
 
     def postprocess(self, pipe: transformers.Pipeline, outputs: list[Any], call: Call) -> Any:
-        """The outputs of one input's items, in order -> its result."""
+        """Turns the outputs of one input's items, in order, into its result."""
         return pipe.postprocess(outputs if isinstance(pipe, ChunkPipeline) else outputs[0], **call.postprocess)
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]] | None:
-        """A tiny input and parameters for the warm-up; None for the one made from the fields' media."""
+        """A tiny input and parameters for the warm-up; None to make one from the media of the task type's fields."""
         return None
 
     def check_features(
         self, pipe: transformers.Pipeline, features: Mapping[str, Any], forward: Mapping[str, Any]
     ) -> None:
-        """Raises ``invalid_input`` for no token, and for more tokens than the model has positions or memory is for.
+        """Raises ``invalid_input`` for no tokens, and for more tokens than the model's positions or the memory allow.
 
-        On a GPU the former would not fail alone: it kills the CUDA context. The latter may end the process.
+        On a GPU, too many tokens for the positions would not fail alone: they kill the CUDA context. Too many for the
+        memory may end the process.
         """
         tokens = features.get("input_ids")
         if self.needs_tokens and isinstance(tokens, torch.Tensor) and not tokens.shape[-1]:
@@ -136,12 +138,12 @@ class Quirks:
         )
 
     def check_length(self, what: str, tokens: int, more: str = "") -> None:
-        """Raises ``invalid_input`` where a text is too long.
+        """Raises ``invalid_input`` if a text is too long.
 
         Args:
             what: the text, in words.
             tokens: its length.
-            more: what else may be done about it.
+            more: what else the producer may do about it.
         """
         if self.limit is not None and tokens > self.limit:
             raise PipeqError(
@@ -155,11 +157,11 @@ class Quirks:
             )
 
     def rows(self, forward: Mapping[str, Any]) -> int:
-        """How many rows of a forward pass an item becomes: beams, or sequences that are written side by side."""
+        """Number of rows of a forward pass that an item becomes: its beams, or its sequences."""
         return 1
 
     def cost(self, features: Mapping[str, Any]) -> int:
-        """What the item costs in a forward pass, in tokens or what weighs about as much."""
+        """Cost of the item in a forward pass, in tokens or their equivalent."""
         if (tokens := features.get("input_ids")) is not None:
             return max(1, tokens.shape[-1])
         if (frames := features.get("input_features")) is not None:
@@ -172,10 +174,10 @@ class Quirks:
         return 1
 
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
-        """Items with equal groups may share a batch; :data:`SOLO` for one that may not."""
+        """Items with equal groups may share a batch; :data:`SOLO` means that the item must run alone."""
         tokens = features.get("input_ids")
         if isinstance(tokens, torch.Tensor) and not tokens.shape[-1]:
-            return SOLO  # nothing but padding: what a model makes of that depends on its company
+            return SOLO  # it would be padding only, and a model's output for that depends on the rest of the batch
         own = signature(features, PADDED if self.pads else frozenset())
         if self.rope.limit is None or own == SOLO or not isinstance(tokens, torch.Tensor):
             return own
@@ -183,7 +185,7 @@ class Quirks:
         return (own, length if self.reach(length, forward) > self.rope.limit else 0)
 
     def reach(self, tokens: int, forward: Mapping[str, Any]) -> int:
-        """The last position that an item of so many tokens may come to in its forward pass."""
+        """The last position that an item of ``tokens`` tokens may reach in its forward pass."""
         return tokens
 
     def trim(
@@ -194,7 +196,7 @@ class Quirks:
         padded: int,
         forward: Mapping[str, Any],
     ) -> Any:
-        """Undoes in one item's output what padding the batch did to it.
+        """Undoes what the batch's padding did to one item's output.
 
         Args:
             pipe: the calling thread's copy of the pipeline.
@@ -206,16 +208,16 @@ class Quirks:
         return output
 
     def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
-        """What a user of transformers would call for this input; the answer that a batch must give, too."""
+        """Calls the pipeline as a user of transformers would. A batch must give the same answer."""
         return pipe(value, **params)
 
     def result(self, result: Any, value: Any, params: Mapping[str, Any]) -> Any:
-        """The result of a task with one input, where ``pipe(x)`` wraps it differently from ``pipe([x])[0]``."""
+        """The result of a task with one input, if ``pipe(x)`` has another form than ``pipe([x])[0]``."""
         return result
 
 
 def signature(features: Mapping[str, Any], padded: frozenset[str]) -> Hashable:
-    """What must be equal for features to be collated: names, types, and the shapes that are not padded."""
+    """What must be equal for features to be collated: their names, types, and the shapes that cannot be padded."""
     parts: list[Hashable] = []
     for key in sorted(features):
         value = features[key]
@@ -223,18 +225,18 @@ def signature(features: Mapping[str, Any], padded: frozenset[str]) -> Hashable:
             parts.append((key, type(value).__name__))
             continue
         if value.ndim and value.shape[0] != 1:
-            return SOLO  # an image that became several, for instance: transformers would split it wrongly
+            return SOLO  # an image that became several, for instance, which transformers would split wrongly
         shape = tuple(value.shape[2:] if key in padded and value.ndim >= 2 else value.shape)
         parts.append((key, str(value.dtype), value.ndim, shape))
     return tuple(parts)
 
 
 def position_limit(model: Any) -> int | None:
-    """Most tokens that a model with a learned table of positions takes; None where positions are computed."""
+    """Most tokens of a model with a learned table of positions; None if positions are computed."""
     names = ("position_embeddings", "wpe", "embed_positions")
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Embedding) and name.rsplit(".", 1)[-1] in names:
-            # RoBERTa and its kin count positions from behind their padding index, OPT and BART from an offset.
+            # RoBERTa and related models start counting after their padding index, OPT and BART at an offset.
             first = 0 if module.padding_idx is None else module.padding_idx + 1
             return int(module.num_embeddings - getattr(module, "offset", first))
     return None

@@ -1,12 +1,12 @@
-"""Which items that are generated may share a batch: what ``generate`` reads of a prompt, by its parameters.
+"""GENERATION: which generated items may share a batch, by what their parameters make ``generate`` read of a prompt.
 
     the call's parameters + the model's generation_config.json -> RULES -> any length | one length | alone
 
-A batch of prompts is filled up on the left to its longest, and so is what an encoder reads. The model tells padding by
-its mask; what stands beside the model in ``generate`` (processors of logits, lengths, candidates) often does not: it
-counts from the beginning of the filled row, or takes the padding for something that the prompt says. Each parameter
-of transformers 5.23 has its line here, found by reading its code and by running it in a batch and alone
-(tests/integration/test_generation_parity.py); one without a line runs alone.
+A batch pads prompts on the left to the longest one, and also the input of an encoder. The model ignores padding because
+of its mask. The code around the model in ``generate`` (processors of logits, lengths, candidates) often does not: it
+counts from the beginning of the padded row, or treats the padding as a part of the prompt. Each parameter of
+transformers 5.23 has its line here, found by reading its code and by running it in a batch and alone
+(tests/integration/test_generation_parity.py). A parameter without a line runs alone.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ from pipeq_worker.models.quirks.base import Quirks
 
 
 class Company(IntEnum):
-    """With whom an item may share a batch, from the widest to the narrowest."""
+    """The items with which an item may share a batch, from the widest choice to the narrowest."""
 
-    #: With prompts of any length.
+    #: Prompts of any length.
     ANY = 0
-    #: With prompts of its own length: nothing is filled up.
+    #: Prompts of its own length, which need no padding.
     EQUAL = 1
-    #: With nobody.
+    #: None: the item runs alone.
     ALONE = 2
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What one parameter of ``generate`` asks for."""
+    """The company that one parameter of ``generate`` requires."""
 
     company: Company
-    #: Whether an encoder and a decoder ask for it, too: then it reads what the encoder reads. Their decoder always
-    #: starts with rows of one length.
+    #: Whether it also holds for encoder-decoder models, because it reads the encoder's input. The decoder's rows always
+    #: have equal lengths at the start.
     encoder: bool = False
-    #: Parameters that take its place where they are given.
+    #: Parameter that replaces it if both are given.
     unless: str = ""
-    #: Values at which it does nothing.
+    #: Values with which it has no effect.
     idle: tuple[Any, ...] = ()
-    #: Whether, of this value, it does not matter what a row is filled up with: ``(value, token, text of the token)``.
+    #: Tests for values with which padding makes no difference: ``(value, padding token, text of the token)``.
     harmless: Callable[[Any, int | None, str], bool] | None = None
 
 
 def _never_filler(entries: Any, filler: int | None, _: str) -> bool:
-    """Whether no sequence of several tokens has the filler before its last one, where it would meet padding."""
+    """Whether no sequence of tokens has the padding token before its last token, where it would match padding."""
     if isinstance(entries, Mapping) or not isinstance(entries, list):
         return False
     # Biases come with their sequence: [[tokens, bias], ...].
@@ -65,68 +65,68 @@ def _never_filler(entries: Any, filler: int | None, _: str) -> bool:
 
 
 def _begins_elsewhere(strings: Any, _: int | None, filler: str) -> bool:
-    """Whether no string to stop at begins inside the filler's text and goes on behind it."""
+    """Whether no stop string begins inside the padding token's text and continues after it."""
     strings = [strings] if isinstance(strings, str) else strings
     ends = tuple(filler[at:] for at in range(len(filler)))
     return not any(one.startswith(ends) and one not in ends for one in strings)
 
 
 _ANY, _ALONE = Rule(Company.ANY), Rule(Company.ALONE)
-#: Parameters of ``generate`` and of a generation configuration -> what they read.
+#: Parameters of ``generate`` and of a generation configuration -> the company that they require.
 RULES: dict[str, Rule] = {
-    # They count from the beginning of the row. A number of new tokens is counted from the prompt's end.
+    # These count from the beginning of the row. A number of new tokens is counted from the prompt's end.
     "max_length": Rule(Company.EQUAL, unless="max_new_tokens"),
     "min_length": Rule(Company.EQUAL, unless="min_new_tokens", idle=(0,)),
-    # Only a row of one token begins.
+    # This applies only to a row of one token, at the beginning.
     "forced_bos_token_id": Rule(Company.EQUAL),
-    # They look at all that the row says.
+    # These read all tokens of the row.
     "no_repeat_ngram_size": Rule(Company.EQUAL, idle=(0,)),
     "encoder_repetition_penalty": Rule(Company.EQUAL, encoder=True, idle=(1,)),
     "encoder_no_repeat_ngram_size": Rule(Company.EQUAL, encoder=True, idle=(0,)),
-    # They look at the last tokens, and a short prompt has padding there.
+    # These read the last tokens, and a short prompt has padding among them.
     "bad_words_ids": Rule(Company.EQUAL, harmless=_never_filler),
     "sequence_bias": Rule(Company.EQUAL, harmless=_never_filler),
     "stop_strings": Rule(Company.EQUAL, harmless=_begins_elsewhere),
     "watermarking_config": Rule(Company.EQUAL),
-    # It reads a row in pieces, which padding moves; of an encoder's mask it takes the beginning.
+    # This reads a row in pieces, and padding shifts them; of an encoder's mask it takes the beginning.
     "prefill_chunk_size": Rule(Company.EQUAL, encoder=True),
-    # What ends by the clock ends earlier in a batch.
+    # A time limit ends an item earlier in a batch.
     "max_time": _ALONE,
-    # Candidates for several tokens at once are for one row alone.
+    # Candidates for several tokens at once are supported for one row only.
     **dict.fromkeys(
         "prompt_lookup_num_tokens assistant_early_exit use_mtp speculation_type assistant_model".split(), _ALONE
     ),
-    # It makes new tokens of the prompt.
+    # This changes the tokens of the prompt.
     "token_healing": Rule(Company.ALONE, idle=(False,)),
-    # transformers 5 loads code for them, which it is not let: they fail, and take nobody with them.
+    # transformers 5 would load code for these, which is not allowed. They fail, and must fail alone.
     **dict.fromkeys("penalty_alpha dola_layers constraints force_words_ids".split(), _ALONE),
     "num_beam_groups": Rule(Company.ALONE, idle=(1,)),
     "diversity_penalty": Rule(Company.ALONE, idle=(0,)),
-    # Whisper's: whether one was said before is asked of the first in the batch.
+    # Whisper's: whether there is an earlier segment is decided by the first item of the batch.
     "condition_on_prev_tokens": Rule(Company.ALONE, idle=(False,)),
     **dict.fromkeys(
-        # They count from where the prompt ends, or look at one step's logits.
+        # These count from the prompt's end, or read the logits of one step.
         "max_new_tokens min_new_tokens forced_eos_token_id exponential_decay_length_penalty begin_suppress_tokens "
         "suppress_tokens renormalize_logits remove_invalid_values guidance_scale temperature top_k top_p min_p top_h "
         "typical_p epsilon_cutoff eta_cutoff do_sample "
-        # It leaves out the padding, by the mask.
+        # This leaves out padding, by the mask.
         "repetition_penalty "
         # Beams, counted from the prompt's end.
         "num_beams num_return_sequences early_stopping length_penalty low_memory "
-        # Tokens by which sequences begin, end and are filled up.
+        # The tokens with which sequences begin, end and are padded.
         "pad_token_id bos_token_id eos_token_id decoder_start_token_id "
-        # Only with candidates, above.
+        # These have an effect only with candidates, above.
         "num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold max_matching_ngram_size "
         "assistant_lookbehind target_lookbehind assistant_ensemble_weight is_assistant assistant_tokenizer "
-        # How, not what, is computed and returned.
+        # These change how the output is computed and returned, not the output.
         "use_cache cache_implementation cache_config max_cache_len compile_config disable_compile "
         "continuous_batching_config output_attentions output_hidden_states output_scores output_logits "
         "return_dict_in_generate transformers_version tokenizer "
-        # Of the pipelines: the length of a text before the prompt, which ``max_length`` counts, too.
+        # The pipelines' own: the length of a text before the prompt, which ``max_length`` counts, too.
         "prefix_length return_timestamps return_language "
-        # Of images, which have one shape in a batch.
+        # For images, which have equal shapes in a batch.
         "interpolate_pos_encoding "
-        # Whisper's: one window for each item of a batch, so all of them mean the same to each.
+        # Whisper's: each item of a batch is one window, so these mean the same for each.
         "task language is_multilingual prompt_condition_type compression_ratio_threshold logprob_threshold "
         "no_speech_threshold num_segment_frames time_precision time_precision_features".split(),
         _ANY,
@@ -134,25 +134,25 @@ RULES: dict[str, Rule] = {
 }
 
 
-#: Calls with different parameters of which it is remembered what they mean.
+#: Number of calls with different parameters whose rules are cached.
 _REMEMBERED = 256
 
 
 class Generates(Quirks):
-    """What the task types have in common whose forward pass is ``generate``."""
+    """Base class for task types whose forward pass is ``generate``."""
 
-    #: Where its parameters are: among those of the forward pass, or in ``generate_kwargs`` of them.
+    #: Whether its parameters are inside ``generate_kwargs`` of the forward pass's parameters, or directly among them.
     nested = False
 
     def __init__(self, pipe: transformers.Pipeline) -> None:
         super().__init__(pipe)
         self._pipe = pipe
-        #: Whether its forward pass is ``generate``: some task types have models of both kinds.
+        #: Whether the forward pass is ``generate``. Some task types have models of both kinds.
         self.generates = bool(pipe.model.can_generate())
         self._encoder = bool(getattr(pipe.model.config, "is_encoder_decoder", False))
         self._companies: dict[str, Company] = {}
         self._in_force: dict[str, dict[str, Any]] = {}
-        #: Of the last batch: making one reads the whole vocabulary.
+        #: The stop criterion of the last batch, cached because making one reads the whole vocabulary.
         self._stop: tuple[Any, Callable[[torch.Tensor], torch.Tensor] | None] = (None, None)
 
     def check_features(
@@ -167,13 +167,14 @@ class Generates(Quirks):
         return max(1, _number(asked, "num_beams"), _number(asked, "num_return_sequences")) if self.generates else 1
 
     def _check_rows(self, prompt: int, forward: Mapping[str, Any]) -> None:
-        """Refuses beams and sequences that read and write too much together.
+        """Refuses beams and sequences that together read and generate too much.
 
-        What nobody asked for, the lengths in the model's own configuration, mostly ends sooner, and does not count.
+        Only lengths that the call asks for count. Lengths in the model's own configuration do not, because generation
+        usually ends sooner.
         """
         asked = _asked(forward)
         lengths_asked = (_number(asked, name) for name in ("max_new_tokens", "min_new_tokens"))
-        before = 0 if self._encoder else prompt  # a decoder of its own starts anew
+        before = 0 if self._encoder else prompt  # the decoder of such a model starts at 0
         totals = (_number(asked, name) - before for name in ("max_length", "min_length"))
         new = max(0, *lengths_asked, *totals)
         rows = self.rows(forward)
@@ -202,7 +203,7 @@ class Generates(Quirks):
         return tokens + new if new is not None else max(tokens, total or 0) if total else sys.maxsize
 
     def company(self, forward: Mapping[str, Any]) -> Company:
-        """With whom an item may share a batch, by the parameters of its forward pass."""
+        """The company that the parameters of an item's forward pass require."""
         key = _key(forward)
         found = self._companies.get(key)
         if found is None:
@@ -212,7 +213,7 @@ class Generates(Quirks):
         return found
 
     def forget(self) -> None:
-        """Makes nothing of what was found out before; for who changes the model's configuration."""
+        """Clears the caches. Call it after a change of the model's configuration."""
         self._companies.clear()
         self._in_force.clear()
 
@@ -221,21 +222,21 @@ class Generates(Quirks):
             return Company.ANY
         try:
             return self._company_of(self._asked(forward), self.in_force(forward))
-        except Exception:  # values that make no sense: the forward pass says so
+        except Exception:  # the values make no sense, and the forward pass will say so
             return Company.ALONE
 
     def _company_of(self, asked: Mapping[str, Any], settings: Mapping[str, Any]) -> Company:
         tokenizer = self._pipe.tokenizer
-        # What a batch's rows are filled up with.
+        # The token with which a batch's rows are padded.
         filler = None if tokenizer is None else tokenizer.pad_token_id
         text = "" if filler is None else str(tokenizer.convert_ids_to_tokens(filler) or "")
         known = {name: value for name, value in settings.items() if name in RULES}
-        # A generation_config.json may hold anything; of what ``generate`` does not know it takes no notice.
+        # A generation_config.json may hold anything; ``generate`` ignores fields that it does not know.
         fields = vars(transformers.GenerationConfig()).keys()
         if any(name in asked or name in fields for name in settings.keys() - known.keys() if not name.startswith("_")):
             return Company.ALONE
         if "stop_strings" in settings and "eos_token_id" not in settings:
-            return Company.ALONE  # what such a string ended would go on as long as the others
+            return Company.ALONE  # a row that ended with such a string would go on until the longest row ends
         found = Company.ANY
         for name, value in known.items():
             rule = RULES[name]
@@ -249,9 +250,9 @@ class Generates(Quirks):
         return dict((forward.get("generate_kwargs") or {}) if self.nested else forward)
 
     def in_force(self, forward: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters of ``generate`` that hold for a call, those of the model's configuration among them.
+        """The parameters of ``generate`` that hold for a call, including those of the model's configuration.
 
-        Asked of each item, and the same for many: nobody may change what is returned.
+        The result is cached and shared by many items, so it must not be changed.
         """
         key = _key(forward)
         found = self._in_force.get(key)
@@ -277,23 +278,23 @@ class Generates(Quirks):
         return self.call(pipe, value, self._with_tokenizer(self.call_params(dict(params))))
 
     def call(self, pipe: transformers.Pipeline, value: Any, params: dict[str, Any]) -> Any:
-        """What a user of transformers would call, with what :meth:`call_params` made of the parameters."""
+        """Calls the pipeline as a user of transformers would, with the parameters from :meth:`call_params`."""
         return pipe(value, **params)
 
     def _with_tokenizer(self, params: dict[str, Any]) -> dict[str, Any]:
-        """``generate`` looks for strings in text, and neither a task nor generation_config.json brings a tokenizer."""
-        own = isinstance(self._pipe, GenerationPipeline)  # sees to it itself
+        """Adds the tokenizer for stop strings: ``generate`` needs it, and neither a task nor a config brings it."""
+        own = isinstance(self._pipe, GenerationPipeline)  # it adds the tokenizer itself
         if not self.generates or own or "stop_strings" not in self.in_force(params):
             return params
         more = {"tokenizer": self._pipe.tokenizer}
         return {**params, **({"generate_kwargs": {**self._asked(params), **more}} if self.nested else more)}
 
     def generated(self, rows: torch.Tensor, own: int, forward: Mapping[str, Any]) -> torch.Tensor:
-        """Sequences of one item, cut where the longest of them would have ended alone.
+        """Cuts an item's sequences where the longest of them would have ended alone.
 
         Args:
-            rows: ``[sequences, tokens]``: the item's own prompt or a decoder's start, and what was generated.
-            own: tokens before what was generated.
+            rows: ``[sequences, tokens]``: the item's own prompt or a decoder's start, and the generated tokens.
+            own: number of tokens before the generated ones.
             forward: the parameters of the forward pass.
         """
         settings = self.in_force(forward)
@@ -309,7 +310,7 @@ def _key(forward: Mapping[str, Any]) -> str:
 
 
 def _asked(forward: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of generate, wherever they stand."""
+    """The parameters of generate, at whatever place of the call they are."""
     asked = dict(forward)
     for name in ("generate_kwargs", "forward_params"):
         asked |= forward.get(name) or {}

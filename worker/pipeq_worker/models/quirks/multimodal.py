@@ -1,4 +1,4 @@
-"""Several media in one input, and tables."""
+"""Quirks of task types with several media in one input, and with tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeq_worker.models.quirks.vision import picture
 
 
 class DocumentQuestionAnswering(Quirks):
-    """Its masks are plain lists that nothing pads, so only items of equal length share a batch."""
+    """Its masks are plain lists, which nothing pads, so only items of equal length share a batch."""
 
     pads = False
 
@@ -45,7 +45,8 @@ class DocumentQuestionAnswering(Quirks):
         try:
             yield from super().preprocess(pipe, value, call)
         except BaseException as error:
-            # The tokenizer raises where there is no room for any word, and panics where chunks overlap by more.
+            # The tokenizer raises if there is no room for any word, and panics if chunks overlap by more than their
+            # length.
             if type(error).__name__ != "PanicException" and "Truncation error" not in str(error):
                 raise
             raise PipeqError(
@@ -63,11 +64,11 @@ class DocumentQuestionAnswering(Quirks):
 
 
 class VisualQuestionAnswering(Generates):
-    """Questions of any length share a batch where their images have one shape, and the model tells padding apart."""
+    """Questions of any length share a batch if their images have one shape and the model ignores padding."""
 
     def __init__(self, pipe: transformers.Pipeline) -> None:
         super().__init__(pipe)
-        # BLIP's decoder looks at every token of the question, padding too (its generate makes a mask of ones).
+        # BLIP's decoder reads every token of the question, also padding (its generate makes a mask of ones).
         self.pads = not pipe.model.can_generate()
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
@@ -76,13 +77,13 @@ class VisualQuestionAnswering(Generates):
 
 
 class ImageTextToText(Generates):
-    """A chat with images, or text and images; what is generated is cut where it would have ended alone."""
+    """A chat with images, or text and images; generated text is cut where it would have ended alone."""
 
     nested = True
 
     def __init__(self, pipe: transformers.Pipeline) -> None:
         super().__init__(pipe)
-        # Generation goes on at the right end: padding there would come between. The pipeline does not see to it.
+        # Generation continues at the right end, so padding must be on the left. The pipeline does not set this.
         for tokenizer in (pipe.tokenizer, getattr(pipe.processor, "tokenizer", None)):
             if tokenizer is not None:
                 tokenizer.padding_side = "left"
@@ -99,12 +100,12 @@ class ImageTextToText(Generates):
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         if getattr(pipe.processor, "chat_template", None) is None:
-            # BLIP and its like, which do not chat: none of them goes without an image.
+            # BLIP and similar models, which have no chats; they need an image.
             return {"images": [picture()], "text": "warm up"}, {"max_new_tokens": 2}
         return "warm up", {"max_new_tokens": 2}
 
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
-        # Which kind of prompt it is, a chat or text, does not matter to the model.
+        # Whether the prompt is a chat or a text makes no difference to the model.
         return super().group({key: value for key, value in features.items() if key != "text"}, forward)
 
     def trim(
@@ -116,7 +117,7 @@ class ImageTextToText(Generates):
         forward: Mapping[str, Any],
     ) -> Any:
         sequences = output["generated_sequence"]
-        # A decoder repeats the prompt, padding first; an encoder and a decoder give what was written alone.
+        # A decoder repeats the prompt after its padding; an encoder-decoder returns only the generated text.
         decodes = pipe.model.config.is_encoder_decoder
         repeats = "input_ids" in features and not decodes and sequences.shape[-1] >= padded
         own = features["input_ids"].shape[1] if repeats else 0
@@ -131,7 +132,7 @@ class ImageTextToText(Generates):
 
 
 def _with_last_part(chat: list[dict[str, Any]], params: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A chat whose last turn is gone on from: the pipeline looks for a part of type text there, and takes no text."""
+    """Turns the content of a last turn that is to be continued into parts: the pipeline accepts no plain text there."""
     last, goes_on = chat[-1], params.get("continue_final_message")
     if not isinstance(last["content"], str) or not (last["role"] == "assistant" if goes_on is None else goes_on):
         return chat
@@ -139,11 +140,11 @@ def _with_last_part(chat: list[dict[str, Any]], params: Mapping[str, Any]) -> li
 
 
 class AnyToAny(ImageTextToText):
-    """Alone: its processors differ in all they return, and pad on different sides."""
+    """Items run alone, because its processors return different things, and pad on different sides."""
 
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         value = super().call_input(pipe, value, params)
-        # A class of its own, of the same name.
+        # transformers has another class of the same name for it.
         return AnyChat(value.messages) if isinstance(value, Chat) else value
 
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
@@ -151,7 +152,7 @@ class AnyToAny(ImageTextToText):
 
 
 class TableQuestionAnswering(Generates):
-    """Alone: the table travels along as a data frame, which nothing collates."""
+    """Items run alone, because the table is a data frame, which nothing collates."""
 
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         import pandas as pd
@@ -171,13 +172,13 @@ class TableQuestionAnswering(Generates):
 
 
 class Decision(Quirks):
-    """Alone: the pipeline runs a forward pass for each prompt itself."""
+    """Items run alone, because the pipeline itself runs a forward pass for each prompt."""
 
     def preprocess(self, pipe: transformers.Pipeline, value: Any, call: Call) -> Iterator[Mapping[str, Any]]:
         try:
             yield from super().preprocess(pipe, value, call)
         except ValueError as error:
-            # It names what is wrong with which question.
+            # The message names the faulty question.
             raise PipeqError(ErrorCode.INVALID_INPUT, f"the questions cannot be asked: {error}"[:500]) from error
 
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
@@ -191,7 +192,7 @@ def _check_word_boxes(boxes: Any) -> None:
     for at, entry in enumerate(boxes if isinstance(boxes, list) else [None]):
         word, box = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
         numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(x, int) and 0 <= x <= 1000 for x in box)
-        # Models look up a box's width and height: a negative one is no index.
+        # Models use a box's width and height as indices, which must not be negative.
         if not isinstance(word, str) or box is None or not numbers or box[0] > box[2] or box[1] > box[3]:
             raise PipeqError(
                 ErrorCode.INVALID_INPUT,

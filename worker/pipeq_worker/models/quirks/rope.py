@@ -1,8 +1,8 @@
-"""Rotary positions whose frequencies depend on the longest row of a batch, or on rows of earlier batches.
+"""ROPE: rotary positions whose frequencies depend on the longest row of a batch, or on rows of earlier batches.
 
-transformers chooses them by the largest position in the batch: ``longrope`` (Phi-3) has one set for short and one for
-long rows, ``dynamic`` scales them to the length, and keeps them until a row is short again. So a text beside, or after,
-a longer one than the model was trained on would be read in another way than alone.
+transformers chooses them by the largest position in the batch: ``longrope`` (Phi-3) has one set for short rows and one
+for long rows; ``dynamic`` scales them to the length, and keeps them until a row is short again. So a text would be read
+differently beside or after a text longer than those that the model was trained on.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import Any
 
 
 class Rope:
-    """The positions of one model."""
+    """The rotary positions of one model."""
 
     def __init__(self, model: Any) -> None:
         kinds = {module: _kinds(module) for module in model.modules()}
-        #: Tokens, generated ones among them, up to which company does not matter; None where it never does.
+        #: Number of tokens, including generated ones, up to which other rows make no difference; None if they never do.
         self.limit = min((limit for module, found in kinds.items() if found for limit in _limits(module)), default=None)
         self._dynamic = [module for module, found in kinds.items() if any("dynamic" in kind for kind in found)]
 
     def forget(self) -> None:
-        """Goes back to the frequencies of short rows; a longer one scales them anew."""
+        """Restores the frequencies of short rows; a longer row scales them again."""
         for module in self._dynamic:
             for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:
                 prefix = name.removesuffix("max_seq_len_cached")
@@ -31,7 +31,7 @@ class Rope:
 
 
 def _kinds(module: Any) -> list[str]:
-    """Those of a module's kinds of positions that depend on the company."""
+    """The kinds of positions of a module that depend on other rows."""
     kinds = getattr(module, "rope_type", None)
     found = list(kinds.values()) if isinstance(kinds, dict) else [kinds]
     return [kind for kind in found if isinstance(kind, str) and ("dynamic" in kind or kind == "longrope")]

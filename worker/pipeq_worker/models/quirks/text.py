@@ -1,4 +1,4 @@
-"""Text in: classification, embeddings, and what generates text from text."""
+"""Quirks of task types with text as input: classification, embeddings, generation."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pipeq_worker.models.quirks.generation import Generates
 
 
 class TextClassification(Quirks):
-    """``pipe("text")`` wraps its single result in a list, ``pipe(["text"])`` and ``pipe({"text": ...})`` do not."""
+    """``pipe("text")`` wraps a single result in a list; ``pipe(["text"])`` and ``pipe({"text": ...})`` do not."""
 
     def result(self, result: Any, value: Any, params: Mapping[str, Any]) -> Any:
         return [result] if isinstance(value, str) and "top_k" not in params else result
 
 
 class TokenClassification(Quirks):
-    """A text beyond ``stride`` is cut into chunks; a list of words is one input."""
+    """A text longer than the model's limit is cut into chunks with ``stride``. A list of words is one input."""
 
-    cuts = False  # its pipeline would cut without being asked to
+    cuts = False  # its pipeline would cut texts without being asked to
 
     def call_params(self, params: dict[str, Any]) -> dict[str, Any]:
-        # What the pipeline's call adds, and its preprocessing insists on.
+        # The pipeline's call adds these, and its preprocessing requires them.
         return {"is_split_into_words": False, "delimiter": None, **params}
 
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
@@ -40,7 +40,7 @@ class TokenClassification(Quirks):
         return value
 
     def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
-        # A list of words is wrapped once more.
+        # A list of words must be wrapped in another list.
         return pipe([value], **params)[0] if isinstance(value, list) else pipe(value, **params)
 
 
@@ -57,7 +57,7 @@ class ZeroShotClassification(Quirks):
 
 
 class FeatureExtraction(Quirks):
-    """Returns a row a token: rows of padding are cut off."""
+    """Returns one row for each token, so rows of padding are cut off."""
 
     def trim(
         self,
@@ -74,13 +74,13 @@ class FeatureExtraction(Quirks):
 
 
 class TextEmbedding(Quirks):
-    """One vector a text: pooled on the device, so that the rows of tokens never leave it."""
+    """Returns one vector for each text. It is pooled on the device, so that the rows of tokens never leave it."""
 
 
 class TextGeneration(Generates):
-    """Takes chats; a batch is padded on the left and runs until its longest generation ends."""
+    """Accepts chats. A batch is padded on the left, and runs until its longest generation ends."""
 
-    needs_tokens = False  # it begins with the model's first token
+    needs_tokens = False  # an empty text begins with the model's first token
 
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         return Chat(value) if isinstance(value, list) else value
@@ -93,7 +93,7 @@ class TextGeneration(Generates):
     ) -> None:
         super().check_features(pipe, features, forward)
         if self.limit is None or pipe.device.type == "cpu":
-            return  # a CPU raises at the first token too many, if it gets that far
+            return  # a CPU raises at the first token beyond the limit, if it gets that far
         prompt, more = features["input_ids"].shape[-1], self.in_force(forward).get("max_new_tokens")
         if more is not None and prompt + more > self.limit:
             raise PipeqError(
@@ -120,7 +120,7 @@ class TextGeneration(Generates):
 
 
 class FillMask(Quirks):
-    """It needs a mask in each text."""
+    """Each text must have a mask."""
 
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         mask = pipe.tokenizer.mask_token
@@ -135,27 +135,27 @@ class FillMask(Quirks):
 
 
 class Text2Text(Generates):
-    """An encoder reads a padded batch with its mask; what a batch fills sequences up with, the pipeline cuts off."""
+    """An encoder reads a padded batch with its mask; the pipeline cuts off the padding of generated sequences."""
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         params: dict[str, Any] = {"max_new_tokens": 2, "min_length": 0}
         if isinstance(pipe, TranslationPipeline) and hasattr(pipe.tokenizer, "_build_translation_inputs"):
-            # This tokenizer insists on languages, which come with the tasks.
+            # This tokenizer requires languages, which tasks bring.
             params |= dict.fromkeys(("src_lang", "tgt_lang"), pipe.tokenizer.src_lang)
         return "warm up", params
 
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
         base = super().group(features, forward)
-        # A batch is written in one language.
+        # All texts of a batch are generated in one language.
         return SOLO if base == SOLO else (base, features.get("forced_bos_token_id"))
 
 
 class QuestionAnswering(Quirks):
-    """A long context is cut into chunks, each with what maps its tokens to characters."""
+    """A long context is cut into chunks, each with the mapping of its tokens to characters."""
 
     def __init__(self, pipe: transformers.Pipeline) -> None:
         super().__init__(pipe)
-        # On the left, padding would move a text along the model's table of positions.
+        # Padding on the left would shift a text in the model's table of positions.
         self.pads = self.pads and pipe.tokenizer.padding_side == "right"
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Images and video in."""
+"""Quirks of task types with images and video as input."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pipeq_worker.models.call import SOLO, Call
 from pipeq_worker.models.quirks.base import Quirks
 from pipeq_worker.models.quirks.generation import Generates
 
-#: Labels whose scores are scaled up together.
+#: Number of labels whose scores are scaled up together.
 _LABELS_AT_ONCE = 4
-#: Bytes of all scores, scaled up, below which they are scaled up as transformers does it: all at once.
+#: If all scores, scaled up, take fewer bytes than this, they are scaled up together, as transformers does it.
 _ALL_AT_ONCE_BYTES = 2**28
 
 
 class ComparesLabels(Quirks):
-    """Of models that compare labels with images or sounds: a label is no longer than the texts that they read."""
+    """Base class for models that compare labels with images or sounds: labels are limited as the model's texts are."""
 
     def __init__(self, pipe: transformers.Pipeline) -> None:
         super().__init__(pipe)
@@ -42,7 +42,7 @@ class ComparesLabels(Quirks):
 
 
 class ZeroShotImage(ComparesLabels):
-    """Its labels are parameters, and a batch has one set of them."""
+    """The labels are parameters, and all items of a batch must have the same ones."""
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return picture(), {"candidate_labels": ["a", "b"]}
@@ -64,7 +64,7 @@ class ZeroShotObjectDetection(ComparesLabels):
                 "as a parameter",
             )
         if isinstance(labels, str):
-            # As transformers does, but without the blanks around them.
+            # As in transformers, but without the blanks around labels.
             labels = [label.strip() for label in labels.split(",")]
         if not is_labels(labels) or not all(label.strip() for label in labels):
             raise PipeqError(
@@ -82,7 +82,7 @@ class ZeroShotObjectDetection(ComparesLabels):
 
 
 class KeypointMatching(Quirks):
-    """Two images make one input; the pipeline cannot collate several."""
+    """Two images make one input. Items run alone, because the pipeline cannot collate several."""
 
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         images = value["images"] if isinstance(value, dict) else value
@@ -101,9 +101,9 @@ class KeypointMatching(Quirks):
 
 
 class ImageSegmentation(Quirks):
-    """Scales the scores of a few labels after the other up to the size of the picture, not those of all at once.
+    """Scales scores up to the size of the picture a few labels at a time, instead of all labels together.
 
-    The masks are those of transformers, but where two labels are equal but for the last bit of a float.
+    The masks equal those of transformers, except where two labels differ only in the last bit of a float.
     """
 
     def postprocess(self, pipe: transformers.Pipeline, outputs: list[Any], call: Call) -> Any:
@@ -117,7 +117,8 @@ class ImageSegmentation(Quirks):
             return super().postprocess(pipe, outputs, call)
         scaled_up, best, found, count = processor.post_process_semantic_segmentation, None, None, logits.shape[1]
         for at in range(0, count, _LABELS_AT_ONCE):
-            # Not fewer at the end: of a single label torch takes another way, and rounds differently.
+            # The last group has the full size, too: torch computes a single label by another method, and rounds
+            # differently.
             first = max(0, min(at, count - _LABELS_AT_ONCE))
             some = transformers.utils.ModelOutput(logits=logits[:, first : first + _LABELS_AT_ONCE])
             [made] = scaled_up(some, target_sizes=output["target_size"], return_segmentation_scores=True)
@@ -125,7 +126,7 @@ class ImageSegmentation(Quirks):
                 if best is None or found is None:
                     best, found = scores.clone(), torch.zeros_like(scores, dtype=torch.int32)
                     continue
-                # The first of equal ones, as argmax has it.
+                # The first of equal scores wins, as in argmax.
                 found.masked_fill_(scores > best, label)
                 torch.maximum(best, scores, out=best)
         assert found is not None
@@ -141,7 +142,7 @@ class ImageSegmentation(Quirks):
 
 
 class MaskGeneration(Quirks):
-    """Its preprocessing runs the vision encoder, so all of it happens on the device's thread, image by image."""
+    """Its preprocessing runs the vision encoder, so it runs on the device's thread, image by image."""
 
     def preprocess(self, pipe: transformers.Pipeline, value: Any, call: Call) -> Iterator[Mapping[str, Any]]:
         yield {"image": value, "preprocess": call.preprocess}
@@ -163,12 +164,12 @@ class MaskGeneration(Quirks):
 
 
 class VideoClassification(Quirks):
-    """Frames are picked while the video is decoded; the pipeline itself would open whatever a string names."""
+    """Frames are chosen while the video is decoded. The pipeline itself would open any path or URL in a string."""
 
     def preprocess(self, pipe: transformers.Pipeline, value: Any, call: Call) -> Iterator[Mapping[str, Any]]:
         count = call.preprocess.get("num_frames") or pipe.model.config.num_frames
         every = call.preprocess.get("frame_sampling_rate") or 1
-        # The positions that the pipeline takes.
+        # The same positions as in the pipeline.
         indices = np.linspace(0, count * every - 1, num=count, dtype=np.int64).tolist()
         frames = value.frames(indices) if isinstance(value, Video) else value[indices]
         if len(frames) < count:
@@ -187,7 +188,7 @@ class VideoClassification(Quirks):
         yield made.to(pipe.dtype)
 
     def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
-        # It takes the name of a file, and nothing else.
+        # The pipeline accepts only the name of a file.
         with tempfile.NamedTemporaryFile(suffix=".video") as file:
             file.write(value.data)
             file.flush()
@@ -198,28 +199,28 @@ class VideoClassification(Quirks):
 
 
 class ImageToText(Generates):
-    """Images of one shape share a batch; what it fills sequences up with, decoding leaves out."""
+    """Images of one shape share a batch. Decoding leaves out the padding of generated sequences."""
 
     pads = False
-    nested = False  # the pipeline takes them out of generate_kwargs
+    nested = False  # the pipeline takes the parameters out of generate_kwargs
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return picture(), {"max_new_tokens": 2}
 
 
 def image_processor(pipe: transformers.Pipeline) -> Any:
-    """What scales the images, or frames, of a pipeline; None where it takes none."""
+    """The processor that scales a pipeline's images or frames; None if it has none."""
     own = (pipe.image_processor, getattr(pipe, "video_processor", None))
     return next((one for one in (*own, getattr(pipe.processor, "image_processor", None)) if one is not None), None)
 
 
 def picture() -> Image.Image:
-    """A small image for the warm-up; not of one colour, for models that scale by what they see."""
+    """A small image for the warm-up. It has several colours, because some models scale by the contrast."""
     ramp = np.arange(64 * 64 * 3, dtype=np.uint32).reshape(64, 64, 3) % 251
     return Image.fromarray(ramp.astype(np.uint8))
 
 
 def is_labels(value: Any) -> bool:
-    """Whether a value is text, or a list of texts, and not empty."""
+    """Whether a value is a text or a list of texts, and not empty."""
     one_or_more = value if isinstance(value, list) else [value]
     return bool(value) and all(isinstance(label, str) for label in one_or_more)
