@@ -1,4 +1,4 @@
-"""Writes the documentation that is made from code: ``docs/task-types.md``, ``docs/errors.md``, the schemas, README.
+"""Writes the documentation that is made from code: pages and tables in ``docs``, JSON Schemas, parts of the README.
 
 ``docs/schemas`` has one JSON Schema for each task type, and the README the short table of task types. ``make docs``
 runs this program; a test fails if it has to be run again.
@@ -21,7 +21,7 @@ from pipeq_worker.models.task_types import TASK_TYPES
 from pipeq_worker.settings.read import ParamLimits
 from pipeq_worker.stages.accept import WORDS, shape
 
-from tools import error_docs, picture
+from tools import error_docs, picture, record_tables
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- task types: made by `make docs` -->\n", "<!-- task types end -->\n"
@@ -37,6 +37,7 @@ def files() -> dict[str, str]:
         "docs/task-types.md": _long_table(),
         "docs/errors.md": error_docs.page(),
         "docs/architecture.svg": picture.svg(),
+        "docs/record.md": record_tables.page(),
     }
     for row in TASK_TYPES.values():
         made[f"docs/schemas/{row.name}.json"] = json.dumps(schema(row), indent=2) + "\n"

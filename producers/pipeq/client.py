@@ -6,13 +6,11 @@ no record, mark or heartbeat makes a method raise anything but a PipeqError.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Any, Self
 
@@ -20,10 +18,9 @@ from redis.exceptions import WatchError
 
 from pipeq import checks
 from pipeq.contract import keys as queues
-from pipeq.contract import shown
+from pipeq.contract import record, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, RedisUrlError
 from pipeq.contract.message import TaskMessage, plain
-from pipeq.contract.reading import json_object
 from pipeq.contract.redis_url import connect
 from pipeq.contract.status import State, TaskFailedError, TaskStatus
 from pipeq.envelope import Envelope, new_id, sha256_of
@@ -272,11 +269,10 @@ class Client:
                     pipe.watch(key)  # type: ignore[no-untyped-call]
                     # MGET: nothing, too, where something stands that is no record.
                     [raw] = pipe.mget([key])
-                    status = TaskStatus.read(task_id, raw)
+                    status = record.read(task_id, raw)
                     if status.is_final:
                         return status
-                    record = _revoked(task_id, json_object(raw) or {})
-                    text = json.dumps(record)
+                    text = record.cancelled(task_id, raw)
                     pipe.multi()
                     # Kept as long as the message may wait on its queue: only this record tells a worker to drop it.
                     pipe.set(key, text, ex=queues.PENDING_TTL_S)
@@ -286,7 +282,7 @@ class Client:
                     except WatchError:
                         # Somebody wrote meanwhile, perhaps a result: look again.
                         continue
-                return TaskStatus.from_record(task_id, record)
+                return record.read(task_id, text)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -301,12 +297,13 @@ class Client:
         for start in range(0, len(ids), CHUNK_TASKS):
             chunk = ids[start : start + CHUNK_TASKS]
             with self._reachable(), self._redis.pipeline(transaction=False) as pipe:
-                pipe.mget([queues.record_key(task_id) for task_id in chunk])
+                # The marks first: of a task that ends in between, the record says so, whatever its mark was.
                 pipe.hmget(queues.RUNNING, chunk)
-                records, marks = replies(pipe)
+                pipe.mget([queues.record_key(task_id) for task_id in chunk])
+                marks, texts = replies(pipe)
             found += [
-                TaskStatus.read(task_id, record, mark)
-                for task_id, record, mark in zip(chunk, records, marks or [None] * len(chunk), strict=True)
+                record.read(task_id, text, mark)
+                for task_id, text, mark in zip(chunk, texts, marks or [None] * len(chunk), strict=True)
             ]
         return found
 
@@ -372,27 +369,6 @@ class Client:
 
     def _reachable(self) -> AbstractContextManager[None]:
         return reachable(self.redis_url)
-
-
-def _revoked(task_id: str, before: dict[str, Any]) -> dict[str, Any]:
-    """The record of a task that was taken back, as Celery's own revocation writes it."""
-    ours = before.get("pipeq")
-    # A retrying task was to be retried for a fault that is of no interest any more.
-    kept = {name: value for name, value in ours.items() if name != "error"} if isinstance(ours, dict) else {}
-    return {
-        "status": "REVOKED",
-        # Celery reads a revocation's reason from here.
-        "result": {
-            "exc_type": "TaskRevokedError",
-            "exc_message": ["cancelled"],
-            "exc_module": "celery.exceptions",
-        },
-        "traceback": None,
-        "children": before.get("children", []),
-        "date_done": datetime.now(UTC).isoformat(),
-        "task_id": task_id,
-        "pipeq": {**kept, "finished_at": time.time()},
-    }
 
 
 def _too_large(size: int, limit: int) -> PipeqError:

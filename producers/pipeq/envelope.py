@@ -23,6 +23,7 @@ from typing import Any
 
 from pipeq.contract.keys import TASK_NAME
 from pipeq.contract.message import TaskMessage
+from pipeq.contract.record import Part, queued
 
 _ORIGIN = f"pipeq{os.getpid()}@{socket.gethostname()}"
 #: Embedded in every body; signatures of a stock Celery producer go here.
@@ -79,22 +80,13 @@ class Envelope:
 
     def record(self) -> str:
         """The QUEUED record: what ``AsyncResult(id)`` and :meth:`Client.status` read until a worker is done."""
-        ours: dict[str, Any] = {"pipeline": self.message.pipeline, "submitted_at": self.submitted_at}
-        if self.expires_at is not None:
-            ours["expires_at"] = self.expires_at
-        if self.message_sha256:
-            ours["message_sha256"] = self.message_sha256
-        return json.dumps(
-            {
-                "status": "QUEUED",
-                "result": None,
-                "traceback": None,
-                "children": [],
-                "date_done": None,
-                "task_id": self.id,
-                "pipeq": ours,
-            }
+        part = Part(
+            pipeline=self.message.pipeline,
+            submitted_at=self.submitted_at,
+            expires_at=self.expires_at,
+            message_sha256=self.message_sha256 or None,
         )
+        return queued(self.id, part)
 
 
 #: Stand in a frame where the tasks of one call differ. Random, so that no text of a caller is one.

@@ -32,7 +32,7 @@ from pipeq.contract.errors import (
     SubmitError,
     SubmitUnavailableError,
 )
-from pipeq.contract.reading import json_object
+from pipeq.contract.record import Before
 from pipeq.envelope import Envelope
 from pipeq.server import is_wrong_type, replies
 
@@ -238,9 +238,8 @@ def _ask(pipe: Pipeline, pipeline: str) -> None:
 
 def _check_same(envelope: Envelope, before: bytes | str) -> None:
     """Raises where the id belongs to a task with other inputs. Records from elsewhere do not say what theirs were."""
-    ours = (json_object(before) or {}).get("pipeq")
-    theirs = ours.get("message_sha256") if isinstance(ours, dict) else None
-    if isinstance(theirs, str) and theirs != envelope.message_sha256:
+    theirs = Before.read(before).message_sha256
+    if theirs is not None and theirs != envelope.message_sha256:
         raise PipeqError(
             ErrorCode.INVALID_MESSAGE,
             f"the task id {shown.line(envelope.id)!r} belongs to a task with other inputs, params or output: take "

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 import redis
 
 from pipeq.contract import keys as queues
-from pipeq.contract import shown
+from pipeq.contract import record, shown
 from pipeq.contract.errors import RedisUnavailableError, WaitTimeoutError
 from pipeq.contract.status import TaskStatus
 
@@ -95,7 +95,7 @@ class Wait:
             if message is None or message["type"] != "message":
                 continue
             task_id = message["channel"].decode("utf-8", "replace").removeprefix(queues.record_key(""))
-            status = TaskStatus.read(task_id, message["data"])
+            status = record.read(task_id, message["data"])
             if status.is_final and task_id in self._pending:
                 del self._pending[task_id]
                 yield status

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import redis
+from pipeq import Client, State
 from pipeq.contract import keys as queues
+from pipeq.contract import record
 from pipeq.demo import embedded
 from pipeq_worker.delivery.marks import Marks
+
+from tests.plain_reader import read_as_the_page_says
 
 
 @pytest.fixture
@@ -87,3 +93,56 @@ def test_going_back_on_the_queue_is_no_death(db: redis.Redis) -> None:
     later = delivery()
     Marks(db, "w3").begin([later])
     assert later.deaths == 1
+
+
+def states(db: redis.Redis, client: Client, task_id: str) -> set[str]:
+    """The state of a task, as the client says it and as a plain reader sees it."""
+    found = (db.get(queues.record_key(task_id)), db.hget(queues.RUNNING, task_id))
+    fields, mark = (None if text is None else json.loads(text) for text in found)
+    return {str(client.status(task_id).state), read_as_the_page_says(fields, mark, time.time())}
+
+
+def test_a_client_and_a_plain_reader_see_the_same_of_a_task_that_runs(db: redis.Redis, valkey_url: str) -> None:
+    db.close()
+    with redis.Redis.from_url(valkey_url) as db, Client(valkey_url) as client:
+        db.flushdb()
+        # A client's own task, and one of a stock Celery producer, which has no record yet.
+        ours, foreign = client.submit("asr", "x", check=False), "foreign"
+        assert (states(db, client, ours), states(db, client, foreign)) == ({"queued"}, {"unknown"})
+        first = [delivery(ours), delivery(foreign)]
+        Marks(db, "w1").begin(first)
+        for task_id in (ours, foreign):
+            assert states(db, client, task_id) == {"running"}
+            status, mark = client.status(task_id), json.loads(db.hget(queues.RUNNING, task_id) or "")
+            assert (status.worker, status.attempts) == (mark["worker"], mark["attempt"]) == ("w1", 1)
+            assert status.started_at == mark["since"] == pytest.approx(time.time(), abs=60)
+        # That worker dies, the next one stops while it runs them.
+        second = [delivery(ours), delivery(foreign)]
+        Marks(db, "w2").begin(second, alone=True)
+        assert (client.status(ours).worker, client.status(ours).attempts) == ("w2", 2)
+        Marks(db, "w2").take_back(second)
+        assert db.hlen(queues.RUNNING) == 2
+        assert (states(db, client, ours), states(db, client, foreign)) == ({"queued"}, {"unknown"})
+        third = [delivery(ours), delivery(foreign)]
+        Marks(db, "w3").begin(third)
+        assert [one.deaths for one in third] == [1, 1]
+        client.cancel(ours)
+        assert states(db, client, ours) == {"cancelled"}
+
+
+def test_a_task_that_ends_while_it_is_looked_up_is_never_seen_back_on_its_queue(valkey_url: str) -> None:
+    ids = [f"{at:0>200}" for at in range(500)]
+    mark = record.Mark(worker="w1", since=1.0, deaths=0, attempt=1).encode()
+    running = dict.fromkeys(map(queues.record_key, ids), record.queued("t", record.Part(pipeline="asr")))
+    ended = dict.fromkeys(running, '{"status": "SUCCESS", "pipeq": {}}')
+    seen = set[State]()
+    with redis.Redis.from_url(valkey_url) as db, Client(valkey_url) as client:
+        for _ in range(200):
+            with db.pipeline() as pipe:
+                pipe.mset(running).hset(queues.RUNNING, mapping=dict.fromkeys(ids, mark)).execute()
+            with db.pipeline() as pipe:
+                thread = threading.Thread(target=pipe.mset(ended).delete(queues.RUNNING).execute)
+                thread.start()
+                seen |= {status.state for status in client.status_many(ids)}
+                thread.join()
+    assert seen <= {State.RUNNING, State.SUCCEEDED}

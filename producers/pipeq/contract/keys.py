@@ -23,7 +23,7 @@ JOB_PRIORITY: Final = 6
 #: kombu puts this between a queue's name and its priority.
 PRIORITY_SEPARATOR: Final = "\x06\x16"
 
-#: Hash: task id -> JSON ``{"worker", "attempt", "since"}`` of every task that is in, or was lost with, a batch.
+#: Hash: task id -> JSON of a :class:`pipeq.contract.record.Mark`, of every task that is in, or was lost with, a batch.
 RUNNING: Final = "pipeq:running"
 #: Hash: delivery tag -> message, of everything inside a worker; and sorted set: delivery tag -> when its lease ends.
 UNACKED: Final = "pipeq:unacked"

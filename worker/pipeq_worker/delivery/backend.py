@@ -9,7 +9,6 @@ before (cancelled by its producer, finished by another worker), and a record car
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,10 +19,9 @@ from celery import states
 from celery.backends.redis import RedisBackend
 from pipeq.contract import keys as queues
 from pipeq.contract import redis_url, shown
-from pipeq.contract.reading import json_object
+from pipeq.contract.record import LUA, OPEN_MAX_BYTES, Part, complete
 from redis.exceptions import ResponseError
 
-from pipeq_worker.delivery.marks import LONGEST_OPEN
 from pipeq_worker.leases import lua
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.leases.redis_arguments import over
@@ -53,7 +51,7 @@ class Annotation:
     """What pipeq adds to the record of the task that is being traced."""
 
     #: The status, without the result.
-    status: dict[str, Any]
+    part: Part
     #: Where a copy of the message goes should the task fail, and that copy.
     dead_letter_list: str = ""
     dead_letter: str = ""
@@ -129,19 +127,15 @@ class Backend(RedisBackend):
             (stored,) = note.stored
             result = self.encode_result(stored, state)
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
-        meta["task_id"] = task_id
-        if note is not None:
-            meta["pipeq"] = note.status
-        elif state in (states.REVOKED, states.FAILURE) and (before := self._status_before(key)):
-            # Celery itself ended one of our tasks, before it came to a batch: revoked, expired.
-            before.pop("error", None)
-            meta["pipeq"] = {**before, "finished_at": time.time()}
+        # Celery itself ends a task of ours before it comes to a batch: revoked, expired.
+        by_celery = note is None and state in (states.REVOKED, states.FAILURE)
+        complete(meta, task_id, note.part if note else None, self._before(key) if by_celery else None)
         entry = _Entry(
             id=task_id,
             key=key,
             record=_text(self.encode(meta)),
             lifetime_s=self._lifetime_s(state),
-            note=note or Annotation({}),
+            note=note or Annotation(Part()),
             failed=state == states.FAILURE,
         )
         # What redis-py cannot send fails here, for this task, rather than in the call for all of them.
@@ -159,7 +153,7 @@ class Backend(RedisBackend):
 
     def _finish(self, entries: list[_Entry], buffer: Buffer) -> None:
         if self._finish_script is None:
-            self._finish_script = self.client.register_script(lua.source("finish"))
+            self._finish_script = self.client.register_script(lua.source("finish", LUA))
         leases = next((entry.note.leases for entry in entries if entry.note.leases is not None), None)
         # Where there is none, a key that a restricted user may name; the script leaves it alone.
         keys = [queues.RUNNING, *((leases.unacked_key, leases.key) if leases else (queues.UNACKED, queues.LEASES))]
@@ -193,12 +187,11 @@ class Backend(RedisBackend):
             expires = self.prepare_expires(self.app.conf.result_failure_expires)
         return int(expires or 0)
 
-    def _status_before(self, key: str) -> dict[str, Any] | None:
+    def _before(self, key: str) -> bytes | None:
         try:
-            before = (json_object(self.client.getrange(key, 0, LONGEST_OPEN)) or {}).get("pipeq")
+            return self.client.getrange(key, 0, OPEN_MAX_BYTES)
         except ResponseError:  # no string
             return None
-        return dict(before) if isinstance(before, dict) else None
 
 
 def _text(value: Any) -> str:

@@ -25,13 +25,12 @@ from kombu.exceptions import OperationalError
 from pipeq.contract import keys as queues
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError
-from pipeq.contract.reading import json_object, number
+from pipeq.contract.record import OPEN_MAX_BYTES, Before, Part
 from redis.exceptions import RedisError
 
 from pipeq_worker.delivery.backend import Annotation, Buffer, Retry, annotation
 from pipeq_worker.delivery.dead_letter import dead_letter, raw_frame
 from pipeq_worker.delivery.delivery import Delivery
-from pipeq_worker.delivery.marks import LONGEST_OPEN
 from pipeq_worker.delivery.outputs import Object, convert
 from pipeq_worker.delivery.retries import Retries
 from pipeq_worker.leases.leases import Leases, place
@@ -203,19 +202,19 @@ class Deliverer:
 
     def _read_records(self, deliveries: list[Delivery]) -> None:
         """Those that never came to a batch have not been looked up yet."""
-        unread = [delivery for delivery in deliveries if delivery.record is None]
+        unread = [delivery for delivery in deliveries if delivery.before is None]
         if not unread:
             return
         try:
             with self._redis.pipeline(transaction=False) as pipe:
                 for delivery in unread:
-                    pipe.getrange(queues.record_key(delivery.id), 0, LONGEST_OPEN)
+                    pipe.getrange(queues.record_key(delivery.id), 0, OPEN_MAX_BYTES)
                 # Of a key that holds no string the reply is an error.
                 records = pipe.execute(raise_on_error=False)
         except RedisError:
             records = [None] * len(unread)
         for delivery, record in zip(unread, records, strict=True):
-            delivery.record = (json_object(record) if isinstance(record, bytes) else None) or {}
+            delivery.before = Before.read(record)
 
     def _complete(self, delivery: Delivery) -> list[_Upload]:
         """Turns outputs into the result. Returns what is to be uploaded, what does not stay in the record."""
@@ -292,7 +291,7 @@ class Deliverer:
         retry, fence, error = self._next_try(delivery), self._fence(delivery), delivery.error
         delivery.is_retried = retry is not None
         note = Annotation(
-            _status(delivery, retrying=retry is not None),
+            _part(delivery, retrying=retry is not None),
             queues.dead_letter_key(delivery.queue),
             _dead_letter(delivery) if delivery.error is not None and retry is None else "",
             fence,
@@ -328,7 +327,7 @@ class Deliverer:
             cause = PipeqError(ErrorCode.INVALID_MESSAGE, sentence)
         delivery.error, delivery.is_retried = PipeqError(cause.code, cause.message, cause.retryable), False
         letter = Annotation(
-            _status(delivery, retrying=False), queues.dead_letter_key(delivery.queue), _dead_letter(delivery)
+            _part(delivery, retrying=False), queues.dead_letter_key(delivery.queue), _dead_letter(delivery)
         )
         # The message is acknowledged afterwards, whatever became of it here.
         token = annotation.set(letter)
@@ -391,34 +390,26 @@ def _check_inline(size: int, results: ResultSettings) -> None:
         )
 
 
-def _status(delivery: Delivery, *, retrying: bool) -> dict[str, Any]:
-    """The task's status as its record keeps it, without the result."""
-    now = time.time()
-    before = (delivery.record or {}).get("pipeq")
-    before = before if isinstance(before, dict) else {}
-    submitted_at = number(before.get("submitted_at"))
+def _part(delivery: Delivery, *, retrying: bool) -> Part:
+    """What the record says of the task beside its result."""
+    now, before, pipeline = time.time(), delivery.before or Before(), delivery.pipeline
+    submitted_at = before.submitted_at
     timing = {"queue": round((delivery.received_at - submitted_at) * 1000, 3)} if submitted_at else {}
-    status: dict[str, Any] = {
-        "pipeline": delivery.pipeline.name
-        if delivery.pipeline
-        else (delivery.message.pipeline if delivery.message else None),
-        "submitted_at": submitted_at,
-        "expires_at": number(before.get("expires_at")),
-        # By it a client knows another task that was given the same id.
-        "message_sha256": before.get("message_sha256"),
-        "started_at": delivery.started_at,
-        "finished_at": None if retrying else now,
-        "attempts": delivery.attempt or delivery.retries + 1,
-        "worker": delivery.request.hostname,
-        "timing_ms": {**timing, **delivery.timing_ms},
-        "batch": delivery.batch.model_dump() if delivery.batch else None,
-        "model": delivery.pipeline.model.model_dump() if delivery.pipeline else None,
-        "result_uri": delivery.result_uri,
-    }
-    if delivery.error is not None:
-        error = delivery.error
-        status["error"] = {"code": error.code, "message": error.message, "retryable": error.retryable}
-    return {name: value for name, value in status.items() if value is not None}
+    return Part(
+        pipeline=pipeline.name if pipeline else (delivery.message.pipeline if delivery.message else None),
+        submitted_at=submitted_at,
+        expires_at=before.expires_at,
+        message_sha256=before.message_sha256,
+        started_at=delivery.started_at,
+        finished_at=None if retrying else now,
+        attempts=delivery.attempt or delivery.retries + 1,
+        worker=delivery.request.hostname,
+        timing_ms={**timing, **delivery.timing_ms},
+        batch=delivery.batch,
+        model=pipeline.model if pipeline else None,
+        result_uri=delivery.result_uri,
+        error=delivery.error,
+    )
 
 
 def _dead_letter(delivery: Delivery) -> str:

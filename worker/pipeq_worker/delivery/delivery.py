@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeq.contract import keys as queues
 from pipeq.contract.reading import number
+from pipeq.contract.record import Before
 
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.stages.task import Task
@@ -43,8 +44,8 @@ class Delivery(Task):
     result_uri: str | None = None
     #: What the next task of a chain and the body of a chord get in its place, where it speaks of objects in the store.
     handed_on: Any = None
-    #: The task's record as it was before the worker changed it.
-    record: dict[str, Any] | None = None
+    #: What the task's record says before this worker changes it; None until it was looked up.
+    before: Before | None = None
     #: Set when the record says that the task has ended already: cancelled, or finished by another worker.
     is_over: bool = False
     #: Set when its lease is gone: another worker has its message, or will.

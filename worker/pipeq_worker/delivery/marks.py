@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 
 import redis
 from pipeq.contract import keys as queues
-from pipeq.contract.reading import json_object
+from pipeq.contract.record import LUA, OPEN_MAX_BYTES, Before, Mark
 
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.leases import lua
@@ -17,10 +16,6 @@ from pipeq_worker.leases import lua
 ENDED, LOST = -1, -2
 #: Most tasks that one call handles.
 AT_ONCE = 1000
-#: A record that holds no result is smaller than this, in bytes.
-LONGEST_OPEN = 2**20
-#: Celery's words for a task that has ended.
-_FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 
 
 class Marks:
@@ -29,7 +24,7 @@ class Marks:
     def __init__(self, client: redis.Redis, worker: str) -> None:
         self._redis = client
         self._worker = worker
-        self._begin = client.register_script(lua.source("begin"))
+        self._begin = client.register_script(lua.source("begin", LUA))
 
     def begin(self, deliveries: Iterable[Delivery], *, alone: bool = False) -> None:
         """Marks tasks as running, and learns of each how it stands.
@@ -50,7 +45,7 @@ class Marks:
             args += (delivery.id, delivery.retries, delivery.tag)
         reply = self._begin(keys=keys, args=args)
         for delivery, died, record in zip(deliveries, reply[::2], reply[1::2], strict=True):
-            delivery.record = json_object(record) or {}
+            delivery.before = Before.read(record)
             delivery.is_over = died == ENDED
             delivery.is_lost = delivery.is_lost or died == LOST
             delivery.deaths = max(died, 0)
@@ -63,13 +58,11 @@ class Marks:
         deliveries = list(deliveries)
         with self._redis.pipeline(transaction=False) as pipe:
             for delivery in deliveries:
-                pipe.getrange(queues.record_key(delivery.id), 0, LONGEST_OPEN)
+                pipe.getrange(queues.record_key(delivery.id), 0, OPEN_MAX_BYTES)
             # Of a key that holds no string the reply is an error.
             records = pipe.execute(raise_on_error=False)
         for delivery, record in zip(deliveries, records, strict=True):
-            fields = json_object(record) if isinstance(record, bytes) else None
-            status = fields.get("status") if fields is not None else None
-            delivery.is_over = delivery.is_over or (isinstance(status, str) and status in _FINAL)
+            delivery.is_over = delivery.is_over or Before.read(record).has_ended
 
     def take_back(self, deliveries: Iterable[Delivery]) -> None:
         """Of tasks that go back on their queues unfinished: that was no death."""
@@ -78,13 +71,11 @@ class Marks:
                 if not delivery.is_marked:
                     continue
                 if delivery.deaths:
-                    mark = {
-                        "worker": "",
-                        "since": delivery.started_at,
-                        "deaths": delivery.deaths - 1,
-                        "attempt": delivery.attempt,
-                    }
-                    pipe.hset(queues.RUNNING, delivery.id, json.dumps(mark))
+                    assert delivery.started_at is not None
+                    mark = Mark.back_on_its_queue(
+                        since=delivery.started_at, deaths=delivery.deaths, attempt=delivery.attempt
+                    )
+                    pipe.hset(queues.RUNNING, delivery.id, mark.encode())
                 else:
                     pipe.hdel(queues.RUNNING, delivery.id)
             pipe.execute()

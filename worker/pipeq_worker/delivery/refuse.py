@@ -9,6 +9,7 @@ from typing import Any
 from celery import Celery
 from pipeq.contract import keys as queues
 from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.record import Part
 from redis.exceptions import ResponseError
 
 from pipeq_worker.delivery.backend import Annotation, annotation
@@ -34,12 +35,8 @@ def refuse(app: Celery, worker: str, queue: str, task_id: object, reason: str, m
     key = queues.dead_letter_key(queue)
     if queues.is_readable_id(task_id):
         letter = dead_letter(task_id, error.code, error.message, message)
-        status = {
-            "error": {"code": error.code, "message": error.message, "retryable": False},
-            "finished_at": time.time(),
-            "worker": worker,
-        }
-        token = annotation.set(Annotation(status, key, letter))
+        part = Part(finished_at=time.time(), worker=worker, error=error)
+        token = annotation.set(Annotation(part, key, letter))
         try:
             app.backend.mark_as_failure(task_id, error)
         finally:

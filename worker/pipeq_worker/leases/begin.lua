@@ -9,16 +9,15 @@
 -- Reply: for each task its deaths so far (-1: it has ended, do not run it; -2: its lease is gone, drop it) and its
 -- record (empty for none).
 --
+-- Names in capitals that are not set here are set by the lines that stand above this text: pipeq.contract.record.LUA.
+--
 -- Any client may have written anything under these keys. A value that is no record or no mark counts as absent, and
 -- affects only its own task.
-local FINAL = {SUCCESS = true, FAILURE = true, REVOKED = true}
--- Bytes of the longest record that is ours, and of the longest one that is returned: without a result it is short.
-local LONGEST, LONGEST_OPEN = 64 * 2^20, 2^20
 -- More retries or deaths than any worker counts.
 local MOST = 1e6
 
 local function object(text)
-  if type(text) ~= 'string' or #text > LONGEST then
+  if type(text) ~= 'string' or #text > RECORD_MAX_BYTES then
     return {}
   end
   local ok, fields = pcall(cjson.decode, text)
@@ -27,7 +26,7 @@ end
 
 local function count(value)
   local number = tonumber(value)
-    -- Comparisons with NaN are always false.
+  -- Comparisons with NaN are always false.
   return number and number >= 0 and number <= MOST and math.floor(number) or 0
 end
 
@@ -49,7 +48,7 @@ for i, id in ipairs(ids) do
   local record = records[i] or ''
   if tags[i] ~= '' and not leases[i] then
     reply[#reply + 1] = -2
-  elseif FINAL[object(record).status] then
+  elseif ENDED[object(record)[RECORD_STATUS]] then
     if marks[i] then
       ended[#ended + 1] = id
     end
@@ -58,21 +57,21 @@ for i, id in ipairs(ids) do
     local deaths = 0
     if marks[i] then
       local left = object(marks[i])
-            -- If the mark's worker is alive, the message was delivered twice, and nobody died. A mark must name a
-            -- worker.
-      local lives = type(left.worker) ~= 'string' or left.worker == ARGV[1]
-        or redis.call('EXISTS', ARGV[3] .. left.worker) == 1
-      deaths = count(left.deaths) + (lives and 0 or 1)
+      -- If the mark's worker is alive, the message was delivered twice, and nobody died. A mark must name a worker.
+      local worker = left[MARK_WORKER]
+      local lives = type(worker) ~= 'string' or worker == ARGV[1] or redis.call('EXISTS', ARGV[3] .. worker) == 1
+      deaths = count(left[MARK_DEATHS]) + (lives and 0 or 1)
     end
     if deaths == 0 or ARGV[4] == '1' then
       running[#running + 1] = id
       running[#running + 1] = cjson.encode({
-        worker = ARGV[1], since = tonumber(ARGV[2]), deaths = deaths, attempt = retries[i] + deaths + 1,
+        [MARK_WORKER] = ARGV[1], [MARK_SINCE] = tonumber(ARGV[2]), [MARK_DEATHS] = deaths,
+        [MARK_ATTEMPT] = retries[i] + deaths + 1,
       })
     end
     reply[#reply + 1] = deaths
   end
-  reply[#reply + 1] = #record <= LONGEST_OPEN and record or ''
+  reply[#reply + 1] = #record <= OPEN_MAX_BYTES and record or ''
 end
 -- This write raises if Redis accepts no writes, before anything is changed. ZREM of nothing also lets a Redis whose
 -- memory is full accept the writes after it.

@@ -10,18 +10,17 @@
 -- Reply: for each task 1 if it was stored, 2 if it was stored but its dead letter was refused, 0 if it had ended before,
 -- -1 if its lease is gone, -2 if it cannot wait for its next try; with -1 and -2 nothing was done.
 --
+-- Names in capitals are set by the lines that stand above this text: pipeq.contract.record.LUA.
+--
 -- Any client may have written anything under these keys. A value that is no record counts as absent, and a key of
 -- another type affects only its own task.
-local FINAL = {SUCCESS = true, FAILURE = true, REVOKED = true}
--- Bytes of the longest record that is ours.
-local LONGEST = 64 * 2^20
 
 local function has_ended(text)
-  if type(text) ~= 'string' or #text > LONGEST then
+  if type(text) ~= 'string' or #text > RECORD_MAX_BYTES then
     return false
   end
   local ok, fields = pcall(cjson.decode, text)
-  return ok and type(fields) == 'table' and FINAL[fields.status]
+  return ok and type(fields) == 'table' and ENDED[fields[RECORD_STATUS]]
 end
 
 local function refused(reply)

@@ -7,6 +7,6 @@ from importlib import resources
 
 
 @cache
-def source(name: str) -> str:
-    """Returns the text of ``<name>.lua``."""
-    return (resources.files(__package__) / f"{name}.lua").read_text(encoding="utf-8")
+def source(name: str, head: str = "") -> str:
+    """Returns the text of ``<name>.lua``, below the lines ``head``, which set the names that it shares with Python."""
+    return head + (resources.files(__package__) / f"{name}.lua").read_text(encoding="utf-8")

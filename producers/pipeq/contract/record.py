@@ -1,0 +1,361 @@
+"""CONTRACT: what stands in Redis of one task: its record and its running mark, built and read here and nowhere else.
+
+The record is a string under ``celery-task-meta-<id>``: JSON of a :class:`Record`, laid out as Celery's result backend
+does it, so that ``AsyncResult`` reads it. What pipeq adds is a :class:`Part` under the key ``pipeq``, which Celery
+ignores. The mark is a :class:`Mark`, as JSON in the field ``<id>`` of the hash ``pipeq:running``.
+
+What happens                    The record                             The mark
+A client submits                :func:`queued`                         none
+Its first batch begins          stays as it is                         set, by ``begin.lua``
+Its worker puts the task back   stays as it is                         removed, or :meth:`Mark.back_on_its_queue`
+The task ends, or waits for     :func:`complete`, by ``finish.lua``    removed, by ``finish.lua``
+its next try
+A client cancels                :func:`cancelled`                      stays; it says nothing of a task that has ended
+
+Each record but the first is published, too, on a channel of the same name. :func:`read` makes a status of both. Anybody
+may have written anything under these keys: a field of a wrong type counts as absent, and nothing here raises for one.
+
+``docs/record.md`` explains all this to readers in other languages; its tables are made from the ``#:`` lines below.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeq.contract import keys, shown
+from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.reading import UnreadableError, json_object, number, readable, readable_object
+from pipeq.contract.status import CELERY_STATES, LATEST_S, BatchInfo, ErrorInfo, ModelInfo, State, TaskStatus
+
+#: The words of a task that has ended: its record does not change any more.
+ENDED = frozenset(word for state, word in CELERY_STATES.items() if state.is_final)
+_STATES = {word: state for state, word in CELERY_STATES.items() if state is not State.EXPIRED}
+
+#: Beyond these many bytes it is no record of ours.
+MAX_BYTES = 64 * 2**20
+#: A record of a task that has not ended holds no result, and is smaller than this, in bytes.
+OPEN_MAX_BYTES = 2**20
+
+
+@dataclass(kw_only=True)
+class Record:
+    """All of a record. Celery adds more where its settings ask for it (``result_extended``); pipeq reads none of it."""
+
+    #: Celery's word for the state: QUEUED, STARTED, RETRY, SUCCESS, FAILURE or REVOKED.
+    status: str
+    #: After SUCCESS the pipeline's output, or ``{"uri"}`` where it was written to a store. After RETRY, FAILURE and
+    #: REVOKED the exception: ``{"exc_type", "exc_message", "exc_module"}``, where ``exc_message`` is a list of its
+    #: arguments; of our errors they are code, message and whether it is retryable, of REVOKED the reason.
+    result: Any = None
+    #: Python's traceback of the exception, after RETRY and FAILURE.
+    traceback: str | None = None
+    #: The tasks that this one started (links, the rest of a chain), as Celery writes them.
+    children: list[Any] = field(default_factory=list)
+    #: When it ended: ISO 8601, in UTC. Null before.
+    date_done: str | None = None
+    #: The task's id.
+    task_id: str
+    #: What pipeq adds. Absent where Celery alone wrote the record.
+    pipeq: dict[str, Any]
+
+    def encode(self) -> str:
+        """The text that stands in Redis."""
+        return json.dumps(vars(self))
+
+
+@dataclass(kw_only=True)
+class Part:
+    """What pipeq adds to a record: the status without id, state and result. What is None is left out."""
+
+    #: The pipeline's name.
+    pipeline: str | None = None
+    #: When the producer submitted the task, in seconds since the epoch.
+    submitted_at: float | None = None
+    #: After when no worker begins it, in seconds since the epoch. Absent where it never expires.
+    expires_at: float | None = None
+    #: SHA-256, in hexadecimal, of pipeline, inputs, params and output, where the producer chose the id itself: by it a
+    #: client knows another task that was given the same id.
+    message_sha256: str | None = None
+    #: When its first batch began, in seconds since the epoch; of its last try, where there were several.
+    started_at: float | None = None
+    #: When it ended, in seconds since the epoch.
+    finished_at: float | None = None
+    #: How many times a worker has begun to run it.
+    attempts: int | None = None
+    #: The name of the worker that ended it, or sent it to its next try.
+    worker: str | None = None
+    #: Milliseconds in each stage of the last try: ``queue``, ``fetch``, ``decode``, ``prepare``, ``batch``, ``infer``,
+    #: ``deliver``. A stage that it did not come to is absent.
+    timing_ms: dict[str, float] | None = None
+    #: The largest batch that an item of it ran in.
+    batch: BatchInfo | None = None
+    #: What computed the result.
+    model: ModelInfo | None = None
+    #: Where the output is, where it was written to a store.
+    result_uri: str | None = None
+    #: Why it failed; after RETRY, why it is to be tried again.
+    error: PipeqError | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """As it stands in the record."""
+        found = {name: value for name, value in vars(self).items() if value is not None}
+        if self.batch is not None:
+            found["batch"] = self.batch.model_dump()
+        if self.model is not None:
+            found["model"] = self.model.model_dump()
+        if (error := self.error) is not None:
+            found["error"] = {"code": error.code, "message": error.message, "retryable": error.retryable}
+        return found
+
+
+@dataclass(kw_only=True)
+class Mark:
+    """Says that a task runs: from its first batch until it ends or goes back on its queue. ``begin.lua`` writes it."""
+
+    #: The name of the worker that runs it. Empty while the task is back on its queue and is suspected of having killed
+    #: workers: then it does not run.
+    worker: str
+    #: When its first batch began, in seconds since the epoch.
+    since: float
+    #: How many workers died with it before. Whoever finds a mark whose worker does not live any more counts one more.
+    deaths: int
+    #: Which try this is, from 1.
+    attempt: int
+
+    @classmethod
+    def back_on_its_queue(cls, *, since: float, deaths: int, attempt: int) -> Mark:
+        """The mark of a task that goes back unfinished, but that workers had died with before.
+
+        It names no worker, so whoever takes the task next counts one death more than it says: it says one less.
+        """
+        return cls(worker="", since=since, deaths=deaths - 1, attempt=attempt)
+
+    def encode(self) -> str:
+        """The text that stands in Redis."""
+        return json.dumps(vars(self))
+
+
+#: The first lines of each script that reads or writes records and marks: our names, as variables of Lua.
+LUA = "".join(
+    f"local {name} = {value}\n"
+    for name, value in {
+        "ENDED": "{" + ", ".join(f"{word} = true" for word in sorted(ENDED)) + "}",
+        "RECORD_MAX_BYTES": MAX_BYTES,
+        "OPEN_MAX_BYTES": OPEN_MAX_BYTES,
+        "RECORD_STATUS": "'status'",
+        **{f"MARK_{one.name.upper()}": f"'{one.name}'" for one in fields(Mark)},
+    }.items()
+)
+
+
+# -- building ---------------------------------------------------------------------------------------------------------
+
+
+#: What all first records begin with: to encode the whole of each costs a tenth of the time of a submit.
+_QUEUED_BEGIN = Record(status=CELERY_STATES[State.QUEUED], task_id="", pipeq={}).encode().partition('"", "pipeq"')[0]
+
+
+def queued(task_id: str, part: Part) -> str:
+    """The first record of a task, which its producer writes."""
+    return f'{_QUEUED_BEGIN}{json.dumps(task_id)}, "pipeq": {json.dumps(part.fields())}}}'
+
+
+def cancelled(task_id: str, before: bytes | str | None) -> str:
+    """The record of a task that was taken back, as Celery's own revocation writes it.
+
+    Args:
+        task_id: the task's id.
+        before: what stood under its key; None for nothing.
+    """
+    fields = json_object(before) or {}
+    return Record(
+        status=CELERY_STATES[State.CANCELLED],
+        # Celery reads a revocation's reason from here.
+        result={
+            "exc_type": "TaskRevokedError",
+            "exc_message": ["cancelled"],
+            "exc_module": "celery.exceptions",
+        },
+        children=fields.get("children", []),
+        date_done=datetime.now(UTC).isoformat(),
+        task_id=task_id,
+        pipeq=_ended_now(_part_of(fields)),
+    ).encode()
+
+
+def complete(record: dict[str, Any], task_id: str, part: Part | None, before: bytes | None = None) -> None:
+    """Adds to a record that Celery's result backend has made: the id, and what pipeq says.
+
+    Args:
+        record: Celery's fields of the record; changed in place.
+        task_id: the task's id.
+        part: what pipeq says of the task; None where Celery itself ended it before its batch (revoked, expired).
+        before: only without a ``part``: what stands under the task's key, which is carried on.
+    """
+    record["task_id"] = task_id
+    if part is not None:
+        record["pipeq"] = part.fields()
+    elif kept := _part_of(json_object(before) or {}):
+        record["pipeq"] = _ended_now(kept)
+
+
+def _part_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What pipeq said in a record; empty for nothing."""
+    return found if isinstance(found := fields.get("pipeq"), dict) else {}
+
+
+def _ended_now(part: Mapping[str, Any]) -> dict[str, Any]:
+    # A retrying task was to be retried for a fault that is of no interest any more.
+    return {**{name: value for name, value in part.items() if name != "error"}, "finished_at": time.time()}
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What a record that stands there already says to whoever is about to change it."""
+
+    #: Whether the task has ended: then its record stays as it is.
+    has_ended: bool = False
+    #: As in :class:`Part`.
+    submitted_at: float | None = None
+    expires_at: float | None = None
+    message_sha256: str | None = None
+
+    @classmethod
+    def read(cls, reply: object) -> Before:
+        """Reads what Redis replied; an error (the key holds no string), or what is no record, says nothing."""
+        fields = json_object(reply) if isinstance(reply, bytes | str) else None
+        if fields is None:
+            return _NOTHING
+        status, part = fields.get("status"), _part_of(fields)
+        sha256 = part.get("message_sha256")
+        return cls(
+            isinstance(status, str) and status in ENDED,
+            _moment(part.get("submitted_at")),
+            _moment(part.get("expires_at")),
+            sha256 if isinstance(sha256, str) else None,
+        )
+
+
+_NOTHING = Before()
+
+
+def _moment(value: object) -> float | None:
+    found = number(value)
+    return found if found is not None and 0 <= found < LATEST_S else None
+
+
+def read(
+    task_id: str, record: bytes | str | None, mark: bytes | str | None = None, *, now: float | None = None
+) -> TaskStatus:
+    """What stands in Redis under a task's id -> its status, whatever stands there.
+
+    A record that cannot be read gives ``unknown``, or ``running`` where a mark says so, and the error
+    ``invalid_record``. Fields of a wrong type are left out.
+
+    Args:
+        task_id: the task's id.
+        record: the bytes under ``celery-task-meta-<id>``; None where there is nothing.
+        mark: the bytes of the task's field in ``pipeq:running``; None where there is none. Look it up before the
+            record: a task that ends in between is then seen to have ended.
+        now: seconds since the epoch; a queued task past its expiry reads ``expired`` even when no worker runs.
+    """
+    running = _running(mark)
+    if record is None:
+        return _of_what_fits({"id": task_id, "state": State.UNKNOWN} | running)[0]
+    try:
+        fields = readable(record)
+    except UnreadableError as error:
+        return _unreadable(task_id, str(error), running)
+    if not isinstance(fields, dict):
+        return _unreadable(task_id, "it is no JSON object", running)
+    if not isinstance(fields.get("status"), str):
+        return _unreadable(task_id, "its `status` is no text", running)
+    return _status(task_id, fields, running, time.time() if now is None else now)
+
+
+def _status(task_id: str, record: dict[str, Any], running: dict[str, Any], now: float) -> TaskStatus:
+    part = _part_of(record)
+    # Celery's other words (PENDING, RECEIVED) are those of a task that waits.
+    state: State = _STATES.get(record["status"], State.QUEUED)
+    if state is State.CANCELLED and _revoked_reason(record) == "expired":
+        state = State.EXPIRED
+    fields = {name: part[name] for name in TaskStatus.model_fields if name in part}
+    fields |= {"id": task_id, "state": state}
+    if state is State.SUCCEEDED:
+        if part.get("result_uri") is None:
+            fields["result"] = record.get("result")
+    elif state is State.FAILED:
+        fields["error"] = part.get("error") or _foreign_error(record)
+    elif not state.is_final:
+        fields |= running
+    status, dropped = _of_what_fits(fields)
+    if state is State.SUCCEEDED and dropped & {"result", "result_uri"}:
+        return _unreadable(task_id, f"its {' and '.join(sorted(dropped))} cannot be read", {})
+    if state is State.FAILED and status.error is None:
+        # That it failed is certain.
+        return status.model_copy(update={"error": _invalid(task_id, "what it says of the error cannot be read")})
+    # Only a number that was judged can be compared.
+    if status.state is State.QUEUED and (status.expires_at or float("inf")) < now:
+        return status.model_copy(update={"state": State.EXPIRED})
+    return status
+
+
+def _of_what_fits(fields: dict[str, Any]) -> tuple[TaskStatus, set[str]]:
+    """The status without the fields that are of a wrong type, and their names."""
+    try:
+        return TaskStatus(**fields), set()
+    except PipeqError as error:
+        cause = error.__cause__
+    found = cause.errors(include_url=False, include_input=False) if isinstance(cause, ValidationError) else []
+    wrong = {str(item["loc"][0]) for item in found}
+    return TaskStatus(**{name: value for name, value in fields.items() if name not in wrong}), wrong
+
+
+def _running(mark: bytes | str | None) -> dict[str, Any]:
+    """What a mark lays over the status of a task that has not ended; nothing where it names no worker."""
+    fields = readable_object(mark) or {}
+    worker = fields.get("worker")
+    if not isinstance(worker, str) or not worker:
+        return {}
+    return {
+        "state": State.RUNNING,
+        "worker": worker,
+        "attempts": fields.get("attempt", 1),
+        "started_at": fields.get("since"),
+    }
+
+
+def _unreadable(task_id: str, why: str, running: dict[str, Any]) -> TaskStatus:
+    return _of_what_fits({"id": task_id, "state": State.UNKNOWN, "error": _invalid(task_id, why)} | running)[0]
+
+
+def _invalid(task_id: str, why: str) -> ErrorInfo:
+    key = keys.record_key(shown.line(task_id))
+    return ErrorInfo(code=ErrorCode.INVALID_RECORD, message=f"{key} in Redis is no record: {why}", retryable=False)
+
+
+def _revoked_reason(record: dict[str, Any]) -> str:
+    """Celery stores the reason of a revocation as the argument of a TaskRevokedError."""
+    result = record.get("result")
+    message = result.get("exc_message") if isinstance(result, dict) else None
+    return str(message[0]) if isinstance(message, list | tuple) and message else str(message or "")
+
+
+def _foreign_error(record: dict[str, Any]) -> dict[str, Any]:
+    """A failure that Celery itself stored, for instance a task that no worker knows."""
+    result = record.get("result")
+    if isinstance(result, dict) and "exc_type" in result:
+        message = result.get("exc_message")
+        text = " ".join(str(part) for part in message) if isinstance(message, list | tuple) else str(message)
+        return {"code": ErrorCode.INTERNAL, "message": f"{result['exc_type']}: {text}", "retryable": False}
+    return {"code": ErrorCode.INTERNAL, "message": str(result), "retryable": False}

@@ -1,0 +1,71 @@
+"""Writes the tables of ``docs/record.md`` from the ``#:`` lines of the dataclasses that are the contract."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeq.contract.record import Mark, Part, Record
+from pipeq.contract.status import BatchInfo, ErrorInfo, ModelInfo
+
+PAGE = Path(__file__).parents[1] / "docs/record.md"
+#: What JSON has for each annotation.
+JSON_TYPES = {
+    "str": "text",
+    "int": "integer",
+    "float": "number",
+    "Finite": "number",
+    "bool": "true or false",
+    "Any": "any JSON",
+    "list[Any]": "list",
+    "dict[str, Any]": "object",
+    "dict[str, float]": "object of numbers",
+    "BatchInfo": "object",
+    "ModelInfo": "object",
+    "PipeqError": "object",
+}
+#: Fields of a part that are objects, and what is in them.
+NESTED = {"error": ErrorInfo, "batch": BatchInfo, "model": ModelInfo}
+
+
+def page() -> str:
+    """The whole page, with its tables made anew."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, rows in {"record": _rows(Record, " or null"), "pipeq": _part(), "mark": _rows(Mark)}.items():
+        begin, end = f"<!-- {name}: made by `make docs` -->\n", f"<!-- {name} end -->\n"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        table = "".join(f"| {' | '.join(row)} |\n" for row in [("field", "JSON", "what it says"), ("---",) * 3, *rows])
+        text = f"{before}{begin}{table}{end}{after}"
+    return text
+
+
+def _part() -> Iterator[tuple[str, str, str]]:
+    for name, kind, says in _rows(Part):
+        yield name, kind, says
+        inner = NESTED.get(name.strip("`"))
+        for below, its_kind, its_says in _rows(inner, " or null") if inner else ():
+            yield f"`{name.strip('`')}.{below.strip('`')}`", its_kind, its_says
+
+
+def _rows(shape: type, nothing: str = "") -> Iterator[tuple[str, str, str]]:
+    """Name, JSON type and ``#:`` lines of each field; ``nothing`` is how a field without a value is written."""
+    source = textwrap.dedent(inspect.getsource(shape))
+    lines = source.splitlines()
+    for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]
+        if not isinstance(node, ast.AnnAssign):
+            continue
+        at, says = node.lineno - 2, list[str]()
+        while lines[at].strip().startswith("#:"):
+            says.insert(0, lines[at].strip().removeprefix("#:").strip())
+            at -= 1
+        kind, *other = ast.unparse(node.annotation).split(" | ")
+        yield f"`{ast.unparse(node.target)}`", JSON_TYPES[kind] + (nothing if other else ""), _plain(" ".join(says))
+
+
+def _plain(says: str) -> str:
+    return re.sub(r":\w+:`[\w.]*?(\w+)`", r"`\1`", says).replace("``", "`")
