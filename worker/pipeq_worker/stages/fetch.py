@@ -1,4 +1,4 @@
-"""FETCH: Ref -> bytes, inline or by the store of its scheme. Before: pool. After: decode."""
+"""FETCH: Ref -> bytes, inline or from the store of its scheme. Before: accept. After: decode."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from pipeq_worker.stores.base import Access, Source, StoreError, display
 from pipeq_worker.stores.registry import Stores
 from pipeq_worker.stores.signed import Signatures, looks_like_result, sign_objects
 
-#: Bytes read in one go.
+#: Bytes that one read asks for.
 _CHUNK = 2**20
-#: Largest result that the next task of a chain is handed: as JSON it takes ten times that in memory.
+#: Largest result that a chain passes on to its next task; parsed JSON takes ten times as much memory.
 MOST_RESULT_BYTES = 64 * 2**20
 
 
 def _no_reserve(size: int) -> None:
-    """Memory is not budgeted."""
+    """The default, when memory is not budgeted."""
 
 
 class Fetcher:
-    """Reads references. One serves all threads.
+    """Reads references. One object serves all threads.
 
     Args:
         inputs: what may be read, and how much of it.
         s3: how to reach S3.
-        threads: how many threads fetch at once, for the connection pools.
-        signatures: how workers know what they wrote themselves.
+        threads: number of threads that fetch at the same time, for the connection pools.
+        signatures: recognizes references that workers have signed.
 
     Raises (from the constructor):
         SettingsError: an entry of ``allow``, ``private_networks`` or ``ca_bundle`` cannot be used.
-        PipeqError: a package is missing that an entry of ``allow`` needs.
+        PipeqError: an entry of ``allow`` needs a package that is not installed.
     """
 
     def __init__(
@@ -51,23 +51,23 @@ class Fetcher:
         self._max_fetch_s = inputs.max_fetch_s
         self._allow = AllowList(inputs.allow, "[inputs] allow", "--allow")
         self._signatures = signatures
-        # A pool of connections smaller than the number of threads would throw some away.
+        # A connection pool smaller than the number of threads would discard connections.
         self._stores = Stores(Access(inputs.timeout_s, threads, inputs, s3))
-        # That of https reads its networks and certificates, which are to be right even while nothing is allowed.
+        # The store of https checks its networks and certificates, which must be right even if nothing is allowed yet.
         for scheme in ("https", *self._allow.schemes):
             self._stores.get(scheme)
 
     def fetch(self, ref: Ref, reserve: Callable[[int], None] = _no_reserve) -> bytes:
-        """The bytes of a reference.
+        """Reads the bytes of a reference.
 
         Args:
-            ref: what to read; its SHA-256 is checked if it has one.
-            reserve: called once with the size in bytes, before they are read; what it raises ends the fetch. Where an
-                https server does not say the size, it is called after they are read.
+            ref: the reference; its SHA-256 is checked if it has one.
+            reserve: called once with the size in bytes, before they are read; an exception that it raises ends the
+                fetch. If an https server does not give the size, it is called after they are read.
 
         Raises:
             PipeqError: ``input_forbidden`` (settings, or the store's own access control), ``input_not_found``,
-                ``input_too_large``, ``input_unavailable`` (retryable, as a rule) or ``input_undecodable`` (SHA-256).
+                ``input_too_large``, ``input_unavailable`` (in most cases retryable) or ``input_undecodable`` (SHA-256).
         """
         name = ref_name(ref)
         with deadline.within(self._max_fetch_s):
@@ -83,7 +83,7 @@ class Fetcher:
         return data
 
     def warm_up(self) -> None:
-        """Has the stores of what is allowed do ahead of the first task what takes time."""
+        """Prepares the stores of allowed schemes, so that the first task does not pay for it."""
         for scheme in self._allow.schemes:
             self._stores.get(scheme).warm_up()
 
@@ -96,7 +96,7 @@ class Fetcher:
         uri = ref.uri
         if uri is None:
             encoded = ref.base64 or ""
-            # Decoded only once its size is reserved.
+            # Decoded only after its size was reserved.
             size = len(encoded) // 4 * 3 - encoded[-2:].count("=")
             yield Source(size, _Late(lambda: base64.b64decode(encoded)).read)
             return
@@ -108,7 +108,7 @@ class Fetcher:
             raise error.of_input() from error
 
     def result_ref(self, value: Any) -> Ref | None:
-        """The reference to another task's result, where a value is one that a worker of this fleet has signed."""
+        """Returns the reference to another task's result, if a worker of this fleet has signed it; else None."""
         if self._signatures is None or not looks_like_result(value):
             return None
         try:
@@ -118,7 +118,7 @@ class Fetcher:
         return ref if self._signatures.knows(ref, "result") else None
 
     def fetch_result(self, ref: Ref, reserve: Callable[[int], None]) -> Any:
-        """The result that a reference of :meth:`result_ref` stands for, with its own objects signed, too."""
+        """Reads the result behind a reference from :meth:`result_ref`, and signs the references to its objects."""
         assert self._signatures is not None
         assert ref.uri is not None
 
@@ -138,7 +138,7 @@ class Fetcher:
         return value
 
     def _allowed(self, ref: Ref) -> AllowList:
-        """Where this reference may lie."""
+        """The list of places where this reference may lie."""
         signatures = self._signatures
         if ref.signature is None or signatures is None:
             return self._allow
@@ -154,7 +154,7 @@ class Fetcher:
         buffer = io.BytesIO()
         while chunk := read(min(_CHUNK, self._max_bytes + 1 - buffer.tell())):
             buffer.write(chunk)
-            # Counted here, whatever the store said: a header is not to be trusted, and a file may grow.
+            # Counted here, because the size that a store declares cannot be trusted, and a file may grow.
             self._check_size(buffer.tell(), name, "more than ")
             if deadline.has_passed():
                 raise self._too_slow(name)
@@ -163,7 +163,7 @@ class Fetcher:
         elif size != buffer.tell():
             reason = f"{name} was said to have {size} bytes and gave {buffer.tell()}; did it change meanwhile?"
             raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, reason)
-        # Hands over BytesIO's own buffer: no second copy.
+        # Returns BytesIO's own buffer, without a copy.
         return buffer.getvalue()
 
     def _too_slow(self, name: str) -> PipeqError:
@@ -180,21 +180,21 @@ class Fetcher:
 
 
 class _Late:
-    """Bytes that are made when they are first read."""
+    """Bytes that are made at the first read."""
 
     def __init__(self, make: Callable[[], bytes]) -> None:
         self._make = make
         self._stream: io.BytesIO | None = None
 
     def read(self, size: int) -> bytes:
-        """At most so many bytes; none at the end."""
+        """Reads at most ``size`` bytes; returns none at the end."""
         if self._stream is None:
             self._stream = io.BytesIO(self._make())
         return self._stream.read(size)
 
 
 def ref_name(ref: Ref) -> str:
-    """What errors call a reference: its URI without credentials and signature."""
+    """The name of a reference in error messages: its URI without credentials and signature."""
     return "the inline input" if ref.uri is None else display(ref.uri)
 
 

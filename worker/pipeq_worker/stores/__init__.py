@@ -1,1 +1,1 @@
-"""STORES: where inputs are read and results written, and what may be touched there."""
+"""STORES: reads inputs and writes results, one file for each URI scheme, and checks what may be accessed."""

@@ -1,7 +1,8 @@
-"""ADDRESSES: is an address one of the public Internet? Asked by https before it connects.
+"""ADDRESSES: tells whether an address belongs to the public Internet. Used by https before it connects.
 
-Python's own tables are those of its release (3.11.7 takes fec0::/10, 192.0.0.192 and 3fff::/20 for public), and some
-entries of the registries are "globally reachable" and yet no place of anybody's files. So the registries stand here.
+Python's own tables are those of its release (3.11.7 treats fec0::/10, 192.0.0.192 and 3fff::/20 as public), and some
+entries of IANA's registries are marked "globally reachable" although nobody keeps files there. So the registries are
+copied here.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 #: IANA's registry of special-purpose IPv4 addresses, as of 2025, whole networks only; multicast; and one address that
-#: answers inside Azure's virtual machines alone.
+#: answers only inside Azure's virtual machines.
 _SPECIAL_4 = tuple(
     ipaddress.IPv4Network(text)
     for text in (
@@ -22,21 +23,22 @@ _SPECIAL_4 = tuple(
         "203.0.113.0/24 224.0.0.0/4 240.0.0.0/4 168.63.129.16/32"
     ).split()
 )
-#: All that is given to networks of the Internet; IANA's registry of special-purpose IPv6 addresses has the rest.
+#: The range of all public IPv6 addresses, of which IANA's registry of special-purpose addresses excludes the networks
+#: below.
 _GLOBAL_6 = ipaddress.IPv6Network("2000::/3")
 _SPECIAL_6 = tuple(
     ipaddress.IPv6Network(text) for text in "2001::/23 2001:db8::/32 2002::/16 2620:4f:8000::/48 3fff::/20".split()
 )
-#: The IPv6 range whose last 32 bits are an IPv4 address that a gateway connects to (RFC 6052).
+#: The IPv6 range whose last 32 bits are an IPv4 address to which a gateway connects (RFC 6052).
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-#: Bits 32 to 63 of an address that a tunnel (ISATAP, RFC 5214) takes for the IPv4 address in its last 32.
+#: Values of bits 32 to 63 that mark a tunnel (ISATAP, RFC 5214) to the IPv4 address in the last 32 bits.
 _ISATAP = (0x00005EFE, 0x02005EFE)
 
 
 def is_public(address: Address, private_networks: Iterable[Network]) -> bool:
-    """Whether https:// may connect to an address: one of the public Internet, or of a network that settings name.
+    """Whether https:// may connect to an address: it is public, or in a private network that the settings allow.
 
-    An IPv4 address wrapped into an IPv6 one (mapped, NAT64) is judged as what it wraps.
+    An IPv6 address that wraps an IPv4 one (mapped, NAT64) is treated as the IPv4 address.
     """
     if isinstance(address, ipaddress.IPv6Address):
         wrapped = address.ipv4_mapped

@@ -1,4 +1,4 @@
-"""ALLOW: may this URI be touched? What fetch and writer ask before they open anything."""
+"""ALLOW: decides whether a URI may be accessed. Fetch and writer ask before they open anything."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pipeq_worker.stores.base import Fault, Prefixes, StoreError, display
 
 
 class AllowList:
-    """The URIs below a list of prefixes.
+    """A list of prefixes of URIs.
 
-    An entry that ends in ``/`` is a prefix; any other is that one thing, or a folder with all below it.
+    An entry that ends in ``/`` is a prefix. Any other entry is a single object, or a folder with everything below it.
 
     Args:
         entries: ``s3://bucket/prefix/``, ``file:///folder/``, ``https://host/path/`` or another known scheme.
-        key: where they are set, for the errors: ``[inputs] allow``.
-        option: the command line's name for the same, if there is one: ``--allow``.
+        key: the setting that holds them, for error messages: ``[inputs] allow``.
+        option: the command line's option for them, if there is one: ``--allow``.
 
     Raises (from the constructor):
-        SettingsError: an entry that cannot be compared.
+        SettingsError: an entry cannot be compared.
     """
 
     def __init__(self, entries: Iterable[str], key: str, option: str | None = None) -> None:
@@ -36,11 +36,11 @@ class AllowList:
 
     @property
     def schemes(self) -> tuple[str, ...]:
-        """The schemes of which anything is allowed."""
+        """The schemes with at least one entry."""
         return tuple(self._prefixes)
 
     def check(self, uri: str) -> Any:
-        """The place of an allowed URI, for the store of its scheme.
+        """Returns the place of an allowed URI, for the store of its scheme.
 
         Raises:
             StoreError: ``REFUSED``: it is not allowed; the sentence says which line of the settings would allow it.

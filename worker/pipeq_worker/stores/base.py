@@ -1,9 +1,10 @@
-"""BASE: what a store is: all that a worker does with the URIs of one scheme. Used by allow, fetch, writer and registry.
+"""BASE: the interface of a store, which reads and writes the URIs of one scheme. Used by allow, fetch, writer,
+registry.
 
     check (before anything is opened, without network) -> place -> open (to read) or put (to write)
 
-A scheme is one subclass of :class:`Store` in a file of its own, and one entry of the registry (registry.py); that of a
-user is an entry point of the user's package (docs/stores.md).
+A scheme is one subclass of :class:`Store` in a file of its own, and one entry of the registry (registry.py). A user's
+scheme is an entry point of the user's package (docs/stores.md).
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ from pipeq_worker.settings.read import InputSettings, S3Settings
 
 
 def display(uri: str) -> str:
-    """The URI as errors and logs may show it: without user, password and signature."""
+    """The URI in the form that errors and logs may show: without user, password and signature."""
     return shown.uri(uri)
 
 
 class Fault(Enum):
-    """What kind of failure a store's is."""
+    """The kind of a store's failure."""
 
-    #: There is no such thing, or no such bucket.
+    #: The object, or its bucket, does not exist.
     MISSING = auto()
-    #: Settings do not allow it, or the store does not take the worker's credentials, or there are none.
+    #: The settings do not allow it, or the store refuses the worker's credentials, or there are none.
     REFUSED = auto()
     #: Unreachable, throttled or broken for now: the same call may succeed later.
     PASSING = auto()
-    #: The same call will fail again.
+    #: The same call would fail again.
     PERMANENT = auto()
-    #: It came in a form that nobody asked for.
+    #: It came in an encoding that was not asked for.
     UNDECODABLE = auto()
 
 
@@ -51,12 +52,12 @@ _INPUT_CODES = {
 
 
 class StoreError(Exception):
-    """The one error of all stores.
+    """The only exception that stores raise.
 
     Args:
-        fault: what kind of failure, which decides the code that a producer sees, and whether the worker tries again.
-        sentence: names the thing, as the caller calls it, and says what is wrong; without credentials.
-        code: the store's own code, for those who call it.
+        fault: the kind of failure. It decides the error code that a producer sees, and whether the worker tries again.
+        sentence: names the object and says what is wrong; without credentials.
+        code: the store's own error code, for callers.
     """
 
     def __init__(self, fault: Fault, sentence: str, code: str = "") -> None:
@@ -69,54 +70,54 @@ class StoreError(Exception):
         return self.sentence
 
     def of_input(self) -> PipeqError:
-        """What it is to a producer whose input was to be read."""
+        """The error for a producer whose input could not be read."""
         return PipeqError(_INPUT_CODES[self.fault], self.sentence, self.fault is Fault.PASSING)
 
     def of_output(self) -> PipeqError:
-        """What it is to a producer whose result was to be written."""
+        """The error for a producer whose result could not be written."""
         return PipeqError(ErrorCode.OUTPUT_FAILED, self.sentence, self.fault is Fault.PASSING)
 
 
 class Source(NamedTuple):
-    """Something that is open for reading."""
+    """An object that is open for reading."""
 
-    #: In bytes; None where the store does not say.
+    #: Its size in bytes; None if the store does not give it.
     size: int | None
-    #: Takes a number of bytes and gives at most so many; none at the end. Raises StoreError.
+    #: Reads at most the given number of bytes; returns none at the end. Raises StoreError.
     read: Callable[[int], bytes]
 
 
 @dataclass(frozen=True)
 class Access:
-    """What a store may need to know of the worker's settings."""
+    """The settings that a store may need."""
 
-    #: How long one connect or read may take, in seconds. That all of them together end in time is kept by deadline.py.
+    #: How long one connect or read may take, in seconds. deadline.py bounds all of them together.
     timeout_s: float
-    #: How many threads use the store at once.
+    #: Number of threads that use the store at the same time.
     connections: int
-    #: Private networks and certificate authorities, of https.
+    #: Holds the private networks and certificate authorities of https.
     inputs: InputSettings = field(default_factory=InputSettings)
     s3: S3Settings = field(default_factory=S3Settings)
 
 
 @dataclass(frozen=True)
 class Prefixes:
-    """The entries of an allow list that are of one scheme."""
+    """The entries of an allow list that belong to one scheme."""
 
-    #: Each as :meth:`Store.prefix` reads it.
+    #: Each entry as :meth:`Store.prefix` returned it.
     entries: tuple[Any, ...]
-    #: Where they are set, for the errors: ``[inputs] allow``.
+    #: The setting that holds them, for error messages: ``[inputs] allow``.
     key: str
-    #: The command line's name for the same, if there is one: ``--allow``.
+    #: The command line's option for them, if there is one: ``--allow``.
     option: str | None = None
 
     def forbidden(self, uri: str, suggestion: str, name: str | None = None) -> StoreError:
-        """That no entry allows a URI.
+        """Returns the error for a URI that no entry allows.
 
         Args:
-            uri: what is not allowed.
+            uri: the URI.
             suggestion: the entry that would allow it.
-            name: what the error calls it; the URI without credentials where it is absent.
+            name: the name that the error uses; by default the URI without credentials.
         """
         suggestion = display(suggestion)
         option = f", or start the worker with {self.option} {suggestion}" if self.option else ""
@@ -127,24 +128,24 @@ class Prefixes:
 
 
 def is_below(value: str, entry: str) -> bool:
-    """Whether a text lies below an entry: one that ends in ``/`` is a prefix, any other that one thing or a folder."""
+    """Whether a text lies below an entry: if that ends in ``/`` it is a prefix, else a single object or a folder."""
     return value.startswith(entry) if entry.endswith("/") else value == entry or value.startswith(entry + "/")
 
 
 class Store(ABC):
-    """Reads, and perhaps writes, what URIs of one scheme name. One object serves all threads.
+    """Reads, and perhaps writes, the URIs of one scheme. One object serves all threads.
 
-    Its constructor takes an :class:`Access` and connects to nothing.
+    Its constructor takes an :class:`Access`, and does not connect.
 
     Raises (from the constructor):
-        PipeqError: a setting cannot be used, or a package is missing: the worker does not start.
+        PipeqError: a setting cannot be used, or a package is missing; the worker does not start.
     """
 
-    #: What stands before ``://``.
+    #: The part of the URI before ``://``.
     scheme: ClassVar[str]
-    #: Whether :meth:`put` works.
+    #: Whether :meth:`put` is implemented.
     writable: ClassVar[bool] = False
-    #: Whether :meth:`version` works, without which no model is kept in the cache.
+    #: Whether :meth:`version` is implemented. Models can be cached only from such a store.
     has_versions: ClassVar[bool] = False
 
     def __init__(self, access: Access) -> None:
@@ -153,67 +154,67 @@ class Store(ABC):
     @classmethod
     @abstractmethod
     def prefix(cls, entry: str) -> Any:
-        """An entry of an allow list, as :meth:`check` wants to compare it.
+        """Parses an entry of an allow list into the form that :meth:`check` compares.
 
         Raises:
-            ValueError: the rest of a sentence about the entry: ``cannot be used: it names no bucket``.
+            ValueError: the end of a sentence about the entry: ``cannot be used: it names no bucket``.
         """
 
     @classmethod
     @abstractmethod
     def check(cls, uri: str, prefixes: Prefixes, name: str | None = None) -> Any:
-        """The place that a URI names, if an entry allows it. Opens nothing and asks nobody.
+        """Returns the place that a URI names, if an entry allows it. Opens nothing, and uses no network.
 
         Raises:
-            StoreError: ``REFUSED``: no entry allows it, or other readers of URIs might take it for another place.
+            StoreError: ``REFUSED``: no entry allows it, or other parsers of URIs might read it as another place.
         """
 
     @abstractmethod
     def open(self, place: Any, name: str) -> AbstractContextManager[Source]:
-        """Opens a place of :meth:`check` for reading.
+        """Opens a place from :meth:`check` for reading.
 
-        Each step that waits waits no longer than :func:`pipeq_worker.stores.deadline.remaining_s`.
+        No step may wait longer than :func:`pipeq_worker.stores.deadline.remaining_s`.
 
         Args:
-            place: what is to be read.
-            name: what errors call it.
+            place: the place to read.
+            name: the name that error messages use.
 
         Raises (the function of the source, too):
-            StoreError: whatever the fault is.
+            StoreError: with any fault.
         """
 
     def put(self, place: Any, data: bytes, media_type: str, name: str) -> None:
-        """Writes a place of :meth:`check`, as a whole or not at all; what is there is replaced.
+        """Writes a place from :meth:`check`, either completely or not at all; an existing object is replaced.
 
         Raises:
-            StoreError: whatever the fault is.
+            StoreError: with any fault.
         """
         raise NotImplementedError(f"{self.scheme}:// is not written")
 
     def version(self, place: Any, name: str) -> str:
-        """Differs where what is stored there does.
+        """Returns a text that changes when the object changes.
 
         Raises:
-            StoreError: whatever the fault is.
+            StoreError: with any fault.
         """
         raise NotImplementedError(f"{self.scheme}:// has no versions")
 
     def look(self, prefix: Any, name: str) -> None:
-        """Whether what an allow list names is there, as far as that can be known. For `pipeq worker --check`.
+        """Checks that an entry of an allow list exists, as far as that can be known. For `pipeq worker --check`.
 
         Raises:
-            StoreError: it is not.
+            StoreError: it does not exist.
         """
 
     def remove(self, place: Any, name: str) -> None:
-        """Takes back what :meth:`put` has written. For `pipeq worker --check`.
+        """Removes an object that :meth:`put` has written. For `pipeq worker --check`.
 
         Raises:
-            StoreError: whatever the fault is.
+            StoreError: with any fault.
         """
 
     def warm_up(self) -> None:
-        """Does what takes time before the first use; what is wrong shows when it is used."""
+        """Does slow preparations before the first use. Faults are not raised here, but when the store is used."""
 
     def close(self) -> None:
         """Closes the connections. A later call opens new ones."""

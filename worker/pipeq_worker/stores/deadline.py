@@ -1,10 +1,10 @@
-"""DEADLINE: how long all that a thread reads from the network may take, however slowly it drips. Used by https and s3.
+"""DEADLINE: bounds the total time of a thread's network reads, even if a server sends slowly. Used by https and s3.
 
     with within(600):  look up a name -> connect -> TLS -> headers -> body -> the next redirect or try
 
-A socket's timeout begins anew with each byte, so it ends no server that sends one a second. Here each single read of a
-socket waits no longer than what is left of the whole. Connections of urllib3 and botocore are made of the mixin below;
-a thread without a deadline notices nothing of it.
+A socket's timeout starts again with each byte, so it never ends a server that sends one byte a second. Here each read
+of a socket waits no longer than the time that is left in total. The connections of urllib3 and botocore use the mixin
+below; threads without a deadline are not affected.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from urllib3.connectionpool import HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 from urllib3.util.connection import create_connection
 
-#: When the work of this thread must be done, as :func:`time.monotonic` counts.
+#: The time when this thread's work must be done, by :func:`time.monotonic`.
 _end: ContextVar[float] = ContextVar("end", default=math.inf)
 
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Gives this thread so long for all that it reads inside; the shorter of two deadlines holds."""
+    """Gives this thread ``seconds`` for all its reads inside the block. Of nested deadlines the earliest holds."""
     token = _end.set(min(_end.get(), time.monotonic() + seconds))
     try:
         yield
@@ -43,7 +43,7 @@ def within(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """The time spent inside does not count: waiting for memory is no fault of a server."""
+    """Excludes the time inside the block: a server is not to blame if the worker waits for memory."""
     began = time.monotonic()
     try:
         yield
@@ -52,21 +52,21 @@ def paused() -> Iterator[None]:
 
 
 def remaining_s() -> float:
-    """What is left, in seconds: infinite without a deadline, negative after it."""
+    """The time left, in seconds: infinite without a deadline, negative after it."""
     return _end.get() - time.monotonic()
 
 
 def has_passed() -> bool:
-    """Whether nothing is left."""
+    """Whether no time is left."""
     return remaining_s() <= 0
 
 
 def look_up(host: str, port: int, timeout_s: float = math.inf) -> list[str]:
-    """The addresses of a host; one that is an address already is its own.
+    """Returns the addresses of a host; an address is returned unchanged.
 
     Raises:
-        TimeoutError: no answer within the timeout or what is left.
-        OSError, UnicodeError: as :func:`socket.getaddrinfo`.
+        TimeoutError: no answer within the timeout or the time left.
+        OSError, UnicodeError: as :func:`socket.getaddrinfo` raises.
     """
     timeout_s = min(timeout_s, remaining_s())
     literal = False
@@ -74,7 +74,7 @@ def look_up(host: str, port: int, timeout_s: float = math.inf) -> list[str]:
         literal = bool(ipaddress.ip_address(host.partition("%")[0]))
     if literal or timeout_s == math.inf:
         return _resolve(host, port)
-    # The resolver takes no timeout. A thread that nobody waits for any more ends when the resolver gives up.
+    # The resolver takes no timeout, so it runs on a thread, which is abandoned when the time is over and ends later.
     answers: SimpleQueue[list[str] | Exception] = SimpleQueue()
 
     def ask() -> None:
@@ -99,7 +99,7 @@ def _resolve(host: str, port: int) -> list[str]:
 
 
 class _Reader(io.RawIOBase):
-    """What a connection reads from: each read waits as long as its socket says, or as is left."""
+    """The file that a connection reads from: a read waits for the socket's timeout or the time left."""
 
     def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
         self._sock = sock
@@ -119,7 +119,7 @@ class _Reader(io.RawIOBase):
         try:
             return self._raw.readinto(buffer)
         finally:
-            with suppress(OSError):  # it may be closed by now
+            with suppress(OSError):  # the socket may be closed by now
                 self._sock.settimeout(timeout)
 
     def close(self) -> None:
@@ -133,7 +133,7 @@ def _timed(response: Any, sock: socket.socket) -> Any:
 
 
 class _Response(http.client.HTTPResponse):
-    """Reads its status, its headers, its chunks and its body by :class:`_Reader`."""
+    """Reads its status, headers, chunks and body through :class:`_Reader`."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
@@ -141,14 +141,15 @@ class _Response(http.client.HTTPResponse):
 
 
 class Timed(HTTPConnection):
-    """Mixin for a connection of urllib3 that keeps to the deadline of the thread that uses it."""
+    """Mixin for urllib3 connections. It keeps the deadline of the thread that uses the connection."""
 
     response_class = _Response
 
     def _new_conn(self) -> socket.socket:
         problem: OSError | None = None
         try:
-            # The socket keeps the last timeout set here, and so TLS, which takes it for the whole handshake, ends too.
+            # The socket keeps the timeout that is set here, so the TLS handshake, which uses it as a whole, is bounded,
+            # too.
             for address in look_up(self._dns_host, self.port or self.default_port):
                 try:
                     return self._connect_to(address)
@@ -177,7 +178,7 @@ class Timed(HTTPConnection):
 
 
 class TimedExpecting(Timed):
-    """The same for botocore's connections, which read the answer to ``Expect: 100-continue`` themselves."""
+    """The same for botocore's connections, which themselves read the answer to ``Expect: 100-continue``."""
 
     def _handle_expect_response(self, message_body: Any) -> None:
         real, self.sock = self.sock, _Reading(self.sock)
@@ -186,7 +187,8 @@ class TimedExpecting(Timed):
             super()._handle_expect_response(message_body)  # type: ignore[misc]
             made = self.response_class
             if made is not before:
-                # It answered at once and not with 100: botocore goes on to read that answer by a class of its own.
+                # The server answered at once with another status than 100. botocore reads that answer with a class of
+                # its own.
                 self.response_class = lambda sock, *args, **kwargs: _timed(made(sock, *args, **kwargs), sock)  # type: ignore[assignment]
         finally:
             if isinstance(self.sock, _Reading):
@@ -194,7 +196,7 @@ class TimedExpecting(Timed):
 
 
 class _Reading:
-    """A socket, but for what is read from it."""
+    """A socket whose reads keep the deadline."""
 
     def __init__(self, sock: Any) -> None:
         self._sock = sock
@@ -207,7 +209,7 @@ class _Reading:
 
 
 class TimedHttps(Timed, HTTPSConnection):
-    """To an https server."""
+    """A connection to an https server."""
 
 
 class TimedHttpsPool(HTTPSConnectionPool):

@@ -1,7 +1,7 @@
-"""FILES: reads and writes below a folder, and never leaves it by a symbolic link, not even by one made meanwhile.
+"""DISK: reads and writes files below a folder, and never leaves it through a symbolic link.
 
-A path is walked one folder at a time from an open folder, and no step follows a link: what was checked is what is
-opened.
+A path is walked one folder at a time from an open folder, and no step follows a link. So the file that was checked is
+the file that is opened, even if a link is created in between.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-# O_PATH, where there is one: a folder on the way need only be searchable, not readable.
+# With O_PATH, where available, a folder on the way must only be searchable, not readable.
 _SEARCH = getattr(os, "O_PATH", os.O_RDONLY)
 _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# Without O_NONBLOCK, opening a named pipe would wait for its writer.
+# Without O_NONBLOCK, opening a named pipe would wait for a writer.
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class NotRegularError(OSError):
-    """It is a device, a pipe or a socket."""
+    """The file is a device, a pipe or a socket."""
 
 
 @contextmanager
 def _folder(root: str, parts: list[str], create: bool = False) -> Iterator[int]:
-    # fsync takes no descriptor that O_PATH made.
+    # fsync does not accept a descriptor that was opened with O_PATH.
     access = os.O_RDONLY if create else _SEARCH
     descriptor = os.open(root, access | _FOLDER)
     try:
@@ -51,15 +51,15 @@ def _split(relative: str) -> tuple[list[str], str]:
 
 
 def open_below(root: str, relative: str) -> int:
-    """Opens a regular file for reading; the descriptor is the caller's to close.
+    """Opens a regular file for reading; the caller closes the descriptor.
 
     Args:
-        root: a folder, trusted.
-        relative: the file's path below it, without ``..`` and without links, as allow.py resolves it.
+        root: a trusted folder.
+        relative: the file's path below it, without ``..`` and without links, as file.py resolves it.
 
     Raises:
-        NotRegularError: a device, a pipe or a socket.
-        OSError: as ``open`` raises; ELOOP or ENOTDIR where a link has appeared in the path.
+        NotRegularError: it is a device, a pipe or a socket.
+        OSError: as ``open`` raises; ELOOP or ENOTDIR if a link has appeared in the path.
     """
     parts, name = _split(relative)
     with _folder(root, parts) as folder:
@@ -80,15 +80,15 @@ def _check_regular(mode: int) -> None:
 
 
 def create_below(root: str, relative: str) -> int:
-    """Creates a file for writing, and the folders on the way; the descriptor is the caller's to close.
+    """Creates a file for writing, and the folders on its path; the caller closes the descriptor.
 
     Args:
-        root: a folder, trusted.
+        root: a trusted folder.
         relative: the file's path below it, without ``..``.
 
     Raises:
-        FileExistsError: something has this name already.
-        OSError: as ``open`` raises; ELOOP or ENOTDIR where a link is in the path.
+        FileExistsError: the name exists already.
+        OSError: as ``open`` raises; ELOOP or ENOTDIR if the path has a link.
     """
     parts, name = _split(relative)
     with _folder(root, parts, create=True) as folder:
@@ -96,24 +96,24 @@ def create_below(root: str, relative: str) -> int:
 
 
 def make_below(root: str, relative: str) -> None:
-    """Makes a folder, and those on the way, where they are not there yet.
+    """Makes a folder, and the folders on its path, unless they exist.
 
     Raises:
-        OSError: as ``mkdir`` raises; ELOOP or ENOTDIR where a link or a file is in the path.
+        OSError: as ``mkdir`` raises; ELOOP or ENOTDIR if the path has a link or a file.
     """
     with _folder(root, relative.split("/"), create=True):
         pass
 
 
 def write_below(root: str, relative: str, data: bytes) -> None:
-    """Writes a file as a whole or not at all; folders are made as needed, and a file of that name is replaced.
+    """Writes a file completely or not at all. Folders are made as needed, and an existing file is replaced.
 
     The data has reached the disk when this returns.
 
     Args:
-        root: a folder, trusted.
+        root: a trusted folder.
         relative: the file's path below it, without ``..`` and without links.
-        data: what the file will hold.
+        data: the file's content.
 
     Raises:
         OSError: as ``open``, ``write`` or ``rename`` raise.
@@ -121,14 +121,14 @@ def write_below(root: str, relative: str, data: bytes) -> None:
     os.makedirs(root, exist_ok=True)
     parts, name = _split(relative)
     with _folder(root, parts, create=True) as folder:
-        # In the same folder, as a rename is atomic only within one file system.
+        # In the same folder, because a rename is atomic only within one file system.
         temporary = f".{secrets.token_hex(8)}.tmp"
         descriptor = os.open(temporary, _CREATE, 0o666, dir_fd=folder)
         try:
             with open(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
-                # The message is acknowledged once we return: the result must outlive a power cut.
+                # The message is acknowledged after this returns, so the result must survive a power failure.
                 os.fsync(descriptor)
             os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:

@@ -1,4 +1,4 @@
-"""FILE: ``file:///folder/name`` on the worker's own disk. No link leads out of an allowed folder."""
+"""FILE: ``file:///folder/name`` on the worker's own disk. Links cannot lead out of an allowed folder."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from urllib.parse import unquote_to_bytes
 from pipeq_worker.stores.base import Fault, Prefixes, Source, Store, StoreError, display, is_below
 from pipeq_worker.stores.disk import NotRegularError, open_below, write_below
 
-#: Faults of a disk that may pass: full, over quota, a file server that is away.
+#: Errors of a disk that may be temporary: full, over quota, a file server that is away.
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE})
 
 
 class FilePlace(NamedTuple):
-    """Where a file is, both parts without any symbolic link."""
+    """The place of a file; both parts are free of symbolic links."""
 
-    #: The allowed folder that holds it, trusted.
+    #: The allowed folder that holds it; trusted.
     root: str
     #: Its path below that folder.
     relative: str
 
 
 class File(Store):
-    """Files of the disk that the worker sees."""
+    """Files on a disk that the worker can access."""
 
     scheme = "file"
     writable = True
@@ -40,7 +40,7 @@ class File(Store):
 
     @classmethod
     def check(cls, uri: str, prefixes: Prefixes, name: str | None = None) -> FilePlace:
-        """The file need not exist. It may still change into a link before it is opened: disk.py follows none."""
+        """The file need not exist. It may be replaced by a link before it is opened; disk.py follows none."""
         name = name or display(uri)
         try:
             path = file_path(uri)
@@ -48,7 +48,7 @@ class File(Store):
             raise StoreError(Fault.REFUSED, f"{name} is not opened: {error}") from error
         real = os.path.realpath(path)
         for entry in prefixes.entries:
-            # Resolved each time: a root such as "current" may be a link that is moved on while the worker runs.
+            # Resolved each time, because a root such as "current" may be a link that changes while the worker runs.
             root = os.path.realpath(entry)
             if real == root:
                 return FilePlace(*os.path.split(real))
@@ -58,7 +58,7 @@ class File(Store):
             reason = 'leads outside the allowed folders, through a symbolic link or ".."'
             raise StoreError(Fault.REFUSED, f"{name} {reason}; to allow that, add its folder to {prefixes.key}")
         folder = uri[: uri.rindex("/") + 1]
-        # For a file right below the root, its folder would be the whole disk.
+        # For a file directly below the root, the suggested folder would be the whole disk.
         raise prefixes.forbidden(uri, uri if folder == "file:///" else folder, name)
 
     @contextmanager
@@ -80,7 +80,7 @@ class File(Store):
             os.close(descriptor)
 
     def put(self, place: FilePlace, data: bytes, media_type: str, name: str) -> None:
-        """A file has no media type."""
+        """Writes a file; its media type is not stored."""
         try:
             write_below(*place, data)
         except OSError as error:
@@ -101,10 +101,10 @@ class File(Store):
 
 
 def file_path(uri: str) -> str:
-    """``file:///a%20b`` -> ``/a b``. A ``?`` or ``#`` is part of the name, as nothing else could be meant.
+    """``file:///a%20b`` -> ``/a b``. ``?`` and ``#`` are part of the name, as they can mean nothing else.
 
     Raises:
-        ValueError: relative, on another host, or with a zero byte.
+        ValueError: the path is relative, on another host, or has a zero byte.
     """
     path = os.fsdecode(unquote_to_bytes(uri.removeprefix("file://")))
     if not path.startswith("/"):

@@ -1,7 +1,7 @@
-"""HTTPS: reads from web servers, never from a network that only this worker can reach.
+"""HTTPS: reads from web servers, but not from networks that only this worker can reach.
 
-The host is resolved here, each of its addresses is judged, and the connection goes to the judged address itself, so
-that a second answer from DNS cannot redirect it. Certificate and SNI stay those of the host's name.
+The host is resolved here, each of its addresses is checked, and the connection goes to the checked address itself, so
+that a second DNS answer cannot redirect it. Certificate and SNI are still those of the host's name.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from pipeq_worker.stores.https_url import HttpsUrl
 
 _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-#: Answers that a later try may not get: too early, too many requests, request timeout; all 5xx besides.
+#: Statuses that a later try may not get: too early, too many requests, request timeout. All 5xx count, too.
 _PASSING = frozenset({408, 425, 429})
-#: Hosts whose connections are kept open between two fetches.
+#: Number of hosts whose connections are kept open between fetches.
 _KEPT_HOSTS = 32
 
 
 class HttpsPlace(NamedTuple):
-    """What is to be read, and below what it must lie wherever the server redirects to."""
+    """The URL to read, and the prefixes below which it must stay if the server redirects."""
 
     url: HttpsUrl
     prefixes: Prefixes
 
 
 class Https(Store):
-    """Reads from web servers; takes no proxy from the environment.
+    """Reads from web servers. It uses no proxy from the environment.
 
     Raises (from the constructor):
         SettingsError: ``private_networks`` or ``ca_bundle`` cannot be used.
@@ -61,7 +61,7 @@ class Https(Store):
             maxsize=access.connections,
             ssl_context=context,
             timeout=urllib3.Timeout(connect=access.timeout_s, read=access.timeout_s),
-            # Retries and redirects are ours: urllib3 would follow them unchecked.
+            # We handle retries and redirects, because urllib3 would follow redirects unchecked.
             retries=False,
         )
         self._pools.pool_classes_by_scheme = {"https": TimedHttpsPool}
@@ -89,7 +89,7 @@ class Https(Store):
 
     @contextmanager
     def open(self, place: HttpsPlace, name: str) -> Iterator[Source]:
-        """Redirects are followed to https:// only, and each hop is checked like the first."""
+        """Follows redirects to https:// only, and checks each hop like the first URL."""
         response, name = self._request(place, name)
         try:
 
@@ -99,7 +99,7 @@ class Https(Store):
 
             yield Source(_size(response, name), read)
         finally:
-            # A connection that was read to the end is back in its pool by now; any other cannot be used again.
+            # A connection that was read to the end is back in its pool by now; any other one cannot be reused.
             response.close()
 
     def close(self) -> None:
@@ -130,7 +130,8 @@ class Https(Store):
             try:
                 return self._send_to(address, url)
             except (NewConnectionError, ConnectTimeoutError):
-                # As browsers do: a host with an IPv6 address is no use to a worker that has only IPv4.
+                # As in browsers: the next address is tried, because a worker with only IPv4 cannot use a host's IPv6
+                # address.
                 continue
             except (HTTPError, HTTPException, ValueError) as error:
                 raise _unavailable(name, error) from error
@@ -141,18 +142,18 @@ class Https(Store):
         pool = self._pools.connection_from_host(
             address, url.port, scheme="https", pool_kwargs={"server_hostname": url.host}
         )
-        # Compressed answers are not asked for: their size would say nothing about what they unpack to.
+        # No compression is asked for, because a compressed size does not bound the unpacked size.
         headers = {"Host": url.netloc, "Accept-Encoding": "identity", "User-Agent": "pipeq"}
         return pool.urlopen("GET", url.target, headers=headers, redirect=False, preload_content=False)
 
     def _addresses(self, url: HttpsUrl, name: str) -> list[str]:
-        """The host's addresses, each of them judged; one bad address condemns the host."""
+        """Returns the host's addresses after checking each; one forbidden address is enough to refuse the host."""
         try:
             found = look_up(url.host, url.port, self._access.timeout_s)
         except (OSError, UnicodeError) as error:
             reason = f"{name} cannot be reached: {url.host} has no address ({shown.line(str(error))})"
             raise StoreError(Fault.PASSING, reason) from error
-        # A scope ("%eth0") only occurs with link-local addresses, which are judged without it.
+        # Only link-local addresses have a scope ("%eth0"); they are checked without it.
         addresses = list(dict.fromkeys(address.partition("%")[0] for address in found))
         for address in addresses:
             if not is_public(ipaddress.ip_address(address), self._networks):
@@ -172,11 +173,11 @@ def _network(entry: str) -> Network:
 
 
 def _size(response: urllib3.BaseHTTPResponse, name: str) -> int | None:
-    """What an answer says its size is; None where it says nothing."""
+    """The size that an answer declares; None if it declares none."""
     length = response.headers.get("Content-Length")
     if length is None or response.headers.get("Transfer-Encoding") is not None:
         return None
-    # Python reads no number of over 4,300 digits, and no input has as many bytes as take 18.
+    # Python parses no number of more than 4,300 digits, and no size needs more than 18.
     if not (length.isascii() and length.isdigit() and len(length) < 19):
         reason = f"{name} is said to have {shown.line(length, 40)!r} bytes, which is no size"
         raise StoreError(Fault.PERMANENT, reason)
@@ -206,7 +207,7 @@ def _translated(name: str) -> Iterator[None]:
     try:
         yield
     except (HTTPError, HTTPException, OSError, ValueError) as error:
-        # ValueError is what http.client makes of a chunk of a negative size.
+        # http.client raises ValueError for a chunk of negative size.
         raise _unavailable(name, error) from error
 
 

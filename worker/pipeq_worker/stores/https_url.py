@@ -1,4 +1,4 @@
-"""HTTPS_URL: an https:// URL that every parser reads the same way. Used by https."""
+"""HTTPS URL: parses only those https:// URLs that every parser reads in the same way. Used by https."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Self
 
 from pipeq_worker.stores.climbing import climbs
 
-# Only what a URI may hold, and no "\" and no "@" before the path: other parsers disagree on where the host ends then.
+# Only characters that a URI may hold, and no "\" and no "@" before the path: parsers disagree on where the host ends
+# then.
 _HTTPS = re.compile(
     r"https://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?(?P<path>/[^?#]*)?(?P<query>\?[^#]*)?(#.*)?",
     re.IGNORECASE | re.ASCII,
@@ -18,9 +19,9 @@ _PRINTABLE = re.compile(r"[!-~]*")
 
 @dataclass(frozen=True)
 class HttpsUrl:
-    """An https:// URL that every parser reads the same way."""
+    """An https:// URL that every parser reads in the same way."""
 
-    #: Lower case; an IPv6 address stands without brackets.
+    #: In lower case; an IPv6 address has no brackets.
     host: str
     port: int
     #: Percent-encoded, as given; begins with a slash.
@@ -30,10 +31,10 @@ class HttpsUrl:
 
     @classmethod
     def parse(cls, url: str) -> Self:
-        """Splits a URL.
+        """Parses a URL.
 
         Raises:
-            ValueError: says what is wrong: another scheme, user information, a backslash, ``..`` in any spelling, ...
+            ValueError: says what is wrong: another scheme, user information, a backslash, ``..`` in any encoding, ...
         """
         match = _HTTPS.fullmatch(url)
         if match is None or not _PRINTABLE.fullmatch(url):
@@ -48,13 +49,13 @@ class HttpsUrl:
 
     @property
     def netloc(self) -> str:
-        """Host and port as the Host header wants them."""
+        """Host and port in the form of the Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == 443 else f"{host}:{self.port}"
 
     @property
     def target(self) -> str:
-        """Path and query: what a request asks for."""
+        """Path and query, the target of a request."""
         return self.path + self.query
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""OBJECTS: URIs of object stores, ``scheme://bucket/key``: what may be touched there. The stores of s3 and the like."""
+"""OBJECTS: what the object stores (``scheme://bucket/key``) share. Base of s3 and similar stores."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pipeq_worker.stores.climbing import climbs
 
 
 class ObjectPlace(NamedTuple):
-    """Where an object is."""
+    """The place of an object."""
 
     bucket: str
     key: str
 
 
 class ObjectStore(Store):
-    """What the stores of objects share: names are taken literally, and compared as they are written."""
+    """Base class of object stores. Names are taken literally, and compared as they are written."""
 
-    #: What the store itself calls a bucket.
+    #: The store's own word for a bucket.
     bucket: ClassVar[str] = "bucket"
 
     @classmethod
     def split(cls, uri: str) -> ObjectPlace:
-        """``s3://bucket/key`` -> bucket and key. Nothing is decoded: ``%20``, ``?`` and ``#`` are what they are.
+        """``s3://bucket/key`` -> bucket and key. Nothing is decoded: ``%20``, ``?`` and ``#`` stand for themselves.
 
         Raises:
-            ValueError: a segment is ``.`` or ``..``, in any spelling: many servers resolve them, some after decoding.
+            ValueError: a segment is ``.`` or ``..``, in any encoding: many servers resolve those, some after decoding.
         """
         place = uri.removeprefix(f"{cls.scheme}://")
         if climbs(place, "/\\"):
@@ -56,6 +56,6 @@ class ObjectStore(Store):
 
     @classmethod
     def require_key(cls, place: ObjectPlace, name: str) -> None:
-        """Raises StoreError where a place is a bucket."""
+        """Raises StoreError if a place is a bucket without a key."""
         if not place.key:
             raise StoreError(Fault.MISSING, f"{name} names a {cls.bucket} but no object in it")

@@ -1,4 +1,4 @@
-"""S3: ``s3://bucket/key``, by one client for all threads; botocore's errors are told apart."""
+"""S3: ``s3://bucket/key``. One client serves all threads; botocore's errors are translated to faults."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pipeq_worker.stores.objects import ObjectPlace, ObjectStore
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-#: Tries of one call inside botocore, the first included. The worker's own retries, minutes apart, come on top.
+#: Tries of one call inside botocore, including the first. The worker's own retries, minutes apart, are additional.
 _ATTEMPTS = 3
 
-#: Codes of passing faults that do not all come with status 429 or 5xx.
+#: Codes of temporary faults that may come with another status than 429 or 5xx.
 _THROTTLED = frozenset(
     {
         "Throttling",
@@ -30,12 +30,12 @@ _THROTTLED = frozenset(
         "BandwidthLimitExceeded",
     }
 )
-#: Codes with which S3 turns credentials away under another status than 403.
+#: Codes with which S3 refuses credentials under another status than 403.
 _REFUSED = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})
 
 
 class S3(ObjectStore):
-    """Objects of an S3 server. Connects on first use; credentials come from the AWS chain."""
+    """Objects of an S3 server. It connects at first use, with credentials from the AWS chain."""
 
     scheme = "s3"
     writable = True
@@ -62,17 +62,17 @@ class S3(ObjectStore):
             yield Source(size if size is not None and size >= 0 else None, read)
 
     def version(self, place: ObjectPlace, name: str) -> str:
-        """Its ETag."""
+        """The object's ETag."""
         with self._translated(name):
             return str(self._connected().head_object(Bucket=place.bucket, Key=place.key)["ETag"])
 
     def put(self, place: ObjectPlace, data: bytes, media_type: str, name: str) -> None:
-        """In one request."""
+        """Writes the object in one request."""
         with self._translated(name):
             self._connected().put_object(Bucket=place.bucket, Key=place.key, Body=data, ContentType=media_type)
 
     def look(self, prefix: str, name: str) -> None:
-        """Where the bucket may not be listed, its objects may be read all the same."""
+        """A bucket that may not be listed passes, because its objects may still be readable."""
         bucket, start = self.split(prefix)
         try:
             with self._translated(name):
@@ -86,7 +86,7 @@ class S3(ObjectStore):
             self._connected().delete_object(Bucket=place.bucket, Key=place.key)
 
     def warm_up(self) -> None:
-        """Builds the client: it takes half a second."""
+        """Builds the client, which takes half a second."""
         with suppress(StoreError), self._translated("S3"):
             self._connected()
 
@@ -97,14 +97,14 @@ class S3(ObjectStore):
             client.close()
 
     def _connected(self) -> S3Client:
-        # Building a client takes a tenth of a second and is not thread-safe; using one is.
+        # Building a client takes a tenth of a second and is not thread-safe; using it is.
         with self._lock:
             if self._client is None:
                 self._client = self._build()
             return self._client
 
     def _build(self) -> S3Client:
-        # Imported here: a worker whose inputs are all inline or on disk never pays for it.
+        # Imported here, so that a worker whose inputs are all inline or on disk does not pay for it.
         import boto3
         from botocore.config import Config
 
@@ -114,7 +114,7 @@ class S3(ObjectStore):
         custom = self._endpoint
         style = settings.addressing_style
         if style == "auto" and custom:
-            # http://bucket.localhost:9000 resolves almost nowhere.
+            # A name such as http://bucket.localhost:9000 resolves almost nowhere.
             style = "path"
         config = Config(
             connect_timeout=self._access.timeout_s,
@@ -126,7 +126,7 @@ class S3(ObjectStore):
         if custom:
             # Many servers other than AWS refuse the checksum trailers that botocore adds by default.
             config = config.merge(Config(request_checksum_calculation="when_required"))
-        # A session of our own: boto3's default one is shared with whatever else runs in the process.
+        # A session of our own, because boto3's default session is shared with other code in the process.
         session = boto3.session.Session(region_name=settings.region)
         return session.client("s3", endpoint_url=settings.endpoint_url, config=config)
 
@@ -155,17 +155,17 @@ class S3(ObjectStore):
         ) as error:
             raise _failed(Fault.PASSING, f"failed for now ({self._line(error)})", type(error).__name__, name) from error
         except (aws.BotoCoreError, ValueError) as error:
-            # ValueError is what botocore makes of an endpoint URL that is none.
+            # botocore raises ValueError for a malformed endpoint URL.
             reason = f"cannot be asked for this ({self._line(error)})"
             raise _failed(Fault.PERMANENT, reason, type(error).__name__, name) from error
         except Exception as error:
-            # botocore raises anything on answers that are none of S3, RecursionError where a store redirects to itself.
+            # botocore raises anything for answers that are not S3's, for instance RecursionError for a redirect loop.
             reason = f"answers with what is no answer of S3 ({type(error).__name__})"
             raise _failed(Fault.PASSING, reason, type(error).__name__, name) from error
 
     def _line(self, error: Exception) -> str:
         text = str(error)
-        # botocore quotes the endpoint, which may have a user and a password in it; malformed, it ends nowhere.
+        # botocore quotes the endpoint, which may hold a user and a password; in a malformed one their end is unclear.
         if self._endpoint:
             text = text.replace(self._endpoint, shown.uri(self._endpoint))
         return shown.line(text)
@@ -177,7 +177,7 @@ class S3(ObjectStore):
 
 
 def _keep_to_deadlines() -> None:
-    """Makes botocore's connections such that keep to the deadline of their thread; others notice nothing of it."""
+    """Makes botocore's connections keep the deadline of their thread; threads without a deadline are not affected."""
     from botocore import awsrequest
 
     from pipeq_worker.stores.deadline import TimedExpecting
@@ -206,6 +206,6 @@ def _from_answer(error: Exception, name: str) -> StoreError:
     if status == 404 or code in ("NoSuchKey", "NoSuchBucket"):
         return _failed(Fault.MISSING, f"does not have it ({said})", code, name)
     if status in (401, 403) or code in _REFUSED:
-        # Not the message: AWS names the account and the role in it, which is nothing for producers.
+        # Without the message, because AWS names the account and the role in it, which producers must not see.
         return _failed(Fault.REFUSED, f"refused this worker's credentials ({code})", code, name)
     return _failed(Fault.PERMANENT, f"does not take the request ({said})", code, name)

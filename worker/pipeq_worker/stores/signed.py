@@ -1,9 +1,9 @@
-"""SIGNED: references that one worker hands to another, in a chain or to a chord's body. Used by fetch and deliver.
+"""SIGNED: references that one worker passes to another, in a chain or to a chord's body. Used by fetch and deliver.
 
-What a task returned and what went to the store instead must mean the same to the next task, and that one need not be
-allowed to read the store for its producers. So the worker that wrote an object signs its URI, and any worker of the
-fleet reads what is signed, if it lies where results go. The key lies in Redis, where workers read it and producers may
-not (deploy/redis-users.acl); no record and no result that a producer sees holds a signature.
+The next task must get the same value whether a result was passed on or went to the store, and producers need not be
+allowed to read the store for that. So the worker that wrote an object signs its URI, and any worker of the fleet reads
+a signed URI, if it lies where results go. The key lies in Redis, where workers may read it and producers may not
+(deploy/redis-users.acl). No record and no result that a producer sees holds a signature.
 """
 
 from __future__ import annotations
@@ -25,41 +25,42 @@ from redis.exceptions import RedisError, ResponseError
 from pipeq_worker.settings.read import ResultSettings
 from pipeq_worker.stores.allow import AllowList
 
-#: A whole result, as JSON; or an object that a result speaks of. One is never taken for the other.
+#: A whole result, as JSON, or an object that a result refers to. The signature of one kind is not valid for the other.
 Kind = Literal["result", "object"]
 
 _KEY_BYTES = 32
-#: Keys that are still known once Redis has lost them.
+#: Number of keys that a worker still accepts after Redis has lost them.
 MOST_KEYS = 4
-#: How old what is known of the fleet's key may be when something is signed, in seconds.
+#: Greatest age of the known key when a reference is signed, in seconds.
 LEARN_S = 1.0
 _OBJECT_NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*\.[a-z]+")
 
 
 class Signatures:
-    """Signs and knows signatures. Safe for any number of threads.
+    """Signs references, and verifies signatures. Safe for any number of threads.
 
     Args:
-        client: where the fleet's key is.
+        client: the Redis that holds the fleet's key.
         results: where results may lie.
     """
 
     def __init__(self, client: redis.Redis, results: ResultSettings) -> None:
         self._redis = client
         own = (results.store,) if results.store else ()
-        #: Below these lies what workers write: nothing else is read, whoever signed it.
+        #: Workers write only below these prefixes; a signature for any other place is not accepted.
         self.allow = AllowList((*results.allow, *own), "[results] allow")
-        #: Newest first.
+        #: Known keys, newest first.
         self._keys: list[bytes] = []
-        #: By the monotonic clock. Workers that start after Redis lost its keys must know what is signed here.
+        #: When to read the key again (monotonic clock), so that workers that start after Redis lost its keys can verify
+        #: it.
         self._learn_again_at = 0.0
         self._lock = threading.Lock()
 
     def sign(self, uri: str, kind: Kind, sha256: str = "") -> str:
-        """The signature of a URI, and of what lies there.
+        """Returns the signature of a URI and of its content.
 
         Raises:
-            PipeqError: ``output_failed``, retryable: the key is not known yet, and Redis does not say it.
+            PipeqError: ``output_failed``, retryable: the key is not known yet, and Redis does not answer.
         """
         try:
             if time.monotonic() >= self._learn_again_at:
@@ -69,10 +70,10 @@ class Signatures:
             raise PipeqError(ErrorCode.OUTPUT_FAILED, "Redis does not say the key for signatures", True) from error
 
     def knows(self, ref: Ref, kind: Kind) -> bool:
-        """Whether a worker of this fleet has signed this.
+        """Whether a worker of this fleet has signed this reference.
 
         Raises:
-            PipeqError: ``input_unavailable``: Redis does not say.
+            PipeqError: ``input_unavailable``: Redis does not answer.
         """
         if ref.uri is None or ref.signature is None:
             return False
@@ -82,20 +83,20 @@ class Signatures:
                 if any(hmac.compare_digest(one, ref.signature) for one in wanted):
                     return True
                 if not is_last:
-                    # Another worker may have made a new key, where Redis has lost the old one.
+                    # Another worker may have made a new key, if Redis has lost the old one.
                     self._learn()
         except RedisError as error:
             raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, "Redis does not say the key for signatures") from error
         return False
 
     def _learn(self) -> None:
-        """Asks Redis for the key of the fleet; gives it the last one, or a new one, where there is none."""
+        """Reads the fleet's key from Redis. If there is none, stores this worker's last key, or a new one."""
         with self._lock:
             mine = self._keys[0] if self._keys else os.urandom(_KEY_BYTES)
             self._redis.set(queues.SIGNING_KEY, mine, nx=True)
             try:
                 key = self._redis.get(queues.SIGNING_KEY)
-            except ResponseError:  # no string
+            except ResponseError:  # the key holds no string
                 key = None
             if not isinstance(key, bytes) or len(key) != _KEY_BYTES:
                 self._redis.set(queues.SIGNING_KEY, mine)
@@ -110,19 +111,20 @@ def _signature(key: bytes, uri: str, kind: Kind, sha256: str) -> str:
 
 
 def looks_like_result(value: Any) -> bool:
-    """Whether a value says of itself that it is the result of another task, which lies in the store."""
+    """Whether a value has the form of a reference to another task's result in the store."""
     return isinstance(value, dict) and value.keys() == {"uri", "sha256", "signature"}
 
 
 def objects_of(result_uri: str) -> str:
-    """What the URIs of a result's objects begin with."""
+    """Prefix of the URIs of a result's objects."""
     return f"{result_uri.removesuffix('.json')}.objects/"
 
 
 def sign_objects(value: Any, result_uri: str, signatures: Signatures) -> None:
     """Signs the references in a result to its own objects, in place.
 
-    A result may repeat what a producer sent: only names that a worker makes are signed (outputs.py), none with ``..``.
+    A result may repeat what a producer sent, so only names that a worker makes are signed (outputs.py), none with
+    ``..``.
     """
     below = objects_of(result_uri)
     left = [value]

@@ -1,4 +1,4 @@
-"""WRITER: where results go that do not go into the result backend. Used by deliver."""
+"""WRITER: writes results that do not go into the result backend. Used by deliver."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pipeq_worker.stores.registry import Stores
 
 #: How long one connect or read of the store may take, in seconds.
 _TIMEOUT_S = 30
-#: How long the store may take to answer in all, however slowly it drips, in seconds.
+#: How long a store may take in total, in seconds, even if it answers slowly.
 _WRITE_S = 600
-#: Connections that are kept open: more threads than this never deliver at once.
+#: Connections that are kept open; no more threads than this deliver at the same time.
 _CONNECTIONS = 16
 
 
 class Writer:
-    """Writes results below the prefixes that settings allow. One serves all threads.
+    """Writes results below the prefixes that the settings allow. One object serves all threads.
 
     Args:
-        results: the worker's own store, and where producers may send output.
+        results: the worker's own store, and the prefixes to which producers may send output.
         s3: how to reach S3.
 
     Raises (from the constructor):
-        PipeqError: a package is missing that one of the prefixes needs.
+        PipeqError: one of the prefixes needs a package that is not installed.
     """
 
     def __init__(self, results: ResultSettings, s3: S3Settings) -> None:
@@ -41,7 +41,7 @@ class Writer:
             self._stores.get(scheme)
 
     def check_allowed(self, uri: str) -> None:
-        """Whether a producer may have its output written there: below ``[results] allow``.
+        """Checks that a producer may have its output written to a URI: it must lie below ``[results] allow``.
 
         Raises:
             PipeqError: ``input_forbidden``, with the line to add to the settings.
@@ -49,15 +49,15 @@ class Writer:
         _locate(self._producers, uri)
 
     def put(self, uri: str, data: bytes, media_type: str) -> None:
-        """Writes an object, as a whole or not at all; one that is there is replaced.
+        """Writes an object completely or not at all; an existing one is replaced.
 
         Args:
             uri: a URI below ``[results] allow`` or the worker's own store.
-            data: what the object will hold.
-            media_type: its MIME type; a file has none.
+            data: the object's content.
+            media_type: its MIME type; a file stores none.
 
         Raises:
-            PipeqError: ``input_forbidden``; ``output_failed``, retryable if the fault may pass.
+            PipeqError: ``input_forbidden``; ``output_failed``, retryable if the fault may be temporary.
         """
         place, name = _locate(self._all, uri), display(uri)
         if uri.endswith("/"):
@@ -69,10 +69,10 @@ class Writer:
             raise error.of_output() from error
 
     def remove(self, uri: str) -> None:
-        """Takes back what :meth:`put` has written.
+        """Removes an object that :meth:`put` has written.
 
         Raises:
-            PipeqError: as :meth:`put`.
+            PipeqError: as :meth:`put` raises.
         """
         try:
             self._stores.of(uri).remove(_locate(self._all, uri), display(uri))
