@@ -1,5 +1,4 @@
-"""BASE: the interface of a store, which reads and writes the URIs of one scheme. Used by allow, fetch, writer,
-registry.
+"""BASE: the interface of a store, which reads and writes the URIs of one scheme. Used by all that touches stores.
 
     check (before anything is opened, without network) -> place -> open (to read) or put (to write)
 
