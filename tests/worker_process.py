@@ -16,7 +16,7 @@ from typing import Any
 from pipeq import Client
 
 #: A worker imports torch and loads its models before it is ready, in seconds.
-READY_S = 90
+READY_S = 240
 
 
 @dataclass

@@ -18,7 +18,7 @@ from pipeq.contract import keys as queues
 
 from tests.acceptance.conftest import Service
 from tests.media import encode_image, picture
-from tests.unit.pipeq_worker.media.test_text_and_imagesd import flac
+from tests.unit.pipeq_worker.media.test_decoded import flac
 
 ANYWHERE = Path("/etc/hostname")
 

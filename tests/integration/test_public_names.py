@@ -76,10 +76,6 @@ GOOD: dict[str, dict[str, Any]] = {
 }
 
 
-#: Called by pipeq itself, with what stands in Redis; see test_hostile_redis.py.
-INSIDE = (vars(TaskStatus)["read"], vars(TaskStatus)["from_record"])
-
-
 def parameters(call: Any) -> set[str]:
     """Of a class of pydantic's its fields, of any other callable its parameters."""
     if isinstance(call, type) and issubclass(call, BaseModel):
@@ -99,7 +95,7 @@ def public() -> dict[str, set[str]]:
         found[name] = parameters(value)
         for method, raw in vars(value).items():
             is_ours = isinstance(raw, classmethod) or (inspect.isfunction(raw) and raw.__module__.startswith("pipeq"))
-            if is_ours and not method.startswith("_") and raw not in INSIDE:
+            if is_ours and not method.startswith("_"):
                 found[f"{name}.{method}"] = parameters(getattr(value, method))
     return {name: params for name, params in found.items() if params}
 
