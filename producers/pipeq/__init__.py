@@ -1,4 +1,4 @@
-"""What other apps import to enqueue tasks and to read their results. Loads no torch and no transformers."""
+"""The client: what other apps import to queue tasks and to read their results. Imports no torch and no transformers."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeq.contract.message import Output, Ref, TaskMessage
     from pipeq.contract.status import State, TaskFailedError, TaskStatus
 
-#: Where each name lives. It is imported when it is first used, so that `pipeq --help` waits for neither redis nor
+#: Where each public name is defined. It is imported at first use, so that `pipeq --help` need not import redis and
 #: pydantic.
 _HOMES = {
     "Client": "client",

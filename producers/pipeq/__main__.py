@@ -1,4 +1,4 @@
-"""``python -m producers``: the same as ``pipeq``."""
+"""``python -m pipeq``: the same as the command ``pipeq``."""
 
 from pipeq.cli import main
 

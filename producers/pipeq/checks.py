@@ -1,6 +1,7 @@
-"""CHECKS: what a caller gave -> the same, judged before anything is sent. Used by client.
+"""CHECKS: checks the arguments of a call before anything is sent. Used by client.
 
-Each takes a value of any type, returns it, or raises a PipeqError that names the argument, the value and what it takes.
+Each function takes a value of any type, and returns it, or raises a PipeqError that names the argument, the value, and
+what the argument must be.
 """
 
 from __future__ import annotations
@@ -14,44 +15,44 @@ from pipeq.contract import schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, SettingsError
 from pipeq.contract.message import plain
 
-#: Nothing is delayed, or expires, or is waited for, later than this, in seconds.
+#: Longest delay, expiry or wait, in seconds.
 LONGEST_S = 10 * 366 * 86400
-#: Most bytes of headers that a caller adds: half of what a worker allows for all of them.
+#: Most bytes of headers that a caller may add: half of what a worker accepts for all headers.
 HEADERS_BYTES = 32 * 2**10
 #: Largest value that Redis stores.
 MOST_BYTES = 512 * 2**20
 
 
 def pipeline(value: Any) -> str:
-    """The name of a pipeline, which is the name of its queue."""
+    """Checks the name of a pipeline, which is also the name of its queue."""
     if not queues.is_queue_name(value):
         _refuse(f"the pipeline {shown.value(value)} is no name of one: {queues.QUEUE_NAME_WORDS}")
     return value
 
 
 def new_task_id(value: Any) -> str | None:
-    """An id of the caller's own; None for one of ours."""
+    """Checks an id that the caller chose; None lets the client choose one."""
     if value is not None and not queues.is_task_id(value):
         _refuse(f"the task id {shown.value(value)} is not {queues.TASK_ID_WORDS}")
     return value
 
 
 def task_id(value: Any) -> str:
-    """The id of a task that somebody submitted."""
+    """Checks the id of a submitted task."""
     if not queues.is_readable_id(value):
         _refuse(f"the task id {shown.value(value)} is not {queues.TASK_ID_WORDS}")
     return value
 
 
 def task_ids(values: Any) -> list[str]:
-    """Several of them; of a mapping its keys: id -> what the caller remembers of it. A text would be its letters."""
+    """Checks several ids; of a mapping, its keys. A single text is refused, as its letters would be read as ids."""
     return [
         task_id(value) for value in several("task_ids", list(values) if isinstance(values, Mapping) else values, "ids")
     ]
 
 
 def several(name: str, values: Any, of: str, code: ErrorCode = ErrorCode.INVALID_MESSAGE) -> Iterator[Any]:
-    """Any iterable but a text, bytes or a mapping, which iterate over what nobody meant; read as it goes."""
+    """Accepts any iterable except text, bytes and mappings, over which nobody means to iterate; reads it lazily."""
     if isinstance(values, str | bytes | bytearray | Mapping) or not isinstance(values, Iterable):
         _refuse(
             f"{name} is {shown.value(values)}, a {type(values).__name__}, but takes a list of {of}: put it into [...]"
@@ -60,7 +61,7 @@ def several(name: str, values: Any, of: str, code: ErrorCode = ErrorCode.INVALID
 
 
 def _each(name: str, values: Iterable[Any], code: ErrorCode) -> Iterator[Any]:
-    """The values of a caller's own iterable, whose own error becomes one of ours: the ids queued before ride on it."""
+    """Yields the values of the caller's iterable. Its exception becomes a PipeqError, which can carry queued ids."""
     count = 0
     try:
         for count, value in enumerate(values, start=1):  # noqa: B007 (an error says how many there were)
@@ -72,24 +73,24 @@ def _each(name: str, values: Iterable[Any], code: ErrorCode) -> Iterator[Any]:
 
 
 def seconds(name: str, value: Any) -> float | None:
-    """A number of seconds from now; None for none."""
+    """Checks a number of seconds from now; None stays None."""
     if value is None:
         return None
-    # The comparison is false for NaN.
+    # The comparison is also false for NaN.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST_S:
         _refuse(f"{name} is {shown.value(value)}, not a number of seconds from 0, within ten years")
     return float(value)
 
 
 def priority(value: Any) -> int:
-    """A priority of Celery's on Redis."""
+    """Checks one of Celery's priorities on Redis."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 9:
         _refuse(f"priority {shown.value(value)} is not 0 (first) to 9 (last)")
     return value
 
 
 def output(value: Any, *, many: bool) -> str | None:
-    """Where results go; a prefix for several."""
+    """Checks where a result goes; several results need a prefix."""
     if value is None:
         return None
     scheme, _, place = value.partition("://") if isinstance(value, str) else ("", "", "")
@@ -103,7 +104,7 @@ def output(value: Any, *, many: bool) -> str | None:
 
 
 def params(value: Any) -> dict[str, Any]:
-    """Parameters of a call, as plain JSON."""
+    """Checks the parameters of a call, and returns them as plain JSON values."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -120,7 +121,7 @@ def params(value: Any) -> dict[str, Any]:
 
 
 def headers(value: Any) -> dict[str, Any]:
-    """More headers of a message."""
+    """Checks additional headers of a message."""
     if value is None:
         return {}
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
@@ -140,7 +141,7 @@ def headers(value: Any) -> dict[str, Any]:
 
 
 def max_bytes(value: Any) -> int:
-    """The largest message."""
+    """Checks the size of the largest message."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MOST_BYTES:
         raise SettingsError(f"max_message_bytes is {shown.value(value)}, not a number of bytes from 1 to {MOST_BYTES}")
     return value

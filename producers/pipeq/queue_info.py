@@ -1,6 +1,6 @@
-"""QUEUES: the keys of a pipeline -> how much waits there and who works it off. Used by client.
+"""QUEUES: a pipeline's keys -> how much waits in its queue, and which workers serve it. Used by client.
 
-Whatever stands under these keys is judged: what is of a wrong type counts as nothing, and spoils no other queue.
+All values under these keys are checked: a value of a wrong type counts as absent, and affects no other queue.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeq.contract.reading import json_object, number, readable_object
 from pipeq.contract.status import TaskStatus
 from pipeq.server import replies
 
-#: More tasks than this are inside no worker.
+#: A worker that claims more tasks than this is not believed.
 _MOST_IN_FLIGHT = 10**9
 
 
@@ -27,7 +27,7 @@ class QueueInfo:
     """One pipeline's queue, as ``pipeq queues`` shows it."""
 
     pipeline: str
-    #: Messages that wait to be taken, and those that wait for their next try.
+    #: Messages that wait to be taken, and messages that wait for their next try.
     depth: int
     waiting: int
     #: Seconds since the oldest message was submitted; None for an empty queue or a stock Celery producer.
@@ -37,13 +37,13 @@ class QueueInfo:
     workers: int
     #: Messages in the dead-letter list.
     dead: int
-    #: Worker -> why it takes none of the messages, though it serves the pipeline; empty where all is well.
+    #: Worker -> why it takes no messages although it serves the pipeline; empty if all is well.
     deaf: dict[str, str] = field(default_factory=dict)
 
 
 def registered(found: Mapping[bytes | str, bytes | str]) -> dict[str, dict[str, Any]]:
-    """The hash of known pipelines -> name -> what its last worker said of it; nothing where that cannot be read."""
-    # redis-py is typed for both; ours does not decode.
+    """Parses the hash of known pipelines: name -> what its last worker registered, empty if that cannot be read."""
+    # redis-py's types allow both; our connections do not decode.
     named = ((name.decode("utf-8", "replace") if isinstance(name, bytes) else name, raw) for name, raw in found.items())
     return {name: readable_object(raw) or {} for name, raw in named}
 
@@ -51,7 +51,7 @@ def registered(found: Mapping[bytes | str, bytes | str]) -> dict[str, dict[str, 
 def read_queue(
     client: redis.Redis, pipeline: str, status_many: Callable[[Iterable[str]], list[TaskStatus]]
 ) -> QueueInfo:
-    """How one queue fares, in two or three round trips."""
+    """Reads the state of one queue, in two or three round trips."""
     now = time.time()
     lists = queues.list_keys(pipeline)
     with client.pipeline(transaction=False) as pipe:
@@ -90,14 +90,14 @@ def _in_flight(beat: bytes | str | None, pipeline: str) -> int:
 
 
 def _deaf(beat: bytes | str | None, pipeline: str) -> str | None:
-    """Why a worker takes no messages of the pipeline; None where it does."""
+    """Why a worker takes no messages of the pipeline; None if it does."""
     deaf = (json_object(beat) or {}).get("deaf")
     about = deaf.get(pipeline) if isinstance(deaf, dict) else None
     return shown.line(str(about.get("reason"))) if isinstance(about, dict) else None
 
 
 def _task_id(raw: bytes) -> str | None:
-    """The id in a message's headers, where it is one that a record can stand under."""
+    """The id in a message's headers, if it is a valid one."""
     headers = (json_object(raw) or {}).get("headers")
     found = headers.get("id") if isinstance(headers, dict) else None
     return found if queues.is_task_id(found) else None

@@ -1,4 +1,4 @@
-"""The Redis that a client speaks to: its errors as ours, and replies that are errors in the place of one value."""
+"""The Redis that a client uses: translates its errors to ours, and tolerates errors of single commands."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeq.contract.errors import RedisUnavailableError
 
 @contextmanager
 def reachable(url: str) -> Iterator[None]:
-    """Turns what redis-py raises inside into RedisUnavailableError, without the URL's password."""
+    """Turns exceptions of redis-py inside the block into RedisUnavailableError, without the URL's password."""
     try:
         yield
     except RedisError as error:
@@ -43,10 +43,10 @@ def reachable(url: str) -> Iterator[None]:
 
 
 def replies(pipe: Pipeline) -> list[Any]:
-    """Runs a pipeline. A key of a wrong type is None in its place, so that it spoils no other answer.
+    """Runs a pipeline. A key of a wrong type gives None, so that the other replies are not lost.
 
     Raises:
-        RedisError: any other error, the first.
+        RedisError: the first other error.
     """
     found = pipe.execute(raise_on_error=False)
     for reply in found:
@@ -56,5 +56,5 @@ def replies(pipe: Pipeline) -> list[Any]:
 
 
 def is_wrong_type(error: Exception) -> bool:
-    """Whether Redis says that something else stands under a key."""
+    """Whether Redis says that a key holds another type."""
     return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")

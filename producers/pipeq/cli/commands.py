@@ -1,4 +1,4 @@
-"""The commands of ``pipeq`` that are the client's: submit, result, status, cancel, queues."""
+"""The commands of ``pipeq`` that belong to the client: submit, result, status, cancel, queues."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from pipeq.contract.errors import PipeqError, RedisUrlError, SettingsError, Subm
 from pipeq.contract.status import State, TaskStatus
 from pipeq.submitting import CHUNK_TASKS
 
-#: An id that nobody knows is waited for this long, in seconds, where no time is given.
+#: How long ``result --wait`` waits for an unknown id if no time is given, in seconds.
 UNKNOWN_S = 10.0
 
 
 def _example(*lines: str) -> str:
-    """The epilog of a command's help; the backspace keeps click from joining its lines."""
+    """The epilog of a command's help. The backspace keeps click from joining its lines."""
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
 
 
@@ -43,7 +43,7 @@ _wait = click.option("--wait", is_flag=True, help="Wait until every task has end
 
 
 def _parse_timeout(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
-    # Before anything is submitted. A range of click's lets NaN pass.
+    # Checked before anything is submitted. click's own range would accept NaN.
     try:
         return checks.seconds("timeout", value)
     except PipeqError as error:
@@ -84,7 +84,7 @@ def _client(redis_url: str | None, allow: tuple[str, ...] = ()) -> Iterator[Clie
 
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
-    """Shows each warning once, as a line on stderr."""
+    """Prints each warning once, as a line on stderr."""
     seen: set[str] = set()
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
@@ -113,7 +113,7 @@ def _parse_params(_: click.Context, __: click.Parameter, text: str) -> dict[str,
 
 
 def _write_params(text: str) -> str:
-    """What to write in the place of ``top_k=2``, or of anything else."""
+    """Suggests what to write instead of ``top_k=2``, or of anything else."""
     assigned = re.fullmatch(r"\s*-*(\w+)\s*[=:]\s*(.{1,100})", text)
     if assigned is None:
         return """write one object, as in --params '{"top_k": 2}'"""
@@ -218,10 +218,10 @@ def _submit_all(
     options: dict[str, Any],
     done: Callable[[list[str]], None],
 ) -> None:
-    """Submits chunk by chunk, so that any number of lines may come from stdin; ``done`` gets the ids of each."""
+    """Submits in chunks, so that stdin may have any number of lines; ``done`` gets the ids of each chunk."""
     first = list(islice(inputs, 2))
     if len(first) == 1:
-        # One task may have an exact output; many need a prefix, which submit_many checks.
+        # A single task may have an exact output; several need a prefix, which submit_many checks.
         done([client.submit(pipeline, first[0], **options)])
         return
     chunk = first + list(islice(inputs, CHUNK_TASKS - 2))
@@ -265,7 +265,7 @@ def result(task_id: str, wait: bool, timeout: float | None, allow: tuple[str, ..
 
 
 def _waited_for(client: Client, status: TaskStatus, timeout: float | None) -> TaskStatus:
-    """The status when the task has ended, or when there was no more time for that."""
+    """Returns the status when the task has ended, or when the time for that is over."""
     try:
         if timeout is None and status.state is State.UNKNOWN:
             return client.wait(status.id, UNKNOWN_S)
@@ -275,7 +275,7 @@ def _waited_for(client: Client, status: TaskStatus, timeout: float | None) -> Ta
         if timeout is not None:
             say(error.code, error.message)
         elif now.state is not State.UNKNOWN:
-            # Known by now: it is worth all the time it takes.
+            # The id is known by now, so the wait is not limited any more.
             return client.wait(status.id)
         return now
 

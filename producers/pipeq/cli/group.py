@@ -1,4 +1,4 @@
-"""The click group behind ``pipeq``: commands loaded when they are called, errors as one line and an exit code."""
+"""The click group behind ``pipeq``: imports commands when they are called, turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import click
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError, RedisUnavailableError, WaitTimeoutError
 
-#: Entry points of this group are commands of ``pipeq``; this is how the daemon's arrive, which we never import.
+#: Entry points of this group are commands of ``pipeq``. The worker's commands come this way, because we never import
+#: it.
 ENTRY_POINTS = "pipeq.commands"
 
 OK = 0
@@ -24,7 +25,7 @@ UNKNOWN_ID = 4
 REDIS_UNREACHABLE = 5
 REFUSED = 6
 
-#: Most of a message that a line on stderr shows.
+#: Most characters of a message that a line on stderr shows.
 MESSAGE_CHARS = 2000
 
 EXIT_CODES = """\b
@@ -38,7 +39,7 @@ Exit codes:
   6  refused: unknown pipeline, input too large, invalid message, missing package
 Of several tasks, 4 goes before 1, and 1 before 3."""
 
-#: What commands from entry points do, where we know: listing them must not load them.
+#: Short helps of commands from entry points, because listing commands must not import them.
 _PLUGIN_HELP = {
     "worker": "Serve pipelines: take tasks off their queues in batches.",
     "doctor": "Compare a pipeline's answers in batches with those one by one.",
@@ -47,33 +48,33 @@ _PLUGIN_HELP = {
 
 @dataclass(frozen=True)
 class LazyCommand:
-    """A command that is imported when it is called: an attribute of its name in a module."""
+    """A command that is imported when it is called: the attribute of its name in a module."""
 
     module: str
-    #: What it does, as the list of commands says.
+    #: Its line in the list of commands.
     help: str
-    #: Extras of pipeq whose packages it needs beyond the client's.
+    #: Extras of pipeq with packages that it needs in addition to the client's.
     extras: str = ""
 
 
 def say(code: str, message: str) -> None:
-    """One line on stderr, whatever the message holds: it may be from a record, and a terminal obeys what it prints."""
+    """Prints one line on stderr, without control characters, because the message may come from a record."""
     click.echo(f"pipeq: {shown.line(code, 100)}: {shown.line(message, MESSAGE_CHARS)}", err=True)
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called: ours, and those of :data:`ENTRY_POINTS`."""
+    """A group whose commands are imported when they are called: our own, and those of :data:`ENTRY_POINTS`."""
 
     def __init__(self, *args: Any, lazy: Mapping[str, LazyCommand], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lazy = lazy
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Ours as they are written, then the plug-ins."""
+        """Our own commands in the order of their definition, then those of plug-ins."""
         return list(dict.fromkeys([*self._lazy, *_plugins()]))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Imports the command; None where there is none of this name."""
+        """Imports a command; returns None if there is none of this name."""
         with self._missing_package_said(ctx, cmd_name):
             command: Any = None
             if cmd_name in self._lazy:
@@ -83,7 +84,7 @@ class LazyGroup(click.Group):
         return command if isinstance(command, click.Command) else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists all commands without importing any."""
+        """Lists all commands without importing them."""
         plugins = _plugins()
         with formatter.section("Commands"):
             formatter.write_dl([(name, self._short_help(name, plugins)) for name in self.list_commands(ctx)])
@@ -92,11 +93,11 @@ class LazyGroup(click.Group):
         return self._lazy[name].help if name in self._lazy else _PLUGIN_HELP.get(name, f"From {plugins[name].value}.")
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the epilog as it stands."""
+        """Writes the epilog unchanged."""
         formatter.write(f"\n{(self.epilog or '').replace(chr(8) + chr(10), '')}\n")
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs a command; turns what pipeq raises into a line and an exit code."""
+        """Runs a command, and turns a PipeqError into a line and an exit code."""
         try:
             with self._missing_package_said(ctx, None):
                 return super().invoke(ctx)
@@ -106,7 +107,7 @@ class LazyGroup(click.Group):
 
     @contextmanager
     def _missing_package_said(self, ctx: click.Context, command: str | None) -> Iterator[None]:
-        """Says what to install when a command lacks a package. One that is here but lacks a module is a bug: raised."""
+        """Says what to install if a package is missing. A missing module of an installed package is a bug: raised."""
         try:
             yield
         except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What ``pipeq submit`` takes for an input: arguments and lines of stdin -> values of a message's ``inputs``."""
+"""Parses the inputs of ``pipeq submit``: arguments and lines of stdin -> values of a message's ``inputs``."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import click
 from pipeq.contract import schemes, shown
 from pipeq.contract.message import Ref
 
-#: Of files that are inputs and no media.
+#: Suffixes of files that are inputs although they are not media.
 _SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".npy", ".pdf", ".flac", ".opus", ".webp", ".mkv")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://(?=\S*$)", re.IGNORECASE)
 
 
 def read_inputs(arguments: Sequence[str], text: bool) -> Iterator[Any]:
-    """Each argument's value, and for `-` that of each line of stdin, read as it goes.
+    """Yields each argument's value; for `-`, that of each line of stdin, read lazily.
 
     Args:
         arguments: as they stand on the command line.
-        text: take all of them as plain text.
+        text: whether to take all of them as plain text.
 
     Raises:
-        click.UsageError: a folder, what only looks like a file or a URI, or a line that is not UTF-8.
+        click.UsageError: a folder, a text that only looks like a file or a URI, or a line that is not UTF-8.
     """
     for argument in arguments:
         values = _stdin_lines() if argument == "-" else iter([argument])
@@ -46,7 +46,7 @@ def _stdin_lines() -> Iterator[str]:
 
 
 def _parse_input(text: str) -> Any:
-    """A URI, an existing file, a JSON object or array, or text: the first that fits."""
+    """Parses a URI, an existing file, a JSON object or array, or text; the first that fits counts."""
     if schemes.is_known(schemes.of(text)):
         return Ref(text)
     if text.lstrip()[:1] in ("{", "["):
@@ -69,7 +69,7 @@ def _parse_input(text: str) -> Any:
 
 
 def _is_a_files_name(text: str) -> bool:
-    """Whether somebody who typed this meant a file: one word that is a path, or ends as media do."""
+    """Whether a text was probably meant as a file: one word that is a path, or has a suffix of media."""
     if text.split() != [text]:
         return False
     kind = mimetypes.guess_type(text)[0] or ""

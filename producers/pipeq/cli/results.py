@@ -1,4 +1,4 @@
-"""How ``pipeq`` says what became of tasks: lines on stdout and stderr, and the exit code."""
+"""Prints the outcome of tasks: lines on stdout and stderr, and the exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeq.contract.status import State, TaskStatus
 
 
 def print_results(client: Client, ids: Sequence[str], timeout: float | None, in_json: bool, *, fetch: bool) -> int:
-    """Waits for tasks and prints a line for each, in order, as soon as those before it are printed.
+    """Waits for tasks, and prints a line for each, in order; a line is printed as soon as those before it are.
 
     Returns:
         The exit code.
@@ -38,13 +38,13 @@ def print_results(client: Client, ids: Sequence[str], timeout: float | None, in_
         else:
             say("interrupted", "the tasks go on")
         rest = [current, *left] if current is not None else []
-        # Looked up once more: their ids must not be lost, and some may have ended behind a slow one.
+        # The others are read once more, so that their ids are not lost; some may have ended behind a slow one.
         codes += [_print_result(client, status, in_json, fetch) for status in client.status_many(rest)]
     return worst(codes)
 
 
 def _print_result(client: Client, status: TaskStatus, in_json: bool, fetch: bool) -> int:
-    """One line on stdout, whatever became of the task; why it has no result goes to stderr."""
+    """Prints one line on stdout for any outcome; the reason for a missing result goes to stderr."""
     code = state_code(status)
     if in_json:
         click.echo(status_json(status))
@@ -63,14 +63,14 @@ def _print_result(client: Client, status: TaskStatus, in_json: bool, fetch: bool
 
 
 def output_of(client: Client, status: TaskStatus, fetch: bool = True) -> Any:
-    """What the pipeline put out; of one that lies in a store, only where, unless it shall be fetched."""
+    """The pipeline's output. If it lies in a store and is not to be fetched, only its URI."""
     if status.result_uri is None or fetch:
         return client.result(status)
     return {"uri": status.result_uri}
 
 
 def say_why(status: TaskStatus) -> None:
-    """Says on stderr why a task has no output."""
+    """Prints on stderr why a task has no output."""
     if status.error is not None:
         say(status.error.code, f"task {status.id}: {status.error.message}")
     elif status.state is State.UNKNOWN:
@@ -80,7 +80,7 @@ def say_why(status: TaskStatus) -> None:
 
 
 def state_code(status: TaskStatus) -> int:
-    """The exit code that one task's state stands for."""
+    """The exit code for one task's state."""
     if status.state is State.SUCCEEDED:
         return OK
     if status.state is State.UNKNOWN:
@@ -89,5 +89,5 @@ def state_code(status: TaskStatus) -> int:
 
 
 def worst(codes: Sequence[int]) -> int:
-    """The one exit code of several tasks."""
+    """The exit code for several tasks."""
     return next((code for code in (UNKNOWN_ID, TASK_FAILED, NOT_FINISHED) if code in codes), OK)

@@ -1,4 +1,4 @@
-"""How ``pipeq`` shows things to people: a task's block, the table of queues, a late progress bar."""
+"""Shows things to people: a task's status, the table of queues, a late progress bar."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from pipeq.queue_info import QueueInfo
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-#: A wait shorter than this shows no progress, in seconds.
+#: A progress bar appears after a wait of this many seconds.
 PROGRESS_AFTER_S = 2.0
-#: A status shows this much of a result; ``pipeq result`` prints all of it.
+#: Most characters of a result that a status shows; ``pipeq result`` prints all of it.
 RESULT_CHARS = 200
-#: Most of an error's message that a status shows.
+#: Most characters of an error's message that a status shows.
 ERROR_CHARS = 2000
-#: What JSON allows in a text and a terminal takes for an order, or for a change of direction; and lone surrogates.
+#: Characters that JSON allows in a text but that control a terminal, or change the direction of text; and lone
+#: surrogates.
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def as_json(value: Any) -> str:
-    """One line of JSON, readable in any script: NaN is null, and what a terminal would obey is escaped."""
+    """One line of JSON for any script: NaN becomes null, and characters that control a terminal are escaped."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError:
@@ -43,7 +44,7 @@ def status_json(status: TaskStatus) -> str:
 
 
 def status_block(status: TaskStatus) -> str:
-    """A task's status for people: its id and state, then a line for each thing that is known."""
+    """A task's status for people: its id and state, then a line for each known field."""
     head = f"{shown.line(status.id)}  {status.state}"
     return "\n".join([head, *(f"  {name:<10} {text}" for name, text in _lines(status))])
 
@@ -89,7 +90,7 @@ def _lines(status: TaskStatus) -> Iterator[tuple[str, str]]:
 
 
 def print_queues(queues: Sequence[QueueInfo]) -> None:
-    """Prints a table, a pipeline a row, and below it which workers take no messages though they should."""
+    """Prints a table with a row for each pipeline, and then the workers that take no messages although they should."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -103,7 +104,7 @@ def print_queues(queues: Sequence[QueueInfo]) -> None:
         table.add_row(
             escape(shown.line(queue.pipeline)), str(queue.depth), str(queue.waiting), oldest, *map(str, counts)
         )
-    # A pipe has no width: 80 columns would cut names that a script looks for.
+    # A pipe has no width, and 80 columns would cut names that a script searches for.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     console.print(table)
     for queue in queues:
@@ -122,9 +123,9 @@ def _duration(seconds: float) -> str:
 
 
 class LateProgress:
-    """A progress bar on stderr that comes only when a wait takes over 2 s; none where stderr is no terminal.
+    """A progress bar on stderr that appears only if a wait takes over 2 s, and only on a terminal.
 
-    Owns one timer thread, which ends with the ``with`` block.
+    It owns one timer thread, which ends with the ``with`` block.
     """
 
     def __init__(self, total: int) -> None:
@@ -150,7 +151,7 @@ class LateProgress:
                 self._bar.stop()
 
     def advance(self) -> None:
-        """One more task has ended."""
+        """Counts one more task that has ended."""
         with self._lock:
             self._done += 1
             if self._bar is not None and self._row is not None:
@@ -170,7 +171,7 @@ class LateProgress:
                 TimeElapsedColumn(),
                 console=Console(stderr=True),
                 transient=True,
-                # Results that go into a pipe must stay there; on the same terminal they go above the bar.
+                # Results that go into a pipe must stay there; on the same terminal they are printed above the bar.
                 redirect_stdout=sys.stdout.isatty(),
             )
             self._row = self._bar.add_task("waiting", total=self._total, completed=self._done)

@@ -1,1 +1,1 @@
-"""CONTRACT: what producers and workers agree on. All that a worker imports of this package; imports nothing of it."""
+"""CONTRACT: what producers and workers agree on. A worker imports only this folder of pipeq."""

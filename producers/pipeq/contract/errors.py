@@ -1,9 +1,9 @@
-"""CONTRACT: the one error tree of pipeq.
+"""CONTRACT: the errors of pipeq, in one tree.
 
-Every failure that a producer can see is a :class:`PipeqError` with a code from :class:`ErrorCode`. Below it stands a
-class for each thing that a caller may want to catch; :class:`pipeq.TaskFailedError` stands beside the status that it
-holds, in status.py. The arguments of each class are positional and JSON, so that Celery can store an error and pickle
-can carry it: either makes it anew from ``args``. docs/errors.md is made from this file.
+Every failure that a producer can see is a :class:`PipeqError` with a code from :class:`ErrorCode`. Below it there is a
+class for each kind of failure that a caller may want to catch; :class:`pipeq.TaskFailedError` is in status.py, beside
+the status that it holds. The arguments of each class are positional and JSON, because Celery and pickle restore an
+error from its ``args``. docs/errors.md is made from this file.
 """
 
 from __future__ import annotations
@@ -64,18 +64,18 @@ class ErrorCode(StrEnum):
     REDIS_UNAVAILABLE = "redis_unavailable"
 
 
-#: Codes that name a passing fault: the worker retries these with backoff and jitter before it gives up.
+#: Codes of temporary faults: the worker retries these with backoff and jitter before it gives up.
 RETRYABLE: Final = frozenset({ErrorCode.INPUT_UNAVAILABLE, ErrorCode.OUTPUT_FAILED})
 
-#: What an HTTP server answers with, for each code (RFC 9110). 4xx: the same request fails again. 5xx: the fault is not
-#: the caller's; 503 is for what may pass.
+#: The status with which an HTTP server answers, for each code (RFC 9110). 4xx: the same request would fail again. 5xx:
+#: the fault is not the caller's; 503 is for faults that may be temporary.
 HTTP_STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.INVALID_MESSAGE: 400,
     ErrorCode.UNKNOWN_PIPELINE: 404,
-    # The request can be read, and means what cannot be done.
+    # The request is well-formed, but cannot be carried out.
     ErrorCode.INVALID_INPUT: 422,
     ErrorCode.INVALID_PARAMS: 422,
-    # Not 404: the object that an input refers to is missing, not what the URL of the request names.
+    # Not 404, because the missing object is one that an input refers to, not the one that the request's URL names.
     ErrorCode.INPUT_NOT_FOUND: 422,
     ErrorCode.INPUT_FORBIDDEN: 403,
     ErrorCode.INPUT_TOO_LARGE: 413,
@@ -86,7 +86,7 @@ HTTP_STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.OUTPUT_FAILED: 503,
     ErrorCode.TIMEOUT: 504,
     ErrorCode.WORKER_LOST: 500,
-    # The task was there, and will have no result.
+    # The task existed, and will have no result.
     ErrorCode.EXPIRED: 410,
     ErrorCode.CANCELLED: 410,
     ErrorCode.INTERNAL: 500,
@@ -116,7 +116,7 @@ class PipeqError(Exception):
 
     def __init__(self, code: str, message: str, retryable: bool | None = None) -> None:
         self.code = str(code) if isinstance(code, str) else shown.value(code)
-        # Foreign code raises with anything in its message, and this one goes where others read it.
+        # Foreign code raises with anything in its message, and this message goes to places that others read.
         self.message = shown.without_environment(message if isinstance(message, str) else shown.value(message))
         self.retryable = self.code in RETRYABLE if retryable is None else bool(retryable)
         super().__init__(self.code, self.message, self.retryable)
@@ -130,7 +130,7 @@ class PipeqError(Exception):
         return f"{self.code}: {self.message}"
 
 
-#: The same by text: a code may come from a record that a later version wrote.
+#: The statuses by text, because a code may come from a record of a later version.
 _HTTP_STATUS_OF: Final = {str(code): status for code, status in HTTP_STATUS.items()}
 
 
@@ -174,7 +174,7 @@ class SubmitError(PipeqError):
     submitted: tuple[str, ...]
 
     def __init__(self, code: str, message: str, retryable: bool | None = None, submitted: Sequence[str] = ()) -> None:
-        # Not super(): of a SubmitUnavailableError that is RedisUnavailableError, which takes other arguments.
+        # Not super(): for a SubmitUnavailableError that is RedisUnavailableError, which takes other arguments.
         PipeqError.__init__(self, code, message, retryable)
         self.submitted = tuple(submitted)
         self.args = (self.code, self.message, self.retryable, list(self.submitted))

@@ -1,7 +1,8 @@
-"""READING: bytes from Redis -> JSON, or nothing. Before: any GET, HGET, LRANGE ... After: whoever judges the fields.
+"""READING: bytes from Redis -> JSON, or nothing. Before: any GET, HGET, LRANGE ... After: a check of the fields.
 
-Whoever may write to Redis chooses what stands there: text that is no JSON, 50,000 brackets, numbers of 5,000 digits.
-What comes from here is plain Python of a bounded depth, whose numbers fit into a float; its fields are still unjudged.
+Any client with write access to Redis can store anything there: text that is no JSON, 50,000 brackets, numbers of 5,000
+digits. The values that these functions return are plain Python of bounded depth, and their numbers fit into a float.
+Their fields are not checked yet.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-#: Deepest nesting that is read: json, pydantic and cjson give up at depths of their own, each with another error.
+#: Deepest nesting that is read. json, pydantic and cjson have limits of their own, each with another error.
 MAX_DEPTH = 200
 #: Most digits of an integer: the largest float has 309.
 MAX_DIGITS = 300
@@ -24,28 +25,29 @@ _BRACKET = re.compile(rb"[\[{\]}]")
 
 
 class UnreadableError(ValueError):
-    """It is no JSON that can be read. Its argument says why."""
+    """The text is no JSON that can be read. The argument gives the reason."""
 
 
 def json_value(raw: bytes | str | None, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Any JSON.
+    """Parses any JSON.
 
     Args:
         raw: the text, or its UTF-8.
-        object_hook: as of :func:`json.loads`: makes something else of an object.
+        object_hook: as in :func:`json.loads`: converts objects.
 
     Raises:
-        UnreadableError: nothing is there, or it is no JSON, nested too deep, or holds an integer of too many digits.
+        UnreadableError: there is nothing, or it is no JSON, is nested too deep, or has an integer of too many digits.
     """
     if raw is None:
         raise UnreadableError("there is nothing")
     if isinstance(raw, str):
         raw = raw.encode("utf-8", "surrogatepass")
-    # Decoded here, strictly: json would also take UTF-16 and UTF-32, whose brackets and digits are not counted below.
+    # Decoded strictly, because json would also accept UTF-16 and UTF-32, whose brackets and digits are not counted
+    # below.
     if _depth_is_over(raw):
         raise UnreadableError(f"it is nested deeper than {MAX_DEPTH} levels")
     try:
-        # A function for each integer costs time: only where a run of digits is too long, if perhaps inside a string.
+        # Calling a function for each integer costs time, so it is used only if there is a long run of digits.
         parse_int = _integer if _LONG_NUMBER.search(raw) else None
         return json.loads(raw.decode(), parse_int=parse_int, object_hook=object_hook)
     except UnreadableError:
@@ -55,20 +57,22 @@ def json_value(raw: bytes | str | None, object_hook: Callable[[dict[str, Any]], 
 
 
 def readable(raw: bytes | str | None) -> Any:
-    """Any JSON, as :func:`json_value` reads it, with U+FFFD for each lone surrogate, which nothing can print or store.
+    """Parses any JSON as :func:`json_value` does, and replaces lone surrogates by U+FFFD.
+
+    Lone surrogates can be neither printed nor stored.
 
     Raises:
-        UnreadableError: as :func:`json_value`.
+        UnreadableError: as :func:`json_value` raises.
     """
     value = json_value(raw)
-    # Escaped pairs are whole characters by now; only where one is spelled at all is there something to look for.
+    # Escaped pairs have become characters by now. Lone surrogates are searched for only if the text has an escaped one.
     if isinstance(raw, str):
         raw = raw.encode("utf-8", "surrogatepass")
     return _mended(value) if raw and _SURROGATE.search(raw) else value
 
 
 def readable_object(raw: bytes | str | None) -> dict[str, Any] | None:
-    """A JSON object, as :func:`readable` reads it; None where there is nothing, or anything else. Never raises."""
+    """Parses a JSON object as :func:`readable` does; returns None for anything else. Never raises."""
     try:
         value = readable(raw)
     except UnreadableError:
@@ -77,7 +81,7 @@ def readable_object(raw: bytes | str | None) -> dict[str, Any] | None:
 
 
 def json_object(raw: bytes | str | None) -> dict[str, Any] | None:
-    """A JSON object; None where there is nothing, or anything else. Never raises."""
+    """Parses a JSON object; returns None for anything else. Never raises."""
     try:
         value = json_value(raw)
     except UnreadableError:
@@ -86,7 +90,7 @@ def json_object(raw: bytes | str | None) -> dict[str, Any] | None:
 
 
 def number(value: object) -> float | None:
-    """A finite number; None for anything else, booleans among it. Never raises."""
+    """Returns a finite number as a float; None for anything else, booleans included. Never raises."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -113,7 +117,7 @@ def _integer(digits: str) -> int:
 
 
 def _depth_is_over(raw: bytes) -> bool:
-    # Few brackets cannot nest deep: nearly every record and message ends here.
+    # Few brackets cannot nest deep, which settles it for nearly every record and message.
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return False
     depth = 0

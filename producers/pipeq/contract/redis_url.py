@@ -1,6 +1,6 @@
-"""Redis URLs: what one says -> the arguments of a connection. Used by client and worker, which so take the same ones.
+"""Redis URLs: a URL -> the arguments of a connection. Used by client and worker, so that both accept the same URLs.
 
-The options of a URL's query are redis-py's. Those that would change what is read, name code, or mean nothing here are
+The options in a URL's query are redis-py's. Options that would change what is read, name code, or have no effect are
 refused by name, before anything connects.
 """
 
@@ -18,7 +18,7 @@ from redis.retry import Retry
 
 from pipeq.contract import shown
 
-#: What is not said in the URL, in seconds.
+#: Defaults of timeouts that the URL does not set, in seconds.
 CONNECT_S = 5.0
 TIMEOUT_S = 30.0
 
@@ -27,7 +27,7 @@ KINDS: dict[str, type[Any]] = {
     "redis": redis.Connection,
     "rediss": redis.SSLConnection,
     "unix": redis.UnixDomainSocketConnection,
-    # Celery's spellings.
+    # Celery's schemes.
     "redis+socket": redis.UnixDomainSocketConnection,
     "socket": redis.UnixDomainSocketConnection,
 }
@@ -78,7 +78,7 @@ def _file(text: str) -> str:
     return text
 
 
-#: Option -> what it must be, in words, and how it is read.
+#: Option -> what it must be, in words, and the function that parses it.
 _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "db": ("a database's number", _integer(0)),
     "username": ("a user", str),
@@ -101,14 +101,14 @@ _SSL_OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 
 def options(url: str) -> dict[str, Any]:
-    """The arguments of redis-py's connection pool that a URL stands for; nothing that it does not say.
+    """Returns the arguments of redis-py's connection pool for a URL; only those that the URL sets.
 
     Args:
         url: ``redis://user:password@host:6379/0?option=value``, ``rediss://`` for TLS, ``unix:///path?db=0`` for a
-            socket; also Celery's spelling of the latter, ``redis+socket://``.
+            socket; also Celery's scheme for the latter, ``redis+socket://``.
 
     Raises:
-        ValueError: the URL cannot be read, or says what pipeq cannot do; names what, but no secret.
+        ValueError: the URL cannot be parsed, or asks for something that pipeq cannot do; the message shows no secret.
     """
     scheme = url.partition("://")[0].lower()
     if "sentinel" in scheme:
@@ -123,7 +123,7 @@ def options(url: str) -> dict[str, Any]:
     except ValueError:
         kind, parts, port = None, urlsplit(""), None
     if kind is None or parts.fragment:
-        # Not the reason either: a password with an unquoted `/` or `#` would be part of it.
+        # Without the parser's reason, because it would quote a part of a password with an unquoted `/` or `#`.
         raise ValueError(
             f"{shown.uri(url)} is no Redis URL like redis://host:6379/0, rediss:// or unix:///path "
             "(in a password, write / # ? @ as %2F %23 %3F %40)"
@@ -143,7 +143,8 @@ def options(url: str) -> dict[str, Any]:
 def _server(url: str, parts: SplitResult) -> dict[str, Any]:
     found: dict[str, Any] = {"host": unquote(parts.hostname or "localhost")}
     try:
-        # Where a name is looked up, a part of it that is empty or over 63 characters is no error of the network.
+        # Python's name look-up raises UnicodeError, not a network error, for a label that is empty or over 63
+        # characters.
         found["host"].encode("idna")
     except UnicodeError:
         raise ValueError(f"{shown.uri(url)}: what stands before the port is no name of a host") from None
@@ -166,7 +167,7 @@ def _query(url: str, parts: SplitResult, has_tls: bool, said: dict[str, Any]) ->
             found[name] = parse(value)
         except ValueError:
             raise ValueError(f"{shown.uri(url)}: the option {name!r} is not {words}") from None
-    # As in redis-py: what stands before the host wins, and the database of the query.
+    # As in redis-py: user and password before the host win, and so does the database in the query.
     found = {name: value for name, value in found.items() if name not in ("username", "password") or name not in said}
     if found.get("ssl_cert_reqs") == "none":
         found.setdefault("ssl_check_hostname", False)
@@ -187,7 +188,7 @@ def _why_not(name: str) -> str:
 
 
 def plain_url(arguments: dict[str, Any]) -> str:
-    """A URL of the server alone, of which only Celery's own parts are left: user, password, host, port, database."""
+    """A URL with only those parts that Celery itself reads: user, password, host, port, database."""
     user, password = (quote(arguments.get(name) or "", safe="") for name in ("username", "password"))
     who = f"{user}:{password}@" if password else f"{user}@" if user else ""
     host = arguments.get("host", "localhost")
@@ -195,11 +196,11 @@ def plain_url(arguments: dict[str, Any]) -> str:
 
 
 def connect(url: str, *, retries: int = 1) -> redis.Redis:
-    """A connection pool; connects on first use.
+    """Makes a client with its own connection pool; it connects at first use.
 
     Args:
         url: see :func:`options`.
-        retries: reconnects before a command fails; the pool's connections go stale when Redis restarts.
+        retries: number of reconnects before a command fails; the pool's connections go stale when Redis restarts.
 
     Raises:
         ValueError: see :func:`options`.
@@ -212,13 +213,13 @@ def connect(url: str, *, retries: int = 1) -> redis.Redis:
     }
     wait_s = arguments.pop("timeout", TIMEOUT_S)
     if "max_connections" in arguments:
-        # Whoever finds all of them in use waits.
+        # A caller that finds all connections in use waits.
         make: Callable[..., redis.ConnectionPool] = redis.BlockingConnectionPool
         return redis.Redis.from_pool(make(timeout=wait_s, **arguments))
-    # The pool is the client's: its connections end with it.
+    # The client owns the pool, so closing the client closes its connections.
     return redis.Redis.from_pool(redis.ConnectionPool(**arguments))
 
 
 def without_password(url: str) -> str:
-    """The same URL with its password, in whatever form it is given, replaced by ``***``."""
+    """The URL with its password replaced by ``***``, in whatever form it is given."""
     return shown.uri(url)

@@ -1,6 +1,7 @@
-"""CONTRACT: foreign text as errors, logs and records may show it. Any text -> uri, line -> part of a sentence.
+"""CONTRACT: makes foreign text safe for errors, logs and records. Any text -> uri, line -> a part of a sentence.
 
-Nothing here decides what may be read: a text that no parser takes is shown, too, and then hides more rather than less.
+These functions do not decide what may be read. They also show text that no parser accepts, and then hide more rather
+than less of it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from urllib.parse import unquote
 
 from pipeq.contract.schemes import SCHEMES
 
-#: Most characters that are shown of one URI, or of one foreign text.
+#: Most characters of one URI, or of one foreign text, that are shown.
 MOST = 300
 
-# No scheme without a slash: in "user:password@host" the user would be one.
+# A scheme must be followed by a slash; otherwise the user in "user:password@host" would be one.
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*):([/\\]+)", re.IGNORECASE)
-# Bounded, as an unbounded one would look at every letter of a long text from every letter before it.
+# The length is bounded, because an unbounded search takes quadratic time on a long text.
 _INSIDE = re.compile(r"[a-z][a-z0-9+.-]{0,30}:[/\\]{2}[^\s\"'<>]+", re.IGNORECASE)
 _HOST = r"(?:\[[0-9a-f:.]*\]|[^/?#@:;,\\\s\[\]]*)(?::[0-9]*)?"
 _USUAL = re.compile(rf"(?P<user>[^/?#@\\\s]*@)?(?P<host>{_HOST})(?=[/?#]|$)", re.IGNORECASE)
@@ -32,19 +33,19 @@ _SOCKET = re.compile(
     re.DOTALL,
 )
 _SECRET_VARIABLE = re.compile("PASSW|PWD$|SECRET|TOKEN|_KEY$|CREDENTIAL|AUTH$", re.IGNORECASE)
-#: Schemes without a query.
+#: Schemes whose URIs have no query.
 _STORED = frozenset(name for name, scheme in SCHEMES.items() if scheme.stored)
-#: A shorter value may be a word of any sentence.
+#: Shortest value that counts as a secret; a shorter one may be a word of any sentence.
 _LEAST_SECRET = 8
 _SECRET_NAME = re.compile("pass|pwd|cred|secret|token|key|auth|sig", re.IGNORECASE)
 _HARMLESS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?|true|false|yes|no|none|required|optional", re.IGNORECASE)
 
 
 def uri(text: str) -> str:
-    """A URI without what only its owner may know: user, password, query and fragment, where its scheme has them.
+    """Shows a URI without its secrets: user, password, query and fragment, if its scheme has them.
 
-    A Redis URL keeps its user and the harmless part of its query. What is no URI is shown up to its question mark, and
-    from its last ``@`` on.
+    A Redis URL keeps its user and the harmless part of its query. A text that is no URI is shown from its last ``@`` up
+    to its question mark.
 
     Args:
         text: a URI of any scheme, well-formed or not.
@@ -60,7 +61,7 @@ def uri(text: str) -> str:
     scheme, slashes, rest = match[1].lower(), match[2], text[match.end() :]
     begin = f"{scheme}:{slashes}"
     if "redis" in scheme or scheme in ("unix", "sentinel", "valkey", "valkeys"):
-        # The slashes beyond two are the path of a socket.
+        # The slashes after the first two belong to the path of a socket.
         return _printable(f"{scheme}:{slashes[:2]}" + _redis(scheme, slashes[2:] + rest), MOST)
     if scheme in _STORED:
         return _printable(begin + (rest if len(slashes) > 2 else _stored(rest)), MOST)
@@ -68,20 +69,20 @@ def uri(text: str) -> str:
 
 
 def line(text: str, most: int = MOST) -> str:
-    """Foreign words (a name, a content type, what a server said) as part of one line.
+    """Shows foreign text (a name, a content type, a server's message) as a part of one line.
 
-    URIs inside are shown as :func:`uri` shows them; line breaks become spaces, other control characters and what
-    changes the direction of text a replacement character.
+    URIs in it are shown as by :func:`uri`. Line breaks become spaces; other control characters, and characters that
+    change the direction of text, become a replacement character.
 
     Args:
-        text: anything.
-        most: characters of the answer at most; a text that was cut ends in ``...``.
+        text: any text.
+        most: most characters of the result; a text that was cut ends in ``...``.
     """
     return _printable(" ".join(_without_uris(text).split()), most)
 
 
 def without_secrets(text: str) -> str:
-    """A text of any length and many lines, its URIs as :func:`uri` shows them, and no secret of the environment."""
+    """Returns a text of any length and number of lines with URIs as by :func:`uri`, without environment secrets."""
     return without_environment(_without_uris(text))
 
 
@@ -90,10 +91,10 @@ def _without_uris(text: str) -> str:
 
 
 def without_environment(text: str) -> str:
-    """The same text, with ``***`` in the place of each secret of this process's environment.
+    """Replaces each secret of this process's environment by ``***``.
 
     A secret is the value of a variable whose name says so (``AWS_SECRET_ACCESS_KEY``, ``HF_TOKEN``), or the password in
-    a URL (``PIPEQ_REDIS_URL``); values of fewer than 8 characters, and paths, are none.
+    a URL (``PIPEQ_REDIS_URL``). Values of fewer than 8 characters, and paths, do not count.
     """
     for secret in _secrets(int(time.monotonic())):
         text = text.replace(secret, "***")
@@ -102,7 +103,7 @@ def without_environment(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _secrets(second: int) -> tuple[str, ...]:
-    # Once a second: errors come by thousands, and an environment hardly changes.
+    # Recomputed once a second, because errors may come by the thousands, and an environment hardly changes.
     found = set()
     for name, value in os.environ.items():
         if _SECRET_VARIABLE.search(name) and not value.startswith(("/", ".")):
@@ -110,15 +111,15 @@ def _secrets(second: int) -> tuple[str, ...]:
         elif "://" in value and "@" in value:
             password = value.partition("://")[2].rpartition("@")[0].partition(":")[2]
             found |= {password, unquote(password)}
-    # The longest first: one may hold another.
+    # The longest first, because one secret may contain another.
     return tuple(sorted((one for one in found if len(one) >= _LEAST_SECRET), key=len, reverse=True))
 
 
 def value(anything: object, most: int = 100) -> str:
-    """A value that somebody gave, as part of one line: its ``repr``, or its type where that cannot be had."""
+    """Shows a caller's value as a part of one line: its ``repr``, or its type if that raises."""
     try:
         return line(repr(anything), most)
-    except Exception:  # an object's own, an integer of 5,000 digits, a list of 50,000 levels
+    except Exception:  # an object's own repr, an integer of 5,000 digits, a list of 50,000 levels
         return f"a {type(anything).__name__}"
 
 
@@ -134,18 +135,18 @@ def _usual(rest: str) -> str:
         return ("...@" if match["user"] else "") + match["host"] + _without_query(rest[match.end() :])
     if "@" in rest:
         return _after_at(rest, "")
-    # No "@", and yet no host: perhaps a user and a password, and nothing behind them.
+    # Without "@" and without a host this may be a user and a password, with nothing after them.
     host = re.match(r"[^/?#:;,\\\s\[\]&]*", rest)
     return (host[0] if host else "") + ":***"
 
 
 def _stored(rest: str) -> str:
-    """An object or a file: any character may be part of its name, but none of its bucket or host."""
+    """Shows an object or a file: its name may have any character, its bucket or host may not."""
     place, slash, name = rest.partition("/")
     if "@" in place:
         return "...@" + place.rpartition("@")[2] + slash + name
     if ":" in place and not place.lower().startswith("arn:"):
-        # A secret key often holds a slash.
+        # A secret key often has a slash.
         return "...@" + rest.rpartition("@")[2] if "@" in rest else place.partition(":")[0] + ":***"
     return rest
 
@@ -171,7 +172,7 @@ def _parameter(text: str) -> str:
 
 
 def _after_at(text: str, who: str) -> str:
-    # Whatever came before the last "@" may be part of a password that nobody quoted.
+    # Everything before the last "@" may be part of an unquoted password.
     return (who or "...") + "@" + _without_query(text.rpartition("@")[2], "?#&")
 
 

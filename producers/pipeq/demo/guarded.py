@@ -1,4 +1,4 @@
-"""A process that cannot outlive this one: for the throw-away servers and the worker of the demo and the tests."""
+"""Runs a process that cannot outlive this one. For the throw-away servers and workers of the demo and the tests."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import IO
 
 from pipeq.contract.errors import ErrorCode, PipeqError
 
-#: How long a process may take to leave once it was killed, in seconds.
+#: How long a killed process may take to disappear, in seconds.
 KILLED_WITHIN_S = 10.0
 
-#: Reads the group to watch over, then "done". The end of the file before that means that we died, however we died: a
-#: kernel's death signal would come to the thread that started the process, and only on Linux. Removal is tried again
-#: because a killed process may still write for a moment.
+#: The guard reads the process group to watch, then "done". If the pipe closes before that, this process has died, for
+#: whatever reason. (The kernel's death signal would not do: it is bound to the thread that started the process, and
+#: exists only on Linux.) Removal is repeated, because a killed process may still write for a moment.
 _GUARD = """
 trap '' INT HUP TERM
 read -r group && read -r done && exit
@@ -29,7 +29,7 @@ for try in 1 2 3 4 5 6 7 8 9 10; do rm -rf -- "$@" && exit; sleep 0.1; done
 
 
 class NotRunningError(PipeqError):
-    """A process would not start, or ended by itself."""
+    """A process did not start, or ended by itself."""
 
     def __init__(self, message: str) -> None:
         super().__init__(ErrorCode.NOT_RUNNING, message)
@@ -41,16 +41,16 @@ class Child:
     """A running process, the leader of its own process group."""
 
     process: subprocess.Popen[bytes]
-    #: What it wrote on stdout and stderr.
+    #: The file with its stdout and stderr.
     log: Path
 
     @property
     def pid(self) -> int:
-        """Its process id, which is its group's too."""
+        """Its process id, which is also its group's."""
         return self.process.pid
 
     def has_ended(self, within_s: float = 0) -> bool:
-        """Whether it has ended by itself; waits for that at most ``within_s`` seconds."""
+        """Whether it has ended by itself; waits at most ``within_s`` seconds for that."""
         try:
             self.process.wait(within_s)
         except subprocess.TimeoutExpired:
@@ -58,7 +58,7 @@ class Child:
         return True
 
     def log_tail(self, lines: int = 20) -> str:
-        """The last lines that it wrote."""
+        """The last lines of its log."""
         with suppress(FileNotFoundError):
             return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
         return ""
@@ -74,18 +74,19 @@ def guarded(
     leftovers: Sequence[Path] = (),
     grace_s: float = 0,
 ) -> Iterator[Child]:
-    """Runs a process for the length of a ``with`` block.
+    """Runs a process during a ``with`` block.
 
-    The process and whatever it started are gone afterwards, and ``leftovers`` are removed: when the block ends, when it
-    raises, on Ctrl-C (which does not reach the process: it has a session of its own), and when this process is killed.
+    The process and all that it started are gone afterwards, and ``leftovers`` are removed: when the block ends, when it
+    raises, on Ctrl-C (which does not reach the process, because that has a session of its own), and when this process
+    is killed.
 
     Args:
         command: the program and its arguments.
         log: a file for its stdout and stderr.
         env: its whole environment.
         cwd: its working directory.
-        leftovers: files and folders to remove after it.
-        grace_s: how long it may take to end after SIGTERM; at 0 it is killed at once.
+        leftovers: files and folders to remove afterwards.
+        grace_s: how long it may take to end after SIGTERM; with 0 it is killed at once.
 
     Raises:
         NotRunningError: the program cannot be run.
@@ -133,7 +134,7 @@ def _start(command: Sequence[str | Path], log: Path, env: Mapping[str, str], cwd
 
 def _tell(guard: subprocess.Popen[bytes], line: str) -> None:
     if guard.stdin is not None:
-        # A guard that somebody killed guards no more, but that is no reason to fail.
+        # A guard that was killed cannot guard any more, but that must not make the block fail.
         with suppress(BrokenPipeError):
             guard.stdin.write(f"{line}\n".encode())
             guard.stdin.flush()
@@ -144,7 +145,7 @@ def _stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
-    # The group, also when its leader has ended: it may have left children.
+    # Kills the group even if its leader has ended, because it may have left children.
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(KILLED_WITHIN_S)

@@ -1,4 +1,4 @@
-"""What the demo searches: pipeq's own documents, cut into passages, and the ranking of passages against a question."""
+"""The demo's material: pipeq's own documents, cut into passages, and the ranking of passages against a question."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from heapq import nlargest
 from importlib import metadata
 from pathlib import Path
 
-#: Words a passage aims at. A MiniLM sees 256 tokens, about 190 words, and drops the rest.
+#: Target length of a passage in words. MiniLM reads 256 tokens, about 190 words, and ignores the rest.
 WORDS = 60
-#: A paragraph of up to this many words stays whole.
+#: A paragraph of at most this many words stays whole.
 MOST_WORDS = 90
-#: With fewer passages than this there are no batches to speak of: the docstrings join in.
+#: With fewer passages than this the batches would be small, so docstrings are added.
 ENOUGH = 300
-#: More would only make the demo longer.
+#: Most passages; more would only make the demo longer.
 AT_MOST = 600
 
 _HEADING = re.compile(r"#{1,6}\s+(.*)")
@@ -25,10 +25,10 @@ _FENCE = re.compile(r"\s*(```|~~~)")
 _ROW_OR_ITEM = re.compile(r"\s*(\||[-*+]\s|\d+\.\s)")
 _SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+")
 _MARKUP = (
-    # Links and images: their text.
+    # Links and images are replaced by their text.
     (re.compile(r"!?\[([^\]]*)\]\([^)]*\)"), r"\1"),
     (re.compile(r"<!--.*?-->|</?(?:img|a|p|br|div|picture|source|details|summary)\b[^>]*>", re.DOTALL), ""),
-    # The line below a table's head, then what is between its cells.
+    # The line below a table's header, then the separators of its cells.
     (re.compile(r"^[\s|:-]+$", re.MULTILINE), ""),
     (re.compile(r"^\s*\||\|\s*$", re.MULTILINE), ""),
     (re.compile(r"``|\*\*|`"), ""),
@@ -54,7 +54,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class Match:
-    """A passage and how near it is to a question."""
+    """A passage, and its similarity to a question."""
 
     passage: Passage
     #: Cosine similarity, -1 to 1.
@@ -62,7 +62,7 @@ class Match:
 
 
 def collect() -> list[Passage]:
-    """The passages of pipeq's documents, then of its docstrings where the documents are few; 600 at most."""
+    """The passages of pipeq's documents, and those of its docstrings if the documents are few; at most 600."""
     passages = [passage for document in documents() for passage in cut(document)]
     if len(passages) < ENOUGH:
         passages += [passage for document in docstrings() for passage in cut(document)]
@@ -70,12 +70,12 @@ def collect() -> list[Passage]:
 
 
 def nearest(question: Sequence[float], passages: Iterable[tuple[Passage, Sequence[float]]], count: int) -> list[Match]:
-    """The ``count`` best matches, best first.
+    """Returns the ``count`` best matches, best first.
 
     Args:
         question: the question's embedding, of length 1, so that a dot product is the cosine.
-        passages: each passage with its embedding, of length 1 too.
-        count: how many.
+        passages: each passage with its embedding, also of length 1.
+        count: number of matches.
 
     Raises:
         ValueError: an embedding has another number of dimensions than the question's.
@@ -90,7 +90,7 @@ def nearest(question: Sequence[float], passages: Iterable[tuple[Passage, Sequenc
 
 
 def documents(root: Path | None = None) -> list[Document]:
-    """README, change log and docs of the checkout that pipeq runs from; elsewhere the README that was packaged."""
+    """README, changelog and docs of the checkout that pipeq runs from, else the README of the installed package."""
     root = root or Path(__file__).resolve().parents[3]
     if (root / "pyproject.toml").is_file():
         paths = [root / "README.md", root / "CHANGELOG.md", *sorted((root / "docs").glob("**/*.md"))]
@@ -107,7 +107,7 @@ def documents(root: Path | None = None) -> list[Document]:
 
 
 def docstrings() -> Iterator[Document]:
-    """A document for each source file of pipeq: what it says about itself. Parsed, never imported."""
+    """Yields a document with the docstrings of each source file of pipeq. The files are parsed, not imported."""
     for package in ("pipeq", "pipeq_worker"):
         spec = importlib.util.find_spec(package)
         for place in (spec.submodule_search_locations if spec else None) or ():
@@ -116,7 +116,7 @@ def docstrings() -> Iterator[Document]:
 
 
 def _describe(path: Path) -> str:
-    """The docstrings of a file, as Markdown: the module and each class a heading, each function a paragraph."""
+    """The docstrings of a file as Markdown: a heading for the module and each class, a paragraph for each function."""
     parts = _parts(path.stem, ast.parse(path.read_text(encoding="utf-8")))
     return "\n\n".join(parts)
 
@@ -139,8 +139,8 @@ def _parts(name: str, node: ast.Module | ast.ClassDef) -> Iterator[str]:
 def cut(document: Document) -> list[Passage]:
     """Cuts a document into passages of about 60 words.
 
-    A passage never crosses a heading, and begins with the one it stands under: the heading often says what its
-    paragraphs are about. Short paragraphs are joined, long ones are cut at the ends of sentences.
+    A passage never crosses a heading, and begins with its heading, which often says what the paragraphs are about.
+    Short paragraphs are joined, and long ones are cut at the ends of sentences.
     """
     return [
         Passage(document.source, f"{heading}: {text}" if heading else text)
@@ -150,7 +150,7 @@ def cut(document: Document) -> list[Passage]:
 
 
 def _sections(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Each heading with its paragraphs. A block of code is one of them, and so are a list's item and a table's row."""
+    """Yields each heading with its paragraphs. Blocks of code, list items and table rows count as paragraphs."""
     heading, in_code = "", False
     paragraphs: list[str] = []
     lines: list[str] = []
@@ -180,14 +180,14 @@ def _sections(text: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _plain(text: str) -> str:
-    """Without markup and line breaks. Code keeps its words."""
+    """Removes markup and line breaks. Code keeps its words."""
     for pattern, replacement in _MARKUP:
         text = pattern.sub(replacement, text)
     return " ".join(text.split())
 
 
 def _pieces(paragraph: str) -> list[str]:
-    """The paragraph, or where it is long its sentences, joined up to about 60 words; a longer sentence is broken."""
+    """A paragraph; if it is long, its sentences, joined up to about 60 words; a longer sentence is broken."""
     if _words(paragraph) <= MOST_WORDS:
         return [paragraph]
     sentences = (words for sentence in _SENTENCE_END.split(paragraph) for words in _broken(sentence))
@@ -202,7 +202,7 @@ def _broken(sentence: str) -> list[str]:
 
 
 def _fill(pieces: Iterable[str]) -> Iterator[str]:
-    """Joins pieces until they make 60 words, unless that would make more than 90."""
+    """Joins pieces until they have 60 words, unless that would make more than 90."""
     joined = ""
     for piece in pieces:
         if joined and _words(joined) + _words(piece) > MOST_WORDS:
