@@ -17,8 +17,7 @@ from typing import Any, Self
 from redis.exceptions import WatchError
 
 from pipeq import checks
-from pipeq.contract import keys as queues
-from pipeq.contract import record, shown
+from pipeq.contract import keys, record, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, RedisUrlError
 from pipeq.contract.message import TaskMessage, plain
 from pipeq.contract.redis_url import connect
@@ -60,7 +59,7 @@ class Client:
         redis_url: str | None = None,
         *,
         allow: Iterable[str] | str | None = None,
-        max_message_bytes: int = queues.MAX_MESSAGE_BYTES,
+        max_message_bytes: int = keys.MAX_MESSAGE_BYTES,
     ) -> None:
         self.redis_url = redis_url or os.environ.get("PIPEQ_REDIS_URL") or "redis://localhost:6379/0"
         self.max_message_bytes = checks.max_bytes(max_message_bytes)
@@ -101,7 +100,7 @@ class Client:
         params: Mapping[str, Any] | None = None,
         output: str | None = None,
         task_id: str | None = None,
-        priority: int = queues.DEFAULT_PRIORITY,
+        priority: int = keys.DEFAULT_PRIORITY,
         expires_s: float | None = None,
         delay_s: float | None = None,
         headers: Mapping[str, Any] | None = None,
@@ -145,7 +144,7 @@ class Client:
         *,
         params: Mapping[str, Any] | None = None,
         output: str | None = None,
-        priority: int = queues.DEFAULT_PRIORITY,
+        priority: int = keys.DEFAULT_PRIORITY,
         expires_s: float | None = None,
         delay_s: float | None = None,
         headers: Mapping[str, Any] | None = None,
@@ -183,9 +182,7 @@ class Client:
     ) -> None:
         """Appends each id to ``submitted`` as soon as its task is queued."""
         pipeline = checks.pipeline(pipeline)
-        place = Place(
-            pipeline, queues.list_key(pipeline, checks.priority(priority)), checks.seconds("delay_s", delay_s)
-        )
+        place = Place(pipeline, keys.list_key(pipeline, checks.priority(priority)), checks.seconds("delay_s", delay_s))
         expires_s = checks.seconds("expires_s", expires_s)
         headers = checks.headers(headers)
         shared = {"params": checks.params(params), "output": {"uri": output} if output else None}
@@ -262,7 +259,7 @@ class Client:
         Returns:
             The status afterwards: ``cancelled``, or how the task had ended before.
         """
-        key = queues.record_key(checks.task_id(task_id))
+        key = keys.record_key(checks.task_id(task_id))
         with self._reachable():
             while True:
                 with self._redis.pipeline() as pipe:
@@ -275,7 +272,7 @@ class Client:
                     text = record.cancelled(task_id, raw)
                     pipe.multi()
                     # Kept as long as the message may wait on its queue: only this record tells a worker to drop it.
-                    pipe.set(key, text, ex=queues.PENDING_TTL_S)
+                    pipe.set(key, text, ex=keys.PENDING_TTL_S)
                     pipe.publish(key, text)
                     try:
                         pipe.execute()
@@ -298,8 +295,8 @@ class Client:
             chunk = ids[start : start + CHUNK_TASKS]
             with self._reachable(), self._redis.pipeline(transaction=False) as pipe:
                 # The marks first: of a task that ends in between, the record says so, whatever its mark was.
-                pipe.hmget(queues.RUNNING, chunk)
-                pipe.mget([queues.record_key(task_id) for task_id in chunk])
+                pipe.hmget(keys.RUNNING, chunk)
+                pipe.mget([keys.record_key(task_id) for task_id in chunk])
                 marks, texts = replies(pipe)
             found += [
                 record.read(task_id, text, mark)
@@ -360,7 +357,7 @@ class Client:
     def pipelines(self) -> dict[str, dict[str, Any]]:
         """Every pipeline that a worker has ever served: name -> task type and model; empty where that is unreadable."""
         with self._reachable():
-            return registered(self._redis.hgetall(queues.PIPELINES))
+            return registered(self._redis.hgetall(keys.PIPELINES))
 
     def queues(self) -> list[QueueInfo]:
         """Depth, age and workers of every known pipeline's queue."""

@@ -23,8 +23,7 @@ from redis.exceptions import (
     WatchError,
 )
 
-from pipeq.contract import keys as queues
-from pipeq.contract import shown
+from pipeq.contract import keys, shown
 from pipeq.contract.errors import (
     ErrorCode,
     PipeqError,
@@ -135,7 +134,7 @@ class Submitter:
             raise
         except (ConnectionError, TimeoutError):
             # Only the answer may be lost: then the records are there, all or none of them.
-            if self._redis.exists(queues.record_key(chunk.ids[0])):
+            if self._redis.exists(keys.record_key(chunk.ids[0])):
                 return self._look(place.pipeline)
             return self._transaction(place, chunk)
 
@@ -151,7 +150,7 @@ class Submitter:
         return self._twice(lambda: self._put_once(place, envelope, chunk))
 
     def _put_once(self, place: Place, envelope: Envelope, chunk: Chunk) -> Served:
-        key = queues.record_key(envelope.id)
+        key = keys.record_key(envelope.id)
         while True:
             with self._redis.pipeline() as pipe:
                 pipe.watch(key)  # type: ignore[no-untyped-call]
@@ -182,14 +181,14 @@ class Submitter:
             return self._fill(pipe, place, chunk)
 
     def _fill(self, pipe: Pipeline, place: Place, chunk: Chunk) -> Served:
-        lifetime = queues.PENDING_TTL_S + int(place.delay_s or 0)
+        lifetime = keys.PENDING_TTL_S + int(place.delay_s or 0)
         for task_id, record in zip(chunk.ids, chunk.records, strict=True):
             # Not pipe.set(): at 500 a transaction its many options take a third of the time.
             pipe.execute_command(*_set(task_id, record, "EX", lifetime))  # type: ignore[no-untyped-call]
         if place.delay_s:
             # Whatever waits does so in Redis, not in a worker's memory as Celery's countdown does.
             members = [json.dumps({"list": place.list_key, "message": message}) for message in chunk.messages]
-            pipe.zadd(queues.waiting_key(place.pipeline), dict.fromkeys(members, time.time() + place.delay_s))
+            pipe.zadd(keys.waiting_key(place.pipeline), dict.fromkeys(members, time.time() + place.delay_s))
         else:
             pipe.lpush(place.list_key, *chunk.messages)
         _ask(pipe, place.pipeline)
@@ -226,14 +225,14 @@ class Submitter:
 
 
 def _set(task_id: str, record: str, unit: str, lifetime: int) -> tuple[str | int, ...]:
-    return "SET", queues.record_key(task_id), record, unit, lifetime
+    return "SET", keys.record_key(task_id), record, unit, lifetime
 
 
 def _ask(pipe: Pipeline, pipeline: str) -> None:
-    alive_since = time.time() - queues.WORKER_TTL_S
-    pipe.hexists(queues.PIPELINES, pipeline)
-    pipe.zcount(queues.workers_key(pipeline), alive_since, "+inf")
-    pipe.zcount(queues.loading_key(pipeline), alive_since, "+inf")
+    alive_since = time.time() - keys.WORKER_TTL_S
+    pipe.hexists(keys.PIPELINES, pipeline)
+    pipe.zcount(keys.workers_key(pipeline), alive_since, "+inf")
+    pipe.zcount(keys.loading_key(pipeline), alive_since, "+inf")
 
 
 def _check_same(envelope: Envelope, before: bytes | str) -> None:

@@ -12,8 +12,7 @@ from contextlib import AbstractContextManager
 
 import redis
 
-from pipeq.contract import keys as queues
-from pipeq.contract import record, shown
+from pipeq.contract import keys, record, shown
 from pipeq.contract.errors import RedisUnavailableError, WaitTimeoutError
 from pipeq.contract.status import TaskStatus
 
@@ -68,7 +67,7 @@ class Wait:
                 time.sleep(min(_TRY_AGAIN_S, left))
 
     def _ended_while_connected(self) -> Iterator[TaskStatus]:
-        channels = [queues.record_key(task_id) for task_id in self._pending]
+        channels = [keys.record_key(task_id) for task_id in self._pending]
         with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]
             for start in range(0, len(channels), _CHANNELS_AT_ONCE):
                 pubsub.subscribe(*channels[start : start + _CHANNELS_AT_ONCE])
@@ -94,7 +93,7 @@ class Wait:
             message = pubsub.get_message(timeout=left)
             if message is None or message["type"] != "message":
                 continue
-            task_id = message["channel"].decode("utf-8", "replace").removeprefix(queues.record_key(""))
+            task_id = message["channel"].decode("utf-8", "replace").removeprefix(keys.record_key(""))
             status = record.read(task_id, message["data"])
             if status.is_final and task_id in self._pending:
                 del self._pending[task_id]

@@ -250,7 +250,7 @@ def result(task_id: str, wait: bool, timeout: float | None, allow: tuple[str, ..
 
     It is fetched from the store where it lies there, if --allow names that. Without --wait, a task that has not ended
     is exit code 3. With it, an id that is not known yet is waited for too, for 10 seconds or as long as --timeout says:
-    a stock Celery producer's task has no record until a worker takes it.
+    a stock Celery producer's task is unknown until a worker runs it.
     """
     with _client(redis_url, allow) as client:
         status = client.status(task_id)
@@ -304,7 +304,7 @@ def cancel(ids: tuple[str, ...], in_json: bool, redis_url: str | None) -> None:
     """Take tasks back, unless they have ended.
 
     No worker need be up. Prints the state of each afterwards; exit code 1 where one had ended otherwise, or was not
-    known: a stock Celery producer's task is not, until a worker takes it, which will then drop it.
+    known: a stock Celery producer's task is not, until a worker runs it. After a cancel the worker drops it.
     """
     code = OK
     with _client(redis_url) as client:

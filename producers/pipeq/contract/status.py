@@ -38,7 +38,7 @@ class State(StrEnum):
     CANCELLED = "cancelled"
     #: Its expiry passed before it ran.
     EXPIRED = "expired"
-    #: Never seen, or forgotten; also a task of a stock Celery producer that no worker has taken yet.
+    #: Never seen, or forgotten; also a task of a stock Celery producer that no worker has run yet.
     UNKNOWN = "unknown"
 
     @property

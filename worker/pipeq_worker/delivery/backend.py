@@ -17,8 +17,7 @@ from typing import Any
 
 from celery import states
 from celery.backends.redis import RedisBackend
-from pipeq.contract import keys as queues
-from pipeq.contract import redis_url, shown
+from pipeq.contract import keys, redis_url, shown
 from pipeq.contract.record import LUA, OPEN_MAX_BYTES, Part, complete
 from redis.exceptions import ResponseError
 
@@ -156,14 +155,14 @@ class Backend(RedisBackend):
             self._finish_script = self.client.register_script(lua.source("finish", LUA))
         leases = next((entry.note.leases for entry in entries if entry.note.leases is not None), None)
         # Where there is none, a key that a restricted user may name; the script leaves it alone.
-        keys = [queues.RUNNING, *((leases.unacked_key, leases.key) if leases else (queues.UNACKED, queues.LEASES))]
+        redis_keys = [keys.RUNNING, *((leases.unacked_key, leases.key) if leases else (keys.UNACKED, keys.LEASES))]
         args: list[Any] = [self.app.conf.get("pipeq_dead_letter_max", 10_000)]
         for entry in entries:
             note, retry = entry.note, entry.note.retry
-            keys += (entry.key, note.dead_letter_list or entry.key, retry.waiting_key if retry else entry.key)
+            redis_keys += (entry.key, note.dead_letter_list or entry.key, retry.waiting_key if retry else entry.key)
             args += (entry.id, note.tag, entry.record, entry.lifetime_s, note.dead_letter if entry.failed else "")
             args += (retry.due, retry.message) if retry else ("", "")
-        reply = self._finish_script(keys=keys, args=args)
+        reply = self._finish_script(keys=redis_keys, args=args)
         outage.over("results")
         for entry, done in zip(entries, reply, strict=True):
             if done == LOST:
@@ -181,7 +180,7 @@ class Backend(RedisBackend):
 
     def _lifetime_s(self, state: str) -> int:
         if state not in states.READY_STATES:
-            return max(int(self.expires or 0), queues.PENDING_TTL_S)
+            return max(int(self.expires or 0), keys.PENDING_TTL_S)
         expires = self.expires
         if state == states.FAILURE and self.app.conf.get("result_failure_expires") is not None:
             expires = self.prepare_expires(self.app.conf.result_failure_expires)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from pipeq.contract.reading import number
 from pipeq.contract.record import Before
 
@@ -69,7 +69,7 @@ class Delivery(Task):
     def queue(self) -> str:
         """The queue its message came from; empty where another transport than ours lets the message say nonsense."""
         queue = (self.request.delivery_info or {}).get("routing_key")
-        return queue if queues.is_readable_id(queue) else ""
+        return queue if keys.is_readable_id(queue) else ""
 
     @property
     def retries(self) -> int:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 
 import redis
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from pipeq.contract.record import LUA, OPEN_MAX_BYTES, Before, Mark
 
 from pipeq_worker.delivery.delivery import Delivery
@@ -38,12 +38,12 @@ class Marks:
 
     def _begin_some(self, deliveries: list[Delivery], alone: bool) -> None:
         now = time.time()
-        leases = next((delivery.leases.key for delivery in deliveries if delivery.leases is not None), queues.LEASES)
-        keys = [queues.RUNNING, leases, *(queues.record_key(delivery.id) for delivery in deliveries)]
-        args: list[str | float] = [self._worker, now, queues.worker_key(""), int(alone)]
+        leases = next((delivery.leases.key for delivery in deliveries if delivery.leases is not None), keys.LEASES)
+        redis_keys = [keys.RUNNING, leases, *(keys.record_key(delivery.id) for delivery in deliveries)]
+        args: list[str | float] = [self._worker, now, keys.worker_key(""), int(alone)]
         for delivery in deliveries:
             args += (delivery.id, delivery.retries, delivery.tag)
-        reply = self._begin(keys=keys, args=args)
+        reply = self._begin(keys=redis_keys, args=args)
         for delivery, died, record in zip(deliveries, reply[::2], reply[1::2], strict=True):
             delivery.before = Before.read(record)
             delivery.is_over = died == ENDED
@@ -58,7 +58,7 @@ class Marks:
         deliveries = list(deliveries)
         with self._redis.pipeline(transaction=False) as pipe:
             for delivery in deliveries:
-                pipe.getrange(queues.record_key(delivery.id), 0, OPEN_MAX_BYTES)
+                pipe.getrange(keys.record_key(delivery.id), 0, OPEN_MAX_BYTES)
             # Of a key that holds no string the reply is an error.
             records = pipe.execute(raise_on_error=False)
         for delivery, record in zip(deliveries, records, strict=True):
@@ -75,7 +75,7 @@ class Marks:
                     mark = Mark.back_on_its_queue(
                         since=delivery.started_at, deaths=delivery.deaths, attempt=delivery.attempt
                     )
-                    pipe.hset(queues.RUNNING, delivery.id, mark.encode())
+                    pipe.hset(keys.RUNNING, delivery.id, mark.encode())
                 else:
-                    pipe.hdel(queues.RUNNING, delivery.id)
+                    pipe.hdel(keys.RUNNING, delivery.id)
             pipe.execute()

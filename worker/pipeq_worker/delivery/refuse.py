@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from celery import Celery
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.record import Part
 from redis.exceptions import ResponseError
@@ -32,8 +32,8 @@ def refuse(app: Celery, worker: str, queue: str, task_id: object, reason: str, m
     """
     error = PipeqError(ErrorCode.INVALID_MESSAGE, reason)
     logger.error("on %s: %s", queue, error, extra={"action": "dead_letter"})
-    key = queues.dead_letter_key(queue)
-    if queues.is_readable_id(task_id):
+    key = keys.dead_letter_key(queue)
+    if keys.is_readable_id(task_id):
         letter = dead_letter(task_id, error.code, error.message, message)
         part = Part(finished_at=time.time(), worker=worker, error=error)
         token = annotation.set(Annotation(part, key, letter))
