@@ -1,7 +1,7 @@
-"""CONTRACT: what stands in Redis of one task: its record and its running mark, built and read here and nowhere else.
+"""CONTRACT: what Redis has of one task, its record and its running mark. Only this module builds and reads them.
 
-The record is a string under ``celery-task-meta-<id>``: JSON of a :class:`Record`, laid out as Celery's result backend
-does it, so that ``AsyncResult`` reads it. What pipeq adds is a :class:`Part` under the key ``pipeq``, which Celery
+The record is a string under ``celery-task-meta-<id>``: JSON of a :class:`Record`, in the layout of Celery's result
+backend, so that ``AsyncResult`` reads it. What pipeq adds is a :class:`Part` under the key ``pipeq``, which Celery
 ignores. The mark is a :class:`Mark`, as JSON in the field ``<id>`` of the hash ``pipeq:running``.
 
 What happens                    The record                             The mark
@@ -10,10 +10,11 @@ Its first batch begins          stays as it is                         set, by `
 Its worker puts the task back   stays as it is                         removed, or :meth:`Mark.back_on_its_queue`
 The task ends, or waits for     :func:`complete`, by ``finish.lua``    removed, by ``finish.lua``
 its next try
-A client cancels                :func:`cancelled`                      stays; it says nothing of a task that has ended
+A client cancels                :func:`cancelled`                      stays; a mark of an ended task means nothing
 
-Each record but the first is published, too, on a channel of the same name. :func:`read` makes a status of both. Anybody
-may have written anything under these keys: a field of a wrong type counts as absent, and nothing here raises for one.
+Each record except the first is also published, on a channel named like its key. :func:`read` makes a status of record
+and mark. Any client may have written anything under these keys: a field of a wrong type counts as absent, and never
+raises.
 
 ``docs/record.md`` explains all this to readers in other languages; its tables are made from the ``#:`` lines below.
 """
@@ -38,9 +39,9 @@ from pipeq.contract.status import CELERY_STATES, LATEST_S, BatchInfo, ErrorInfo,
 ENDED = frozenset(word for state, word in CELERY_STATES.items() if state.is_final)
 _STATES = {word: state for state, word in CELERY_STATES.items() if state is not State.EXPIRED}
 
-#: Beyond these many bytes it is no record of ours.
+#: Bytes of the longest record that is ours; a longer text counts as none.
 MAX_BYTES = 64 * 2**20
-#: A record of a task that has not ended holds no result, and is smaller than this, in bytes.
+#: Bytes of the longest record of a task that has not ended: it holds no result.
 OPEN_MAX_BYTES = 2**20
 
 
@@ -117,23 +118,24 @@ class Part:
 
 @dataclass(kw_only=True)
 class Mark:
-    """Says that a task runs: from its first batch until it ends or goes back on its queue. ``begin.lua`` writes it."""
+    """Says that a task runs, from its first batch until it ends or goes back on its queue. ``begin.lua`` writes it."""
 
-    #: The name of the worker that runs it. Empty while the task is back on its queue and is suspected of having killed
-    #: workers: then it does not run.
+    #: The name of the worker that runs it. Empty if the task is back on its queue, after workers died with it: then it
+    #: does not run.
     worker: str
     #: When its first batch began, in seconds since the epoch.
     since: float
-    #: How many workers died with it before. Whoever finds a mark whose worker does not live any more counts one more.
+    #: How many workers died with it before. A worker that finds the mark of a dead worker counts one more.
     deaths: int
     #: Which try this is, from 1.
     attempt: int
 
     @classmethod
     def back_on_its_queue(cls, *, since: float, deaths: int, attempt: int) -> Mark:
-        """The mark of a task that goes back unfinished, but that workers had died with before.
+        """The mark of a task that goes back unfinished, and with which workers died earlier.
 
-        It names no worker, so whoever takes the task next counts one death more than it says: it says one less.
+        The next worker finds a mark whose worker does not live, and counts one death more than the mark says. As
+        going back was no death, the mark says one less than there were.
         """
         return cls(worker="", since=since, deaths=deaths - 1, attempt=attempt)
 
@@ -158,7 +160,7 @@ LUA = "".join(
 # -- building ---------------------------------------------------------------------------------------------------------
 
 
-#: What all first records begin with: to encode the whole of each costs a tenth of the time of a submit.
+#: The beginning of every first record. Encoding the whole record each time would take a tenth of a submit's time.
 _QUEUED_BEGIN = Record(status=CELERY_STATES[State.QUEUED], task_id="", pipeq={}).encode().partition('"", "pipeq"')[0]
 
 
@@ -212,7 +214,7 @@ def _part_of(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ended_now(part: Mapping[str, Any]) -> dict[str, Any]:
-    # A retrying task was to be retried for a fault that is of no interest any more.
+    # The error of an earlier try does not explain this end.
     return {**{name: value for name, value in part.items() if name != "error"}, "finished_at": time.time()}
 
 
@@ -221,7 +223,7 @@ def _ended_now(part: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What a record that stands there already says to whoever is about to change it."""
+    """What is read from an existing record before it is changed."""
 
     #: Whether the task has ended: then its record stays as it is.
     has_ended: bool = False
@@ -232,7 +234,7 @@ class Before:
 
     @classmethod
     def read(cls, reply: object) -> Before:
-        """Reads what Redis replied; an error (the key holds no string), or what is no record, says nothing."""
+        """Reads a reply of Redis. An error (the key holds no string) and a text that is no record give an empty one."""
         fields = json_object(reply) if isinstance(reply, bytes | str) else None
         if fields is None:
             return _NOTHING
