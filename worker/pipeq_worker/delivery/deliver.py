@@ -6,14 +6,10 @@ stored in one round trip, and only then acknowledged.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,43 +27,22 @@ from redis.exceptions import RedisError
 from pipeq_worker.delivery.backend import Annotation, Buffer, Retry, annotation
 from pipeq_worker.delivery.dead_letter import dead_letter, raw_frame
 from pipeq_worker.delivery.delivery import Delivery
-from pipeq_worker.delivery.outputs import Object, convert
+from pipeq_worker.delivery.messages import drop, let_go, put_back
+from pipeq_worker.delivery.placing import Placer
 from pipeq_worker.delivery.retries import Retries
 from pipeq_worker.leases.leases import Leases, place
 from pipeq_worker.observe.frames import forget
 from pipeq_worker.observe.observer import Ended, Observer
 from pipeq_worker.observe.outage import outage
-from pipeq_worker.settings.read import ResultSettings, Settings
-from pipeq_worker.stores.signed import Signatures, objects_of, sign_objects
-from pipeq_worker.stores.writer import Writer
+from pipeq_worker.settings.read import Settings
 
 logger = logging.getLogger(__name__)
 
-#: Without a store, results up to this size stay in the record, in bytes.
-INLINE_LIMIT = 8 * 2**20
-UPLOAD_THREADS = 16
-RESULT_TYPE = "application/json"
 #: Redis is away, or refuses.
 _AWAY = (RedisError, OSError, OperationalError)
 
 #: What the task's body does while the tracer runs it: returns the result, or raises.
 outcome: ContextVar[Callable[[], Any] | None] = ContextVar("outcome", default=None)
-
-
-@dataclass(frozen=True)
-class _Upload:
-    """Something to be written to the store: a task's result, or an object that it speaks of."""
-
-    delivery: Delivery
-    uri: str
-    data: bytes
-    media_type: str
-
-    def is_result(self) -> bool:
-        return self.media_type == RESULT_TYPE
-
-    def is_part(self) -> bool:
-        return self.media_type != RESULT_TYPE
 
 
 class Deliverer:
@@ -77,25 +52,18 @@ class Deliverer:
         self,
         app: Celery,
         settings: Settings,
-        writer: Writer,
+        placer: Placer,
         retries: Retries,
         client: redis.Redis,
-        signatures: Signatures,
         observer: Observer,
     ) -> None:
         self._app = app
         self._settings = settings
-        self._writer = writer
+        self._placer = placer
         self._retries = retries
         self._redis = client
-        self._signatures = signatures
         self._observer = observer
         self._server = place(client.connection_pool.connection_kwargs)
-        self._uploads = ThreadPoolExecutor(UPLOAD_THREADS, "upload")
-
-    def close(self) -> None:
-        """Call when nothing is delivered any more."""
-        self._uploads.shutdown(wait=False, cancel_futures=True)
 
     def deliver(self, deliveries: list[Delivery]) -> None:
         """Stores, publishes and acknowledges tasks that are through all other stages.
@@ -104,9 +72,9 @@ class Deliverer:
         """
         self._claim(deliveries)
         for delivery in deliveries:
-            if _is_gone(delivery):
-                self._end(delivery, _drop)
-        deliveries = [delivery for delivery in deliveries if not _is_gone(delivery)]
+            if delivery.is_dropped:
+                self._end(delivery, drop)
+        deliveries = [delivery for delivery in deliveries if not delivery.is_dropped]
         if not deliveries:
             return
         try:
@@ -114,13 +82,13 @@ class Deliverer:
         except Exception:
             # Redis would not have the results for minutes. Rather than keep a place in this worker they go back.
             for delivery in deliveries:
-                _put_back(delivery)
+                put_back(delivery)
             raise
         # Strictly after the results are stored: a crash in between repeats work, never loses it.
         for delivery, ended in traced:
             if delivery.id in stored.lost:
                 delivery.is_lost = True
-                self._end(delivery, _drop)
+                self._end(delivery, drop)
             elif delivery.id in stored.cannot_wait:
                 sentence = f"it cannot wait for its next try: {queues.waiting_key(delivery.queue)} is no sorted set"
                 broken.append((delivery, PipeqError(ErrorCode.INTERNAL, sentence)))
@@ -134,10 +102,7 @@ class Deliverer:
     ) -> tuple[list[tuple[Delivery, Any]], list[tuple[Delivery, Exception]], Buffer]:
         """Stores the results. Returns what Celery's tracer says of each, what it cannot end, and what was stored."""
         self._read_records(deliveries)
-        uploads = [upload for delivery in deliveries for upload in self._complete(delivery)]
-        # A result is written after the objects it speaks of.
-        for kind in (_Upload.is_part, _Upload.is_result):
-            list(self._uploads.map(self._upload, filter(kind, uploads)))
+        self._placer.place(deliveries)
         traced: list[tuple[Delivery, Any]] = []
         broken: list[tuple[Delivery, Exception]] = []
         for delivery in deliveries:
@@ -169,7 +134,7 @@ class Deliverer:
                     self._give_up(delivery, cause)
             except Exception:
                 logger.exception("task %s", delivery.id, extra={"action": "deliver"})
-            _let_go(delivery)
+            let_go(delivery)
         self._tell(delivery)
 
     def _tell(self, delivery: Delivery) -> None:
@@ -215,76 +180,6 @@ class Deliverer:
             records = [None] * len(unread)
         for delivery, record in zip(unread, records, strict=True):
             delivery.before = Before.read(record)
-
-    def _complete(self, delivery: Delivery) -> list[_Upload]:
-        """Turns outputs into the result. Returns what is to be uploaded, what does not stay in the record."""
-        if delivery.error is not None:
-            return []
-        try:
-            with delivery.timed("deliver"):
-                assert delivery.pipeline is not None
-                return self._place(
-                    delivery, *convert(_value(delivery), delivery.echoes, delivery.pipeline.task_type.audio_key)
-                )
-        except PipeqError as error:
-            delivery.fail(error)
-        except Exception as error:
-            logger.exception("task %s", delivery.id, extra={"action": "deliver"})
-            delivery.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
-        finally:
-            delivery.outputs, delivery.inputs, delivery.echoes, delivery.given = [], [], {}, None
-        return []
-
-    def _place(self, delivery: Delivery, value: Any, objects: list[Object]) -> list[_Upload]:
-        """Decides what stays in the record, what goes into the store, and under which names."""
-        results, message = self._settings.results, delivery.message
-        asked = message.output.object_uri(delivery.id) if message is not None and message.output is not None else None
-        place = asked or (
-            f"{results.store.rstrip('/')}/{queues.object_name(delivery.id)}.json" if results.store is not None else None
-        )
-        uploads: list[_Upload] = []
-        inline = sum(one.inline_size for one in objects)
-        if objects and place is not None and (asked is not None or inline > results.inline_max_bytes):
-            for one in objects:
-                one.put_at(objects_of(place) + one.name)
-                uploads.append(_Upload(delivery, one.entry["uri"], one.data, one.media_type))
-        else:
-            if place is None:
-                _check_inline(inline, results)
-            for one in objects:
-                one.put_inline()
-        data = encode(value)
-        if place is not None and (asked is not None or len(data) > results.inline_max_bytes):
-            return [*uploads, _Upload(delivery, place, data, RESULT_TYPE)]
-        _check_inline(len(data), results)
-        delivery.result = json.loads(data)
-        if uploads and delivery.has_next:
-            delivery.handed_on = json.loads(data)
-            assert place is not None
-            sign_objects(delivery.handed_on, place, self._signatures)
-        return uploads
-
-    def _upload(self, upload: _Upload) -> None:
-        delivery, uri = upload.delivery, upload.uri
-        if delivery.error is not None:
-            return
-        try:
-            with delivery.timed("deliver"):
-                self._writer.put(uri, upload.data, upload.media_type)
-            if upload.is_result():
-                delivery.result = {"uri": uri}
-                delivery.result_uri = uri
-                if delivery.has_next:
-                    sha256 = hashlib.sha256(upload.data).hexdigest()
-                    signature = self._signatures.sign(uri, "result", sha256)
-                    delivery.handed_on = {"uri": uri, "sha256": sha256, "signature": signature}
-        except PipeqError as error:
-            delivery.fail(error)
-        except Exception as error:
-            logger.exception("task %s: cannot write %s", delivery.id, uri, extra={"action": "deliver"})
-            delivery.fail(
-                PipeqError(ErrorCode.OUTPUT_FAILED, f"cannot write {shown.uri(uri)}: {shown.line(str(error))}", False)
-            )
 
     def _trace(self, delivery: Delivery) -> Any:
         """Runs Celery's tracer, whose body is :attr:`outcome`."""
@@ -334,7 +229,7 @@ class Deliverer:
         try:
             self._app.backend.mark_as_failure(delivery.id, delivery.error)
         except _AWAY:
-            _put_back(delivery)
+            put_back(delivery)
             return
         finally:
             annotation.reset(token)
@@ -357,37 +252,6 @@ def body(*_: Any, **__: Any) -> Any:
     if end is None:
         raise PipeqError(ErrorCode.INTERNAL, "pipeq.infer runs only in pipeq's own pool: start it with `pipeq worker`")
     return end()
-
-
-def encode(value: Any) -> bytes:
-    """A converted output as JSON."""
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except ValueError as error:
-        raise PipeqError(
-            ErrorCode.INFERENCE_FAILED, "the model's output holds NaN or infinity; is its dtype too narrow?"
-        ) from error
-
-
-def _value(delivery: Delivery) -> Any:
-    """The outputs of a task's items -> its result."""
-    pipeline = delivery.pipeline
-    assert pipeline is not None
-    results = [pipeline.postprocess(outputs, delivery.call) for outputs in delivery.outputs]
-    if delivery.is_list:
-        return results
-    return pipeline.result(results[0], delivery.inputs[0].call_value, delivery.call)
-
-
-def _check_inline(size: int, results: ResultSettings) -> None:
-    limit = max(INLINE_LIMIT, results.inline_max_bytes)
-    if size > limit:
-        raise PipeqError(
-            ErrorCode.OUTPUT_FAILED,
-            f"the result is {size} bytes, at most {limit} stay inline: set `store` in [results] of the worker's "
-            'settings, for instance store = "s3://results/", or submit the task with an output',
-            False,
-        )
 
 
 def _part(delivery: Delivery, *, retrying: bool) -> Part:
@@ -419,46 +283,3 @@ def _dead_letter(delivery: Delivery) -> str:
 
 def _is_gone(delivery: Delivery) -> bool:
     return delivery.is_over or delivery.is_lost or delivery.is_terminated
-
-
-def _put_back(delivery: Delivery) -> None:
-    """Its result could not be stored: the message goes back on its queue."""
-    try:
-        celery_state.task_ready(delivery.request)
-        delivery.request.reject(requeue=True)
-    except Exception:
-        logger.exception("task %s goes back when its lease lapses", delivery.id, extra={"action": "deliver"})
-        if delivery.leases is not None:
-            delivery.leases.release([delivery.tag])
-
-
-def _let_go(delivery: Delivery) -> None:
-    """Its message is acknowledged, whatever Celery makes of it."""
-    try:
-        celery_state.task_ready(delivery.request)
-        delivery.request.acknowledge()
-    except Exception:
-        logger.exception("task %s", delivery.id, extra={"action": "deliver"})
-    if delivery.leases is not None:
-        delivery.leases.acknowledge(delivery.tag)  # of no effect where that has happened
-
-
-def _drop(delivery: Delivery) -> None:
-    """Acknowledges a task that has ended elsewhere: cancelled, expired, revoked, or finished by another worker."""
-    if delivery.is_lost:
-        # Somebody else has the message, or will.
-        if delivery.leases is not None:
-            delivery.leases.release([delivery.tag])
-        celery_state.task_ready(delivery.request)
-        # Of no effect in Redis, where the lease is gone; here the request is done with.
-        delivery.request.acknowledge()
-        return
-    if delivery.is_terminated and not delivery.is_over:
-        if delivery.id in celery_state.revoked:
-            delivery.request.revoked()
-        # Else it is a cold shutdown that cancels what is inside: unacknowledged, the message goes back on its queue.
-    elif delivery.is_expired():
-        delivery.request.revoked()
-    else:
-        celery_state.task_ready(delivery.request)
-        delivery.request.acknowledge()

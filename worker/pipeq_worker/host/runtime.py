@@ -17,6 +17,7 @@ from pipeq_worker.delivery.begin import Beginning
 from pipeq_worker.delivery.deliver import Deliverer
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.delivery.marks import Marks
+from pipeq_worker.delivery.placing import Placer
 from pipeq_worker.delivery.refuse import refuse
 from pipeq_worker.delivery.retries import Retries
 from pipeq_worker.host.heartbeat import Heartbeat
@@ -52,6 +53,7 @@ class Runtime:
     engine: Engine[Delivery] = field(init=False)
     deliverer: Deliverer = field(init=False)
     writer: Writer = field(init=False)
+    _placer: Placer = field(init=False)
     _heartbeat: Heartbeat = field(init=False)
     _fetcher: Fetcher = field(init=False)
     _marks: Marks = field(init=False)
@@ -81,7 +83,8 @@ class Runtime:
         signatures = Signatures(client, settings.results)
         self.writer = Writer(settings.results, settings.s3)
         self._fetcher = Fetcher(settings.inputs, settings.s3, settings.fetch_threads * len(self.pipelines), signatures)
-        self.deliverer = Deliverer(app, settings, self.writer, retries, client, signatures, self.observer)
+        self._placer = Placer(settings.results, self.writer, signatures)
+        self.deliverer = Deliverer(app, settings, self._placer, retries, client, self.observer)
         outage.tell(self.observer)
 
         def deliver(deliveries: list[Delivery]) -> None:
@@ -132,7 +135,7 @@ class Runtime:
         except RedisError as error:
             logger.warning("cannot take back %d marks: %s", len(left), error, extra={"action": "drain"})
         self._heartbeat.close()
-        self.deliverer.close()
+        self._placer.close()
         self.writer.close()
         self._fetcher.close()
         return left
