@@ -1,4 +1,4 @@
-"""Servers that the tests share: started when a test first asks, thrown away at the end."""
+"""Servers that the tests share. Each is started when a test first needs it, and removed at the end."""
 
 import os
 from collections.abc import Iterator

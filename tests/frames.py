@@ -1,4 +1,4 @@
-"""Messages as they lie in Redis, made by hand: for what no client would send."""
+"""Handmade messages as they lie in Redis, for cases that no client would send."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeq.contract import keys as queues
 
 
 def frame(task_id: str, queue: str, kwargs: dict[str, Any] | None = None, **more: Any) -> str:
-    """A message as Celery sends it, with headers, properties and embedded options by keyword."""
+    """A message as Celery sends it; keywords set headers, properties and embedded options."""
     headers = {"lang": "py", "task": queues.TASK_NAME, "id": task_id, "retries": 0, "root_id": task_id}
     properties = {
         "correlation_id": task_id,

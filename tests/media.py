@@ -31,7 +31,7 @@ def encode_audio(samples: np.ndarray, ending: str, rate: int = 16000) -> bytes:
         stream = container.add_stream(codec, rate=rate)
         stream.layout = "mono"
         stream.format = sample_format
-        # Whole seconds at a time: one frame of ten minutes is more than encoders take.
+        # Whole seconds at a time, because encoders do not take one frame of ten minutes.
         for start in range(0, samples.size, rate):
             pcm = (samples[start : start + rate] * 32767).astype(np.int16)[None]
             frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")

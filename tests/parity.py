@@ -1,4 +1,4 @@
-"""Whether two pipeline outputs are the same answer: the tolerance that the whole suite uses."""
+"""Compares two pipeline outputs, with the tolerance that the whole suite uses."""
 
 from __future__ import annotations
 

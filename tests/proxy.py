@@ -1,4 +1,4 @@
-"""A TCP proxy that can be told to misbehave: to delay, to fall silent, to cut connections; also to speak TLS."""
+"""A TCP proxy that can misbehave: delay, fall silent, cut connections; it can also speak TLS."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 
 class Proxy:
-    """Between a client and ``127.0.0.1:port``. Each connection has a thread for each direction."""
+    """A proxy for ``127.0.0.1:port``. Each connection has a thread for each direction."""
 
     def __init__(self, port: int, context: ssl.SSLContext | None = None) -> None:
         self._target = port
@@ -20,11 +20,11 @@ class Proxy:
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        #: Seconds that what is sent takes, in each direction.
+        #: Delay in each direction, in seconds.
         self.delay_s = 0.0
-        #: Seconds between two bytes of what the server answers; at 0 it goes through as it comes.
+        #: Seconds between two bytes of the server's answers; with 0 they pass unchanged.
         self.drip_s = 0.0
-        #: While set nothing goes through, and nobody is told.
+        #: While set, nothing passes, and neither side is told.
         self.is_silent = False
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -37,7 +37,7 @@ class Proxy:
                     one.shutdown(socket.SHUT_RDWR)
 
     def half_close(self) -> None:
-        """Ends the direction from the server to the client on every connection; the other one stays."""
+        """Closes the direction from the server to the client on every connection; the other direction stays open."""
         for client, _ in self._pairs:
             with contextlib.suppress(OSError):
                 client.shutdown(socket.SHUT_WR)
@@ -94,7 +94,7 @@ class Proxy:
 
 @contextlib.contextmanager
 def proxy(redis_url: str, context: ssl.SSLContext | None = None) -> Iterator[tuple[Proxy, str]]:
-    """A proxy before a ``redis://`` server, and the URL that leads through it."""
+    """A proxy in front of a ``redis://`` server, and the URL that leads through it."""
     port = redis_url.rsplit(":", 1)[1].partition("/")[0]
     between = Proxy(int(port), context)
     try:

@@ -1,4 +1,4 @@
-"""Inputs of every kind, of mixed lengths and sizes, always the same ones."""
+"""Inputs of every kind, of different lengths and sizes; always the same ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def texts(count: int = 12) -> list[str]:
 
 
 def masked_texts(mask: str, count: int = 5) -> list[str]:
-    """Each with one masked word."""
+    """Texts with one masked word each."""
     rng = random.Random(2)
     masked = []
     for text in texts(count):
@@ -41,12 +41,12 @@ def clips() -> list[np.ndarray]:
 
 
 def short_clips() -> list[np.ndarray]:
-    """For models that hear 2 s at a time."""
+    """Clips for models that hear 2 s at a time."""
     return [audio(seconds, seed) for seed, seconds in enumerate((1.0, 0.6, 1.9, 1.0))]
 
 
 def sounds() -> list[np.ndarray]:
-    """Clips that do not all sound the same: tones of rising pitch in noise of growing volume."""
+    """Clips that sound different: tones of rising pitch in noise of growing volume."""
     heard = []
     for at, noise in enumerate(clips()):
         time = np.arange(len(noise)) / 16000
@@ -62,12 +62,12 @@ def images() -> list[Image.Image]:
 
 
 def large_images() -> list[Image.Image]:
-    """The same, twice as wide and high."""
+    """The same images, twice as wide and high."""
     return [image.resize((image.width * 2, image.height * 2)) for image in images()]
 
 
 def image_pairs() -> list[tuple[Image.Image, Image.Image]]:
-    """Two views of something each, for keypoint-matching."""
+    """Pairs of views of the same thing, for keypoint-matching."""
     first = images()
     return [(one, two) for one, two in zip(first, [*first[1:], first[0]], strict=True)]
 
@@ -84,7 +84,7 @@ def documents() -> list[dict[str, Any]]:
 
 
 def tables() -> list[dict[str, Any]]:
-    """A table is its columns; every cell is text."""
+    """Tables as columns, with every cell as text."""
     small = {"name": ["fox", "dog"], "euros": ["42", "7"]}
     large = {"name": WORDS[:5], "sports": WORDS[5:10], "amount": ["1", "2", "3", "4", "5"]}
     return [
@@ -102,7 +102,7 @@ def queries() -> list[dict[str, Any]]:
 
 
 def image_chats() -> list[list[dict[str, Any]]]:
-    """Chats about an image, about none, and about two."""
+    """Chats about no image, one image and two images."""
     first, second, third, _ = images()
 
     def turn(text: str, *shown: Image.Image) -> list[dict[str, Any]]:
@@ -119,7 +119,7 @@ def image_chats() -> list[list[dict[str, Any]]]:
 
 
 def audio_chats() -> list[list[dict[str, Any]]]:
-    """Chats about a sound, and about none."""
+    """Chats with a sound, and without one."""
 
     def turn(text: str, *heard: np.ndarray) -> list[dict[str, Any]]:
         parts: list[dict[str, Any]] = [{"type": "audio", "audio": clip} for clip in heard]
@@ -134,7 +134,7 @@ def audio_chats() -> list[list[dict[str, Any]]]:
 
 
 def decisions() -> list[dict[str, Any]]:
-    """A state and questions about it, one or several, of every type."""
+    """A state and one or several questions about it, of every type."""
     noul = {"type": "noul", "instructions": "Is it about sports?"}
     choice = {
         "type": "choice",

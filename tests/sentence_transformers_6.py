@@ -1,4 +1,4 @@
-"""Tiny checkpoints of sentence-transformers, each with other files, the same on every machine.
+"""Tiny checkpoints of sentence-transformers with different files, the same on every machine.
 
 For vectors and scores that sentence-transformers 6.2.0 gave once, in
 ``tests/integration/sentence_transformers_6_2_0.json``. To record them again, in an environment that has it (and the
@@ -24,12 +24,12 @@ from safetensors.torch import save_file
 from tests.tiny_models.base import SMALL, gpt_tokenizer, save, wordpiece
 
 FIXTURE = Path(__file__).parent / "integration" / "sentence_transformers_6_2_0.json"
-#: Of 1, 4, 17 and 70 words, with blanks and capitals.
+#: Texts of 1, 4, 17 and 70 words, with blanks and capitals.
 TEXTS = ["hello", "The quick BROWN fox ", " what is the total amount ? invoice 42 euros" * 2, "a lazy dog jumps. " * 17]
 PAIRS = [("who jumps ?", "the quick brown fox"), ("What", "hello world " * 30), ("is this about sports ?", "politics")]
 PROMPTS = {"prompts": {"query": "about the invoice : ", "passage": "hello "}}
 HIDDEN = SMALL["hidden_size"]
-#: The names of a module's class that checkpoints of several ages have.
+#: Names of a module's class in checkpoints of different ages.
 OLD, NEW = "sentence_transformers.models", "sentence_transformers.sentence_transformer.modules.pooling"
 POOLING = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
@@ -47,12 +47,12 @@ class Variant:
     files: Files = field(default_factory=dict)
     #: Path -> name -> shape, of weights.
     weights: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
-    #: Parameters of the calls; ours and theirs have the same names, but for ``normalize``.
+    #: Parameters of the calls; ours and theirs have the same names, except for ``normalize``.
     calls: tuple[dict[str, Any], ...] = ({},)
 
 
 def modules(*named: str, at: str = "") -> Files:
-    """``modules.json`` for a transformer and what follows it, as ``Class`` or ``Class:folder``."""
+    """``modules.json`` for a transformer and the following modules, each as ``Class`` or ``Class:folder``."""
     listed = [("Transformer", at), *((one.split(":")[0], f"{n}_{one}") for n, one in enumerate(named, 1))]
     types = [one if "." in one else f"{OLD}.{one}" for one, _ in listed]
     entries = [
@@ -213,7 +213,7 @@ def _random(name: str, shape: tuple[int, ...], gain: float) -> torch.Tensor:
 
 
 def _computed(model: Any, gain: float = 1.5) -> Any:
-    """Its weights are the same on every machine and with every version of torch."""
+    """A model whose weights are the same on every machine and with every version of torch."""
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:  # the others, biases and norms, begin as zeros and ones
             parameter.data = _random(name, tuple(parameter.shape), gain)
@@ -281,7 +281,7 @@ def build(kind: str, name: str, folder: Path) -> Path:
 
 
 def record() -> None:
-    """Writes the fixture. Runs where sentence-transformers is."""
+    """Writes the fixture. Run it where sentence-transformers is installed."""
     import sentence_transformers
 
     answers: dict[str, Any] = {"version": sentence_transformers.__version__, "embedding": {}, "ranking": {}}
@@ -290,7 +290,7 @@ def record() -> None:
             model = sentence_transformers.SentenceTransformer(str(build("embedding", name, Path(folder))), device="cpu")
             for call in variant.calls:
                 theirs = {"normalize_embeddings" if key == "normalize" else key: one for key, one in call.items()}
-                # One at a time: their batches pad, which rounds.
+                # One text at a time, because their batches pad, and padding rounds.
                 vectors = [model.encode(text, **theirs).round(5).tolist() for text in TEXTS]
                 answers["embedding"][f"{name} {json.dumps(call)}"] = vectors
         for name, variant in RERANKERS.items():

@@ -22,7 +22,7 @@ Change = Callable[[Any], None]
 
 
 def _ends(bias: float, **generation: Any) -> Change:
-    """How likely BART is to end, and what its generation_config.json says."""
+    """How likely BART is to end, and the content of its generation_config.json."""
 
     def change(model: Any) -> None:
         for name, parameter in model.named_parameters():
@@ -42,7 +42,7 @@ def _t5_ends(model: Any) -> None:
 def _nothing(model: Any) -> None: ...
 
 
-#: name -> the task type whose class loads it, the tiny model it is, the size of its weights, what else differs
+#: Name -> task type whose class loads it, tiny model, scale of its weights, other differences.
 MODELS: dict[str, tuple[str, str, float, Change]] = {
     "reader": ("question-answering", "reader", 1.5, _nothing),
     "unsure_reader": ("question-answering", "reader", 0.3, _nothing),
@@ -91,13 +91,13 @@ def build(name: str, folder: Path) -> Path:
 
 
 def gradient(width: int, height: int, seed: int) -> Image.Image:
-    """A picture that is computed."""
+    """A computed picture."""
     y, x = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([x * 4, y * 5, (x + y + seed * 40) * 3], -1).astype(np.uint8))
 
 
 def decoded(value: Any) -> Any:
-    """An input of the fixture, with its ``[width, height, seed]`` under ``image`` made a picture."""
+    """An input of the fixture, with a picture made from the ``[width, height, seed]`` under ``image``."""
     if isinstance(value, dict) and "image" in value:
         return {**value, "image": gradient(*value["image"])}
     return gradient(*value) if isinstance(value, list) else value

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeq import Client
 
-#: A worker imports torch and loads its models before it is ready, in seconds.
+#: A worker imports torch and loads its models before it is ready; at most so long, in seconds.
 READY_S = 240
 
 
@@ -25,7 +25,7 @@ class WorkerProcess:
     log: Path
 
     def wait_ready(self, client: Client, *pipelines: str) -> None:
-        """Waits until this process has signed on for its pipelines."""
+        """Waits until this process has registered for its pipelines."""
         deadline = time.monotonic() + READY_S
         while not set(pipelines) <= self._served(client):
             assert self.process.poll() is None, f"the worker ended with {self.process.returncode}:\n{self.text()}"
@@ -39,7 +39,7 @@ class WorkerProcess:
         return self.log.read_text(errors="replace")
 
     def stop(self, timeout_s: float = 60) -> int:
-        """SIGTERM. Returns the exit code."""
+        """Sends SIGTERM. Returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -64,7 +64,7 @@ class WorkerProcess:
 
 @contextmanager
 def worker(folder: Path, redis_url: str, *arguments: Any, **env: Any) -> Iterator[WorkerProcess]:
-    """``pipeq worker`` with these arguments, and PIPEQ_... settings by keyword (``log_level="DEBUG"``)."""
+    """Runs ``pipeq worker`` with these arguments, and with PIPEQ_... settings by keyword (``log_level="DEBUG"``)."""
     log = folder / f"worker-{time.monotonic_ns()}.log"
     settings = {
         f"PIPEQ_{key.upper()}" if key.islower() and key != "no_proxy" else key: str(value) for key, value in env.items()

@@ -63,7 +63,7 @@ class Zoo:
     client: Client
     process: WorkerProcess
     models: Path
-    #: Folder that the worker may read, and where it puts objects.
+    #: The folder that the worker may read, and the folder for its objects.
     inputs: Path
     results: Path
 
@@ -106,7 +106,7 @@ def running(
 
 
 def refer(value: Any, folder: Path, at: int) -> Any:
-    """A decoded input -> the message's: images, audio and videos become files."""
+    """A decoded input in the form of a message: images, audio and videos become files."""
     if isinstance(value, Image.Image):
         path = folder / f"{id(value)}-{at}.png"
         value.save(path)

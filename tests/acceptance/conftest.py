@@ -1,4 +1,4 @@
-"""Fixtures of the acceptance tests: a Valkey of their own, and one worker that serves every tiny model."""
+"""Fixtures of the acceptance tests: a Valkey server, and one worker that serves every tiny model."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ SERVED = {
 
 @dataclass(frozen=True)
 class Service:
-    """A worker with all tiny pipelines, and what it may read and write."""
+    """A worker with all tiny pipelines, and the folders that it may read and write."""
 
     client: Client
     process: WorkerProcess
-    #: Folder that it may read, and one that it may write results to.
+    #: The folder that it may read, and the folder that it may write results to.
     inputs: Path
     results: Path
     s3: embedded.S3Server
@@ -87,7 +87,7 @@ def service(
 
 @pytest.fixture(autouse=True)
 def _the_shared_worker_lives(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Names the test that ended the shared worker, instead of letting all later ones time out."""
+    """Names the test that ended the shared worker, so that later tests do not all time out."""
     yield
     if "service" in request.fixturenames:
         process = request.getfixturevalue("service").process

@@ -1,4 +1,4 @@
-"""Small messages that are much work: refused where they are too much, and nobody waits behind those that are not."""
+"""Small messages that cause much work are refused beyond a limit, and do not delay other tasks below it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each bad message ends as failed with its code and a sentence that helps; everything else goes on."""
+"""Each bad message ends as failed, with its code and a helpful sentence; all other tasks go on."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def forbidden_by_link(service: Service) -> Any:
 
 
 def many_large_pictures(service: Service) -> Any:
-    """A message of 3 KB: each picture has 38 bytes, and says that it has 128 million pixels."""
+    """A message of 3 KB with pictures of 38 bytes, each of which declares 128 million pixels."""
     file = io.BytesIO()
     Image.new("RGB", (1, 1), "red").save(file, "WEBP", lossless=True)
     data = bytearray(file.getvalue())
-    # Width and height less one, in 14 bits each, behind the signature of a lossless picture.
+    # Width and height, each minus one, in 14 bits each, after the signature of a lossless picture.
     at = data.index(b"VP8L") + 9
     kept = int.from_bytes(data[at : at + 4], "little") >> 28 << 28
     data[at : at + 4] = (kept | 7811 << 14 | 16382).to_bytes(4, "little")
@@ -43,7 +43,7 @@ def many_large_pictures(service: Service) -> Any:
 
 
 def long_audio(service: Service) -> Any:
-    """45 KB of FLAC at 1 kHz: at a model's 16 kHz, and as a whole, they take half a gigabyte."""
+    """45 KB of FLAC at 1 kHz, which take half a gigabyte as a whole at a model's 16 kHz."""
     return Ref.from_bytes(flac(600, 1000))
 
 
@@ -136,7 +136,7 @@ def dead_letters(raw: redis.Redis, queue: str) -> list[dict[str, Any]]:
 
 
 def wait_for_letter(service: Service, raw: redis.Redis, before: int) -> dict[str, Any]:
-    # Whatever was pushed before this task on the same list has been read when it is done.
+    # Messages are read in order, so all that were pushed before this task have been read when it is done.
     service.client.result(service.client.submit("text-classification", "fox"), timeout_s=30)
     letters = dead_letters(raw, "text-classification")
     assert len(letters) == before + 1

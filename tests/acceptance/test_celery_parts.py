@@ -1,4 +1,4 @@
-"""Transport, pool and backend are ordinary parts of Celery: in any app, with stock parts beside them."""
+"""Transport, pool and backend work as parts of any Celery app, together with stock parts."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ STOCK = {"transport": "", "backend": "", "pool": "threads", "consumer": "celery.
 def redis_url() -> Iterator[str]:
     with embedded.valkey() as url:
         yield url
-        # Celery's results unsubscribe when they are collected, and wait long for a server that is gone.
+        # Celery's results unsubscribe when they are garbage collected, and would wait long for a stopped server.
         gc.collect()
 
 
@@ -128,7 +128,7 @@ def test_each_part_works_beside_stock_ones(redis_url: str, tmp_path: Path, ours:
 
 @pytest.fixture
 def mixed(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[WorkerProcess, Client]]:
-    """A worker with a pipeline and somebody's tasks."""
+    """A worker with a pipeline and a user's own Celery tasks."""
     (tmp_path / "somebodys_tasks.py").write_text(TASKS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with (
@@ -149,7 +149,7 @@ def test_everything_a_stock_producer_may_ask_for(mixed: tuple[WorkerProcess, Cli
 
     # Post-processing in a chain, on the same machine.
     assert chain(infer(), named(app, "shout")).apply_async().get(timeout=30) == "CONSTANT"
-    # What comes before it in a chain is its input, where it has none.
+    # A task without inputs takes the result of the previous task in a chain.
     second = app.signature("pipeq.infer", kwargs={"pipeline": "constant"}, queue="constant")
     assert chain(named(app, "shout", "x"), second).apply_async().get(timeout=30) == "constant"
     after = named(app, "shout", "x", immutable=True)
@@ -160,7 +160,7 @@ def test_everything_a_stock_producer_may_ask_for(mixed: tuple[WorkerProcess, Cli
     broken = app.signature("pipeq.infer", kwargs={"pipeline": "constant"}, queue="constant")
     broken.apply_async(link_error=named(app, "shout", "sorry", task_id="sorry", immutable=True))
     assert app.AsyncResult("sorry").get(timeout=30) == "SORRY"
-    # In time, an ordinary task too.
+    # An ordinary task, too, ends in time.
     assert named(app, "shout", "later").apply_async(countdown=2).get(timeout=30) == "LATER"
     for when in (lambda: {"countdown": 2}, lambda: {"eta": datetime.now(UTC) + timedelta(seconds=2)}):
         began = time.monotonic()
@@ -171,7 +171,7 @@ def test_everything_a_stock_producer_may_ask_for(mixed: tuple[WorkerProcess, Cli
     revoked = infer().apply_async(countdown=2)
     app.control.revoke(revoked.id)
     assert client.wait(revoked.id, 30).state is State.CANCELLED
-    # From outside.
+    # Through Celery's remote control.
     slow = infer(4.0).apply_async()
     queued = [infer(0.001 * (at + 1)).apply_async() for at in range(3)]
     time.sleep(0.7)
@@ -180,7 +180,7 @@ def test_everything_a_stock_producer_may_ask_for(mixed: tuple[WorkerProcess, Cli
     reserved = {request["id"] for request in next(iter(inspect.reserved().values()))}
     assert (active, reserved) == ({slow.id}, {one.id for one in queued})
     assert next(iter(inspect.stats().values()))["pool"]["processes"] == [process.process.pid]
-    # What is reserved can still be revoked.
+    # A reserved task can still be revoked.
     app.control.revoke(queued[0].id)
     assert slow.get(timeout=30) == "constant"
     assert client.wait(queued[0].id, 30).state is State.CANCELLED

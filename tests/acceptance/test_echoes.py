@@ -1,4 +1,4 @@
-"""Some task types repeat what a producer sent: it comes back as it was sent, and never as an object."""
+"""Some task types repeat what a producer sent. It comes back as it was sent, and never as an object."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODELS = {
 
 SOUND = {"audio": [0.5] * 2000, "sampling_rate": 16_000}
 CLIMBING = {"..": {"..": {"victim.objects": SOUND}}}
-#: What a turn or a part may hold beside what it must.
+#: Additional fields that a turn or a part may have.
 MORE: list[dict[str, Any]] = [
     SOUND,
     CLIMBING,
@@ -44,7 +44,7 @@ class Served:
     results: Path
 
     def answer(self, pipeline: str, inputs: Any, params: dict[str, Any] | None = None) -> Any:
-        """The result of a task, after which its store holds nothing but that."""
+        """Returns a task's result, and checks that the store holds nothing else."""
         task = self.client.submit(pipeline, inputs, params=params)
         status = self.client.wait(task, timeout_s=60)
         assert status.state is State.SUCCEEDED, status.error
@@ -82,7 +82,7 @@ def test_a_turn_comes_back_as_it_was_sent(served: Served, more: dict[str, Any]) 
     chat = [{**more, "role": "system", "content": "hello"}, {**more, "role": "user", "content": "hello world"}]
     got = served.answer("text-generation", chat, GREEDY["generate_kwargs"])
     assert got[0]["generated_text"][:-1] == chat
-    # One that is gone on with holds what the model wrote, and no more.
+    # A turn that was continued has only the model's text in addition.
     chat = [{"role": "user", "content": "hello"}, {**more, "role": "assistant", "content": "hello"}]
     got = served.answer("text-generation", [chat, chat], GREEDY["generate_kwargs"])
     assert [one[0]["generated_text"][0] for one in got] == chat[:1] * 2

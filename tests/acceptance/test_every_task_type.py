@@ -1,4 +1,4 @@
-"""One worker serves every task type: references go in, the answers of transformers' own pipelines come out."""
+"""One worker serves every task type: references go in, and the answers of transformers' own pipelines come out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def zoo(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
 
 
 def read_object(entry: dict[str, Any]) -> Any:
-    """What an object of a result holds."""
+    """The content of an object in a result."""
     data = (
         Path(urllib.parse.unquote(urllib.parse.urlparse(entry["uri"]).path)).read_bytes()
         if "uri" in entry
@@ -51,7 +51,7 @@ def read_object(entry: dict[str, Any]) -> Any:
 
 
 def opened(result: Any) -> Any:
-    """A result with its objects read."""
+    """A result in which objects are replaced by their content."""
     if isinstance(result, dict):
         if "media_type" in result:
             shape = {"shape": result["shape"], "dtype": result["dtype"], "media_type": result["media_type"]}
@@ -61,7 +61,7 @@ def opened(result: Any) -> Any:
 
 
 def expected(pipeline: TransformersPipeline, value: Any, params: dict[str, Any]) -> Any:
-    """What transformers answers, as the result of a task in a list."""
+    """The answer of transformers, as the result of a task with a list."""
     if isinstance(value, Path):
         value = Video(value.read_bytes(), value.name, 10**6, 1000)
     output, objects = convert(
@@ -84,7 +84,7 @@ def test_through_the_queue(zoo: Zoo, task: str) -> None:
     for (mine,), value, message in zip(got, values, sent, strict=True):
         want = expected(pipeline, value, params)
         if task in ("image-text-to-text", "any-to-any"):
-            # It repeats its input: ours the references that were sent.
+            # This task type repeats its input; our result repeats the references that were sent.
             assert [turn["content"] for turn in mine[0]["input_text"]] == json.loads(
                 json.dumps([turn["content"] for turn in message], default=lambda ref: ref.model_dump(exclude_none=True))
             )
@@ -97,7 +97,7 @@ def test_through_the_queue(zoo: Zoo, task: str) -> None:
 
 
 def near(mine: dict[str, Any], want: dict[str, Any]) -> None:
-    """Rounding to 256 shades turns the smallest difference into one."""
+    """Rounding to 256 shades can turn the smallest difference into one shade."""
     apart = np.abs(np.array(mine["depth"]["content"]) - np.array(want["depth"]["content"]))
     assert apart.max() <= 1
 
@@ -110,7 +110,7 @@ def test_objects_of_a_task_with_an_output_lie_beside_it(zoo: Zoo) -> None:
     result = zoo.client.result(task, timeout_s=60)
     assert zoo.client.status(task).result_uri == f"{zoo.results.as_uri()}/asked/{task}.json"
     assert result["depth"]["uri"] == f"{zoo.results.as_uri()}/asked/{task}.objects/depth.png"
-    # And is an input as it is.
+    # The object can be sent as an input unchanged.
     again = zoo.client.submit("image-classification", result["depth"])
     error = zoo.client.wait(again, timeout_s=60).error
     assert error is not None

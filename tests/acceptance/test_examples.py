@@ -1,4 +1,4 @@
-"""Every example runs, against one real worker with tiny models in the places of the large ones."""
+"""Every example runs against one real worker, with tiny models instead of the large ones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SERVED = {
     "image-text-to-text": "llava",
     "depth-estimation": "dpt",
 }
-#: Settings files of examples -> tiny model in the place of theirs.
+#: Settings files of examples -> the tiny model that replaces theirs.
 SETTINGS = {"parameters.toml": "classifier", "device_map.toml": "llama"}
 
 
@@ -69,8 +69,8 @@ class Stage:
         return self.output(name, *arguments).splitlines()
 
     def output(self, name: str, *arguments: object) -> str:
-        """What an example prints, as it is: a random model says line breaks of every kind."""
-        # In a folder of its own: an example finds what it needs by its arguments alone.
+        """The exact output of an example: a random model writes line breaks of every kind."""
+        # Run in another folder, because an example must find everything by its arguments.
         done = subprocess.run(
             [sys.executable, EXAMPLES / name, *map(str, arguments)],
             cwd=self.results,
@@ -83,7 +83,7 @@ class Stage:
         return done.stdout.decode()
 
     def ask(self, pipeline: str, inputs: Any, **params: Any) -> Any:
-        """What the same worker answers: that it is right is what the other acceptance tests are about."""
+        """The same worker's answer. The other acceptance tests check that it is right."""
         return self.client.result(self.client.submit(pipeline, inputs, params=params), timeout_s=60)
 
     def audio(self, name: str, seconds: float) -> Path:
@@ -171,7 +171,7 @@ def test_device_map(stage: Stage) -> None:
     [answer] = stage.ask("large-chat", chat, max_new_tokens=60)
     assert said == f"assistant: {answer['generated_text'][-1]['content']}"
     assert re.fullmatch(r"\(.*/llama as bfloat16, on cpu, disk\)", where)
-    # The settings did place it: what the CPU has no room for is on the disk.
+    # The settings took effect: the part that does not fit on the CPU is on disk.
     loaded = load_pipeline("large-chat", settings.load_settings(stage.config).pipelines["large-chat"], "cpu")
     assert set(loaded._pipe.model.hf_device_map.values()) == {"cpu", "disk"}
 
@@ -251,7 +251,7 @@ def test_web_server(stage: Stage) -> None:
         code, answer = call(url, text)
         assert code == 200
         assert_same(answer["result"], want)
-        # One that lasts: it waits behind others.
+        # A task that takes long and makes the next one wait.
         stage.client.submit_many("text-classification", samples.texts(2000))
         code, answer = call(url, text, Prefer="respond-async")
         assert code == 202

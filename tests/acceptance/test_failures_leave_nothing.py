@@ -22,9 +22,9 @@ from tests.frames import frame
 from tests.worker_process import WorkerProcess, worker
 
 COUNT = int(os.environ.get("FAILURES", "200"))
-#: So many messages wait at once.
-AT_ONCE = 100
-#: What a failure may leave, and what a process that serves grows by whatever it serves (allocators, threads), in MiB.
+#: Number of tasks that wait at the same time.
+TASKS_PER_ROUND = 100
+#: Allowed growth: what failures may leave, plus that of any serving process (allocators, threads), in MiB.
 LEFT_MIB, NOISE_MIB = 0.002, 10
 
 TEXT, GENERATION = "text-classification", "text-generation"
@@ -37,7 +37,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "no such input": (TEXT, {"inputs": {"uri": "file:///nowhere/a.txt"}}, "input_forbidden"),
     "failing forward pass": (
         GENERATION,
-        # Of the same probability: nothing but generate itself knows that it takes beams or sampling.
+        # Only generate refuses these, because for the checks before it beams and sampling have equal effects.
         {"inputs": "fox", "params": {"max_new_tokens": 2, "do_sample": False, "num_return_sequences": 3}},
         "inference_failed",
     ),
@@ -70,8 +70,8 @@ def fail(db: redis.Redis, kind: str, count: int) -> None:
     pipeline, fields, code = KINDS[kind]
     embed = {"embed": fields["embed"]} if "embed" in fields else {}
     kwargs = {name: value for name, value in fields.items() if name != "embed"}
-    for _ in range(0, count, AT_ONCE):
-        ids = [f"{kind}-{next(_numbers)}" for _ in range(AT_ONCE)]
+    for _ in range(0, count, TASKS_PER_ROUND):
+        ids = [f"{kind}-{next(_numbers)}" for _ in range(TASKS_PER_ROUND)]
         keys = [queues.record_key(one) for one in ids]
         db.lpush(pipeline, *(frame(one, pipeline, kwargs, **embed) for one in ids))
         deadline = time.monotonic() + 120
@@ -89,8 +89,8 @@ def fail(db: redis.Redis, kind: str, count: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_failures_leave_nothing(served: tuple[WorkerProcess, redis.Redis], kind: str) -> None:
     process, db = served
-    # The first ones import and fill caches.
-    fail(db, kind, AT_ONCE)
+    # The first failures import modules and fill caches.
+    fail(db, kind, TASKS_PER_ROUND)
     before = process.resident_mib()
     fail(db, kind, COUNT)
     grown = process.resident_mib() - before

@@ -1,4 +1,4 @@
-"""What the next task of a chain gets does not depend on where a result lies; and nobody else reads the store so."""
+"""The next task of a chain gets the same input wherever a result lies, and no other reference can read the store."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Results of every size go to the store; none of it is allowed as an input."""
+    """A worker whose results of every size go to the store, from which no inputs are allowed."""
     folder = tmp_path_factory.mktemp("chains")
     inputs, results = folder / "inputs", folder / "results"
     inputs.mkdir()
@@ -66,7 +66,7 @@ def served(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 
 
 def read(result: Any) -> Any:
-    """A result from the store; what its producer sees holds no signature."""
+    """A result from the store. The form that its producer sees holds no signature."""
     assert result.keys() == {"uri"}
     return json.loads(Path(result["uri"].removeprefix("file://")).read_text())
 
@@ -83,7 +83,7 @@ def test_the_next_task_reads_what_went_to_the_store(served: Served) -> None:
     said = read(heard.parent.get(timeout=10))
     assert said.keys() == {"text"}
     assert got == read(served.infer(TEXT, inputs=said).apply_async().get(timeout=60))
-    # Where a producer named the place, too; a list of results; and a result that is itself an object.
+    # Also if the producer named the place, for a list of results, and for a result that is an object.
     output = {"uri": f"{served.results.as_uri()}/asked/"}
     asked = chain(served.infer(SPEECH, inputs=clip(served, 0), output=output), served.infer(TEXT)).apply_async()
     assert read(asked.get(timeout=60)) == got
@@ -122,19 +122,19 @@ def test_nothing_else_in_the_store_is_read(served: Served) -> None:
         {"uri": uri, "sha256": sha256, "signature": ["a"]},
         {**signed("result", uri), "uri": f"{uri}x"},
         {**signed("result", uri), "sha256": "0" * 64},
-        # Even with the key nothing is read beyond the places of results.
+        # Even a valid signature opens nothing outside of the places of results.
         signed("result", outside.as_uri()),
         signed("result", climbing),
         [signed("object", outside.as_uri())],
         signed("result", "https://127.0.0.1/x.json"),
-        # What another one has written there since.
+        # Another writer has replaced the object since.
         signed("result", uri, hashlib.sha256(b"something else").hexdigest()),
     ):
         status = served.client.wait(served.client.submit(TEXT, inputs), timeout_s=60)
         assert status.state is State.FAILED, inputs
         assert status.error is not None
         assert status.error.code in ("input_forbidden", "invalid_input", "input_undecodable"), (inputs, status.error)
-    # The right one is read, so that the others were refused for what they are.
+    # The valid reference is read, so the others were refused because of their signatures.
     assert served.client.wait(served.client.submit(TEXT, signed("result", uri)), timeout_s=60).state is State.SUCCEEDED
 
 
@@ -147,7 +147,7 @@ def test_a_lost_key_is_made_anew(served: Served) -> None:
             served.db.rpush(queues.SIGNING_KEY, key)
         heard = chain(served.infer(SPEECH, inputs=clip(served, 0)), served.infer(TEXT)).apply_async()
         assert read(heard.get(timeout=60))
-    # Another worker that has never seen the key begins after it was lost.
+    # A worker that starts after Redis lost the key must learn the new one.
     served.db.delete(queues.SIGNING_KEY)
     newcomer = Signatures(served.db, ResultSettings())
     newcomer.sign("file:///x", "object")
@@ -160,7 +160,7 @@ def test_a_lost_key_is_made_anew(served: Served) -> None:
 
 
 def test_the_next_task_may_be_of_another_worker(served: Served, tmp_path: Path) -> None:
-    """Each worker serves one pipeline, as on machines with one GPU; and a link may go to anybody's Celery tasks."""
+    """Each worker serves one pipeline, as on machines with one GPU. Links may also go to a user's own Celery tasks."""
     config = tmp_path / "other.toml"
     model = tiny_models.build("classifier", served.models)
     config.write_text(
@@ -198,7 +198,7 @@ def test_the_next_task_goes_to_a_queue_and_nowhere_else(served: Served) -> None:
     after = {key for key in served.db.keys("*") if not key.startswith(b"celery-task-meta-")}
     assert {key for key in after - before if not key.startswith(b"pipeq:")} == set()
     assert queues.waiting_key("nobody").encode() not in after
-    # Beside a queue, whatever else leads elsewhere is of no effect.
+    # Options beside the queue that would lead elsewhere have no effect.
     options = {"queue": "nobody", "exchange": "celery.pidbox", "routing_key": "celery", "exchange_type": "fanout"}
     link = {"task": queues.TASK_NAME, "args": [], "kwargs": {}, "options": options, "immutable": True}
     assert served.infer(TEXT, inputs="the fox").apply_async(link=[link]).get(timeout=60)

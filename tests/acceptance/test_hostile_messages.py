@@ -1,4 +1,4 @@
-"""Whatever somebody pushes or broadcasts: each message ends once, and its neighbours as if it were not there.
+"""Whatever is pushed or broadcast, each message ends once, and messages beside it are not affected.
 
 Every header, property and part of a body that Celery knows is walked, each with values of every kind.
 """
@@ -26,9 +26,9 @@ from pipeq_worker.broker import protocol
 from tests.worker_process import WorkerProcess, worker
 
 VALUES: list[Any] = [True, 5, -1, 0.5, 1e308, 10**400, "text", "\ud800", "", [], [1], {}, {"a": 1}, "9" * 5000]
-#: Beside those of the protocol: what kombu and Celery read all the same, and names that stand in their way.
+#: Fields beside those of the protocol that kombu and Celery also read, and names that conflict with theirs.
 HEADERS = [*protocol.HEADERS, "chord", "reply_to", "update", "__class__", "_children", "headers", "taskset", "clock"]
-#: Several of one id would be one task.
+#: Each message needs its own id, because several with one id would be one task.
 _numbers = iter(range(10**9))
 
 
@@ -57,7 +57,7 @@ def db(process: WorkerProcess, url: str) -> Iterator[redis.Redis]:
 
 
 def good() -> dict[str, Any]:
-    """A frame of the client's."""
+    """A frame made by the client."""
     envelope = Envelope(f"task-{next(_numbers)}", TaskMessage(pipeline="constant", inputs=1))
     return json.loads(envelope.encode(envelope.body()))  # type: ignore[no-any-return]
 
@@ -69,7 +69,7 @@ def with_body(body: Any) -> dict[str, Any]:
 
 
 def settle(db: redis.Redis, messages: list[Any]) -> None:
-    """Pushes messages among good ones, which all end well, and waits until nothing is left."""
+    """Pushes bad messages among good ones, checks that all good ones succeed, and waits until none is left."""
     pushed, neighbours = [], []
     for message in messages:
         if not neighbours or random.random() < 0.1:
@@ -171,7 +171,7 @@ def test_packed_bodies_and_encodings(db: redis.Redis) -> None:
     settle(db, [bomb, slow])
     for message in (bomb, slow):
         assert record(db, message["headers"]["id"])["pipeq"]["error"]["code"] == "invalid_message"
-    # What Celery's own producers pack.
+    # Compressions that Celery's own producers use.
     for kind in ("gzip", "bzip2", "lzma"):
         url = "redis://{host}:{port}/{db}".format(**db.connection_pool.connection_kwargs)
         with Celery(broker=url, backend=url) as app:
@@ -201,7 +201,7 @@ def test_messages_of_fifty_megabytes(db: redis.Redis, process: WorkerProcess, wh
 
 
 def test_mutated_messages(db: redis.Redis) -> None:
-    """Each whose id can be read has a record under it."""
+    """Each message whose id can be read has a record under it."""
     rng = random.Random(8)
     messages = []
     for _ in range(300):
@@ -282,7 +282,7 @@ def test_broadcasts(db: redis.Redis, process: WorkerProcess, channel: str) -> No
 
 
 def test_waiting_messages_go_to_their_own_queue_alone(db: redis.Redis) -> None:
-    """Delayed tasks and retries of all queues wait in sets whose members anybody may write."""
+    """Delayed tasks and retries of all queues wait in sets to which any client may write."""
     waiting = queues.waiting_key("constant")
     late = good()
     own = json.dumps({"list": queues.list_key("constant", 9), "message": json.dumps(late)})

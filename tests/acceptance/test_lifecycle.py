@@ -1,4 +1,4 @@
-"""A task's life: cancelled, expired, retried, run with parameters of its own, drained."""
+"""A task's life: cancelled, expired, retried, run with its own parameters, drained."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_an_unreachable_store_is_retried_until_it_is_back(redis_url: str, tiny: 
 
 
 def test_sigterm_with_two_hundred_tasks_in_flight(redis_url: str, tiny: Path, tmp_path: Path) -> None:
-    """The first worker leaves within its limit, a second one finishes the rest, each task is published once."""
+    """The first worker stops within its limit, a second one finishes the rest, and each task is published once."""
     model = tiny_models.build("gpt2", tiny)
     published: Counter[str] = Counter()
     listener = redis.Redis.from_url(redis_url).pubsub(ignore_subscribe_messages=True)
@@ -154,7 +154,7 @@ def test_sigterm_with_two_hundred_tasks_in_flight(redis_url: str, tiny: Path, tm
 def test_a_hurried_stop_loses_nothing(
     signals: tuple[signal.Signals, ...], redis_url: str, tiny: Path, tmp_path: Path
 ) -> None:
-    """The signals arrive while messages do; what is inside, the batch on the device too, goes back on its queue."""
+    """Signals arrive together with messages. All tasks inside, also the batch on the device, go back on the queue."""
     model = tiny_models.build("gpt2", tiny)
     params = {"max_new_tokens": 200, "do_sample": False}
     with Client(redis_url) as client:
@@ -180,7 +180,7 @@ def test_a_hurried_stop_loses_nothing(
 
 
 def test_redis_is_restarted_under_load(tiny: Path, tmp_path: Path) -> None:
-    """With its append-only file: the worker is there again, and every task ends."""
+    """Redis restarts with its append-only file: the worker reconnects, and every task ends."""
     model = tiny_models.build("gpt2", tiny)
     (port,) = embedded.free_ports(1)
     options = ["--appendonly", "yes", "--appendfsync", "always", "--save", "", "--dir", str(tmp_path)]
@@ -198,8 +198,8 @@ def test_redis_is_restarted_under_load(tiny: Path, tmp_path: Path) -> None:
             server.wait(30)
             time.sleep(3)
             server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-            # What was unacknowledged when the connection broke comes back after the visibility timeout of stock
-            # Redis transport, unless the worker still had it inside: then it ends all the same.
+            # Messages that were unacknowledged when the connection broke come back after the visibility timeout of the
+            # stock Redis transport, unless the worker still held them; then they end all the same.
             states = Counter(status.state for status in client.as_completed(ids, timeout_s=90))
             assert states == {State.SUCCEEDED: 300}
             assert process.process.poll() is None, process.text()
@@ -211,7 +211,7 @@ def test_redis_is_restarted_under_load(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_forward_pass_that_hangs_ends_the_process(redis_url: str, tiny: Path, tmp_path: Path) -> None:
     model = tiny_models.build("gpt2", tiny)
-    # Half a dozen seconds on a fast machine, however early a random model would stop.
+    # This takes about six seconds on a fast machine, even if a random model stops early.
     slow = {"max_new_tokens": 450, "min_new_tokens": 450, "do_sample": False, "num_beams": 128}
     many = {"param_limits__max_beams": 128}
     with (
@@ -227,7 +227,7 @@ def test_a_forward_pass_that_hangs_ends_the_process(redis_url: str, tiny: Path, 
         assert status.error is not None
         assert status.error.code == "timeout"
         assert "hard_timeout_s" in status.error.message
-        # The supervisor starts another one, which serves again.
+        # The supervisor starts another worker, which serves.
         good = client.submit("text-generation", "fox", params={"max_new_tokens": 2}, check=False)
         assert client.wait(good, timeout_s=60).state is State.SUCCEEDED
         assert "ending this process" in supervised.text()
@@ -263,7 +263,7 @@ def test_a_model_that_cannot_be_loaded_stops_the_start(redis_url: str, tmp_path:
 
 
 def test_wait_is_woken_not_polled(service: Service) -> None:
-    """A result is there within a few milliseconds of its publication."""
+    """A result can be read within a few milliseconds of its publication."""
     late = []
 
     def wait(task: str) -> None:

@@ -1,4 +1,4 @@
-"""Long audio goes through decode and chunks in bounded memory, and reads as it does from transformers.
+"""Long audio is decoded and cut in bounded memory, and gives the same text as in transformers.
 
 `MINUTES` in the environment says how long (`make long MINUTES=60`).
 """
@@ -21,14 +21,14 @@ from tests.worker_process import worker
 torch.set_num_threads(1)
 
 MINUTES = float(os.environ.get("MINUTES", "2"))
-#: What a worker may take beyond what it takes when it is idle, however long the audio, in MiB.
+#: Memory that a worker may take above its idle use, for audio of any length, in MiB.
 MOST_MIB = 600 if MINUTES >= 30 else 300
 RATE = 16_000
 PARAMS = {"chunk_length_s": 30}
 
 
 def speech(path: Path) -> Path:
-    """FLAC of something like speech: bursts of noise, a minute at a time."""
+    """FLAC that resembles speech: bursts of noise, one minute at a time."""
     with av.open(str(path), "w", format="flac") as container:
         stream = container.add_stream("flac", rate=RATE, layout="mono")
         stream.format = "s16"

@@ -44,7 +44,7 @@ def test_ten_minutes_of_audio_in_chunks_with_bounded_memory(service: Service) ->
     samples = tone(600)
     service.s3.client().put_object(Bucket="inputs", Key="long.flac", Body=encode_audio(samples, "flac"))
     params = {"chunk_length_s": 5, "stride_length_s": 1, "return_timestamps": "word"}
-    # The model and everything else is loaded: what comes on top is this task.
+    # The model is loaded, so the additional memory is this task's.
     service.client.result(service.client.submit("ctc", Ref.from_bytes(encode_audio(tone(2), "flac"))), timeout_s=60)
     before = service.process.peak_mib()
     status = service.client.wait(service.client.submit("ctc", Ref("s3://inputs/long.flac"), params=params), 180)
@@ -64,7 +64,7 @@ def test_images(service: Service, ending: str) -> None:
     data = encode_image(picture(), ending)
     (service.inputs / f"image.{ending}").write_bytes(data)
     uri = (service.inputs / f"image.{ending}").as_uri()
-    # A plain string is a URI for image tasks, as in transformers.
+    # For image tasks a plain string is a URI, as in transformers.
     got = service.client.result(service.client.submit("image-classification", uri), timeout_s=30)
     alone = transformers.pipeline("image-classification", model=str(service.models / "vit"), device="cpu")
     assert_same(got, plain(alone(decode_image(data, ending, 10**8))))

@@ -1,4 +1,4 @@
-"""Texts whose parameters all differ, through many threads: nobody gets an answer for another's parameters.
+"""Texts with different parameters, through many threads: each gets the answer for its own parameters.
 
 A tokenizer that threads share truncates to another thread's length, silently. `TASKS` in the environment says how many
 (`make long` takes 100,000).
@@ -25,7 +25,7 @@ from tests.worker_process import worker
 torch.set_num_threads(1)
 
 TASKS = int(os.environ.get("TASKS") or 3000)
-#: Each with a length of its own, and what is done with the scores.
+#: Parameters with different lengths, and functions for the scores.
 PARAMS = [
     {"truncation": True, "max_length": length, "top_k": top_k, "function_to_apply": function}
     for length, top_k, function in itertools.product((4, 7, 12, 20, 33, 64), (1, 3), ("softmax", "sigmoid"))
@@ -52,7 +52,7 @@ def test_nobody_gets_the_answer_for_anothers_parameters(redis_url: str, tiny: Pa
         process.wait_ready(client, "text-classification")
         sent: dict[str, tuple[str, int]] = {}
         while len(sent) < TASKS:
-            # A few at a time, so that the window always holds many kinds.
+            # A few at a time, so that the window always has tasks of many kinds.
             at, some = rng.randrange(len(PARAMS)), rng.choices(texts, k=min(10, TASKS - len(sent)))
             ids = client.submit_many("text-classification", some, params=PARAMS[at])
             sent |= {task: (text, at) for task, text in zip(ids, some, strict=True)}

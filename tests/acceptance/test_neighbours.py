@@ -1,4 +1,4 @@
-"""Whatever stands in one message or under one key is of consequence for its own task alone: the batch goes on."""
+"""A faulty message or key affects only its own task: the others of the batch go on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WorkerProcess, redis.Redis]]:
-    """A worker whose batches are of eight, and its Redis."""
+    """A worker whose batches have eight items, and its Redis."""
     folder = tmp_path_factory.mktemp("neighbours")
     config = folder / "pipelines.toml"
     (port,) = embedded.free_ports(1)
@@ -51,7 +51,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WorkerPro
 
 
 class Batches:
-    """Batches of eight with one victim each. ``plant`` and ``push`` happen in one step, before anybody takes them."""
+    """Batches of eight tasks with one victim each. ``plant`` and ``push`` run in one transaction."""
 
     def __init__(self, served: tuple[WorkerProcess, redis.Redis]) -> None:
         self.process, self.db = served
@@ -60,7 +60,7 @@ class Batches:
         self.others: list[str] = []
 
     def add(self, position: int, what: Any, **more: Any) -> str:
-        """One more batch. Returns the victim's id."""
+        """Adds a batch. Returns the victim's id."""
         ids = [f"n{next(_numbers)}" for _ in range(BATCH)]
         victim = ids[position]
         self.victims[victim] = what
@@ -69,7 +69,7 @@ class Batches:
         return victim
 
     def run(self) -> dict[str, str]:
-        """Runs them: all others succeed, and each victim ends. Returns the victims' states."""
+        """Runs the batches, checks that each victim ends and all others succeed, and returns the victims' states."""
         self.pipe.execute()
         states: dict[str, str] = {}
         deadline = time.monotonic() + 60
@@ -91,14 +91,14 @@ class Batches:
         return {one: states[one] for one in self.victims}
 
     def settled(self) -> None:
-        """Nothing is held any more."""
+        """Checks that no message is held any more."""
         deadline = time.monotonic() + 20
         while self.db.hlen(queues.UNACKED) or self.db.llen(QUEUE):
             assert time.monotonic() < deadline, (self.db.hlen(queues.UNACKED), self.db.llen(QUEUE))
             time.sleep(0.02)
 
 
-#: What may stand where a record or a mark should.
+#: Values in the place of a record or a mark.
 STRINGS: list[bytes] = [
     b"",
     b"garbage",
@@ -128,7 +128,7 @@ STRINGS: list[bytes] = [
 
 
 def wrong_types(pipe: Any, key: str) -> list[Any]:
-    """What puts a value that is no string under a key."""
+    """Commands that put a value of another type than string under a key."""
     return [
         lambda: pipe.rpush(key, "x"),
         lambda: pipe.hset(key, "f", "x"),
@@ -147,12 +147,12 @@ def test_anything_may_stand_under_a_record_key(served: tuple[WorkerProcess, redi
                 batches.pipe.set(key, STRINGS[at])
             else:
                 wrong_types(batches.pipe, key)[at - len(STRINGS)]()
-        # The keys stand before the messages lie there: it is one transaction.
+        # One transaction writes the keys before the messages can be taken.
         assert set(batches.run().values()) == SUCCESS
 
 
 def test_anything_may_stand_under_the_record_of_a_task_that_fails(served: tuple[WorkerProcess, redis.Redis]) -> None:
-    """It never comes to a batch, so its record is read elsewhere."""
+    """The task never reaches a batch, so its record is read at another place."""
     batches = Batches(served)
     for at in range(len(STRINGS) + 5):
         key = queues.record_key(batches.add(at % BATCH, at, kwargs={"params": {"nothing": 1}}))
@@ -218,7 +218,7 @@ HUGE = 10**400
 DEEP: Any = [1]
 for _ in range(150):
     DEEP = [DEEP]
-#: What a header may hold that nobody foresaw.
+#: Unforeseen values of a header.
 VALUES: list[Any] = [
     *({"a": 1}, [1], [{"a": 1}], 5, -1, 1.5, HUGE, float("inf"), float("nan")),
     *("x", "", "\ud800", "a\nb", None, True, DEEP),

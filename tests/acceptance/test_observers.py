@@ -1,4 +1,4 @@
-"""A user's own observer, behind an entry point: what it is told of tasks that succeed, fail, wait and are cancelled."""
+"""A user's own observer, behind an entry point: its calls for tasks that succeed, fail, wait or are cancelled."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ for name in EVENTS:
 
 
 def install(folder: Path) -> None:
-    """What pip leaves of a package with an entry point."""
+    """The files that pip leaves for a package with an entry point."""
     folder.mkdir()
     (folder / "my_observers.py").write_text(PACKAGE)
     about = folder / "my_observers-1.0.dist-info"

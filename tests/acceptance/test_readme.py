@@ -15,7 +15,7 @@ from tests.acceptance.conftest import Service
 from tests.media import encode_audio, encode_image, picture, tone
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-#: What the examples say for a Redis on the reader's machine.
+#: The Redis URL in the examples, which the test replaces.
 REDIS = "redis://localhost:6379/0"
 
 
@@ -73,7 +73,7 @@ def test_settings_example_loads(tmp_path: Path) -> None:
     settings = load_settings(config)
     assert settings.inputs.max_bytes == 512 * 2**20
     assert settings.pipelines["podcasts"].params == {"chunk_length_s": 30, "return_timestamps": True}
-    # What the example calls the default is the default.
+    # The value that the example calls the default is the default.
     assert settings.prefetch == type(settings).model_fields["prefetch"].default
 
 

@@ -1,4 +1,4 @@
-"""Worker, producer and operator under `deploy/redis-users.acl`: users that may do what they must and no more."""
+"""The users of `deploy/redis-users.acl` (worker, producer, operator) may do what they need, and nothing else."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pipeq.demo import embedded
 from tests.worker_process import worker
 
 RULES = Path(__file__).parents[2] / "deploy" / "redis-users.acl"
-#: The queue that stands in the file for one's own.
+#: The name of the queue in the file, which users replace by theirs.
 QUEUE = "text-classification"
-#: The Valkey that the tests bring, and a Redis where the machine has one.
+#: The Valkey of the tests, and a Redis if the machine has one.
 SERVERS = [None, *filter(None, [shutil.which("redis-server")])]
 
 
@@ -33,7 +33,7 @@ def server_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def db(server_url: str) -> Iterator[redis.Redis]:
-    """An empty server that may do everything, with nothing in its log of refusals."""
+    """An empty server with a user for everything, and without refusals in its log."""
     with redis.Redis.from_url(server_url, decode_responses=True) as db:
         db.flushall()
         db.acl_log_reset()
@@ -81,7 +81,7 @@ def test_the_users_of_the_file_can_do_their_work(
         for _ in range(2):
             assert client.submit(QUEUE, 1, delay_s=60, task_id="own") == "own"
         assert client.cancel("own").state is State.CANCELLED
-        # An id that ended is that task's for as long as its record lives.
+        # While the record of an ended task lives, its id cannot be reused.
         assert client.result(client.submit(QUEUE, 1, task_id="mine"), timeout_s=30) == "constant"
         assert client.submit(QUEUE, 1, task_id="mine") == "mine"
         with pytest.raises(PipeqError, match="'mine' belongs to a task with other inputs"):
@@ -94,7 +94,7 @@ def test_the_users_of_the_file_can_do_their_work(
         assert client.wait(broken, timeout_s=30).state is State.FAILED
         (queue,) = operator.queues()
         assert (queue.workers, queue.waiting, queue.dead) == (1, 1, 1)
-        # What stock Celery needs beside a producer: its own rights, to see that the worker's do for a chord.
+        # A stock Celery producer has rights of its own here, to test that the worker's rights are enough for a chord.
         app = Celery(broker=server_url, backend=server_url)
         one = app.signature("pipeq.infer", kwargs={"pipeline": QUEUE, "inputs": 1}, queue=QUEUE, immutable=True)
         joined = chord([one, one])(one)
@@ -113,17 +113,17 @@ def test_the_users_of_the_file_can_do_their_work(
 
 # -- what a producer may not ------------------------------------------------------------------------------------------
 
-#: Every command that a producer may run, wherever: on a connection, in a transaction, about channels ...
+#: Commands without keys that a producer may run: about its connection, transactions, channels ...
 ANYWHERE = {"auth", "hello", "ping", "quit", "reset", "select", "multi", "exec", "discard", "unwatch", "unsubscribe"}
-#: ... and of CLIENT what is about its own connection. Not TRACKING, which would name the keys of others.
+#: ... and those of CLIENT that are about its own connection. Not TRACKING, which would reveal other clients' keys.
 OF_CLIENT = {
     "id", "info", "help", "getname", "setname", "setinfo", "reply", "caching", "getredir", "trackinginfo", "no-touch",
     "capa", "import-source",
 }  # fmt: skip
-#: On channels of records alone.
+#: Allowed on channels of records only.
 ON_CHANNELS = {"subscribe", "publish"}
 RECORD = queues.record_key("5e7a2ccf-cc38-4d62-a716-5fe15bae5706")
-#: Commands that take keys, and the keys that a producer may name in each.
+#: Commands with keys, and the keys that a producer may name in each.
 ON_KEYS = {
     "set": {RECORD},
     "get": {RECORD},
@@ -137,7 +137,7 @@ ON_KEYS = {
     "zcount": {queues.workers_key(QUEUE), queues.loading_key(QUEUE), queues.workers_key("another")},
     "hmget": {queues.RUNNING},
 }
-#: Every kind of key of ours and of Celery.
+#: Every kind of key, of ours and of Celery.
 KEYS = [
     RECORD,
     *queues.list_keys(QUEUE),
@@ -162,7 +162,7 @@ KEYS = [
 
 
 def commands(db: redis.Redis) -> dict[str, int]:
-    """Every command of the server, ``client|list`` among them, and how many words it takes at least."""
+    """Every command of the server, subcommands such as ``client|list`` included, with its least number of words."""
     connection = db.connection_pool.get_connection()
     try:
         connection.send_command("COMMAND")
@@ -189,7 +189,7 @@ def test_a_producer_may_run_these_commands_and_no_other(db: redis.Redis, urls: d
         said = answer(db, *command, *["x"] * (words - len(command)))
         if "no permissions to run" not in said:
             allowed.add(name)
-    # All are there in a newer server, some in an older one.
+    # A newer server has all of these, an older one some.
     own = {f"client|{name}" for name in OF_CLIENT}
     assert allowed - own == ANYWHERE | ON_CHANNELS | set(ON_KEYS)
     assert allowed & own >= {"client|id", "client|setname"}
@@ -203,7 +203,7 @@ def test_a_producer_may_name_these_keys_and_no_other(db: redis.Redis, urls: dict
             assert (said == "OK") is (key in allowed), (command, key, said)
 
 
-#: What an operator may read, and nothing else of ours: neither the key that workers sign with nor what they hold.
+#: Keys that an operator may read; not the key for signatures, and not the messages that workers hold.
 OPERATOR = {
     RECORD,
     *queues.list_keys(QUEUE),
@@ -220,7 +220,7 @@ OPERATOR = {
 
 
 def test_only_workers_reach_the_signing_key(db: redis.Redis, urls: dict[str, str]) -> None:
-    """Who reads it forges references to results, and reads the store with them."""
+    """A client that can read this key can forge references to results, and read the store through them."""
     db.set(queues.SIGNING_KEY, "secret")
     for user, url in urls.items():
         with redis.Redis.from_url(url, decode_responses=True) as own:
@@ -283,7 +283,7 @@ def test_a_transaction_with_one_forbidden_command_does_nothing(producer: redis.R
 
 
 def test_what_remains_needs_an_id(producer: redis.Redis, db: redis.Redis, urls: dict[str, str]) -> None:
-    """Who knows an id may read and overwrite its record; nothing tells a producer the ids of others."""
+    """A client that knows an id may read and overwrite its record, but no command reveals other ids to a producer."""
     db.hset(queues.PIPELINES, QUEUE, "{}")
     db.zadd(queues.workers_key(QUEUE), {"w1": time.time()})
     with Client(urls["pipeq-producer"]) as client, Client(urls["pipeq-producer"]) as other:

@@ -1,4 +1,4 @@
-"""A stock Celery app enqueues and reads results without importing pipeq; its features go on working."""
+"""A stock Celery app submits and reads results without importing pipeq, and its features keep working."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.worker_process import worker
 
 WORDS = "invoice total amount euros model queue worker batch cat dog image sound speech paper river stone light".split()
 
-#: Where a bad one is put -> what it is, and the code it must end with.
+#: Place of a bad argument -> the argument, and the code that its task must end with.
 BAD = {
     17: ({"pipeline": "text-embedding", "inputs": 17}, "invalid_input"),
     101: ({"pipeline": "text-embedding", "inputs": "fine", "params": {"top_q": 1}}, "invalid_params"),
@@ -48,7 +48,7 @@ def test_five_hundred_texts_five_of_them_bad(redis_url: str, minilm: Path, tmp_p
     ids = []
     for at, text in enumerate(inputs):
         message = BAD[at][0] if at in BAD else {"pipeline": "text-embedding", "inputs": text}
-        # Before any worker is there.
+        # Submitted before any worker runs.
         ids.append(app.send_task("pipeq.infer", kwargs=message, queue="text-embedding").id)
     with worker(tmp_path, redis_url, f"text-embedding={minilm}"), Client(redis_url) as client:
         statuses = {status.id: status for status in client.as_completed(ids, timeout_s=180)}
@@ -57,7 +57,7 @@ def test_five_hundred_texts_five_of_them_bad(redis_url: str, minilm: Path, tmp_p
     assert failed == {at: code for at, (_, code) in BAD.items()}
     assert sum(status.state is State.SUCCEEDED for status in by_position) == 495
     batches = [status.batch.size for status in by_position if status.batch]
-    # A batch of n shows n times.
+    # A batch of n appears in n statuses.
     assert len(batches) / sum(1 / size for size in batches) > 8
     pipe = embedding_pipeline(minilm)
     for at in range(0, 500, 7):
@@ -66,7 +66,7 @@ def test_five_hundred_texts_five_of_them_bad(redis_url: str, minilm: Path, tmp_p
 
 
 def embedding_pipeline(model: Path) -> transformers.Pipeline:
-    """transformers' own call, without queue and batch, of a checkpoint whose files say how long texts may be."""
+    """transformers' own call, without queue and batch, for a checkpoint whose files limit the length of texts."""
     loaded = load_pipeline("it", PipelineSettings(task="text-embedding", model=str(model)), "cpu")
     assert isinstance(loaded, TransformersPipeline)
     return loaded.pipe()
@@ -90,7 +90,7 @@ def test_the_result_is_the_pipelines_output(service: Service) -> None:
 
 
 def test_celery_features(service: Service) -> None:
-    """What Celery's Request and tracer do for every task, they do for ours."""
+    """Celery's Request and tracer treat our tasks like any other task."""
     app = stock_app(service.client.redis_url)
 
     def infer(**options: object) -> object:
@@ -145,7 +145,7 @@ def raw(service: Service) -> redis.Redis:
 
 
 def test_a_task_is_published_once_however_often_it_is_delivered(service: Service, raw: redis.Redis) -> None:
-    """The broker promises at least once; the record promises once."""
+    """The broker delivers at least once; the record makes a task end once."""
     task = service.client.submit("text-classification", "fox", delay_s=1.0)
     (member,) = raw.zrange(queues.waiting_key("text-classification"), 0, -1)
     raw.lpush("text-classification", json.loads(member)["message"])

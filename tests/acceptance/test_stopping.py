@@ -1,4 +1,4 @@
-"""SIGTERM: what does not run goes back at once, what runs has as long as ``drain_s`` says, and the log tells both."""
+"""SIGTERM: waiting tasks go back at once, running ones have ``drain_s``, and the log reports both."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_what_waits_goes_back_while_the_device_still_runs(redis_url: str, tmp_pa
         while db.llen("constant") < len(waiting):
             assert time.monotonic() < deadline, process.text()
             time.sleep(0.02)
-        # The forward pass goes on, and its result is kept.
+        # The forward pass is finished, and its result is kept.
         assert client.status(first).state is State.RUNNING
         assert process.process.wait(30) == 0
         assert client.status(first).state is State.SUCCEEDED
@@ -50,7 +50,7 @@ def test_what_waits_goes_back_while_the_device_still_runs(redis_url: str, tmp_pa
         assert (db.llen("constant"), db.hlen(queues.UNACKED), db.hlen(queues.RUNNING)) == (9, 0, 0)
         for line in (f"{LINE} 60 s", "every task that ran has ended", "ended"):
             assert line in process.text()
-    # Somebody else has them, each once.
+    # Another worker takes the others, each once.
     with worker(tmp_path, redis_url, "constant") as process, Client(redis_url) as client:
         assert {client.wait(one, timeout_s=60).attempts for one in waiting} == {1}
 
@@ -64,7 +64,7 @@ def test_the_wait_is_what_drain_s_says(redis_url: str, tmp_path: Path, drain_s: 
     ):
         ids = one_runs_nine_wait(client, db, process, 300)
         process.process.send_signal(signal.SIGTERM)
-        # Far less than the forward pass, however busy this machine is.
+        # Much less than the forward pass, even on a busy machine.
         assert process.process.wait(60) == 0
         assert (db.llen("constant"), db.hlen(queues.UNACKED), db.hlen(queues.RUNNING)) == (10, 0, 0)
         assert [client.status(one).state for one in ids] == [State.QUEUED] * 10

@@ -1,4 +1,4 @@
-"""A wheel in a fresh environment, used from a folder whose files have names that we might want for ourselves."""
+"""The wheel in a fresh environment, used from a folder whose files have names like those of our modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-#: What a user's own files may be called; most of them say when somebody else imports them.
+#: Names of the user's own files. Most of these files report if another package imports them.
 NOT_OURS = "worker producers queues status errors message client settings models pipelines tests benchmarks tools cli"
 TASKS = """
 from celery import shared_task
@@ -39,7 +39,7 @@ print("sum", app.send_task("tasks.add", (2, 3), queue="mine").get(timeout=30))
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The ``bin`` of an environment in which nothing of ours is installed but the wheel, built from what git knows."""
+    """The ``bin`` folder of an environment with only our wheel installed, built from the files that git tracks."""
     folder = tmp_path_factory.mktemp("fresh")
     source = folder / "source"
     source.mkdir()
@@ -59,7 +59,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [wheel] = folder.glob("*.whl")
     venv.create(folder / "env", with_pip=True)
     python = folder / "env/bin/python"
-    # Its dependencies are those of this environment; to install torch anew would take minutes.
+    # The wheel's dependencies come from this environment, because installing torch again would take minutes.
     site = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""A task's id is free text: whatever id Celery takes ends, with its result or with its error."""
+"""A task's id is any text: a task with any id that Celery accepts ends, with its result or its error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IDS = ["report 5", "user/42", "äöü", "a" * 201, "../../x", "..", "a%2F..", "l
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, Path]]:
-    """A worker with a pipeline, and the folder that it writes results to."""
+    """A worker with a pipeline, and the folder for its results."""
     folder = tmp_path_factory.mktemp("ids")
     store = folder / "store"
     store.mkdir()
@@ -36,7 +36,7 @@ def test_a_stock_caller_gets_the_result_of_any_id(served: tuple[Client, Path]) -
     for task_id in IDS:
         assert app.send_task("pipeq.infer", kwargs=message, queue="constant", task_id=task_id).get(timeout=30)
         assert client.status(task_id).state is State.SUCCEEDED
-    # In a store each has an object of its own, below the folder that was asked for.
+    # In a store each task has objects of its own, below the folder that was asked for.
     message["output"] = {"uri": f"{store.as_uri()}/deep/"}
     sent = [app.send_task("pipeq.infer", kwargs=message, queue="constant", task_id=f"{one}-o") for one in IDS]
     uris = [one.get(timeout=30)["uri"] for one in sent]

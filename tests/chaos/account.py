@@ -1,4 +1,4 @@
-"""Keeps the books of a chaos test: what was submitted, how each task ended, how often that was published."""
+"""The accounts of a chaos test: which tasks were submitted, how each ended, and how often it was published."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FINAL = {"SUCCESS", "FAILURE", "REVOKED"}
 
 
 class Account:
-    """Counts publishes from the moment it is opened; :meth:`settle` waits for the end and checks the sums."""
+    """Counts publishes from its start on; :meth:`settle` waits for the end and checks the sums."""
 
     def __init__(self, redis_url: str) -> None:
         self.client = Client(redis_url)
@@ -46,7 +46,7 @@ class Account:
         self.ids += self.client.submit_many("constant", range(count), params=params or None, check=False)
 
     def done(self) -> int:
-        """Tasks that have ended, as far as they were published."""
+        """The published tasks that have ended."""
         return len(self._published)
 
     def settle(self, timeout_s: float = 120) -> Counter[State]:

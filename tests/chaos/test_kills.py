@@ -1,4 +1,4 @@
-"""Workers are killed, stopped and continued; the books must balance.
+"""Workers are killed, stopped and continued; every task must end exactly once.
 
 `KILLS` in the environment says how often (`make chaos KILLS=1000`).
 """
@@ -22,9 +22,9 @@ from tests.chaos.account import Account
 from tests.worker_process import WorkerProcess, worker
 
 KILLS = int(os.environ.get("KILLS", "15"))
-#: So that a task that happens to be there at three kills is no suspect.
+#: High enough that a task that meets three kills by chance does not fail.
 SUSPECT_NOBODY = 1_000_000
-#: Kills at default settings, where a task that was there at three of them fails as `worker_lost`.
+#: Number of kills at default settings, where a task that meets three of them fails as `worker_lost`.
 DEFAULT_KILLS = 20 if KILLS >= 100 else 3
 
 
@@ -35,7 +35,7 @@ def redis_url() -> Iterator[str]:
 
 
 class Fleet:
-    """Workers that are started anew when they are killed."""
+    """Workers that are restarted when they are killed."""
 
     def __init__(self, start: Callable[[], WorkerProcess], size: int) -> None:
         self._start = start
@@ -64,7 +64,7 @@ def test_nothing_is_lost_or_published_twice_when_workers_are_killed(redis_url: s
     ):
         account.submit(50)
         for kill in range(KILLS):
-            # Never idle: some of no length, some that are sure to be on the device.
+            # Workers never idle: some tasks take no time, others stay on the device for long enough to meet a kill.
             account.submit(rng.randrange(200))
             account.submit(rng.randrange(20), seconds=rng.choice([0.01, 0.1]))
             time.sleep(rng.random() * 1.2)
@@ -96,7 +96,7 @@ def test_the_books_balance_at_default_settings(redis_url: str, tmp_path: Path) -
 def test_a_killed_workers_messages_are_elsewhere_within_a_lease_a_sweep_and_two_seconds(
     redis_url: str, tmp_path: Path
 ) -> None:
-    """At default settings."""
+    """With default settings."""
     with (
         Account(redis_url) as account,
         worker(tmp_path, redis_url, "constant") as first,
@@ -127,7 +127,7 @@ def test_who_was_stopped_for_two_leases_publishes_nothing_of_what_another_took(r
         before = account.done()
         with worker(tmp_path, redis_url, "constant", lease_s=1, sweep_s=0.5) as second:
             deadline = time.monotonic() + 60
-            # It has something of what the first one had.
+            # The second worker has taken over messages of the first one.
             while account.done() < before + 1:
                 assert time.monotonic() < deadline, second.text()
                 time.sleep(0.01)

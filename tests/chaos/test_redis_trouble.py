@@ -1,4 +1,4 @@
-"""Redis dies, falls silent, is full, and its connections break; the books must balance, and the log says it once."""
+"""Redis dies, falls silent, is full, and its connections break; every task ends, and the log reports it once."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.chaos.account import Account
 from tests.proxy import proxy
 from tests.worker_process import WorkerProcess, worker
 
-#: Seconds of silence; `make chaos` takes the longer one.
+#: Seconds of silence; `make chaos` uses the longer one.
 SILENCE_S = 30 if int(os.environ.get("KILLS", "0")) >= 100 else 8
 
 
 class Server:
-    """A Valkey that has written what it has acknowledged, and can be killed."""
+    """A Valkey that can be killed, and that has written to disk what it acknowledged."""
 
     def __init__(self, folder: Path) -> None:
         (port,) = embedded.free_ports(1)
@@ -60,7 +60,7 @@ def server(folder: Path) -> Iterator[Server]:
 
 
 def until(account: Account, more: int, within_s: float, process: WorkerProcess) -> float:
-    """Waits until so many more have ended; returns after how long."""
+    """Waits until ``count`` more tasks have ended, and returns the seconds that this took."""
     began, wanted = time.monotonic(), account.done() + more
     while account.done() < wanted:
         assert time.monotonic() - began < within_s, process.text()
@@ -79,7 +79,7 @@ def test_redis_is_killed_and_comes_back(tmp_path: Path) -> None:
                 process.wait_ready(account.client, "constant")
                 account.submit(3000, seconds=0.05)
                 until(account, 100, 30, process)
-            # What is published while the books' own connection is down cannot be counted: a new one is opened.
+            # Publishes while the counting connection is down cannot be counted, so a new count is opened.
             ids = account.ids
             valkey.kill()
             time.sleep(3)
@@ -135,9 +135,9 @@ def test_redis_is_full(tmp_path: Path) -> None:
         db.config_set("maxmemory", "1mb")
         with pytest.raises(redis.exceptions.OutOfMemoryError):
             db.lpush("other", "x")
-        # Full before the worker starts.
+        # Redis is full before the worker starts.
         with worker(tmp_path, url, "constant", lease_s=3, sweep_s=1) as process:
-            # What is there is worked off: ending a task needs no more room than its message took.
+            # Waiting tasks can be finished, because ending a task needs no more memory than its message took.
             assert set(account.settle()) == {State.SUCCEEDED}
             db.config_set("maxmemory", "0")
             process.wait_ready(account.client, "constant")

@@ -1,4 +1,4 @@
-"""Values that nobody should send, and ways to spoil a message with them. Everything is drawn from one seeded source."""
+"""Hostile values, and ways to damage a message with them. All are drawn from one seeded source."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-#: Stand for what Python's own encoder cannot write: replaced in the text, quotes and all.
+#: Placeholders for values that Python's encoder cannot write; they are replaced in the text, with their quotes.
 _HUGE, _DEEP, _DEEP_OBJECT = "@huge@", "@deep@", "@deep-object@"
 _RAW = {
     _HUGE: "1" + "0" * 400,

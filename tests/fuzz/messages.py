@@ -1,4 +1,4 @@
-"""Messages for every task type, good ones and spoilt ones."""
+"""Messages for every task type, good ones and damaged ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.fuzz import hostile
 from tests.zoo import SERVED, inputs_of, refer
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
-#: Parameters that hold others, in one task type or another.
+#: Parameters that contain other parameters, in at least one task type.
 NESTED = (
     "generate_kwargs forward_params preprocess_params processor_kwargs tokenizer_kwargs tokenize_kwargs decoder_kwargs "
     "tokenizer_encode_kwargs image_processor_kwargs model_kwargs images_kwargs text_kwargs audio_kwargs videos_kwargs "
@@ -29,16 +29,16 @@ NESTED = (
 
 @dataclass(frozen=True)
 class Message:
-    """What is pushed, and where."""
+    """A message, and the list that it is pushed to."""
 
     pipeline: str
     raw: bytes
-    #: Which way of spoiling it was, for the report.
+    #: The way in which it was damaged, for the report.
     kind: str
 
     @property
     def id(self) -> str | None:
-        """Its id, where a reader of JSON can find one that Redis can have as a name."""
+        """The message's id, if a JSON parser can find one that is valid as a key."""
         try:
             found = json.loads(self.raw)["headers"]["id"]
             return found if isinstance(found, str) and found.encode() else None
@@ -47,7 +47,7 @@ class Message:
 
 
 class Source:
-    """Messages without an end, always the same ones for a seed.
+    """Endless messages; the same seed gives the same ones.
 
     Args:
         inputs: the folder that the worker may read; files are written there.
@@ -64,11 +64,11 @@ class Source:
         self._generation = sorted(n for n in transformers.GenerationConfig().to_dict() if not n.startswith("_"))
 
     def good(self, task: str) -> Message:
-        """One that succeeds."""
+        """A message that succeeds."""
         return Message(task, hostile.encode(self._frame(task, self._kwargs(task))), "good")
 
     def spoilt(self) -> Message:
-        """One that may be anything."""
+        """A message that may be damaged in any way."""
         rng = self._rng
         task = rng.choice(list(SERVED))
         kwargs = self._kwargs(task)
@@ -143,13 +143,13 @@ def _names(task: str) -> list[str]:
 
 
 def _short(params: dict[str, Any]) -> dict[str, Any]:
-    """A copy in which models write two tokens."""
+    """A copy whose model generates only two tokens."""
     written = {name: _short(one) if isinstance(one, dict) else copy.deepcopy(one) for name, one in params.items()}
     return written | ({"max_new_tokens": 2} if "max_new_tokens" in params else {})
 
 
 def _inline(value: Any, inputs: Path) -> Any:
-    """Small files go into the message, so that their bytes can be spoilt."""
+    """Puts small files into the message, so that their bytes can be damaged."""
     if isinstance(value, dict):
         if set(value) == {"uri"}:
             data = (inputs / Path(value["uri"]).name).read_bytes()

@@ -1,4 +1,4 @@
-"""A worker of every task type is given what nobody should send: messages, parameters, media, records, waiting sets.
+"""A worker of every task type gets hostile messages, parameters, media, records and waiting sets.
 
 Every message ends with a record or a dead letter, good ones in between give their results, the process stays and its
 memory stays flat. ``MESSAGES`` in the environment says how many (``make fuzz MESSAGES=1000000``), ``SEED`` which.
@@ -26,11 +26,11 @@ from tests.zoo import SERVED, Zoo, running
 
 MESSAGES = int(os.environ.get("MESSAGES") or 1000)
 SEED = int(os.environ.get("SEED") or 1)
-#: Messages at a time.
+#: Number of messages in one round.
 ROUND = 500 if MESSAGES < 20_000 else 2000
 #: How long one round may take before its messages count as lost, in seconds.
 ROUND_S = 240
-#: What models write is not asked here: a token or two.
+#: Models generate only one or two tokens, because their text does not matter here.
 LIMITS = "[param_limits]\nmax_new_tokens = 4\nmax_beams = 2\nmax_sequences = 2"
 WRITES = {
     task: ["max_new_tokens = 2"]
@@ -61,7 +61,7 @@ def test_every_message_has_an_end(tiny: Path, tmp_path: Path) -> None:
             done = f"{(number + 1) * ROUND} of {MESSAGES} messages, {rate:.0f}/s, {memory[-1]:.0f} MiB"
             print(done, dict(ended), flush=True)
         assert zoo.process.process.poll() is None, zoo.process.text()[-5000:]
-        # The first rounds meet each model's lazy parts and each kind of failure for the first time.
+        # The first rounds load lazy parts of the models and meet each kind of failure for the first time.
         settled = memory[len(memory) // 3]
         assert memory[-1] < settled * 1.1 + 50, [round(one) for one in memory]
 
@@ -99,7 +99,7 @@ def one_round(zoo: Zoo, db: redis.Redis, source: Source, rng: random.Random, end
     keep(zoo, [message.raw for message, _ in lost])
     assert not lost, f"{len(lost)} of {ROUND} have no end: {[(one.kind, one.id, what) for one, what in lost[:5]]}"
     for task, raws in nameless.items():
-        # A worker may still find an id in what is no JSON; one that had ended before gets no second dead letter.
+        # A worker may find an id in text that is no JSON. A task that had ended before gets no second dead letter.
         without = [raw for raw in raws if not any(record_state(db, one) for one in ids_in(raw))]
         unnamed = sum(not letter.get("id") for letter in letters[task])
         keep(zoo, without if unnamed < len(without) else [])
@@ -113,13 +113,13 @@ def one_round(zoo: Zoo, db: redis.Redis, source: Source, rng: random.Random, end
 
 
 def keep(zoo: Zoo, raws: list[bytes]) -> None:
-    """Writes what had no end beside the worker's log, where somebody can look at it."""
+    """Writes the messages that did not end to a file beside the worker's log."""
     for at, raw in enumerate(raws):
         (zoo.inputs.parent / f"lost-{at}.json").write_bytes(raw)
 
 
 def litter(db: redis.Redis, messages: list[Message], rng: random.Random) -> None:
-    """Garbage under the keys that worker and client read."""
+    """Writes garbage under the keys that worker and client read."""
     waiting = [message for message in messages if message.id is not None]
     for message in rng.sample(waiting, len(waiting) // 20):
         record = rng.choice(
@@ -172,7 +172,7 @@ def new_letters(db: redis.Redis, task: str, before: int) -> list[dict[str, Any]]
 
 
 def waiting_ids(db: redis.Redis) -> set[str]:
-    """Ids of what waits for a later time."""
+    """Ids of the tasks that wait for a later time."""
     found = set()
     for task in SERVED:
         for member in db.zrange(queues.waiting_key(task), 0, -1):
@@ -184,7 +184,7 @@ def waiting_ids(db: redis.Redis) -> set[str]:
 
 
 def ids_in(raw: bytes) -> set[str]:
-    """What may be taken for an id in a message, wherever it stands in it."""
+    """All texts in a message that may be taken for its id."""
     found = set()
     for quoted in re.findall(rb'"id"\s*:\s*("(?:[^"\\]|\\.)*")', raw):
         try:
@@ -204,7 +204,7 @@ def record_state(db: redis.Redis, task_id: str) -> str | None:
 
 
 def look(zoo: Zoo, messages: list[Message]) -> None:
-    """A client finds a status for each, and nothing surprises it."""
+    """Checks that a client returns a status for each id."""
     ids = [message.id for message in messages if message.id is not None and message.id.isprintable()]
     assert len(zoo.client.status_many(ids)) == len(ids)
     zoo.client.queues()
@@ -217,7 +217,7 @@ def look(zoo: Zoo, messages: list[Message]) -> None:
 
 
 def internal_error(db: redis.Redis, message: Message) -> str | None:
-    """An error that says no more than the name of an exception."""
+    """An error message with no more than the name of an exception."""
     try:
         error = json.loads(db.get(queues.record_key(str(message.id))) or b"{}")["pipeq"]["error"]
     except (redis.ResponseError, ValueError, KeyError, TypeError, UnicodeEncodeError):

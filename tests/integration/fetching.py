@@ -1,4 +1,4 @@
-"""What the tests of fetch share: a memory budget, a web server with any answer, and a name server."""
+"""Helpers for the tests of fetch: a memory budget, a web server with any answer, and a name server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeq_worker.stages.fetch import Fetcher
 
 
 class Budget:
-    """Stands for the worker's memory budget: remembers what was asked of it."""
+    """A stand-in for the worker's memory budget that records the requests."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -34,7 +34,7 @@ def failure(fetcher: Fetcher, ref: Ref, reserve: Callable[[int], None] | None = 
 
 
 def use_s3(server: S3Server, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Leads boto3 to a server, and to no profile, role or metadata service of the computer that runs the tests."""
+    """Directs boto3 to one server, and away from profiles, roles and metadata services of this computer."""
     for name, value in server.env().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "none"))
@@ -68,7 +68,7 @@ class WebServer(http.server.ThreadingHTTPServer):
             super().finish_request(request, client_address)
             return
         try:
-            # In the connection's own thread: a client that sends nothing must not hold up the others.
+            # In the connection's own thread, so that a client that sends nothing does not delay the others.
             with self._context.wrap_socket(request, server_side=True) as wrapped:
                 super().finish_request(wrapped, client_address)
         except OSError:
@@ -116,7 +116,7 @@ def chunked(handler: http.server.BaseHTTPRequestHandler, body: bytes) -> None:
 
 
 class Dns:
-    """Answers for names, in place of the network's; numeric addresses still go to the system."""
+    """Answers name look-ups instead of the network; numeric addresses still go to the system."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.hosts: dict[str, list[str]] = {}

@@ -1,6 +1,6 @@
-"""Every argument of every public method, and every option of the command line, with everything that it does not take.
+"""Every argument of every public method, and every option of the command line, with values that it does not take.
 
-What comes back is a PipeqError or a usage error that names the argument; Redis is not written to.
+The result is a PipeqError or a usage error that names the argument, and nothing is written to Redis.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PIPELINE = "text-classification"
 
 
 class Odd:
-    """Neither JSON nor anything else, and not even shown without trouble."""
+    """A value that is no JSON, and whose repr raises."""
 
     def __repr__(self) -> str:
         raise RuntimeError("no repr")
@@ -68,7 +68,7 @@ ODD: dict[str, Any] = {
     "class": int,
     "generator": (n for n in [1]),
 }
-#: The kinds that each argument takes; any other is refused by name.
+#: The kinds of values that each argument takes; other kinds are refused, and the argument is named.
 TAKES: dict[str, set[str]] = {
     "pipeline": {"text"},
     "inputs": {"none", "true", "int", "negative", "float", "empty", "text", "escape", "list", "nested", "mapping"},
@@ -121,7 +121,7 @@ def test_submit_takes_what_it_says_and_names_what_not(
         assert isinstance(client.submit(**given, check=check), str)
         return
     said = refused(lambda: client.submit(**given))
-    # Of inputs it is what is inside that is named.
+    # For inputs, the error names the value inside.
     assert argument == "inputs" or argument.partition("_s")[0].replace("_", " ") in said.replace("_", " "), said
     assert db.dbsize() == 2, "nothing was written"
 
@@ -234,7 +234,7 @@ def test_a_reference_says_what_to_write(uri: str, hint: str) -> None:
 def test_an_id_that_another_task_has_is_refused(client: Client, db: redis.Redis) -> None:
     given: dict[str, Any] = {"params": {"top_k": 1, "a": 2}, "output": "s3://results/x.json"}
     client.submit(PIPELINE, {"text": "x", "text_pair": "y"}, task_id="own", **given)
-    # In another order it is the same; and when it runs is no part of what it is.
+    # The same inputs in another order are the same task; the time at which it runs is not compared.
     given["params"] = {"a": 2, "top_k": 1}
     client.submit(PIPELINE, {"text_pair": "y", "text": "x"}, task_id="own", priority=9, expires_s=60, **given)
     for other in ({"params": {"top_k": 2}}, {"output": "s3://results/y.json"}, {"params": None}):
@@ -254,7 +254,7 @@ def test_an_id_that_another_task_has_is_refused(client: Client, db: redis.Redis)
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[tuple[str, Any, Any]]:
-    """A Valkey on a port of its own that can be stopped and started again with its data."""
+    """A Valkey on its own port that can be stopped, and started again with its data."""
     [port] = embedded.free_ports(1)
     program = str(embedded._valkey_program())
     command = [program, "--port", str(port), "--dir", str(tmp_path), "--appendonly", "yes", "--save", ""]
@@ -300,19 +300,19 @@ def test_a_wait_goes_on_while_redis_restarts(own_server: tuple[str, Any, Any], m
             db.publish(names.record_key(task), record)
         waiting.join(30)
         assert got == ["after all"]
-        # Written once, though the connections of the pool are broken.
+        # Written once, although the pool's connections are broken.
         stop()
         start()
         client.submit(PIPELINE, "y", check=False)
         with redis.Redis.from_url(url) as db:
             assert db.llen(PIPELINE) == 2
-        # For as long as it was told, and no longer.
+        # Waits as long as it was told, and no longer.
         stop()
         began = time.monotonic()
         with pytest.raises(PipeqError, match="redis_unavailable"):
             client.result(task, timeout_s=60)
         assert time.monotonic() - began < 30, "a Redis that is away from the start is said at once"
-        # Without a time limit, for as long as a restart may take.
+        # Without a time limit, waits as long as a restart may take.
         start()
         monkeypatch.setattr("pipeq.waiting.OUTAGE_S", 0.5)
         task = client.submit(PIPELINE, "z", check=False)
@@ -353,7 +353,7 @@ def test_a_cancel_of_nothing_says_so(run: Any, client: Client) -> None:
     assert "task nonsense was never seen" in done.stderr
     task = client.submit(PIPELINE, "x")
     assert run("cancel", task).exit_code == 0
-    # A stock Celery producer's task has no record yet: the worker that gets it drops it.
+    # A stock Celery producer's task has no record yet; the worker that takes it drops it.
     assert client.status("nonsense").state is State.CANCELLED
 
 

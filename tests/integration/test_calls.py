@@ -1,4 +1,4 @@
-"""A task's parameters are sorted once, and what transformers does with them stays out of the task's next item."""
+"""A task's parameters are sorted once, and changes that transformers makes to them do not reach the next item."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.zoo import SERVED, inputs_of
 
 torch.set_num_threads(1)
 
-#: Beside those of SERVED: parameters with dictionaries and lists inside, which transformers could fill or empty.
+#: In addition to those of SERVED: parameters with nested dictionaries and lists, which transformers could change.
 MORE: list[tuple[str, str, dict[str, Any]]] = [
     ("text-generation", "gpt2", {"max_new_tokens": 3, "num_beams": 2, "stop_strings": ["fox"]}),
     ("text2text-generation", "t5", {"max_new_tokens": 3, "bad_words_ids": [[5]]}),
@@ -34,7 +34,7 @@ CASES = [*((task, *one) for task, one in SERVED.items()), *MORE]
 
 
 def answers(pipeline: TransformersPipeline, values: list[Any], call: Call) -> list[Any]:
-    """A task of some inputs through the stages that read its parameters."""
+    """Runs a task with several inputs through the stages that read its parameters."""
     inputs = [Input({"it": copy.deepcopy(one)}, is_plain=True) for one in values]
     task = Task(id="it", pipeline=pipeline, call=call, inputs=inputs)
     found: list[list[Any]] = [[] for _ in values]

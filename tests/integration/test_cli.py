@@ -1,4 +1,4 @@
-"""`pipeq` against a real Valkey and S3; a worker's part is played by writing records as it does."""
+"""`pipeq` against a real Valkey and S3; the tests write records as a worker does."""
 
 import base64
 import json
@@ -60,7 +60,7 @@ def finish(db: redis.Redis, task_id: str, status: str = "SUCCESS", result: Any =
 
 
 class Worker:
-    """Takes messages off the queue and ends each as its input says; a thread, which ends with the block."""
+    """Takes messages off the queue and ends each as its input says. Runs on a thread that ends with the block."""
 
     def __init__(self, db: redis.Redis, pipeline: str = PIPELINE) -> None:
         self._db, self._pipeline = db, pipeline

@@ -1,4 +1,4 @@
-"""The client against a real Valkey: what it writes, what it reads, what it refuses, and that a stock Celery agrees."""
+"""The client against a real Valkey: what it writes, reads and refuses, compared with a stock Celery."""
 
 import base64
 import json
@@ -55,7 +55,7 @@ def client(db: redis.Redis, valkey_url: str) -> Iterator[Client]:
 
 @pytest.fixture
 def celery_app(db: redis.Redis, valkey_url: str) -> Iterator[Celery]:
-    """A producer that knows nothing of pipeq."""
+    """A producer without pipeq."""
     app = Celery("stock", broker=valkey_url, backend=valkey_url, set_as_current=False)
     yield app
     app.backend.result_consumer.stop()
@@ -64,7 +64,7 @@ def celery_app(db: redis.Redis, valkey_url: str) -> Iterator[Celery]:
 
 
 def messages(db: redis.Redis, pipeline: str = PIPELINE, priority: int = 0) -> list[dict[str, Any]]:
-    """What waits on a list, first submitted first."""
+    """The messages of a list, first submitted first."""
     return [json.loads(raw) for raw in reversed(db.lrange(names.list_key(pipeline, priority), 0, -1))]
 
 
@@ -111,9 +111,9 @@ def test_record_and_message_are_one_transaction_and_one_round_trip(client: Clien
     client.submit(PIPELINE, "x")
     calls = _calls(db)
     assert (calls["multi"], calls["set"], calls["lpush"], calls["exec"]) == (1, 1, 1, 1)
-    # No script: a user who may run ours may run any.
+    # No script, because a user who may run ours may run any script.
     assert set(calls) <= {"multi", "exec", "set", "lpush", "hexists", "zcount", "info", "config|resetstat"}
-    # The last of the two, and this look.
+    # The last of the two calls, and this check.
     assert db.info("stats")["total_reads_processed"] <= 4
 
 
@@ -183,7 +183,7 @@ def test_a_pipeline_that_no_worker_ever_served_is_refused(client: Client, db: re
 
 
 def test_an_unchecked_pipeline_is_queued_without_a_warning(client: Client, db: redis.Redis) -> None:
-    # A warning would be an error here.
+    # A warning would make the test fail.
     task_id = client.submit("later", "x", check=False)
     assert [m["headers"]["id"] for m in messages(db, "later")] == [task_id]
 
@@ -219,7 +219,7 @@ def test_a_message_that_is_too_large_is_refused(client: Client, db: redis.Redis,
         client.submit(PIPELINE, "x" * names.MAX_MESSAGE_BYTES)
     assert caught.value.code == ErrorCode.INPUT_TOO_LARGE
     assert messages(db) == []
-    # Counted as it travels: outside ASCII a character takes six bytes.
+    # Counted in its encoded form: a character outside ASCII takes six bytes.
     with Client(valkey_url, max_message_bytes=700) as small:
         small.submit(PIPELINE, "x" * 500)
         with pytest.raises(PipeqError, match="700"):
@@ -235,7 +235,7 @@ def _calls(db: redis.Redis) -> dict[str, int]:
 
 def test_many_tasks_take_few_round_trips_and_little_memory(client: Client, db: redis.Redis) -> None:
     count = 20_000
-    # It lives on while the tracing of memory slows us down.
+    # Long enough to survive the slow-down by the tracing of memory.
     db.zadd(names.workers_key(PIPELINE), {"w1": time.time() + 600})
     client.submit(PIPELINE, "warm: the pipeline is known now")
     db.delete(PIPELINE)
@@ -250,7 +250,7 @@ def test_many_tasks_take_few_round_trips_and_little_memory(client: Client, db: r
     assert calls["exec"] <= count / CHUNK_TASKS + 2
     assert calls["lpush"] == calls["exec"], "all messages of a chunk go in one command"
     assert sum(calls.get(name, 0) for name in ("eval", "evalsha", "script|load", "get", "mget")) == 0
-    # All messages at once are 35 MB; the ids that we get back are 2 MB of it.
+    # All messages together are 35 MB; the returned ids are 2 MB.
     assert peak < 12 * 2**20, f"{peak / 2**20:.1f} MiB"
     assert len(set(ids)) == db.llen(PIPELINE) == count
     assert body(messages(db)[-1])[1]["inputs"] == f"text {count - 1}"
@@ -301,7 +301,7 @@ def test_no_tasks_are_none(client: Client, db: redis.Redis) -> None:
 
 # -- what a stock Celery sees -----------------------------------------------------------------------------------------
 
-#: Different for each message, or words about the sender and for people.
+#: Fields that differ for each message, or that name the sender, or that are for people.
 VOLATILE = {
     "id",
     "root_id",
@@ -316,7 +316,7 @@ VOLATILE = {
 
 
 def _shape(value: Any, path: str = "") -> Any:
-    """The message without what must differ: types stay."""
+    """The message without the fields that must differ; their types stay."""
     if isinstance(value, dict):
         return {
             key: type(item).__name__ if key in VOLATILE else _shape(item, f"{path}.{key}")
@@ -436,7 +436,7 @@ def test_a_result_stored_between_a_cancels_read_and_write_stays(
 
 
 def test_cancels_and_stores_that_race_agree_on_one_end(client: Client, db: redis.Redis) -> None:
-    """A worker stores only over a record that has not ended, as the client cancels: whoever is first stays."""
+    """A worker stores only over a record that has not ended, as does a cancel: the first of them wins."""
     store = db.register_script(
         "local old = redis.call('GET', KEYS[1]) if old and string.find(old, 'REVOKED') then return 0 end "
         "redis.call('SET', KEYS[1], ARGV[1]) return 1"
@@ -448,13 +448,13 @@ def test_cancels_and_stores_that_race_agree_on_one_end(client: Client, db: redis
     def on_every_task(act: Callable[[str], Any]) -> list[Any]:
         found = []
         for task_id in ids:
-            # All threads at the same task.
+            # All threads work on the same task.
             start.wait()
             found.append(act(task_id))
         return found
 
     def store_one(task_id: str) -> int:
-        # A cancel takes three round trips, this takes one.
+        # A cancel takes three round trips, and this takes one.
         time.sleep(random.uniform(0, 0.003))
         return int(store(keys=[names.record_key(task_id)], args=[done]))
 
@@ -501,7 +501,7 @@ def test_a_queued_task_expires_without_a_worker(client: Client) -> None:
 
 
 class after:  # noqa: N801 - reads as a word: with after(0.3, ...)
-    """Calls something a little later in a thread of its own, which ends with the block."""
+    """Calls a function a little later, on a thread that ends with the block."""
 
     def __init__(self, seconds: float, call: Callable[[], Any]) -> None:
         self._timer = threading.Timer(seconds, call)

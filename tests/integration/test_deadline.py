@@ -1,6 +1,6 @@
-"""A server that sends a byte now and then, at each place where one can: a fetch ends at `max_fetch_s` all the same.
+"""A server sends a byte now and then, at each place where it can: the fetch still ends at `max_fetch_s`.
 
-The servers are real, and what they send would take minutes. Each byte comes well before `timeout_s`.
+The servers are real, and their answers would take minutes. Each byte comes well before `timeout_s`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from pipeq_worker.stores import writer
 from tests.integration.fetching import Budget, Dns, WebServer, answer, failure, serve, use_s3
 from tests.proxy import Proxy
 
-# Where an answer cannot be read, frames of urllib3 and botocore hold its connection until the collector comes.
+# If an answer cannot be read, frames of urllib3 and botocore keep its connection until the garbage collector runs.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
 MAX_FETCH_S = 1.0
 TIMEOUT_S = 0.7
 DRIP_S = 0.2
-#: What a busy machine may need beyond the deadline; without one, each of these takes over a minute.
+#: Time that a busy machine may need beyond the deadline; without a deadline each case takes over a minute.
 GRACE_S = 100.0
 
 
@@ -65,7 +65,7 @@ def dns(monkeypatch: pytest.MonkeyPatch) -> Dns:
 
 
 class RawServer:
-    """Sends what it is told, after any request, on any connection."""
+    """Sends fixed bytes slowly after any request on any connection."""
 
     def __init__(self, context: ssl.SSLContext | None, send: Callable[[socket.socket], None]) -> None:
         self._context = context
@@ -137,7 +137,7 @@ def ends_in_time(fetcher: Fetcher, uri: str) -> None:
 
 
 def at_once(fetch: Callable[[str], None], places: list[str]) -> None:
-    """Side by side: each of them waits, and none works."""
+    """Runs the cases in parallel, because they only wait."""
     with ThreadPoolExecutor(len(places)) as pool:
         for place, future in [(place, pool.submit(fetch, place)) for place in places]:
             try:
@@ -179,7 +179,7 @@ def test_a_web_server_whose_tls_drips(authority: trustme.CA, context: ssl.SSLCon
     with raw(context, dripping(*PLACES["body"])) as server:
         between = Proxy(server.port)
         between.drip_s = 0.1
-        # Without a timeout for each step, only the deadline ends it.
+        # Without a timeout for each step, only the deadline can end it.
         fetcher = https(authority, between.port, tmp_path, timeout_s=60)
         ends_in_time(fetcher, f"https://store.example:{between.port}/a")
         between.close()
@@ -202,7 +202,7 @@ def test_a_host_with_many_addresses_that_do_not_answer(authority: trustme.CA, dn
         full.bind(("0.0.0.0", 0))
         full.listen(0)
         port = full.getsockname()[1]
-        # Nobody accepts: once its queue is full, whoever connects waits.
+        # The server never accepts: once its queue is full, a client that connects has to wait.
         for _ in range(3):
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
@@ -253,7 +253,7 @@ def test_a_store_that_drips(s3_env: S3Server) -> None:
 
 
 def test_a_store_that_drips_while_a_result_is_written(s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A PUT waits for an interim answer first; one that never ends may drip, too."""
+    """A PUT first waits for an interim answer, which may also be sent slowly and never end."""
     monkeypatch.setattr(writer, "_WRITE_S", MAX_FETCH_S)
 
     def put(place: str) -> None:
@@ -296,7 +296,7 @@ def test_a_real_store_behind_a_line_that_drips(s3_env: S3Server) -> None:
     fetcher = s3(f"http://127.0.0.1:{between.port}")
     budget = Budget()
     assert fetcher.fetch(Ref("s3://inputs/dripping"), budget) == bytes(5000)
-    # The connection is there already: what drips is a later answer on it.
+    # The connection exists already, and a later answer on it is sent slowly.
     between.drip_s = DRIP_S
     ends_in_time(fetcher, "s3://inputs/dripping")
     between.drip_s = 0
@@ -381,7 +381,7 @@ def test_any_answer_ends_as_an_error_of_ours(
     s3_env: S3Server, authority: trustme.CA, context: ssl.SSLContext, dns: Dns, tmp_path: Path, scheme: str
 ) -> None:
     chance = random.Random(scheme)
-    # urllib3 leaves a connection to the collector where botocore lets it read such a place to go to.
+    # urllib3 leaves a connection to the garbage collector if botocore reads such a redirect.
     headers = [header for header in HEADERS if scheme == "https" or not header.startswith(b"Location")]
     current = b""
 

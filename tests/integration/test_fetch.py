@@ -138,7 +138,7 @@ def test_a_missing_bucket(s3: Fetcher) -> None:
 
 @pytest.mark.parametrize("uri", ["s3://private/a", "s3://talks/../private/a", "s3://talks/pub/../../private/a"])
 def test_other_buckets_are_out_of_reach(s3: Fetcher, uri: str) -> None:
-    # The store of these tests takes no ".." at all; the keys of AWS may hold one, and it means nothing there.
+    # The S3 server of these tests accepts no "..". AWS accepts it in keys, where it has no meaning.
     error = failure(s3, Ref(uri))
     assert error.code in (ErrorCode.INPUT_FORBIDDEN, ErrorCode.INPUT_UNAVAILABLE, ErrorCode.INPUT_NOT_FOUND)
     assert not error.retryable
@@ -227,7 +227,7 @@ def test_answers_of_a_store(
     assert (error.code, error.retryable) == (code, retryable)
     assert "s3://b/k: the store" in error.message
     assert s3_code in error.message
-    # Botocore's own tries are few: the worker's come after them.
+    # Few tries inside botocore, because the worker's own tries come after them.
     assert len(broken_store.requests) <= 3
     if code == ErrorCode.INPUT_FORBIDDEN:
         assert "arn:" not in error.message

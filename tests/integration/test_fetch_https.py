@@ -1,4 +1,4 @@
-"""FETCH from a real HTTPS server, by names that a name server of ours resolves."""
+"""FETCH from a real HTTPS server, with names that our own name server resolves."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_page(make: Make, web: WebServer, dns: Dns) -> None:
     assert path == "/a%20b?c=%2F"
     assert headers["Host"] == f"store.example:{web.port}"
     assert headers["Accept-Encoding"] == "identity"
-    # One connection is kept open, and yet the name is looked up, and judged, for each fetch.
+    # One connection is kept open, but the name is looked up and checked for each fetch.
     assert web.connections == 1
     assert dns.asked == ["store.example"] * 3
 
@@ -125,7 +125,7 @@ def test_private_addresses_are_refused_before_anyone_connects(make: Make, web: W
 @pytest.mark.parametrize("host", ["127.0.0.1", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "localhost"])
 def test_other_spellings_of_loopback(make: Make, web: WebServer, dns: Dns, host: str) -> None:
     dns.hosts["localhost"] = ["127.0.0.1", "::1"]
-    # What a resolver makes of numbers in strange notation.
+    # Addresses that a resolver reads from numbers in unusual notation.
     dns.hosts["0x7f.1"] = dns.hosts["2130706433"] = ["127.0.0.1"]
     fetcher = make(allow=(f"https://{host}:{web.port}/",), private_networks=())
     assert failure(fetcher, url(web, "/a", host)).code == ErrorCode.INPUT_FORBIDDEN
@@ -140,7 +140,7 @@ def test_one_bad_address_condemns_a_host(make: Make, web: WebServer, dns: Dns, b
 
 
 def test_the_connection_goes_to_the_address_that_was_judged(make: Make, web: WebServer, dns: Dns) -> None:
-    """A name server that answers a second question differently gains nothing: there is none."""
+    """A name server whose second answer differs gains nothing, because it is not asked twice."""
     web.answers["/a"] = lambda handler: answer(handler, 200, b"bytes")
     make().fetch(url(web, "/a"))
     assert dns.asked == ["store.example"]
@@ -199,7 +199,7 @@ def test_at_most_five_redirects(make: Make, web: WebServer) -> None:
     ],
 )
 def test_each_hop_is_checked_like_the_first(make: Make, web: WebServer, dns: Dns, location: str) -> None:
-    # This host is allowed by name, and turns out to be inside somebody's network.
+    # This host is allowed by name, but its address is in a private network.
     dns.hosts["internal.example"] = ["10.0.0.1"]
     web.answers["/a"] = redirect(location.format(port=web.port))
     web.answers["/b"] = lambda handler: answer(handler, 200, b"bytes")
@@ -261,7 +261,7 @@ def test_a_page_without_an_end(make: Make, web: WebServer) -> None:
     web.answers["/a"] = flood
     assert failure(make(), url(web, "/a")).code == ErrorCode.INPUT_TOO_LARGE
     time.sleep(0.2)
-    # What fits into the buffers of two sockets, not more.
+    # As much as fits into the buffers of two sockets.
     assert sent < 2**26
 
 

@@ -1,4 +1,4 @@
-"""NaN out of a model is an error of the item, in every task type, whatever the result made of it looks like."""
+"""NaN in a model's output is an error of its item, in every task type, whatever the result would look like."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CASES = [(task, *one) for task, one in SERVED.items()] + MORE
 
 
 def items_of(pipeline: TransformersPipeline, values: list[Any], call: Call) -> list[Item[Task]]:
-    """The rows of some inputs, of those that may share a batch with the first."""
+    """The rows of several inputs that may share a batch with the first one."""
     task, items = Task(id="it", pipeline=pipeline, call=call), []
     for index, value in enumerate(values):
         rows = pipeline.prepare(copy.deepcopy(value), call)
@@ -82,7 +82,7 @@ def test_weights_that_are_no_numbers(
 
 @contextmanager
 def no_numbers(pipeline: TransformersPipeline) -> Iterator[None]:
-    """Every weight of a model is NaN meanwhile."""
+    """Sets every weight of a model to NaN inside the block."""
     parts = [pipeline._pipe.model, getattr(pipeline._pipe, "vocoder", None)]
     found = [one for part in parts if part is not None for one in part.parameters() if one.is_floating_point()]
     kept, rebuild = [one.detach().clone() for one in found], pipeline.rebuild
@@ -133,7 +133,7 @@ def test_every_task_type_has_a_case() -> None:
     ],
 )
 def test_a_neighbour_of_nan_has_its_answer(loaded: Loaded, task: str, model: str, params: dict[str, Any]) -> None:
-    """A word, or of the models that write with the same table the twelfth place, is NaN: only the long text fails."""
+    """A word's weights (or those of position 12, if the output shares them) are NaN: only the long text fails."""
     pipeline = loaded(task, model)
     merged = pipeline.merge(params)
     texts = ["hello world", "the fox", "what ?", "42 " * 12]
@@ -155,7 +155,7 @@ def test_a_neighbour_of_nan_has_its_answer(loaded: Loaded, task: str, model: str
 
 
 def test_mask_generation(tiny: Path) -> None:
-    """It takes torchvision to end, so only its forward passes run here."""
+    """Its postprocessing needs torchvision, so only its forward passes run here."""
     pipe = transformers.pipeline("mask-generation", model=str(tiny_models.build("sam", tiny)), device="cpu")
     finite.hook(pipe.model)
     call = Call({}, *pipe._sanitize_parameters(points_per_batch=8, points_per_crop=4))

@@ -1,4 +1,4 @@
-"""No parameter of ``generate`` makes an item's answer depend on what else is in its batch: all of them, walked.
+"""No parameter of ``generate`` makes an item's answer depend on the rest of its batch: the test walks all of them.
 
 Each parameter is given with a value at which it does something, to prompts of one token and of many, in the fullest
 batches that its rule allows (models/quirks/generation.py), and compared with transformers' own pipeline called for each
@@ -31,7 +31,7 @@ from tests.integration.test_parity import FULLEST
 torch.set_num_threads(1)
 
 BEAMS = {"num_beams": 3}
-#: Parameter -> a value at which it does something, and what it does that with.
+#: Parameter -> a value with which it has an effect, and the parameters that it needs for that.
 VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "max_length": (48, {"max_new_tokens": None}),
     "min_length": (7, {}),
@@ -66,9 +66,9 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "decoder_start_token_id": (4, {}),
     "use_cache": (False, {}),
 }
-#: They do something only where tokens are drawn at random, or to what computes.
+#: Parameters that have an effect only on random sampling, or on the computation.
 SAMPLED = frozenset("do_sample temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff".split())
-#: Whisper's; tests/integration/test_whisper.py walks them.
+#: Parameters of Whisper, which tests/integration/test_whisper.py walks.
 WHISPER = frozenset(
     "task language condition_on_prev_tokens compression_ratio_threshold "
     "logprob_threshold no_speech_threshold temperature".split()
@@ -76,7 +76,7 @@ WHISPER = frozenset(
 
 
 def prompts() -> list[str]:
-    """Of one token, of a few, of many; two of a length, so that some meet others of theirs."""
+    """Prompts of one token, of a few, and of many; two of each length, so that some can share a batch."""
     return ["4", "hello world user", "the quick brown fox jumps over the lazy dog about politics", "2"]
 
 
@@ -92,7 +92,7 @@ def chats() -> list[Any]:
     return [samples.image_chats()[0], samples.image_chats()[2], samples.image_chats()[0]]
 
 
-#: Task type, model, inputs, where the parameters go, how many of them share the largest batch under most parameters.
+#: Task type, model, inputs, place of the parameters, items in the largest batch with most parameters.
 MODELS: list[tuple[str, str, Callable[[], list[Any]], str, int]] = [
     ("text-generation", "writer", prompts, "", 4),
     ("text-generation", "writer_padded", prompts, "", 4),
@@ -103,10 +103,10 @@ MODELS: list[tuple[str, str, Callable[[], list[Any]], str, int]] = [
     ("visual-question-answering", "blip_vqa", questions, "", 2),
     ("automatic-speech-recognition", "whisper_short", samples.short_clips, "generate_kwargs", 4),
 ]
-#: `make long` walks every parameter through every model; `make test` the first two, and of the next two a part.
+#: `make long` walks every parameter through every model; `make test` the first two models, and a part of the next two.
 EVERY = bool(os.environ.get("TASKS"))
 WALKED = MODELS if EVERY else MODELS[:4]
-#: What reads an input at all.
+#: Parameters that read an input at all.
 SAMPLE = [
     name for name in VALUES if RULES[name].company is not Company.ANY or name in ("repetition_penalty", "num_beams")
 ]
@@ -139,7 +139,7 @@ def parameters(name: str, model: str) -> dict[str, Any]:
 def wrong(
     pipeline: TransformersPipeline, values: list[Any], name: str, params: dict[str, Any], inside: str
 ) -> Iterator[tuple[str, int]]:
-    """What is wrong with one parameter, in words, and the size of the largest batch."""
+    """Describes the differences for one parameter in words, and returns the size of the largest batch."""
     beside = {"return_tensors": True} if pipeline.task_type.name == "text-generation" else {}
     report = check(pipeline, values, {**beside, inside: params} if inside else {**beside, **params}, limits=FULLEST)
     alone = {at: why for at, why in report.failed.items() if why.startswith("alone")}
@@ -176,7 +176,7 @@ def test_no_parameter_reads_the_padding(
 
 
 def test_every_parameter_that_a_task_may_give_has_a_rule_and_is_walked() -> None:
-    """A parameter of a later transformers has no line in RULES; until it has one, it runs alone."""
+    """A parameter of a later transformers has no line in RULES, and runs alone until it has one."""
     for name, row in TASK_TYPES.items():
         if row.generation is None or row.company == "alone":
             continue
@@ -187,13 +187,13 @@ def test_every_parameter_that_a_task_may_give_has_a_rule_and_is_walked() -> None
 
 
 def test_every_field_of_a_generation_configuration_has_a_rule() -> None:
-    """A checkpoint may set any of them, also those that no task may."""
+    """A checkpoint may set any parameter, also those that no task may set."""
     fields = transformers.GenerationConfig().to_dict().keys() - {"_from_model_config"}
     assert fields - RULES.keys() == set()
 
 
 def test_parameters_that_the_model_brings_count_too(loaded: Callable[[str, str], TransformersPipeline]) -> None:
-    """Those of its generation_config.json; what ``generate`` does not know of is nobody's concern."""
+    """Fields of generation_config.json that ``generate`` does not know have no effect."""
     pipeline = loaded("text-generation", "writer_padded")
     quirks, config = pipeline.quirks, pipeline._pipe.model.generation_config
     short, long = (
@@ -231,7 +231,7 @@ def test_parameters_that_the_model_brings_count_too(loaded: Callable[[str, str],
 def test_a_text_longer_than_the_training_moves_nobody_elses_positions(
     loaded: Callable[[str, str], TransformersPipeline], model: str
 ) -> None:
-    """Neither beside it nor after it."""
+    """The answer is the same beside and after a longer text."""
     pipeline = loaded("text-generation", model)
     middle, long = (" ".join([samples.texts()[1]] * times) for times in (2, 4))
     values = [*prompts(), middle, "fox dog jumps over the lazy invoice", long, "the lazy dog", middle]
@@ -265,7 +265,7 @@ def test_nonsense_runs_alone_and_fails_there(
 @pytest.mark.parametrize(
     ("rows", "more", "want"),
     [
-        # [tokens], the prompt is one token, 0 ends and 9 fills up
+        # [tokens], with a prompt of one token; 0 is the end token, and 9 the padding
         ([[5, 6, 0, 9, 9]], {}, 3),
         ([[5, 6, 7, 7, 9]], {}, 5),
         ([[5, 6, 0, 9, 9], [5, 6, 6, 6, 0]], {}, 5),
@@ -280,7 +280,7 @@ def test_nonsense_runs_alone_and_fails_there(
     ],
 )
 def test_where_a_sequence_would_have_ended_alone(rows: list[list[int]], more: dict[str, Any], want: int) -> None:
-    """Whatever ended it: the end token, a string, or nothing but the length."""
+    """A sequence may end with the end token, with a stop string, or at the length limit."""
     stop = more.get("stop")
 
     def ends_with(found: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,6 @@
-"""Whoever may write to Redis chooses what stands there: every key that a client reads, with everything that may stand.
+"""Any client may write to Redis: every key that our client reads is tested with every kind of content.
 
-A client answers with a status, a count or a PipeqError, never with anything else; the command line prints no escape
-sequence.
+The client returns a status, a count or a PipeqError, and nothing else; the command line prints no escape sequence.
 """
 
 import json
@@ -24,7 +23,7 @@ PIPELINE = "text-classification"
 TASK = "5e7a2ccf-cc38-4d62-a716-5fe15bae5706"
 NEIGHBOUR = "a8f0c1de-0000-4000-8000-000000000000"
 ESCAPE = "\x1b[2J\x9b31m\r\n\x07\u202e\ud800"
-#: What may stand where text is expected.
+#: Values in the place of text.
 RAW: list[bytes] = [
     b"",
     b"no JSON",
@@ -41,7 +40,7 @@ RAW: list[bytes] = [
     b"\x1b[2J",
     b"{}",
 ]
-#: What may stand in a field.
+#: Values of a field.
 VALUES: list[Any] = [
     None,
     True,
@@ -107,7 +106,7 @@ def _put(db: redis.Redis, task_id: str, record: bytes) -> None:
 
 
 def _judged(call: Callable[[], Any]) -> Any:
-    """What a call gives, or the PipeqError that it raises. Anything else fails the test."""
+    """The result of a call, or its PipeqError. Any other exception fails the test."""
     try:
         return call()
     except PipeqError as error:
@@ -115,7 +114,7 @@ def _judged(call: Callable[[], Any]) -> Any:
 
 
 def _prints(*arguments: str) -> str:
-    """What a command prints, which a terminal obeys in nothing."""
+    """Runs a command, and checks that its output has no control characters."""
     done = CliRunner().invoke(main, arguments, prog_name="pipeq")
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -136,7 +135,7 @@ def test_no_record_spoils_a_status_or_its_neighbour(client: Client, db: redis.Re
         for status, record in zip(found, some.values(), strict=False):
             assert isinstance(status.state, State)
             assert status.state is not State.FAILED or status.error is not None, record[:200]
-            # It can be kept and sent on, and what it says of a result can be handed on.
+            # The status can be pickled, and its result can be passed on.
             json.loads(status.model_dump_json())
             if status.is_final:
                 _judged(lambda status=status: client.result(status))  # type: ignore[misc]
@@ -150,7 +149,7 @@ def test_what_is_no_record_is_unknown_and_says_so(client: Client, db: redis.Redi
     assert status.error is not None
     assert status.error.code == "invalid_record"
     assert names.record_key(TASK) in status.error.message
-    # It can still be taken back: a worker then drops its message.
+    # The task can still be cancelled: a worker then drops its message.
     assert client.cancel(TASK).state is State.CANCELLED
     assert client.status(TASK).state is State.CANCELLED
 
@@ -209,7 +208,7 @@ def test_no_mark_spoils_a_status(client: Client, db: redis.Redis, mark: bytes) -
 
 
 def _other_types(db: redis.Redis, key: str) -> Iterator[str]:
-    """Puts every type of Redis under a key, in turn."""
+    """Puts each type of Redis under a key, in turn."""
     puts: dict[str, Callable[[], Any]] = {
         "string": lambda: db.set(key, "x"),
         "list": lambda: db.lpush(key, "x"),
@@ -271,12 +270,12 @@ def test_no_type_under_any_key_raises_what_is_not_ours(
     monkeypatch.setenv("PIPEQ_REDIS_URL", valkey_url)
     for other in _other_types(db, KEYS[kind]):
         for name, call in CALLS.items():
-            # One that knows nothing of the pipeline yet, and one that does.
+            # A client that has not asked for the pipeline yet, and one that has.
             with Client(valkey_url) as fresh:
                 _judged(lambda call=call, one=fresh if "submit" in name else client: call(one))  # type: ignore[misc]
         for command in COMMANDS if other == "hash" else ():
             _prints(*command)
-    # And nothing else is hurt by it.
+    # Other queues are not affected.
     assert client.status(NEIGHBOUR).result == "fine"
 
 
@@ -388,7 +387,7 @@ def test_a_record_cannot_make_a_client_read_its_own_disk(
                 with pytest.raises(PipeqError):
                     reader.read({"uri": uri})
             assert "secret" not in _prints("result", TASK)
-        # No wait for somebody who writes into a pipe.
+        # Does not wait for a writer of a pipe.
         with pytest.raises(PipeqError, match="no regular file"):
             allowed.read({"uri": f"{store}/pipe"})
         _put(db, TASK, json.dumps({"status": "SUCCESS", "pipeq": {"result_uri": f"{store}/t.json"}}).encode())

@@ -1,4 +1,4 @@
-"""A text of 250,000 characters, a whole message, in any field of any task type: refused by a sentence, or cut."""
+"""A text of 250,000 characters (a whole message) in any field of any task type is cut, or refused with a sentence."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ torch.set_num_threads(1)
 
 LETTERS = 250_000
 SPACED = " ".join(random.Random(0).choices(WORDS, k=LETTERS // 4))[:LETTERS]
-#: Beside those that the zoo serves: other kinds of models.
+#: Kinds of models in addition to those that the zoo serves.
 MORE = {
     "text-generation": "llama",
     "text-to-audio": "bark",
@@ -55,7 +55,7 @@ def _with(value: Any, field: str, main: str | None, text: str) -> Any:
 
 
 def _inside(old: Any, text: str) -> Any:
-    """What was there, with the text in place of the innermost last text."""
+    """A value whose innermost last text is replaced by the long text."""
     if isinstance(old, dict) and old:
         last = "text" if "text" in old else "content" if "content" in old else list(old)[-1]
         return {**old, last: _inside(old[last], text)}
@@ -70,7 +70,7 @@ def _most(pipeline: TransformersPipeline) -> int:
 
 
 def _prepared(pipeline: TransformersPipeline, value: Any, call: Call) -> int:
-    """Tokens of the longest item; 0 where the input is refused as it should be."""
+    """Tokens of the longest item; 0 if the input is refused as expected."""
     try:
         return max(footprint.longest(one) for one in pipeline.preprocess(value, call))
     except PipeqError as error:

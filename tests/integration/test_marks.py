@@ -1,4 +1,4 @@
-"""Running marks against a real Valkey: who is running, and what counts as a death."""
+"""Running marks against a real Valkey: which worker runs a task, and what counts as a death."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_mark_left_by_a_dead_worker_is_a_death(db: redis.Redis) -> None:
     again = delivery()
     Marks(db, "w2").begin([again])
     assert (again.deaths, again.is_marked) == (1, False)
-    # Only alone is it marked, so that waiting for its turn beside another suspect counts for nothing.
+    # It is marked only when it runs alone, so waiting beside another suspect does not count as a death.
     assert json.loads(db.hget(keys.RUNNING, "a") or "")["worker"] == "w1"
     Marks(db, "w2").begin([again], alone=True)
     assert (again.deaths, again.is_marked) == (1, True)
@@ -95,7 +95,7 @@ def test_going_back_on_the_queue_is_no_death(db: redis.Redis) -> None:
 
 
 def states(db: redis.Redis, client: Client, task_id: str) -> set[str]:
-    """The state of a task, as the client says it and as a plain reader sees it."""
+    """A task's state in the client and in the plain reader of docs/record.md."""
     found = (db.get(keys.record_key(task_id)), db.hget(keys.RUNNING, task_id))
     fields, mark = (None if text is None else json.loads(text) for text in found)
     return {str(client.status(task_id).state), read_as_the_page_says(fields, mark, time.time())}
@@ -105,7 +105,7 @@ def test_a_client_and_a_plain_reader_see_the_same_of_a_task_that_runs(db: redis.
     db.close()
     with redis.Redis.from_url(valkey_url) as db, Client(valkey_url) as client:
         db.flushdb()
-        # A client's own task, and one of a stock Celery producer, which has no record yet.
+        # A task of our client, and one of a stock Celery producer, which has no record yet.
         ours, foreign = client.submit("asr", "x", check=False), "foreign"
         assert (states(db, client, ours), states(db, client, foreign)) == ({"queued"}, {"unknown"})
         first = [delivery(ours), delivery(foreign)]
@@ -115,7 +115,7 @@ def test_a_client_and_a_plain_reader_see_the_same_of_a_task_that_runs(db: redis.
             status, mark = client.status(task_id), json.loads(db.hget(keys.RUNNING, task_id) or "")
             assert (status.worker, status.attempts) == (mark["worker"], mark["attempt"]) == ("w1", 1)
             assert status.started_at == mark["since"] == pytest.approx(time.time(), abs=60)
-        # That worker dies, the next one stops while it runs them.
+        # That worker dies, and the next one stops while it runs the tasks.
         second = [delivery(ours), delivery(foreign)]
         Marks(db, "w2").begin(second, alone=True)
         assert (client.status(ours).worker, client.status(ours).attempts) == ("w2", 2)

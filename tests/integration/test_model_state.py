@@ -1,4 +1,4 @@
-"""A forward pass that raised leaves nothing behind: compared, put back, and where that is not enough loaded anew."""
+"""A forward pass that raised leaves no changes: state is compared and restored, or the model is loaded again."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def loaded(tiny: Path) -> Callable[[str, str], TransformersPipeline]:
 
 
 def run(pipeline: TransformersPipeline, value: Any, params: dict[str, Any]) -> Any:
-    """One item through the device's stage: its result, or its error."""
+    """Runs one item through the device stage: its result, or its error."""
     call = pipeline.call(params)
     item = SimpleNamespace(task=SimpleNamespace(call=call), features=None, output=None, error=None)
     try:
@@ -69,7 +69,7 @@ def run(pipeline: TransformersPipeline, value: Any, params: dict[str, Any]) -> A
 def test_no_field_of_a_generation_configuration_leaves_anything_behind(
     loaded: Callable[[str, str], TransformersPipeline], task: str, model: str
 ) -> None:
-    """All of them, also those that no task may set: checkpoints may."""
+    """All parameters, also those that no task may set, because checkpoints may set them."""
     pipeline = loaded(task, model)
     value = samples.short_clips()[0] if model == "whisper_short" else "hello world user"
     before, state, raised = run(pipeline, value, GREEDY), pipeline._state, 0
@@ -79,7 +79,7 @@ def test_no_field_of_a_generation_configuration_leaves_anything_behind(
             failed = isinstance(run(pipeline, value, {**GREEDY, name: given}), PipeqError)
             assert pipeline._state is state, f"{name}={given} made the model forget its sample"
             assert state.restore_configs() == [], f"{name}={given} left something behind"
-            # What a pass that was through has installed for good is no damage, and may be put back, too.
+            # Hooks that a successful pass has installed for good do no damage, and may be removed, too.
             changed = state.restore()
             assert changed == [] or not failed, f"{name}={given} left something behind"
             raised += failed
@@ -90,7 +90,7 @@ def test_no_field_of_a_generation_configuration_leaves_anything_behind(
 def test_an_early_exit_that_raises_is_undone(
     loaded: Callable[[str, str], TransformersPipeline], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It sets the number of layers of the configuration that all have, and stays there."""
+    """It sets the number of layers in the shared configuration, and does not restore it."""
     pipeline = loaded("text-generation", "writer")
     before, layers = run(pipeline, "hello", GREEDY), pipeline._pipe.model.config.num_hidden_layers
     for given in (1, -1):
@@ -175,7 +175,7 @@ def test_a_tokenizer_that_raises_is_as_it_was(loaded: Callable[[str, str], Trans
 
 
 def test_what_cannot_be_put_back_is_loaded_anew(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Weights are not compared; the pipeline's own sample says that they are others."""
+    """Weights are not compared; the pipeline's own sample detects that they have changed."""
     pipeline = load_pipeline(
         "it", PipelineSettings(task="text-generation", model=str(tiny_models.build("writer", tiny))), "cpu"
     )
@@ -211,7 +211,7 @@ def test_what_cannot_be_put_back_is_loaded_anew(tiny: Path, caplog: pytest.LogCa
 def test_every_kind_of_model_knows_its_sample(
     loaded: Callable[[str, str], TransformersPipeline], task: str, model: str
 ) -> None:
-    """From the same random numbers, those that draw some, too; and does not when its weights are others."""
+    """The same random numbers give the same answer, also for models that sample, unless the weights have changed."""
     pipeline = loaded(task, model)
     assert pipeline._known is not None
     state = torch.random.get_rng_state()

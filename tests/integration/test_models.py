@@ -1,4 +1,4 @@
-"""How a model becomes a pipeline: its task type, its parts, where it runs, where it comes from."""
+"""How a model becomes a pipeline: its task type, its parts, its device, and its source."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_model_alone_that_is_none_says_so(tmp_path: Path) -> None:
 
 
 def test_a_default_model_is_named(tiny: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
-    """There is no Hub here: the default is a tiny one."""
+    """There is no Hub in the tests, so the default model is a tiny one."""
     entry = transformers.pipelines.SUPPORTED_TASKS["text-classification"]
     local = {"model": (str(tiny_models.build("classifier", tiny)), "main")}
     monkeypatch.setitem(entry, "default", local)
@@ -133,7 +133,7 @@ def test_parts_of_its_own(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_vocoder_and_a_voice(tiny: Path) -> None:
-    """A model of spectrograms needs both; a voice is a list of numbers in the message."""
+    """A model of spectrograms needs a vocoder and a voice, which is a list of numbers in the message."""
     one = settings(tiny, "speecht5", vocoder=str(tiny_models.build("vocoder", tiny)))
     pipeline = load_pipeline("text-to-speech", one, "cpu")
     result = answer(pipeline, "hello fox", forward_params={"speaker_embeddings": [[0.1] * 512]})
@@ -154,7 +154,7 @@ def test_dtype_and_attention(tiny: Path) -> None:
 def test_a_device_map_spreads_a_model_over_memory_and_disk(
     tiny: Path, tmp_path: Path, memory: dict[str, str] | None
 ) -> None:
-    """With accelerate; what fits nowhere else lies on disk and is loaded layer by layer."""
+    """With accelerate: the part that fits nowhere else is kept on disk and loaded layer by layer."""
     pipeline = load_pipeline(
         "text-generation",
         settings(tiny, "llama", device_map="auto", max_memory=memory, offload_folder=str(tmp_path / "off")),
@@ -211,7 +211,7 @@ def _as_pickle(folder: Path, to: Path, weights: str, pickle: str) -> Path:
 def test_no_part_of_a_model_is_loaded_from_a_pickle(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    """The model's own weights are safetensors, and lie beside a part that is none."""
+    """The model's own weights are safetensors, but a part beside them is not."""
     if "vocoder" in part:
         task, model = "text-to-speech", settings(tiny, "speecht5")
         folder = tiny_models.build("vocoder", tiny)
@@ -233,7 +233,7 @@ def test_no_part_of_a_model_is_loaded_from_a_pickle(
             )
         }
     else:
-        # Speech models in many languages keep a file of weights for each; there is one, so that the door is asked.
+        # Speech models for many languages keep a file of weights for each, so a language's file is tested, too.
         task, folder = "automatic-speech-recognition", tmp_path / "part"
         shutil.copytree(tiny_models.build("ctc_layer_norm", tiny), folder)
         config = json.loads((folder / "config.json").read_text())
@@ -276,7 +276,7 @@ def test_a_model_in_an_archive_on_s3(s3: S3Server, tiny: Path, tmp_path: Path, k
 
 
 def test_why_a_model_cannot_be_loaded(tiny: Path) -> None:
-    """transformers tries several classes, and says why none will do behind a page of tracebacks."""
+    """transformers tries several classes, and gives the reasons after pages of tracebacks."""
     spread = settings(tiny, "llama", device_map="auto", max_memory={"0": "1GiB", "cpu": "1GiB"})
     with pytest.raises(PipeqError, match=r"accelerator|Device 0 is not available|CUDA"):
         load_pipeline("text-generation", spread, "cpu")
@@ -304,7 +304,7 @@ def test_an_archive_that_is_not_there(s3: S3Server, model: str, sentence: str) -
 
 
 def test_a_decision_by_any_chat_model_fills_no_memory(tiny: Path) -> None:
-    """transformers takes it for a model with a head, and makes up one of billions of parameters."""
+    """transformers treats it as a model with a head, and would fill billions of parameters with random numbers."""
     pipeline = load_pipeline("decision", settings(tiny, "decision_chat"), "cpu")
     assert sum(parameter.numel() for parameter in pipeline._pipe.model.parameters()) < 10**6
     assert answer_of_decision(pipeline)

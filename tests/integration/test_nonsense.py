@@ -1,4 +1,4 @@
-"""Nonsense in any field of any task type is refused by a sentence of ours that names the field, or is answered."""
+"""Nonsense in any field of any task type is answered, or refused by a sentence that names the field."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.zoo import SERVED, inputs_of
 
 torch.set_num_threads(1)
 
-#: What a field may be sent as.
+#: Values of a field.
 NONSENSE: dict[str, Any] = {
     "null": None,
     "empty": "",
@@ -64,7 +64,7 @@ CHATS: dict[str, Any] = {
 
 
 def referred(value: Any, kept: list[Any]) -> Any:
-    """A decoded input as a message has it; what its references stand for is appended to ``kept``."""
+    """A decoded input in the form of a message; the content of its references is appended to ``kept``."""
     if isinstance(value, Image.Image | np.ndarray | Path):
         kept.append(value)
         return {"base64": base64.b64encode(b"%d" % (len(kept) - 1)).decode()}
@@ -76,7 +76,7 @@ def referred(value: Any, kept: list[Any]) -> Any:
 def answer(
     pipeline: TransformersPipeline, message: Any, kept: list[Any], params: dict[str, Any], *, runs: bool = True
 ) -> None:
-    """Takes one input through the stages up to the device; through the model too where it is a small one."""
+    """Takes one input through the stages up to the device, and through the model if it is small."""
     (one,), _ = read_inputs(pipeline.task_type, [message])
     for slot in one.slots:
         found = kept[int(base64.b64decode(str(slot.ref.base64)))]
@@ -194,7 +194,7 @@ def test_a_chat_that_a_template_refuses(loaded: Loaded) -> None:
 
 @pytest.mark.parametrize("labels", ["fox, lazy dog", "fox,lazy dog", ["fox", "lazy dog"]])
 def test_labels_in_one_text(loaded: Loaded, tmp_path: Path, labels: Any) -> None:
-    """As transformers documents them for this task type; of the other zero-shot ones see the parameters."""
+    """As transformers documents them for this task type; other zero-shot types take them as parameters."""
     pipeline = loaded("zero-shot-object-detection", "owlvit")
     image = inputs_of("zero-shot-object-detection", tmp_path)[0]["image"]
     value = {"image": image, "candidate_labels": labels}

@@ -71,7 +71,7 @@ WALKED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "image-text-to-text": (("llava",), {}),
     "any-to-any": (("qwen2_audio",), {}),
 }
-#: What a parameter needs beside it to mean anything.
+#: Parameter -> other parameters that it needs to have an effect.
 BESIDE: dict[str, dict[str, Any]] = {
     "num_return_sequences": {"do_sample": True},
     "delimiter": {"is_split_into_words": True},
@@ -80,7 +80,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "no_speech_threshold": {"temperature": 0.2, "logprob_threshold": -1.0},
     **{name: {"speaker_embeddings": [[0.1] * 512]} for name in ("threshold", "minlenratio", "maxlenratio")},
 }
-#: Values where the first one that comes to mind is none.
+#: Values for parameters whose rule alone gives no useful one.
 VALUES: dict[str, Any] = {
     "aggregation_strategy": "simple",
     "candidate_labels": ["fox", "dog"],
@@ -120,7 +120,7 @@ VALUES: dict[str, Any] = {
 
 
 def example(name: str, rule: Rule) -> Any:
-    """A value that a rule admits."""
+    """A value that a rule allows."""
     if name in VALUES:
         return copy.deepcopy(VALUES[name])
     if isinstance(rule, Either):
@@ -138,7 +138,7 @@ def example(name: str, rule: Rule) -> Any:
 
 
 def calls(rules: dict[str, Rule], task: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each parameter by itself, at every depth: its place, and the call's parameters."""
+    """Yields each parameter by itself, at every depth: its place, and the call's parameters."""
     for name, rule in rules.items():
         if not isinstance(rule, Fields):
             beside = BESIDE.get(name, {}) if name != "threshold" or task == "text-to-audio" else {}
@@ -182,15 +182,15 @@ def answer(pipeline: TransformersPipeline, value: Any, params: dict[str, Any]) -
     return pipeline.result(pipeline.postprocess(outputs, merged), value, merged)
 
 
-#: Where every parameter of generate is walked, not every sixth: of each way into it one.
+#: Models for which every parameter of generate is walked, not every sixth: one for each place of parameters.
 WHOLE_GENERATE = {"text-generation", "text2text-generation", "automatic-speech-recognition"}
-#: ``make long``: every parameter of generate everywhere, and each number at both of its ends.
+#: ``make long`` walks every parameter of generate for every model, and each number at both of its ends.
 EVERYTHING = bool(os.environ.get("TASKS"))
 PAIRS = [(task, model) for task, (models, _) in WALKED.items() for model in models]
 
 
 def rules_of(task: str) -> dict[str, Rule]:
-    """What the schema of a task type offers."""
+    """The parameters in the schema of a task type."""
     row = TASK_TYPES[task]
     named = named_rules(row, pipeline_class(row))
     return {**generation_rules(task), **named} if row.generation == "call" else named
@@ -201,7 +201,7 @@ def thinned(task: str) -> list[tuple[str, dict[str, Any]]]:
     found, generate = list(calls(rules_of(task), task)), generation_rules(task)
     if EVERYTHING:
         return found
-    # What is inside generate_kwargs is the same as beside it.
+    # A parameter means the same inside generate_kwargs and beside it.
     beside = TASK_TYPES[task].generation == "call"
     every = 1 if task in WHOLE_GENERATE else 6
     nested = ("generate_kwargs.", "forward_params.")
@@ -212,7 +212,7 @@ def thinned(task: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def with_always(task: str, model: str, params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters that this model's calls have anyway, and those to be tried."""
+    """The parameters that every call of this model has, and those to try."""
     own, where = dict(WALKED[task][1]), TASK_TYPES[task].generation
     if where == "call" and model in ("whisper_short", "blip_vqa"):
         own |= FEW
@@ -259,7 +259,7 @@ def test_what_is_offered_works_or_is_refused_with_a_reason(
 
 
 def refused_well(error: PipeqError, place: str) -> bool:
-    """Whether a parameter that the schema offers was refused for this model, by name and with a reason."""
+    """Whether a parameter of the schema was refused for this model, by name and with a reason."""
     named = any(part in error.message for part in place.split("."))
     none = place.endswith(("voice_preset", "speaker_id")) and (
         "it has none" in error.message or "0 to 0" in error.message
@@ -267,7 +267,7 @@ def refused_well(error: PipeqError, place: str) -> bool:
     return error.code == "invalid_params" and named and ("cannot be set by a task: " in error.message or none)
 
 
-#: Taken by models that are too large to have a tiny one, or that need what is not installed: task type -> names.
+#: Parameters of models without a tiny version, or with packages that are not installed: task type -> names.
 UNWALKED = {
     # CTC models with a language model
     "automatic-speech-recognition": {"decoder_kwargs"},
@@ -312,7 +312,7 @@ def places(rules: dict[str, Rule], where: str = "") -> Iterator[str]:
 def test_no_dictionary_of_any_depth_runs_code_or_reads_a_file(
     loaded: Loaded, tmp_path: Path, task: str, model: str
 ) -> None:
-    """``custom_generate`` one dictionary deeper ran the Python of a folder inside the worker."""
+    """``custom_generate``, one dictionary deeper, once ran Python code of a folder inside the worker."""
     pipeline, ran = loaded(task, model), tmp_path / "ran"
     (tmp_path / "code" / "custom_generate").mkdir(parents=True)
     script = tmp_path / "code" / "custom_generate" / "generate.py"
@@ -336,15 +336,15 @@ def test_no_dictionary_of_any_depth_runs_code_or_reads_a_file(
     assert not ran.exists()
 
 
-#: How much is generated is what was asked for, and takes as long as it takes.
+#: Parameters for the amount of generated output, which takes its time.
 LENGTHS = {"max_new_tokens", "max_length", "min_length", "min_new_tokens"}
-#: What a call at one end of a number may take, on a machine that does much else: without end would be hours.
+#: Limit for a call at one end of a number's range, on a busy machine; an endless one would take hours.
 LONGEST_S, MOST_KIB = 120, 2_000_000
 
 
 @pytest.mark.parametrize(("task", "model"), PAIRS)
 def test_both_ends_of_every_number_end(loaded: Loaded, tmp_path: Path, task: str, model: str) -> None:
-    """A call with the least or the most that is allowed answers or fails, in bounded time and memory."""
+    """A call with the least or the largest allowed value answers or fails, in bounded time and memory."""
     pipeline, slow = loaded(task, model), []
     tried = list(ends_of(pipeline.accepted.rules, pipeline.accepted.bounds))
     for place, params in tried if EVERYTHING else tried[:: 1 if len(tried) < 12 else 12]:
@@ -370,7 +370,7 @@ def ends_of(rules: dict[str, Rule], bounds: Bounds) -> Iterator[tuple[str, dict[
 
 
 def ends(rule: Rule, bounds: Bounds) -> list[Any]:
-    """The least and the most that a rule admits."""
+    """The least and the largest value that a rule allows."""
     if isinstance(rule, Whole):
         return [rule.low, bounds[rule.high].value if isinstance(rule.high, str) else rule.high]
     if isinstance(rule, Number):
@@ -383,7 +383,7 @@ def ends(rule: Rule, bounds: Bounds) -> list[Any]:
     if isinstance(rule, ListOf):
         most = bounds[rule.most].value if isinstance(rule.most, str) else rule.most
         items = ends(rule.item, bounds) or [example("", rule.item)]
-        # A thousand labels are a thousand items: long, and what was asked for.
+        # A thousand labels are a thousand items, which take long because they were asked for.
         longest = most if not isinstance(rule.item, Text | Json) else max(rule.least, 1)
         return [[items[0]] * max(rule.least, 1), [items[-1]] * longest]
     return list(rule.values) if isinstance(rule, Choice) else [True, False] if isinstance(rule, Flag) else []
@@ -487,7 +487,7 @@ def test_ceilings_are_settings_and_hold_for_the_settings_themselves(tiny: Path) 
 
 
 def test_a_tokenizer_that_gives_up_fails_one_input(loaded: Loaded) -> None:
-    """Its panic is no ``Exception``: it ended the thread that prepares inputs."""
+    """Its panic is not an ``Exception``, and once ended the thread that prepares inputs."""
     pipeline = loaded("document-question-answering", "layoutlm")
     words = [[word, [0, 0, 10, 10]] for word in samples.WORDS * 9]
     value = {"question": " ".join(samples.WORDS), "word_boxes": words}
@@ -496,7 +496,7 @@ def test_a_tokenizer_that_gives_up_fails_one_input(loaded: Loaded) -> None:
         list(pipeline.prepare(value, merged))
 
 
-#: Of the walked models, those that scale the short side of an image to a given length, whatever the long one becomes.
+#: Models that scale the short side of an image to a given length, whatever that makes of the long side.
 SCALE_THE_SHORT_SIDE = {"clip", "llava", "vilt", "dinov2", "llava_next"}
 
 
@@ -510,7 +510,7 @@ SCALE_THE_SHORT_SIDE = {"clip", "llava", "vilt", "dinov2", "llava_next"}
     ],
 )
 def test_a_narrow_image_does_not_become_gigapixels(loaded: Loaded, task: str, model: str) -> None:
-    """300 bytes of PNG, 60,000 x 1 pixels, were 9 GB once their short side had 224 pixels."""
+    """300 bytes of PNG, 60,000 x 1 pixels, once took 9 GB when their short side was scaled to 224 pixels."""
     pipeline, narrow = loaded(task, model), Image.new("RGB", (60_000, 1))
     if task == "image-text-to-text":
         value: Any = {"images": [narrow], "text": "<image> fox"}
@@ -537,7 +537,7 @@ def test_frames_of_a_narrow_video_are_added_up(loaded: Loaded) -> None:
 @pytest.mark.parametrize(("task", "model"), [("image-text-to-text", "llava"), ("any-to-any", "qwen2_audio")])
 @pytest.mark.parametrize("last", [{"role": "assistant", "content": "the"}, {"role": "user", "content": "the"}])
 def test_a_last_turn_of_plain_text_is_gone_on_from(loaded: Loaded, task: str, model: str, last: dict[str, Any]) -> None:
-    """The pipeline looks for a part of type text there, and found a text: every such chat failed."""
+    """The pipeline expects a part of type text there, and once failed for every such chat with plain text."""
     chat = [{"role": "user", "content": "the fox"}, last]
     going_on = {"continue_final_message": True} if last["role"] == "user" else {}
     result = answer(loaded(task, model), chat, with_always(task, model, going_on))

@@ -1,7 +1,7 @@
 """A batch gives each input the answer that transformers' pipeline gives it alone: every task type, mixed sizes.
 
-The reference is transformers' own pipeline, called as its users call it. Where the row of a task type says that its
-items run alone, or with their like only, the test says how large the largest batch was to be.
+The reference is transformers' own pipeline, called as its users call it. If the row of a task type says that its
+items run alone, or only with items of their shape, the test checks the size of the largest batch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def words() -> list[list[str]]:
     return [text.split() for text in texts(5)]
 
 
-#: task type, tiny model, inputs, parameters, items in the largest batch at least
+#: Task type, tiny model, inputs, parameters, least number of items in the largest batch.
 Case = tuple[str, str, Callable[[], list[Any]] | list[Any], dict[str, Any], int]
 CASES: list[Case] = [
     ("text-classification", "classifier", texts, {}, 12),
@@ -158,7 +158,7 @@ CASES: list[Case] = [
     ("image-text-to-text", "llava_next", samples.image_chats, {"max_new_tokens": 8, "return_tensors": True}, 2),
     ("any-to-any", "qwen2_audio", samples.audio_chats, NESTED, 1),
 ]
-#: The fullest batches that there can be, whatever their padding.
+#: Limits for the fullest possible batches, with any amount of padding.
 FULLEST = BatchLimits(max_size=64, max_cost=10**9, launch_cost=10**9, max_wait_s=0)
 
 
@@ -191,7 +191,7 @@ def test_videos(loaded: Callable[[str, str], TransformersPipeline], tmp_path: Pa
 
 
 def test_mask_generation_as_far_as_it_goes(tiny: Path) -> None:
-    """Its very last step takes a part of torchvision; a start without it is refused, and the steps before it run."""
+    """Its last step needs torchvision: a start without it is refused, and the steps before it are tested."""
     if not TASK_TYPES["mask-generation"].missing():
         pytest.fail("torchvision is here: give mask-generation a case, and its row no reason")
     model = str(tiny_models.build("sam", tiny))
@@ -210,7 +210,7 @@ def test_mask_generation_as_far_as_it_goes(tiny: Path) -> None:
 
 
 def test_bark_says_no_more_than_it_is_told(loaded: Callable[[str, str], TransformersPipeline]) -> None:
-    """Its second model counts its own tokens: ``max_new_tokens`` goes to the first."""
+    """Its second model computes its own number of tokens, so ``max_new_tokens`` goes to the first."""
     pipeline = loaded("text-to-audio", "bark")
     lengths = []
     for params in ({}, {"generate_kwargs": {"max_new_tokens": 3}}):
@@ -240,7 +240,7 @@ def test_the_docs_say_what_the_table_says() -> None:
 def test_labels_of_other_tasks_are_not_taken(
     loaded: Callable[[str, str], TransformersPipeline], task: str, model: str, inputs: Callable[[], list[Any]]
 ) -> None:
-    """The pipeline reads the labels of a batch's first item only."""
+    """The pipeline reads only the labels of a batch's first item."""
     pipeline, groups = loaded(task, model), set()
     for labels in (["fox", "dog"], ["dog", "fox"], ["fox", "dog"]):
         for template in ("a {}", "no {}"):
@@ -262,7 +262,7 @@ def test_labels_of_other_tasks_are_not_taken(
 def test_neither_parameters_nor_inputs_are_changed(
     loaded: Callable[[str, str], TransformersPipeline], task: str, model: str, value: Any, params: dict[str, Any]
 ) -> None:
-    """transformers fills in and empties what it is given; a retry, or another chunk, needs it as it was."""
+    """transformers changes its arguments, but a retry or another chunk needs them unchanged."""
     pipeline = loaded(task, model)
     merged = pipeline.merge({**params, **({"max_new_tokens": 4} if task == "image-text-to-text" else {})})
     before = copy.deepcopy((value, vars(merged)))

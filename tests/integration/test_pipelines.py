@@ -1,4 +1,4 @@
-"""What pipelines refuse, and what threads must not do to each other. Parity has a test of its own."""
+"""What pipelines refuse, and that threads do not affect each other. Parity has a test of its own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pipelines(tiny: Path) -> dict[tuple[str, str], Loaded]:
 
 
 def test_threads_with_different_parameters_do_not_mix(pipelines: dict[tuple[str, str], Loaded]) -> None:
-    """A tokenizer shared by threads truncates to another thread's length, silently."""
+    """A tokenizer that threads share would silently truncate to another thread's length."""
     pipeline = pipelines["text-classification", "classifier"]
     text = " ".join(WORDS * 10)
 
@@ -137,7 +137,7 @@ def test_a_tasks_parameter_overrides_the_settings_wherever_each_has_it(
 @pytest.mark.parametrize("own", [{"max_new_tokens": 6}, {"generate_kwargs": {"max_new_tokens": 6}}])
 def test_settings_may_have_a_parameter_of_generate_in_either_place(tiny: Path, own: dict[str, Any]) -> None:
     model = str(tiny_models.build("llava", tiny))
-    # Loaded, warmed up and asked whether padding changes its answers.
+    # The pipeline is loaded, warmed up, and probed for effects of padding.
     pipeline = load_pipeline("it", PipelineSettings(task="image-text-to-text", model=model, params=own), "cpu")
     for theirs in ({"max_new_tokens": 3}, {"generate_kwargs": {"max_new_tokens": 3}}):
         pipeline.merge(theirs)

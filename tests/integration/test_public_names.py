@@ -1,6 +1,6 @@
-"""Every public name of pipeq, and each of its parameters, with nonsense: what is raised is a PipeqError, or nothing.
+"""Every public name of pipeq, and each of its parameters, with nonsense: only PipeqErrors may be raised.
 
-Which argument an error names, and that nothing is written, is for test_arguments.py.
+test_arguments.py tests which argument an error names, and that nothing is written.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ PIPELINE = "text-classification"
 
 
 class Raises:
-    """What goes wrong in the caller's own code."""
+    """An error in the caller's own code."""
 
     def __iter__(self) -> Iterator[Any]:
         raise OSError("the disk is gone")
 
 
-#: Texts that may pass for a URI, an id, a path or a record; beside those of ODD.
+#: Texts that resemble a URI, an id, a path or a record; in addition to ODD.
 TEXTS = """
     gs://bucket/key az://c/b hf://owner/name ftp://h/x http://h/x HTTPS://h/x data:text/plain,x s3:// s3:/// s3://b s3://b/
     s3:b s3://b/../k file:// file:/// file://host/x file:///nul%00 https:// https://[ https://h:99999999/ ://x // / .. ~
@@ -51,7 +51,7 @@ NONSENSE |= {
     "raises": Raises(),
 }
 
-#: Arguments that are fine, of what is called with one of them replaced by nonsense.
+#: Valid arguments, of which the test replaces one at a time by nonsense.
 GOOD: dict[str, dict[str, Any]] = {
     "Client": {"redis_url": None, "allow": None, "max_message_bytes": 1000},
     "Client.submit": {"pipeline": PIPELINE, "inputs": "x"},
@@ -77,7 +77,7 @@ GOOD: dict[str, dict[str, Any]] = {
 
 
 def parameters(call: Any) -> set[str]:
-    """Of a class of pydantic's its fields, of any other callable its parameters."""
+    """The fields of a pydantic class, or the parameters of another callable."""
     if isinstance(call, type) and issubclass(call, BaseModel):
         return set(call.model_fields)
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -85,11 +85,11 @@ def parameters(call: Any) -> set[str]:
 
 
 def public() -> dict[str, set[str]]:
-    """Every public name, and each method of a public class that is ours -> its parameters."""
+    """Every public name, and each method of our public classes -> its parameters."""
     found = {}
     for name in pipeq.__all__:
         value = getattr(pipeq, name)
-        # What is no member of an enumeration is refused by Python itself; exceptions and warnings are made by us.
+        # Python itself refuses unknown members of an enumeration; exceptions and warnings are made only by us.
         if issubclass(value, Enum | Exception):
             continue
         found[name] = parameters(value)
@@ -141,7 +141,7 @@ def test_every_public_name_is_walked() -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind, value in NONSENSE.items() if isinstance(value, str)])
 def test_a_client_of_any_url_says_what_is_wrong(kind: str) -> None:
-    """Of a URL that is one, too, there may be no server."""
+    """Even a well-formed URL may lead to no server."""
     try:
         client = Client(NONSENSE[kind])
     except RedisUrlError:

@@ -1,4 +1,4 @@
-"""A worker takes messages again whatever happened to its connections, and says so while it does not."""
+"""A worker takes messages again after any failure of its connections, and reports while it does not."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def db(url: str) -> Iterator[redis.Redis]:
 
 @pytest.fixture(scope="module")
 def process(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
-    """A worker with two pipelines. Each test leaves it as it found it."""
+    """A worker with two pipelines. Each test restores its state."""
     folder = tmp_path_factory.mktemp("receiving")
     (folder / "pipelines.toml").write_text('[pipelines.constant]\n[pipelines.other]\ntask = "constant"\n')
     with worker(folder, url, "--config", folder / "pipelines.toml", lease_s=3, sweep_s=1) as process:
@@ -52,7 +52,7 @@ def process(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work
 
 @pytest.fixture
 def log(process: WorkerProcess) -> Iterator[Callable[[], str]]:
-    """What the worker has written since the test began."""
+    """The worker's output since the test began."""
     begin = len(process.text())
     yield lambda: process.text()[begin:]
     assert process.process.poll() is None, process.text()
@@ -66,7 +66,7 @@ def until(met: Callable[[], Any], within_s: float = 20) -> None:
 
 
 def deaf(db: redis.Redis) -> dict[str, Any]:
-    """Queue -> what the worker's heartbeat says of it."""
+    """Queue -> its entry in the worker's heartbeat."""
     (key,) = db.keys("pipeq:worker:*")
     return json.loads(db.get(key) or "{}").get("deaf", {})
 
@@ -99,7 +99,7 @@ def test_its_connections_are_killed_fifty_times(url: str, db: redis.Redis) -> No
 
 
 def tracked(db: redis.Redis) -> set[str]:
-    """The connections on whose behalf Redis remembers keys."""
+    """The connections for which Redis tracks keys."""
     return {one["id"] for one in db.client_list() if "t" in one["flags"]}
 
 
@@ -131,7 +131,7 @@ def test_redis_refuses_for_some_seconds(
 ) -> None:
     assert serves(url)
     if refusal == "READONLY":
-        # Of nobody, so that it keeps what it has.
+        # Without an owner, so that it keeps its connections.
         db.execute_command("REPLICAOF", "127.0.0.1", "1")
     else:
         db.config_set("min-replicas-to-write", 1)
@@ -154,9 +154,9 @@ def test_keys_that_are_no_lists_stop_their_own_queues_alone(
     assert "WRONGTYPE" in deaf(db)["constant"]["reason"]
     assert repr(bulk) in deaf(db)["constant"]["reason"]
     assert serves(url, "other")
-    # By the list that is one.
+    # From the list whose key is one.
     assert serves(url)
-    # Nothing holds up what waits in the other queue.
+    # Messages of the other queue are not delayed.
     db.zadd(queues.waiting_key("other"), {json.dumps({"list": "other", "message": "text"}): 1})
     until(lambda: not db.exists(queues.waiting_key("other")))
     db.delete(bulk, *beside)
@@ -199,7 +199,7 @@ def test_a_consumer_that_a_remote_control_cancels_is_seen(
 def test_a_worker_that_a_remote_control_shuts_down_is_started_again(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """By its supervisor: one that is gone looks like one that has nothing to do."""
+    """The supervisor restarts the worker: one that takes no messages looks like an idle one."""
     folder = tmp_path_factory.mktemp("supervised")
     with embedded.valkey() as url, Client(url) as client, worker(folder, url, "constant", "--devices", "cpu") as parent:
         parent.wait_ready(client, "constant")

@@ -1,4 +1,4 @@
-"""A worker and a client by every kind of Redis URL."""
+"""A worker and a client with every kind of Redis URL."""
 
 from __future__ import annotations
 

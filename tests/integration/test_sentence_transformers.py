@@ -77,7 +77,7 @@ def test_the_scores_of_sentence_transformers(loaded: Loaded, case: str) -> None:
 
 
 def test_the_vector_as_it_is(loaded: Loaded) -> None:
-    """Asked for by the call: without the last step that the checkpoint names."""
+    """A call can ask to skip the last step that the checkpoint names."""
     pipeline, plain = loaded("embedding", "normalized"), loaded("embedding", "mean_tokens")
     assert_same(pipeline.alone(TEXTS[1], {"normalize": False}), plain.alone(TEXTS[1], {}))
 

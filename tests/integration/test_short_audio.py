@@ -19,7 +19,7 @@ from tests.integration.test_parity import FULLEST
 
 torch.set_num_threads(1)
 
-#: Of wav2vec2's seven convolutions.
+#: The least number of samples for wav2vec2's seven convolutions.
 LEAST = 400
 
 
@@ -39,7 +39,7 @@ def answers(pipeline: TransformersPipeline, values: list[Any], params: dict[str,
 
 
 def test_every_length_beside_two_seconds_and_alone(pipeline: TransformersPipeline) -> None:
-    """Those below the model's least are empty, the others what transformers says alone."""
+    """Clips below the model's minimum are empty; the others equal transformers' answer for them alone."""
     lengths = [*range(1, 403), *range(410, 820, 101)]
     clips = [samples.audio(1.0, seed)[:length] for seed, length in enumerate(lengths)]
     for params in ({}, {"return_timestamps": "char"}):
@@ -55,7 +55,7 @@ def test_every_length_beside_two_seconds_and_alone(pipeline: TransformersPipelin
 
 
 def test_a_recording_may_end_in_a_chunk_too_short(pipeline: TransformersPipeline) -> None:
-    """With stride 0 the last chunk has what is left over: here 1 to 399 samples."""
+    """With stride 0 the last chunk is the remainder: here 1 to 399 samples."""
     for left_over in (1, 60, 399):
         for params in ({}, {"return_timestamps": "word"}):
             cut = {"chunk_length_s": 1.0, "stride_length_s": 0, **params}
@@ -77,7 +77,7 @@ def test_a_recording_may_end_in_a_chunk_too_short(pipeline: TransformersPipeline
 def test_chunks_that_make_no_sense_are_refused(
     pipeline: TransformersPipeline, params: dict[str, Any], sentence: str
 ) -> None:
-    """Without the check of parameters, which knows nothing of the model: settings may come by another way."""
+    """Bypasses the check of parameters, which does not know the model, because settings may come by another way."""
     with pytest.raises(PipeqError, match=sentence) as caught:
         next(iter(pipeline.preprocess(samples.audio(2.0), pipeline.call(params))))
     assert caught.value.code == "invalid_params"
@@ -93,7 +93,7 @@ def test_a_task_may_not_ask_for_them(pipeline: TransformersPipeline, params: dic
 
 
 def test_whisper_does_not_lose_what_it_cannot_hear(tiny: Path) -> None:
-    """It hears 2 s at a time; transformers cuts the rest of a longer chunk off without a word."""
+    """It hears 2 s at a time; transformers would silently cut off the rest of a longer chunk."""
     settings = PipelineSettings(
         task="automatic-speech-recognition", model=str(tiny_models.build("whisper_short", tiny))
     )

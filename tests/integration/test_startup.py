@@ -1,4 +1,4 @@
-"""What a worker says before it loads anything: misspelt names, missing folders, a Redis that is not as it should be."""
+"""What a worker reports before it loads anything: misspelt names, missing folders, an unsuitable Redis."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PIPELINE = "text-classification"
 
 
 def check(*arguments: str) -> str:
-    """What ``pipeq worker --check`` says; empty where all is well."""
+    """The errors of ``pipeq worker --check``; empty if there are none."""
     done = CliRunner().invoke(command, [*arguments, "--check"])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -191,7 +191,7 @@ def test_a_submit_while_the_only_worker_loads_says_so(db: redis.Redis, valkey_ur
                 time.sleep(0.01)
             with pytest.warns(NoLiveWorkerWarning, match="a worker is loading 'text-classification' now"):
                 client.submit(PIPELINE, "x")
-        # Until its heartbeat has taken over.
+        # Until the heartbeat has replaced it.
         with pytest.warns(NoLiveWorkerWarning, match="is loading"):
             client.submit(PIPELINE, "x")
         with pytest.raises(PipeqError, match="unknown_pipeline"):

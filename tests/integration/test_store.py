@@ -1,4 +1,4 @@
-"""STORE to a real S3 store and a real disk."""
+"""Writing results to a real S3 store and a real disk."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_output_below_an_allowed_prefix(store: Writer, root: Path) -> None:
     [
         ("s3://other/a.json", "s3://other/"),
         ("s3://results/a.json", "s3://results/"),
-        # The worker's own store is not the producers'.
+        # Producers may not write to the worker's own store.
         ("s3://results/own/a.json", "s3://results/"),
         ("file:///etc/cron.d/job", "file:///etc/cron.d/"),
     ],
@@ -116,7 +116,7 @@ def test_threads_share_one_store(store: Writer, s3_env: S3Server) -> None:
     ],
 )
 def test_answers_of_a_store(s3_env: S3Server, status: int, s3_code: str, retryable: bool) -> None:
-    """By a server of our own: the real one of these tests creates the buckets it lacks."""
+    """Uses a server of our own, because the real one of these tests creates missing buckets."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"  # botocore waits for "100 Continue"
@@ -238,7 +238,7 @@ def test_a_link_that_appears_after_the_check_is_not_followed(root: Path) -> None
     (root / "link").symlink_to(outside)
     with pytest.raises(OSError, match=r"Too many levels|Not a directory"):
         disk.write_below(str(root), "link/new", b"{}")
-    # A rename takes the place of a link, and leaves alone what it leads to.
+    # A rename replaces a link, and does not touch its target.
     (root / "file").symlink_to(outside / "file")
     disk.write_below(str(root), "file", b"{}")
     assert (outside / "file").read_bytes() == b"before"

@@ -1,6 +1,6 @@
-"""Our pipelines for what transformers 5 dropped: they answer as transformers 4.57.6 did.
+"""Our pipelines for task types that transformers 5 dropped answer as transformers 4.57.6 did.
 
-``transformers_4_57_6.json`` holds what it answered. It was made so: the checkpoints of ``tests/transformers_4.py`` on
+``transformers_4_57_6.json`` holds its answers. It was recorded from the checkpoints of ``tests/transformers_4.py`` on
 disk, loaded under transformers 4.57.6 with ``pipeline(task, model=folder, tokenizer=..., image_processor=...)``, the
 tokenizer as ``PreTrainedTokenizerFast`` (``MBartTokenizerFast`` of tokenizer.json for the translator), the image
 processor as the class and with the arguments of ``tests/tiny_models/own.py``, and ``tie_word_embeddings=False`` in T5's
@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 
 #: ``{"task", "model", "params", "inputs", "results"}`` each.
 CASES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "transformers_4_57_6.json").read_text())
-#: The fullest batches that there can be, whatever their padding.
+#: Limits for the fullest possible batches, with any amount of padding.
 FULLEST = BatchLimits(max_size=64, max_cost=10**9, launch_cost=10**9, max_wait_s=0)
 LANGUAGES = {"src_lang": "en_XX", "tgt_lang": "de_DE", "max_new_tokens": 8}
 TEXTS = ["the quick brown fox", "hello", "is this invoice about sports ?"]
@@ -79,7 +79,7 @@ def test_a_batch_answers_the_same(loaded: Loaded, case: dict[str, Any]) -> None:
 
 
 def test_a_length_that_the_call_asks_for_counts(loaded: Loaded) -> None:
-    """In transformers 4.57.6 the default of 256 new tokens won: the one difference that is meant."""
+    """In transformers 4.57.6 the default of 256 new tokens won. This difference is intended."""
     for task, model in (("text2text-generation", "bart"), ("text2text-generation", "bart_beams")):
         params = {"max_length": 6, "min_length": 6, "return_tensors": True}
         tokens = loaded(task, model).alone("hello", params)[0]["generated_token_ids"]
@@ -113,7 +113,7 @@ def test_a_question_that_leaves_no_room_is_refused(loaded: Loaded) -> None:
 
 
 def test_a_reader_that_pads_on_the_left_answers_from_the_context(loaded: Loaded) -> None:
-    """In transformers 4.57.6 it could answer with a part of the question, at that part's position in the context."""
+    """transformers 4.57.6 could answer with a part of the question, at its position in the context."""
     pipeline = loaded("question-answering", "left_reader")
     question = {"question": "who jumps ?", "context": "hello world . the fox"}
     features = next(iter(pipeline.preprocess(question, pipeline.call({}))))
@@ -131,7 +131,7 @@ PICTURES = [gradient(48, 40, 0), Image.new("RGB", (30, 50), "red"), Image.new("R
     [("visual-question-answering", {}), ("image-to-text", {"prompt": "what is it ?"})],
 )
 def test_blip2_looks_at_the_image(loaded: Loaded, task: str, params: dict[str, Any]) -> None:
-    """In transformers 4.57.6 its text had no room for the image: another difference that is meant."""
+    """In transformers 4.57.6 the text had no room for the image. This difference is intended."""
     pipeline, visual = loaded(task, "blip2"), task.startswith("visual")
     inputs = [{"image": image, "question": "what is it ?"} if visual else image for image in PICTURES]
     params = params | ({"max_new_tokens": 8} if visual else {"generate_kwargs": {"max_new_tokens": 8}})

@@ -154,7 +154,7 @@ def test_a_take_renews_a_queues_expiry(url: str, db: redis.Redis) -> None:
         consuming.consume()
         drain(connection, 5, lambda: db.hlen("pipeq:unacked") == 1)
         assert db.pttl(queues.list_key("q", 9)) > 20_000
-    # What goes back on a list that was empty has it again.
+    # A message that goes back on an empty list sets the list's lifetime again.
     assert db.llen("q") == 1
     assert db.pttl("q") > 20_000
 
@@ -183,7 +183,7 @@ def test_the_limit_on_bytes_holds(url: str) -> None:
     got: list[Any] = []
     with consumer(url, ["q"], lambda body, message: got.append(message), queue_bytes=1_000_000) as connection:
         drain(connection, 1)
-        # Each is 133 kB with its frame; one that crosses the limit is let in.
+        # Each message is 133 kB with its frame; the one that crosses the limit is still taken.
         assert 7 <= len(got) <= 9
 
 
@@ -205,7 +205,7 @@ def test_an_idle_consumer_is_woken_by_any_queue_and_priority(url: str, priority:
                 [{"at": 0.0}],
                 {"routing_key": names[at % 5], "priority": priority},
             )
-            # Stamped when it is sent, not when the timer is made.
+            # The message is stamped when it is sent, not when the timer is made.
             sender.args[0]["at"] = time.time() + 0.05
             sender.start()
             drain(connection, 5, lambda at=at: len(late) > at)  # type: ignore[misc]
@@ -255,7 +255,7 @@ def test_requests_for_one_message(url: str, db: redis.Redis) -> None:
         channel = connection.channel()
         first = channel.basic_get("q")
         assert first.payload["at"] == 0
-        # As kombu does: the rest has its turn first.
+        # As in kombu, the other messages are served first.
         first.reject(requeue=True)
         assert channel.basic_get("q", no_ack=True).payload["at"] == 1
         last = channel.basic_get("q")
@@ -329,20 +329,20 @@ def test_who_lost_a_lease_is_told(url: str, db: redis.Redis) -> None:
     while not lost:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    # Of one whose result is being stored, the script that stores it knows.
+    # If a result is being stored, only the script that stores it knows about its lease.
     assert lost == [one.tag]
     assert mine.holds(two.tag)
     mine.close()
 
 
 def test_a_message_that_everybody_forgot_goes_back(url: str, db: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Celery does with those it has not begun when its connection breaks."""
+    """As Celery does with requests that it has not begun when its connection breaks."""
     monkeypatch.setattr(transport, "_is_worker", True)
     publish(url, "q", 2)
     kept: list[Any] = []
     with consumer(url, ["q"], lambda body, message: kept.append(message)) as connection:
         drain(connection, 5, lambda: len(kept) == 2)
-    # The connection is closed, the worker is not: what somebody still has stays leased.
+    # The connection is closed, but the worker is not, so messages that are still in use stay leased.
     assert (db.llen("q"), db.hlen("pipeq:unacked")) == (0, 2)
     kept.pop()
     gc.collect()
@@ -364,7 +364,7 @@ def test_nobody_sweeps_before_everybody_could_come_back(url: str, db: redis.Redi
         between.cut()
         between.is_silent = True
         time.sleep(3)
-        # Both were cut off, and the lease has lapsed long ago; whoever is back first leaves it to its owner.
+        # Both workers were cut off, and the lease lapsed long ago; the first one to return leaves it to its owner.
         between.is_silent = False
         time.sleep(2)
         assert (db.llen("q"), db.hlen("pipeq:unacked")) == (0, 1)

@@ -1,4 +1,4 @@
-"""Weights that a checkpoint lacks, or has in another shape, refuse the start and are named."""
+"""Weights that a checkpoint lacks, or has in another shape, stop the start and are named."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.zoo import SERVED
 
 torch.set_num_threads(1)
 
-#: Models without a part that is called a head: the last thing that they compute.
+#: Models without a part named head -> the part that computes their output.
 HEADS = {
     "encoder": "encoder.layer.1.",
     "dinov2": "layernorm.",
@@ -54,7 +54,7 @@ HEADS = {
 
 
 def cut(tiny: Path, model: str, to: Path, drop: Callable[[str], bool]) -> tuple[Path, list[str]]:
-    """A copy of a tiny model without some of its weights, and their names in the file."""
+    """Copies a tiny model without some of its weights; returns their names in the file."""
     folder = to / model
     shutil.copytree(tiny_models.build(model, tiny), folder)
     kept = load_file(folder / "model.safetensors")
@@ -79,7 +79,7 @@ def test_every_task_type_refuses_a_model_without_its_head(tiny: Path, tmp_path: 
 
 
 def test_mask_generation_refuses_a_model_without_its_head(tiny: Path, tmp_path: Path) -> None:
-    """It takes torchvision to start, so only its model is loaded here."""
+    """It needs torchvision to start, so only its model is loaded here."""
     assert {find(task).name for task in SERVED} == {row.name for row in TASK_TYPES.values() if not row.untested}
     for drop, lacks in (("nothing", False), ("mask_decoder.", True)):
         folder, dropped = cut(tiny, "sam", tmp_path / drop, lambda name, drop=drop: name.startswith(drop))
@@ -128,7 +128,7 @@ def test_any_other_weight_is_needed(tiny: Path, tmp_path: Path, task: str, model
 
 
 def test_a_formula_is_no_weight_that_lacks(tmp_path: Path) -> None:
-    """Pegasus computes its positions; its checkpoints lack them."""
+    """Pegasus computes its positions, so its checkpoints lack them."""
     size = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 99, "max_position_embeddings": 16}
     size |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
     size |= dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 32)
@@ -149,7 +149,7 @@ def test_missing_weights_can_be_allowed(tiny: Path, tmp_path: Path, caplog: pyte
 
 
 def test_a_base_model_is_no_classifier(tiny: Path) -> None:
-    """The case that was met: random labels, others at each start, without a word."""
+    """The case that occurred: random labels, other ones at each start, without a message."""
     one = PipelineSettings(task="text-classification", model=str(tiny_models.build("encoder", tiny)))
     with pytest.raises(PipeqError, match=r"encoder lacks weights that text-classification needs.*classifier\.bias"):
         load_pipeline("it", one, "cpu")
@@ -176,7 +176,7 @@ def test_a_vocoder_without_all_of_its_weights_is_refused(tiny: Path, tmp_path: P
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's own call
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_head_that_an_adapter_brings_is_not_missing(tiny: Path, tmp_path: Path, alone: bool) -> None:
-    """Adapters of classifiers are trained on base models, and hold the head; alone, the adapter names the model."""
+    """Adapters of classifiers are trained on base models and bring the head; an adapter alone names its model."""
     import peft
 
     base = tiny_models.build("encoder", tiny)

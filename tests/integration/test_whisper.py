@@ -1,4 +1,4 @@
-"""Whisper's own parameters: its fallback against hallucination, and what decides about it, alone and in a batch."""
+"""Whisper's own parameters: its fallback against hallucination, and the thresholds for it, alone and in a batch."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from tests.integration.test_parity import FULLEST
 
 torch.set_num_threads(1)
 
-#: A search for beams at first, then, hardly at random, the likeliest token: at 0.2 a batch would draw other ones.
+#: Beam search first, then almost deterministic sampling: at 0.2 a batch would draw other tokens.
 TWICE = {"temperature": [0.0, 1e-5], "max_new_tokens": 8}
 LONG = {"return_timestamps": True, "max_new_tokens": 8}
-#: An average of logarithms that some clips reach.
+#: An average log probability that some clips reach.
 SOME = -1.4
 SECONDS = (1.0, 0.6, 1.9, 1.2, 0.3, 1.5, 1.7, 0.9)
 #: Parameters, seconds of each clip (the model hears 2), items in the largest batch.
 Case = tuple[dict[str, Any], tuple[float, ...], int]
 CASES: list[Case] = [
-    # Nobody falls back, some do (each item by what was said for it), all do.
+    # No clip falls back, some do (each for its own text), or all do.
     ({**TWICE, "temperature": [0.0, 0.2, 0.4], "compression_ratio_threshold": 100.0}, (1.0, 0.6, 1.9), 3),
     ({**TWICE, "temperature": [0.0, 0.2, 0.4], "logprob_threshold": -1000.0}, (1.0, 0.6, 1.9), 3),
     ({**TWICE, "logprob_threshold": SOME}, SECONDS, 8),
     ({**TWICE, "logprob_threshold": SOME, "num_beams": 2}, (1.0, 0.6, 1.9), 3),
     ({**TWICE, "compression_ratio_threshold": 1.35}, SECONDS, 8),
     ({**TWICE, "compression_ratio_threshold": 0.0, "logprob_threshold": 0.0}, (1.0, 0.6, 1.9), 3),
-    # In a batch a second try of one would skip another.
+    # In a batch, one item's second try would skip another item's window.
     ({**TWICE, "logprob_threshold": SOME, "no_speech_threshold": 0.0}, (1.0, 0.6), 1),
     ({**TWICE, "logprob_threshold": SOME, "no_speech_threshold": 0.5}, (1.0, 0.6), 1),
-    # One temperature: one try, so all may be told at once that nobody speaks.
+    # With one temperature there is one try, so a batch can be checked for silence together.
     ({**TWICE, "temperature": 0.0, "logprob_threshold": SOME, "no_speech_threshold": 0.0}, (1.0, 0.6, 1.9), 3),
     # Window by window.
     ({**LONG, "temperature": [0.0, 1e-5], "logprob_threshold": SOME, "num_beams": 1}, (1.0, 1.9, 0.6), 3),
@@ -72,7 +72,7 @@ def test_as_transformers_alone(
 
 
 def test_a_second_try_is_another_answer(pipeline: TransformersPipeline) -> None:
-    """Or the cases above would say nothing: some of these clips fall back, some do not."""
+    """Checks that the cases above mean something: some of these clips fall back, and some do not."""
     clips, texts = [samples.audio(length, seed) for seed, length in enumerate(SECONDS)], []
     for threshold in (-1000.0, SOME, 0.0):
         params = pipeline.merge({**TWICE, "logprob_threshold": threshold})
@@ -84,7 +84,7 @@ def test_a_second_try_is_another_answer(pipeline: TransformersPipeline) -> None:
 
 
 def test_what_is_drawn_at_random_is_what_transformers_draws(pipeline: TransformersPipeline) -> None:
-    """The usual temperatures, where every try but the last one is refused."""
+    """The usual temperatures, with every try but the last refused."""
     params = pipeline.merge(
         {"temperature": [0.0, 0.2, 0.4, 0.6, 0.8, 1.0], "compression_ratio_threshold": 0.0, "max_new_tokens": 8}
     )

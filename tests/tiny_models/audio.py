@@ -46,7 +46,7 @@ def ctc_layer_norm(path: Path) -> None:
 
 
 def _whisper(path: Path, seconds: int, **more: object) -> None:
-    """The encoder has a position for every 20 ms of the ``seconds`` that all clips are padded to."""
+    """The encoder has a position for every 20 ms of the ``seconds`` to which all clips are padded."""
     byte_bpe("<|endoftext|>").model.save(str(path))
     languages = ["<|en|>", "<|de|>"]
     special = ["<|startoftranscript|>", *languages, "<|translate|>", "<|transcribe|>", "<|startoflm|>"]
@@ -102,7 +102,7 @@ def whisper(path: Path) -> None:
 
 @builder
 def whisper_short(path: Path) -> None:
-    """Hears 2 s at a time, so it is quick; what is longer goes through long-form decoding."""
+    """Hears 2 s at a time, so that it is quick; longer audio goes through long-form decoding."""
     _whisper(path, 2, init_std=0.5)
 
 
@@ -196,7 +196,7 @@ def clap(path: Path) -> None:
         "num_hidden_layers": 2,
         "enable_fusion": False,
     }
-    # Longer clips would be cut at random.
+    # Longer clips would be cut at random places.
     extractor = hf.ClapFeatureExtractor(
         feature_size=16,
         sampling_rate=16000,

@@ -1,4 +1,4 @@
-"""What the builders share: their registry, tokenizers trained in memory, and what keeps random scores apart."""
+"""Parts that the builders share: their registry, tokenizers trained in memory, and larger differences of scores."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def build(name: str, folder: Path) -> Path:
 
 
 def wordpiece(max_length: int = 512, **more: object) -> hf.PreTrainedTokenizerFast:
-    """Words of more than four letters are two tokens. Not trained: the trainer numbers tokens anew at each run."""
+    """Words of more than four letters are two tokens. Not trained, because trainers number tokens anew each time."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = sorted({word for text in CORPUS for word in text.split()})
     letters = sorted({letter for word in words for letter in word})
@@ -72,7 +72,7 @@ def byte_bpe(*special: str) -> Tokenizer:
 
 
 def gpt_tokenizer(*special: str, **more: object) -> hf.PreTrainedTokenizerFast:
-    """Without a pad token, as GPT-2's is. The end of text is token 0, ``special`` the tokens from 1 on."""
+    """A tokenizer without a pad token, as GPT-2's. The end of text is token 0, ``special`` are the tokens from 1 on."""
     end = "<|endoftext|>"
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=byte_bpe(end, *special),
@@ -86,7 +86,7 @@ def gpt_tokenizer(*special: str, **more: object) -> hf.PreTrainedTokenizerFast:
 
 
 def spread(factor: float, *modules: torch.nn.Module) -> None:
-    """Multiplies the weights of heads, so that what a random model says is not decided by rounding."""
+    """Multiplies the weights of heads, so that rounding does not decide what a random model says."""
     with torch.no_grad():
         for module in modules:
             for parameter in module.parameters():

@@ -55,7 +55,7 @@ def owlvit(path: Path) -> None:
 
 
 def _vlm_tokenizer(*special: str) -> hf.PreTrainedTokenizerFast:
-    """With a pad token: a processor pads before anybody could set one."""
+    """With a pad token, because its processor pads before one could be set."""
     return gpt_tokenizer("<|pad|>", *special, pad_token="<|pad|>", padding_side="left")
 
 
@@ -98,7 +98,7 @@ def llava(path: Path) -> None:
 
 @builder
 def llava_next(path: Path) -> None:
-    """Cuts an image into tiles by its shape: images differ in their numbers of tiles and tokens."""
+    """Cuts an image into tiles by its shape, so images have different numbers of tiles and tokens."""
     tokenizer = _vlm_tokenizer("<image>")
     grid = [[32, 64], [64, 32], [64, 64]]
     config = hf.LlavaNextConfig(

@@ -1,4 +1,4 @@
-"""Models of the task types that transformers 5 dropped, or never had."""
+"""Models of the task types that transformers 5 dropped or never had."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def byte_reader(path: Path) -> None:
 
 @builder
 def t5(path: Path) -> None:
-    """With parts of its configuration for several tasks, as T5's own checkpoints have."""
+    """Its configuration has parts for several tasks, as in T5's own checkpoints."""
     config = hf.T5Config(
         vocab_size=len(wordpiece()),
         d_model=32,
@@ -71,7 +71,7 @@ def t5(path: Path) -> None:
 
 @builder
 def bart(path: Path) -> None:
-    """Without a prefix; its generation configuration names beams."""
+    """Without a prefix; its generation configuration sets beams."""
     config = hf.BartConfig(
         vocab_size=len(wordpiece()),
         d_model=32,
@@ -94,7 +94,7 @@ def bart(path: Path) -> None:
 
 @builder
 def translator(path: Path) -> None:
-    """Translates between many languages: its tokenizer wants two of them at every call."""
+    """Translates between many languages: its tokenizer needs two of them in every call."""
     words = sorted({word for text in CORPUS for word in text.split()})
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     pieces = [(piece, 0.0) for piece in [*special, *FAIRSEQ_LANGUAGE_CODES, "<mask>"]]
@@ -122,7 +122,7 @@ def translator(path: Path) -> None:
 
 @builder
 def vilt(path: Path) -> None:
-    """Visual question answering among a list of answers."""
+    """Visual question answering with a list of possible answers."""
     names = dict(enumerate(["fox", "dog", "42", "yes", "no"]))
     size = {"image_size": 32, "patch_size": 8, "max_image_length": -1, "max_position_embeddings": 64}
     config = hf.ViltConfig(vocab_size=400, initializer_range=0.3, **size, **SMALL)
@@ -133,7 +133,7 @@ def vilt(path: Path) -> None:
 
 @builder
 def blip_vqa(path: Path) -> None:
-    """Visual question answering in words."""
+    """Visual question answering with generated text."""
     text = {
         "vocab_size": len(wordpiece()),
         "max_position_embeddings": 512,
@@ -171,7 +171,7 @@ def captioner(path: Path) -> None:
 
 @builder
 def blip_caption(path: Path) -> None:
-    """Captions that can be told how to begin."""
+    """Captions whose beginning can be given."""
     text = {
         "vocab_size": len(wordpiece()),
         "max_position_embeddings": 512,
@@ -187,7 +187,7 @@ def blip_caption(path: Path) -> None:
 
 @builder
 def git_caption(path: Path) -> None:
-    """Captions by a decoder that sees the image before its text."""
+    """Captions by a decoder that reads the image before its text."""
     names = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
     vision = {"image_size": 32, "patch_size": 8, **SMALL}
     config = hf.GitConfig(vision_config=vision, vocab_size=len(wordpiece()), initializer_range=0.3, **names, **SMALL)
@@ -197,7 +197,7 @@ def git_caption(path: Path) -> None:
 
 @builder
 def upscaler(path: Path) -> None:
-    """Twice as wide and high."""
+    """Doubles width and height."""
     config = hf.Swin2SRConfig(
         image_size=16, patch_size=1, embed_dim=16, depths=[2], num_heads=[2], window_size=8, upscale=2, num_channels=3
     )
@@ -206,7 +206,7 @@ def upscaler(path: Path) -> None:
 
 @builder
 def blip2(path: Path) -> None:
-    """Answers and captions by a decoder of text alone, which sees the image where its text makes room for it."""
+    """Answers and captions by a text decoder that reads the image at the placeholder tokens of its text."""
     tokenizer = gpt_tokenizer("<|pad|>", "<image>", pad_token="<|pad|>")
     names = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     size = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}

@@ -40,7 +40,7 @@ def gpt2(path: Path) -> None:
 
 @builder
 def writer(path: Path) -> None:
-    """Writes what its prompt makes it write, and not the same word for ever. Without a pad token."""
+    """Generates text that depends on its prompt, and does not repeat one word for ever. Without a pad token."""
     tokenizer = gpt_tokenizer()
     size = {"n_positions": 512, "n_embd": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.4}
     config = hf.GPT2Config(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, **size)
@@ -49,7 +49,7 @@ def writer(path: Path) -> None:
 
 @builder
 def writer_padded(path: Path) -> None:
-    """The same with a pad token of its own, 1."""
+    """The same model with a pad token, 1."""
     tokenizer = gpt_tokenizer("<|pad|>", pad_token="<|pad|>")
     config = hf.LlamaConfig(
         vocab_size=len(tokenizer),
@@ -65,7 +65,7 @@ def writer_padded(path: Path) -> None:
 
 
 def _stretched(path: Path, **rope: object) -> None:
-    """Trained on 32 tokens, about: beyond, it reads positions in another way."""
+    """Trained on about 32 tokens; beyond that it reads positions differently."""
     tokenizer = gpt_tokenizer("<|pad|>", pad_token="<|pad|>")
     config = hf.LlamaConfig(
         vocab_size=len(tokenizer),
@@ -146,7 +146,7 @@ def masked_roberta(path: Path) -> None:
         model_max_length=512,
         model_input_names=["input_ids", "attention_mask"],
     )
-    # Positions count from behind the padding token.
+    # Positions are counted after the padding token's.
     config = hf.RobertaConfig(
         vocab_size=len(fast), max_position_embeddings=514, type_vocab_size=1, initializer_range=0.5, **SMALL
     )
@@ -198,14 +198,14 @@ def _qwen2(tokenizer: hf.PreTrainedTokenizerFast) -> hf.Qwen2Config:
 
 @builder
 def decision_chat(path: Path) -> None:
-    """Any chat model answers by the logits of its labels."""
+    """Any chat model can answer by the logits of its labels."""
     tokenizer = _decision_tokenizer()
     save(path, hf.Qwen2ForCausalLM(_qwen2(tokenizer)), tokenizer)
 
 
 @builder
 def decision_head(path: Path) -> None:
-    """A model with a decision head of its own, which reads at ``<|mark|>``: one prompt for all the questions."""
+    """A model with its own decision head, which reads at ``<|mark|>``: one prompt for all questions."""
     tokenizer = _decision_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|mark|>", "<|split|>"]})
     config = hf.JevConfig(hidden_size=SMALL["hidden_size"], text_config=_qwen2(tokenizer).to_dict())
@@ -229,7 +229,7 @@ def fnet(path: Path) -> None:
 
 @builder
 def gpt2_classifier(path: Path) -> None:
-    """Without a pad token, neither in its tokenizer nor in its configuration."""
+    """Without a pad token, in its tokenizer and in its configuration."""
     tokenizer = gpt_tokenizer()
     size = {"n_positions": 512, "n_embd": 32, "n_layer": 2, "n_head": 2, "num_labels": 3, "initializer_range": 0.3}
     config = hf.GPT2Config(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, **size)

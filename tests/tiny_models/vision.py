@@ -1,4 +1,4 @@
-"""Models that look at images or videos. Their processors work without torchvision."""
+"""Models for images or videos. Their processors work without torchvision."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def vit_encoder(path: Path) -> None:
 
 @builder
 def dinov2(path: Path) -> None:
-    """Keeps the aspect ratio, so that images of different shapes give different numbers of rows."""
+    """Keeps the aspect ratio, so images of different shapes give different numbers of rows."""
     config = hf.Dinov2Config(**VIT)
     processor = hf.BitImageProcessor(size={"shortest_edge": 32}, do_center_crop=False)
     save(path, hf.Dinov2Model(config), processor)
@@ -33,7 +33,7 @@ def dinov2(path: Path) -> None:
 
 @builder
 def resnet(path: Path) -> None:
-    """A convolutional network: its features are maps, not rows."""
+    """A convolutional network; its features are maps, not rows."""
     config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1])
     save(path, hf.ResNetModel(config), hf.ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875))
 
@@ -69,7 +69,7 @@ def segformer_encoder(path: Path) -> None:
 
 @builder
 def mask2former(path: Path) -> None:
-    """Panoptic and instance segmentation. Needs scipy, for a loss that nobody computes."""
+    """Panoptic and instance segmentation. Needs scipy for a loss that is never computed."""
     backbone = hf.SwinConfig(
         image_size=64,
         embed_dim=8,
@@ -120,7 +120,7 @@ def _detr(d_model: int, **more: object) -> hf.DetrConfig:
 
 
 def _detr_processor() -> hf.DetrImageProcessor:
-    """Keeps the aspect ratio, and masks what pads the smaller images of a batch."""
+    """Keeps the aspect ratio, and masks the padding of the smaller images of a batch."""
     return hf.DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
 
 
@@ -133,7 +133,7 @@ def detr(path: Path) -> None:
 
 @builder
 def detr_panoptic(path: Path) -> None:
-    """Panoptic segmentation without more libraries."""
+    """Panoptic segmentation without additional packages."""
     model = hf.DetrForSegmentation(_detr(64, init_std=0.2))
     spread(5, model.detr.model.query_position_embeddings, model.mask_head.output_conv)
     spread(3, model.detr.class_labels_classifier)  # below a score of 0.5 there is no segment
@@ -175,7 +175,7 @@ def dpt(path: Path) -> None:
 
 @builder
 def glpn(path: Path) -> None:
-    """Keeps the size of an image, down to a multiple of 32; fails with images less than that wide or high."""
+    """Rounds the size of an image down to a multiple of 32; fails with images smaller than that."""
     config = hf.GLPNConfig(
         depths=[1] * 4,
         hidden_sizes=[8, 8, 16, 16],

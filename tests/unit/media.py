@@ -1,4 +1,4 @@
-"""Sounds and pictures, made on the spot."""
+"""Sounds and pictures that are computed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def wav(samples: NDArray[np.int16], rate: int = RATE) -> bytes:
 def encoded(
     container: str, codec: str, rate: int, channels: int, sample_format: str | None = None, seconds: float = 1
 ) -> bytes:
-    """The tone, through one of ffmpeg's encoders."""
+    """The tone, encoded by one of ffmpeg's encoders."""
     buffer = io.BytesIO()
     layout = {1: "mono", 2: "stereo", 6: "5.1"}[channels]
     with av.open(buffer, "w", format=container) as output:

@@ -1,4 +1,4 @@
-"""docker-compose.yml, Dockerfile and deploy/: what would only show on somebody's machine."""
+"""docker-compose.yml, Dockerfile and deploy/: faults that would otherwise show only on a user's machine."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def _seconds(duration: str) -> float:
 
 
 def _interpolated(text: str) -> str:
-    """What compose makes of ``${NAME:-default}`` where nothing is set."""
+    """The value that compose uses for ``${NAME:-default}`` if nothing is set."""
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
 
 

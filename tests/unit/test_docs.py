@@ -1,4 +1,4 @@
-"""What the documents for developers name is there: files, links, threads, targets of make."""
+"""The documents for developers name only things that exist: files, links, threads, targets of make."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAGES = sorted(
     for path in (ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md"))
     if "schemas" not in path.parts
 )
-#: What a path in backticks begins with, in these documents.
+#: The first folders of paths in backticks in these documents.
 TOP = "producers|worker|tests|tools|docs|deploy|examples|benchmarks|\\.github|\\.ci"
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 WORKER = ROOT / "worker/pipeq_worker"
@@ -52,7 +52,7 @@ def started() -> Iterator[tuple[str, str]]:
             if not isinstance(node, ast.Call):
                 continue
             made = ast.unparse(node.func).rpartition(".")[2]
-            # Of a pool the prefix of its threads' names.
+            # For a pool, the prefix of its threads' names.
             name = [one.value for one in node.keywords if one.arg == "name"] if made == "Thread" else node.args[1:2]
             if made in ("Thread", "ThreadPoolExecutor", "Threads"):
                 assert name, f"{path}:{node.lineno}: a thread without a name"

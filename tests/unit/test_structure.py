@@ -1,4 +1,4 @@
-"""The house: which way imports go, and what importing costs."""
+"""The structure: which way imports go, and what importing costs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"pipeq": ROOT / "producers/pipeq", "pipeq_worker": ROOT / "worker/pipeq_worker"}
-#: The districts of the worker: each imports those before it, and none after it.
+#: The districts of the worker: each may import those before it, and none after it.
 DISTRICTS = (
     "settings observe media stores models stages leases delivery host broker process doctor".split()  # bottom to top
 )
-#: Of those before it, what a district may not import.
+#: Districts before it that a district may nevertheless not import.
 APART = {
     "media": {"observe"},
     "stores": {"media"},
     "models": {"observe"},
     "leases": {"media", "stores", "models", "stages"},
 }
-#: Of ``pipeq``, folder by folder: what it imports of the package's other folders. "" are the files at its top.
+#: For each folder of ``pipeq``: the other folders that it may import. "" stands for the files at the top.
 PRODUCERS = {"contract": set[str](), "": {"contract"}, "cli": {"", "contract"}, "demo": {"", "contract"}}
 
 
@@ -36,7 +36,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path) -> set[str]:
-    """What a module imports anywhere, under TYPE_CHECKING and inside functions, too."""
+    """The modules that a module imports, also under TYPE_CHECKING and inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -47,7 +47,7 @@ def imports(path: Path) -> set[str]:
 
 
 def district(name: str) -> str:
-    """The folder of a module, below its package; empty for the files at the package's top."""
+    """The folder of a module below its package; empty for the files at the package's top."""
     parts = name.split(".")
     return parts[1] if len(parts) > 1 and (PACKAGES[parts[0]] / parts[1]).is_dir() else ""
 
@@ -73,8 +73,8 @@ def test_the_worker_imports_only_the_contract_of_pipeq() -> None:
 def test_every_district_has_its_place_and_says_what_lives_there() -> None:
     folders = {path.name for path in PACKAGES["pipeq_worker"].iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert folders == set(DISTRICTS)
-    # What all may import, and what imports all, are districts, too.
-    # The package's own file is what Celery's settings name.
+    # What all modules import, and what imports all modules, are districts, too.
+    # The package's own file holds the names in Celery's settings.
     assert [path.name for path in PACKAGES["pipeq_worker"].glob("*.py")] == ["__init__.py"]
     for folder in folders:
         assert ast.get_docstring(ast.parse((PACKAGES["pipeq_worker"] / folder / "__init__.py").read_text())), folder
@@ -97,7 +97,7 @@ def test_the_stages_know_nothing_of_celery_redis_leases_and_records() -> None:
 
 def test_folders_of_pipeq() -> None:
     for name, path in modules().items():
-        # `python -m pipeq` and the names that the package gives out.
+        # `python -m pipeq`, and the public names of the package.
         if name.split(".")[0] == "pipeq" and name not in ("pipeq", "pipeq.__main__"):
             mine = district(name)
             found = {district(one) for one in ours(path) if one.startswith("pipeq.")} - {mine}

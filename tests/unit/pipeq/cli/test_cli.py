@@ -1,4 +1,4 @@
-"""`pipeq` without Redis: help, the command line, what an input becomes, what is imported when."""
+"""`pipeq` without Redis: help, arguments, parsing of inputs, and lazy imports."""
 
 import importlib.metadata
 import json
@@ -24,7 +24,7 @@ from pipeq.contract.errors import PipeqError, RedisUnavailableError, SubmitError
 from pipeq.contract.message import Ref, plain
 from pipeq.contract.status import State, TaskStatus
 
-#: Nothing listens on the discard port.
+#: No process listens on the discard port.
 CLOSED = "redis://127.0.0.1:9/0"
 
 
@@ -33,7 +33,7 @@ def run(*arguments: str, stdin: str | bytes | None = None) -> Result:
 
 
 class Recorder:
-    """Stands where the client would be, and keeps what it was told to submit."""
+    """A stand-in for the client that records what it is told to submit."""
 
     def __init__(self, fail_at: int | None = None) -> None:
         self.calls: list[tuple[str, Any, dict[str, Any]]] = []
@@ -419,7 +419,7 @@ def test_the_table_of_queues_keeps_long_names(capsys: pytest.CaptureFixture[str]
 
 
 class Terminal:
-    """A stderr that says it is a terminal, and keeps what is written."""
+    """A stderr that claims to be a terminal, and records what is written."""
 
     def __init__(self) -> None:
         self.text = ""

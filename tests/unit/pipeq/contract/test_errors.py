@@ -1,4 +1,4 @@
-"""One language of errors: each class with its code, its status in HTTP, and a form in which it travels."""
+"""The tree of errors: each class with its code, its HTTP status, and its pickled and stored form."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FAILED = TaskStatus(
     attempts=1,
     error=ErrorInfo(code="out_of_memory", message="too long", retryable=False),
 )
-#: One of each class: what it is made of, and the code that it then has.
+#: One instance of each class: its arguments, and its code.
 EXAMPLES: dict[str, tuple[tuple[Any, ...], str]] = {
     "MissingPackageError": (("pip install it",), "missing_package"),
     "PipeqError": (("invalid_input", "no"), "invalid_input"),
@@ -78,7 +78,7 @@ def test_an_error_can_be_pickled_copied_and_made_anew(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_celery_stores_an_error_and_makes_it_anew(name: str) -> None:
-    """As when a task of the caller's own asks for a result, and fails for that."""
+    """A Celery task of the caller that asks for a result, and fails with its error."""
     backend = Celery(backend="cache+memory://").backend
     error = made(name)
     stored = json.loads(json.dumps(backend.prepare_exception(error, serializer="json")))

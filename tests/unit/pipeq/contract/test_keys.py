@@ -1,4 +1,4 @@
-"""The names in Redis: a stock Celery producer must push where we read."""
+"""The names in Redis: a stock Celery producer must push to the lists that we read."""
 
 import re
 from urllib.parse import unquote
@@ -16,7 +16,7 @@ def test_a_priority_rounds_down_to_a_list(priority: int, step: int) -> None:
 
 @pytest.mark.parametrize("priority", range(10))
 def test_lists_are_where_kombu_puts_them(priority: int) -> None:
-    # A channel without its connection: these two methods need only its options.
+    # A channel without its connection, because these two methods need only its options.
     channel = object.__new__(Channel)
     assert queues.list_key("asr", priority) == channel._q_for_pri("asr", channel.priority(priority))
 
@@ -66,7 +66,7 @@ IDS = [
 def test_any_text_is_an_id_and_names_an_object_below_its_folder(task_id: str) -> None:
     assert queues.is_task_id(task_id)
     name = queues.object_name(task_id)
-    # Also once somebody has decoded it: a file:// URI is.
+    # Also after decoding, because a file:// URI is decoded.
     assert unquote(name) == name
     assert re.fullmatch(r"[\w.:@+=~-]{1,200}", name, re.ASCII)
 

@@ -1,4 +1,4 @@
-"""The contract of a message: what is taken, what is refused and in which words."""
+"""The contract of a message: what is accepted, and what is refused in which words."""
 
 import json
 from pathlib import Path
@@ -123,7 +123,7 @@ def test_an_output_prefix_gets_an_object_for_each_task() -> None:
 
 @pytest.mark.parametrize("code", list(ErrorCode))
 def test_an_error_is_rebuilt_from_its_arguments(code: ErrorCode) -> None:
-    # Celery stores an exception's args as JSON and calls its class with them.
+    # Celery stores an exception's args as JSON, and calls its class with them.
     error = PipeqError(code, "the sentence")
     again = PipeqError(*json.loads(json.dumps(error.args)))
     assert (again.code, again.message, again.retryable) == (code, "the sentence", error.retryable)

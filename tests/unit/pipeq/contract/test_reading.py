@@ -1,4 +1,4 @@
-"""READING: whatever stands in Redis becomes JSON of a bounded size, or nothing."""
+"""READING: any content of Redis becomes JSON of a bounded size, or nothing."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What stands in Redis of a task: its record, ours or Celery's own, its mark, and the status that both give."""
+"""A task's state in Redis: its record (ours or Celery's own), its mark, and the status that both give."""
 
 import ast
 import json
@@ -30,7 +30,7 @@ def record(status: str, **fields: Any) -> dict[str, Any]:
 def status_of(
     fields: dict[str, Any] | None, mark: dict[str, Any] | None = None, now: float | None = None
 ) -> TaskStatus:
-    """The status of the task "t" by what stands in Redis."""
+    """The status of the task "t" from the given content of Redis."""
     text, marked = (None if one is None else json.dumps(one) for one in (fields, mark))
     return records.read("t", text, marked, now=now)
 
@@ -95,7 +95,7 @@ def test_a_queued_task_past_its_expiry_reads_expired() -> None:
     queued = record("QUEUED", pipeq={**OURS, "expires_at": 200.0})
     assert status_of(queued, now=199.0).state is State.QUEUED
     assert status_of(queued, now=201.0).state is State.EXPIRED
-    # It began in time: an expiry only forbids to begin.
+    # It began in time; an expiry only forbids to begin.
     assert status_of(queued, MARK, now=201.0).state is State.RUNNING
 
 
@@ -148,7 +148,7 @@ def test_the_clients_own_record_reads_queued() -> None:
 
 # -- what is built ----------------------------------------------------------------------------------------------------
 
-#: Every field, with what a worker may put into it.
+#: Every field, with values that a worker may put into it.
 WHOLE: dict[str, Any] = {
     "pipeline": "asr",
     "submitted_at": 100.5,
@@ -164,7 +164,7 @@ WHOLE: dict[str, Any] = {
     "result_uri": "s3://results/t.json",
     "error": PipeqError("out_of_memory", "too long", False),
 }
-#: What may stand in any field of a record that somebody else has written.
+#: Values of any field of a record that another client has written.
 NONSENSE: list[Any] = [
     *(None, True, -1, 1e308, float("nan"), float("inf"), 10**299),
     *("", "x", "\ud800", "x" * 5000, [], [None], {}, {"a": {"b": []}}, json.loads("[" * 150 + "]" * 150)),
@@ -190,7 +190,7 @@ def test_each_field_is_read_as_it_was_written(name: str) -> None:
         assert Before.read(json.dumps(fields)).message_sha256 == WHOLE[name]
     else:
         assert getattr(status, name) == WHOLE[name]
-    # And the others are as they are in a record that says nothing.
+    # The other fields are as in an empty record.
     nothing = status_of({"status": "RETRY"})
     assert status.model_copy(update={name: getattr(nothing, name, None)}) == nothing
 
@@ -222,7 +222,7 @@ def test_what_celery_ends_by_itself_keeps_what_its_record_said() -> None:
     assert meta["task_id"] == "t"
     assert meta["pipeq"] == {**OURS, "finished_at": meta["pipeq"]["finished_at"]}
     assert status_of(meta).state is State.EXPIRED
-    # Nothing is made up of a task that pipeq never wrote of.
+    # Nothing is invented for a task that pipeq never wrote about.
     for before in (None, b"", b"{}", b'{"pipeq": 5}', b'{"pipeq": {}}'):
         meta = {"status": "REVOKED"}
         records.complete(meta, "t", None, before)
@@ -281,7 +281,7 @@ def test_a_mark_that_names_no_worker_is_of_no_task_that_runs(worker: Any) -> Non
 
 def test_a_suspect_that_is_back_on_its_queue_does_not_run() -> None:
     mark = Mark.back_on_its_queue(since=105.0, deaths=2, attempt=3)
-    # Whoever takes it counts one more, as for every mark whose worker does not live.
+    # The next worker counts one more death, as for every mark of a worker that is not alive.
     assert (mark.worker, mark.deaths) == ("", 1)
     assert status_of(record("RETRY"), json.loads(mark.encode())).state is State.RETRYING
 
@@ -290,7 +290,7 @@ def test_a_suspect_that_is_back_on_its_queue_does_not_run() -> None:
 
 ROOT = Path(__file__).parents[4]
 SCRIPTS = ROOT / "worker/pipeq_worker/leases"
-#: Names that others use, too, for other things: a heartbeat's, a message's, a dead letter's, settings, Celery's states.
+#: Names that also occur elsewhere: in a heartbeat, a message, a dead letter, settings, Celery's states.
 COMMON = {"status", "result", "pipeline", "worker", "batch", "model", "error", "since", "attempts", "pipeq", "task_id"}
 
 
@@ -302,7 +302,7 @@ def test_scripts_have_the_names_of_fields_from_here() -> None:
         code = re.sub(r"--.*", "", (SCRIPTS / f"{name}.lua").read_text())
         theirs = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)*\b", re.sub(r"'[^']*'", "", code))) - {"KEYS", "ARGV"}
         used |= theirs - set(re.findall(r"local ([A-Z]+) =", code))
-        # And they spell none themselves.
+        # These modules spell none of the names themselves.
         assert not re.findall(rf"'(?:{'|'.join(FIELDS)})'|\.(?:{'|'.join(FIELDS)})\b", code)
         assert not re.findall(r"\.(?:worker|since|deaths|attempt)\b|'(?:worker|since|deaths|attempt)'", code)
     assert used == set(names)
@@ -313,7 +313,7 @@ def test_nobody_else_spells_the_fields() -> None:
     own |= {"exc_type", "exc_message", "exc_module", "QUEUED", "REVOKED", "SUCCESS", "FAILURE", "RETRY", "STARTED"}
     assert {"submitted_at", "finished_at", "message_sha256", "timing_ms", "date_done", "deaths", "attempt"} <= own
     for path in [*(ROOT / "producers/pipeq").rglob("*.py"), *(ROOT / "worker/pipeq_worker").rglob("*.py")]:
-        # Celery's words stand beside the states, and a status has fields of the same names.
+        # Celery's names stand beside the states, and a status has fields of the same names.
         if path.name in ("record.py", "status.py"):
             continue
         tree = ast.parse(path.read_text())

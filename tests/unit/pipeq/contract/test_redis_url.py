@@ -1,4 +1,4 @@
-"""What a Redis URL may say: what redis-py takes, or an error that names the option and no secret."""
+"""Redis URLs: accepted options are passed to redis-py; others give an error that names them and shows no secret."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import redis
 from pipeq.contract.redis_url import connect, options, plain_url
 from redis.connection import URL_QUERY_ARGUMENT_PARSERS, parse_url
 
-#: Every option that is taken, each with a value.
+#: Every accepted option, each with a value.
 GOOD = {
     "db": "3",
     "username": "me",

@@ -1,4 +1,4 @@
-"""The table of schemes, and all that reads it."""
+"""The table of schemes, and all code that reads it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeq.contract import schemes
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import Output, Ref
 
-#: Of each scheme, a URI as people write it.
+#: A typical URI of each scheme.
 URIS = {"file": "file:///folder/a", **{name: f"{name}://first/a" for name in schemes.SCHEMES if name != "file"}}
 
 

@@ -17,7 +17,7 @@ SCHEMES = (
     "https http HTTP ftp sftp gs az abfss wasbs hdfs amqp amqps postgresql mongodb+srv git+https ws x-unknown "
     "redis rediss redis+socket redis+sentinel sentinel valkey pipeq+redis unix s3 file"
 ).split()
-#: Users and passwords, as people write them: quoted, unquoted, with everything that ends a host in a URL.
+#: Users and passwords as people write them: quoted, unquoted, with every character that ends a host in a URL.
 WHO = ("user:SECRET", ":SECRET", "SECRET", "user:SECRET/x", "user:SECRET#x", "user:SECRET?x", "u:SECRET@x")
 WHERE = ("host", "host:6379", "[::1]:6379", "host:port", "ho st", "host,host2:1", "")
 
@@ -86,7 +86,7 @@ def test_what_is_shown_of_a_uri(text: str, said: str) -> None:
 
 @pytest.mark.parametrize("show", [shown.uri, shown.line])
 def test_one_line_without_control_characters(show: object) -> None:
-    # All that a terminal, a log reader or a screen acts on: C0, C1, line and paragraph separators, bidirectional marks.
+    # All characters with an effect on a terminal, a log reader or a screen: C0, C1, separators, bidirectional marks.
     bad = [chr(code) for code in (*range(32), *range(127, 160), 0x200B, 0x2028, 0x2029, *range(0x202A, 0x202F), 0xD800)]
     for scheme in ("", "s3://b/", "https://h/", "https://", "redis://", "x://u:p@"):
         said = show(scheme + "a" + "".join(bad) + "b")  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""The shape of a task's status."""
+"""The form of a task's status."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The demo's own parts: passages, ranking, numbers, and what it starts the worker with. No server, no worker."""
+"""The demo's own parts: passages, ranking, numbers, and the worker's command. Without server and worker."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_the_worker_gets_our_servers_and_none_of_the_caller():
 
 
 class NoWorkers:
-    """A client that never sees a worker."""
+    """A client that never finds a worker."""
 
     def queues(self) -> list:
         return []

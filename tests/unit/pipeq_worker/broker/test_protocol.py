@@ -11,7 +11,7 @@ from celery.app.task import Context
 from pipeq_worker.broker import protocol
 
 WRONG: list[Any] = [True, 5, -1, 0.5, 10**400, float("inf"), "text", "\ud800", [], [1], [None], {}, {"a": 1}]
-#: Of the values above those that are right.
+#: The values above that are right.
 RIGHT: dict[str, list[Any]] = {
     "text": ["text"],
     "a count": [5],

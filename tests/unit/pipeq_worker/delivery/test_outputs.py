@@ -1,4 +1,4 @@
-"""What a pipeline returns, as JSON and objects."""
+"""A pipeline's output as JSON and objects."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_an_object_is_an_input_again() -> None:
     assert np.array_equal(np.asarray(decode_image(data, "it", 10**6)), np.asarray(image))
 
 
-#: What a producer may call something of its own.
+#: Names that a producer may give to its own things.
 KEYS = [
     "../../etc",
     "..",
@@ -128,7 +128,7 @@ KEYS = [
 
 
 def test_names_are_made_of_numbers_and_known_words_and_none_twice() -> None:
-    """Whatever the keys are, wherever they lie."""
+    """Objects at any depth, below any keys."""
     leaf = {key: picture() for key in [*KEYS, "mask", "depth"]}
     nested = {key: [leaf, {key: {key: picture()}}] for key in KEYS}
     _, objects = convert([nested, {"masks": [picture(), picture()]}, leaf])
@@ -137,7 +137,7 @@ def test_names_are_made_of_numbers_and_known_words_and_none_twice() -> None:
     assert len(set(names)) == len(names)
     parts = {part for name in names for part in name.removesuffix(".png").split("/")}
     assert {part for part in parts if not part.isdecimal()} == {"mask", "masks", "depth"}
-    # None is a folder and a file at once.
+    # No name is both a folder and a file.
     assert not {name.removesuffix(".png") for name in names} & {name.rpartition("/")[0] for name in names}
 
 
@@ -161,7 +161,7 @@ LOOKALIKES: list[Any] = [
 
 @pytest.mark.parametrize("audio_key", [None, "", "audio"])
 def test_what_looks_like_audio_inside_a_result_is_data(audio_key: str) -> None:
-    """Only a result itself is audio, and only where the task type says so."""
+    """Only the result itself can be audio, and only if the task type says so."""
     for one in LOOKALIKES:
         inside = [{"generated_text": [{"role": "user", "content": "x", **one, "more": one}]}]
         assert convert(inside, audio_key=audio_key) == (inside, [])
@@ -181,7 +181,7 @@ def test_anything_else_is_an_error_that_names_it() -> None:
 
 
 def test_what_a_result_repeats_is_not_signed() -> None:
-    """Only the names that a worker makes, below the result's own place."""
+    """Only names that a worker makes, below the result's own place."""
 
     class Signer:
         def sign(self, uri: str, kind: str) -> str:

@@ -1,4 +1,4 @@
-"""A message's bytes become a frame, or a reason and the id that was found: quickly, and in little memory."""
+"""A message's bytes become a frame, or a reason and the id that was found; quickly, and with little memory."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_what_cannot_be_unpacked_is_refused(kind: Any) -> None:
     for body in (b"", b"nonsense", PACKERS.get(str(kind), bytes)(b"x" * 50_000)[:-20]):
         message = read_json(frame(body, {"compression": kind}))
         assert isinstance(message, Unreadable) or not body
-    # An app that takes anything may have more of kombu's.
+    # An app that accepts any type may have more of kombu's compressions.
     more = read_json(frame(b"x", {"compression": kind}), Limits())
     assert isinstance(more, dict) == (kind in ("brotli", "application/zstd", "nonsense"))
 
@@ -105,7 +105,7 @@ def test_json_alone_where_it_is_asked_for(kind: Any) -> None:
     refused = read_json(frame(**{"content-type": kind}))
     assert isinstance(refused, Unreadable)
     assert "content-type" in refused.reason
-    # Any app may take what it likes.
+    # An app may accept any type.
     assert isinstance(read_json(frame(**{"content-type": kind}), Limits()), dict) == (
         kind is None or isinstance(kind, str)
     )
@@ -116,7 +116,7 @@ def test_a_body_that_is_too_large() -> None:
     refused = read_json(frame(b" " * (LIMITS.body_bytes + 1)))
     assert isinstance(refused, Unreadable)
     assert "max_message_bytes" in refused.reason
-    # What the script lets through whole has room for both.
+    # The limit on whole messages has room for both.
     assert len(json.dumps(frame(b" " * LIMITS.body_bytes))) < LIMITS.message_bytes - HEADERS_BYTES // 2
 
 
@@ -152,7 +152,7 @@ WRONG = [None, True, 5, -1, 0.5, 10**400, "text", "\ud800", "", [], [1], {}, {"a
 
 
 def test_any_value_anywhere() -> None:
-    """Whatever stands in the frame, in its properties and headers: an answer, never an exception."""
+    """Any content of the frame, its properties and its headers gives an answer, never an exception."""
     names = [*frame(), *frame()["properties"], *frame()["headers"], "compression", "redelivered", "clock", "priority"]
     for name in names:
         for value in WRONG:

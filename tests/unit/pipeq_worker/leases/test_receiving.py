@@ -1,4 +1,4 @@
-"""When a worker that takes nothing says so, and when only a new process helps."""
+"""When a worker that takes no messages reports it, and when only a new process helps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeq_worker.leases.reserver import Deaf
 
 
 class Reader:
-    """Somebody who takes messages, as the reserver does."""
+    """A stand-in for the reserver."""
 
     def __init__(self) -> None:
         self.says: dict[str, Deaf | None] = {}
@@ -57,7 +57,7 @@ def test_the_process_ends_where_nothing_else_helps(
     reader.says = {"a": None, "b": None}
     one.beaten(True)
     assert one.deaf() == {}
-    # Without a cause: nobody takes from it at all, as when Celery's consumer is gone.
+    # Without a known cause: nobody takes from the queue, as if Celery's consumer were gone.
     reader.says = {"a": None} | ({"b": cause} if cause is not None else {})
     one.beaten(True)
     assert one.deaf() == {}  # a moment is nothing
@@ -87,7 +87,7 @@ def test_while_redis_is_away_nobody_is_to_blame(
         assert one.deaf() == {} or one.deaf().keys() == {"a"}
         one.beaten(False)
         clock[0] += 1
-    # Back, and the consumer has not had the time to come back, too.
+    # The connection is back, but the consumer has not had time to return.
     one.beaten(True)
     assert ended == []
     assert one.deaf().keys() == {"a"}

@@ -1,4 +1,4 @@
-"""DECODE: sound of every kind, and playlists that must open nothing."""
+"""DECODE: sound of every kind, and playlists, which must open nothing."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def test_formats(container: str, codec: str, rate: int, channels: int, sample_fo
 
 
 def test_stereo_is_mixed_like_ffmpeg_does() -> None:
-    """To float, libswresample keeps the power: (left + right) / sqrt(2). So does ``ffmpeg -ac 1 -f f32le``.
+    """libswresample keeps the power when it mixes floats: (left + right) / sqrt(2), like ``ffmpeg -ac 1 -f f32le``.
 
-    That is what transformers' own pipelines run on a file, and so what they hear.
+    transformers' own pipelines run this command on a file, so models are used to it.
     """
     samples = np.random.default_rng(0).integers(-(2**15), 2**15, (8_000, 2), dtype=np.int16)
     expected = samples.astype(np.float64).sum(axis=1) / 32768 * 0.5**0.5
@@ -186,7 +186,7 @@ def test_a_stream_that_changes_its_rate_midway() -> None:
 
 
 class _Tripwire(http.server.ThreadingHTTPServer):
-    """A server on loopback that counts who comes."""
+    """A server on loopback that counts connections."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
@@ -234,7 +234,7 @@ def test_playlists_open_nothing(tripwire: _Tripwire, tmp_path: Path) -> None:
 
 
 def test_the_playlists_above_would_open_files_without_the_whitelist(tmp_path: Path) -> None:
-    """So that the test above cannot pass for want of a working playlist."""
+    """Shows that the playlist of the test above works, so that the test means something."""
     secret = tmp_path / "secret.wav"
     secret.write_bytes(wav(pcm()))
     script = f"ffconcat version 1.0\nfile '{secret}'\n".encode()
@@ -249,7 +249,7 @@ def test_the_playlists_above_would_open_files_without_the_whitelist(tmp_path: Pa
 @pytest.mark.parametrize("level", [0.0, 0.01])
 @pytest.mark.parametrize("form", ["s16", "s16p", "u8", "fltp", "s32"])
 def test_channels_that_cancel_each_other_out(form: str, level: float) -> None:
-    """One is the other upside down, but for some noise: mixed down there is silence, and a model says anything."""
+    """One channel is the other inverted, except for some noise: mixed down they are silence."""
     tone = pcm(2)[:, 0].astype(np.float64) / 2**15
     noise = np.random.default_rng(0).standard_normal((2, tone.size)) * level * 0.5
     for sign in (-1, 1):

@@ -1,6 +1,6 @@
 """Damaged files of every format end as `input_undecodable`, or decode: bytes are changed, cut out, doubled, by seeds.
 
-MUTANTS=5000 makes more of each than `make test` does.
+MUTANTS=5000 makes more of each file than `make test` does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeq_worker.stages.decode import decode
 from tests.unit.media import RATE, encoded, pcm, picture, wav
 
 MUTANTS = int(os.environ.get("MUTANTS", "40"))
-#: Small, so that a header that lies costs little.
+#: Small, so that a false header costs little.
 LIMITS = InputSettings(max_pixels=200_000, max_audio_s=30, max_video_frames=50, max_decoded_bytes=50_000_000)
 
 
@@ -130,7 +130,7 @@ FILES: dict[str, tuple[Media, Callable[[], bytes]]] = {
 def mutated(data: bytes, chance: random.Random) -> bytes:
     changed = bytearray(data)
     for _ in range(chance.choice((1, 1, 2, 5, 40))):
-        # Most of what a decoder believes stands in front.
+        # Most of the bytes that a decoder trusts are at the beginning.
         at = chance.randrange(min(len(changed), chance.choice((64, 512, len(changed)))) or 1)
         kind = chance.randrange(5)
         if kind == 0:

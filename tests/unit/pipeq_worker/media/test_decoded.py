@@ -1,4 +1,4 @@
-"""What a task's inputs take once they are decoded is bounded before they are: all media, as a sum over the task."""
+"""The memory of a task's decoded inputs is bounded before they are decoded, as a sum over all media of the task."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOO_LARGE = r"\(\[inputs\] max_decoded_bytes\)"
 
 
 def flac(seconds: int, rate: int) -> bytes:
-    """Silence: a few kilobytes an hour."""
+    """Silence, which takes a few kilobytes an hour."""
     file = io.BytesIO()
     with av.open(file, "w", format="flac") as output:
         stream = output.add_stream("flac", rate=rate, layout="mono")
@@ -52,7 +52,7 @@ def film(width: int, height: int, count: int) -> bytes:
 
 
 def test_pictures_of_one_task_add_up() -> None:
-    """34 bytes of WebP say 16383 x 7812 pixels: 20 of them in a message of 3 KB are 10 GB."""
+    """34 bytes of WebP declare 16383 x 7812 pixels: 20 of them in a message of 3 KB are 10 GB."""
     file = io.BytesIO()
     Image.new("RGB", (600, 400)).save(file, "WEBP")
     taken: list[int] = []
@@ -68,7 +68,7 @@ def test_pictures_of_one_task_add_up() -> None:
 
 
 def test_audio_as_a_whole_is_bounded_while_it_grows() -> None:
-    """A second at 1 kHz is 4 bytes of FLAC, and 64,000 once it has the model's rate."""
+    """A second at 1 kHz is 4 bytes of FLAC, and 64,000 bytes at the model's rate."""
     data = flac(1200, 1000)
     assert len(data) < 300_000
     tracemalloc.start()
@@ -79,7 +79,7 @@ def test_audio_as_a_whole_is_bounded_while_it_grows() -> None:
     finally:
         tracemalloc.stop()
     assert caught.value.code == ErrorCode.INPUT_TOO_LARGE
-    # Cut into chunks while it is decoded, it never is there as a whole.
+    # Audio that is cut into chunks while it is decoded is never in memory as a whole.
     assert sum(block.size for block in Audio(data, "a", RATE, 4 * 3600, Decoded(100_000_000)).blocks(30 * RATE)) > 19e6
     with pytest.raises(PipeqError, match=TOO_LARGE):
         list(Audio(data, "a", RATE, 4 * 3600, Decoded(100_000_000)).blocks(1200 * RATE))
@@ -118,7 +118,7 @@ def test_frames_of_a_video_add_up() -> None:
 
 
 def test_a_frame_larger_than_its_header_says_is_not_decoded() -> None:
-    """The header of the container says 64 x 48; the stream inside says more."""
+    """The container's header says 64 x 48, and the stream inside says more."""
     small, large = film(64, 48, 2), film(640, 480, 2)
     # Matroska keeps width and height in its header: B0 and BA, each with two bytes.
     assert large.count(b"\xb0\x82\x02\x80") == 1

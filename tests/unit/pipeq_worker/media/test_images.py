@@ -1,4 +1,4 @@
-"""Pictures of more than 8 bits, of hostile headers, and with metadata that nobody should read again."""
+"""Pictures of more than 8 bits, with hostile headers, and with metadata that must not be read again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def saved(pixels: NDArray[np.generic], kind: str, **options: object) -> bytes:
 
 
 def png(pixels: NDArray[np.uint16], colour_type: int) -> bytes:
-    """A PNG of 16 bits, which Pillow writes of greys only."""
+    """A PNG of 16 bits, which Pillow writes for grey pictures only."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -46,7 +46,7 @@ def png(pixels: NDArray[np.uint16], colour_type: int) -> bytes:
 
 
 def tiff(pixels: NDArray[np.generic], bits: int, kind: int = 1, order: str = "<", **more: int) -> bytes:
-    """A TIFF, uncompressed; ``kind`` is its SampleFormat, ``more`` are further tags by number."""
+    """An uncompressed TIFF; ``kind`` is its SampleFormat, ``more`` are further tags by number."""
     height, width = pixels.shape[:2]
     samples = pixels.shape[2] if pixels.ndim == 3 else 1
     if bits == 12:
@@ -130,7 +130,7 @@ def test_numbers_without_black_and_white_are_refused(kind: str, data: bytes) -> 
 
 # --- metadata
 
-#: Blocks as cameras and bad tools write them: no TIFF, cut off, an orientation that there is none of, huge counts.
+#: EXIF blocks of cameras and bad tools: no TIFF, cut off, an unknown orientation, huge counts.
 EXIF = {
     "a namespace": b"http://ns.adobe.com/xap/1.0/\0",
     "nothing": b"",
@@ -146,7 +146,7 @@ EXIF = {
 @pytest.mark.parametrize("block", EXIF)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_an_exif_block_that_is_none(kind: str, block: str, tmp_path: Path) -> None:
-    """transformers reads such a picture by its path; and so do pipelines what we hand them."""
+    """transformers reads such a picture by its path, and pipelines read the image that we pass them."""
     from transformers.image_utils import load_image
 
     data = saved(COLOUR, kind, exif=b"Exif\0\0" + EXIF[block])
@@ -188,7 +188,7 @@ def test_a_tile_larger_than_its_picture() -> None:
 
 
 def test_a_gif_of_comments() -> None:
-    """Pillow joins them one by one, which takes minutes for 3 MB of them."""
+    """Pillow joins the comments one by one, which takes minutes for 3 MB of them."""
     data = saved(GREY, "GIF")
     at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     for block in (b"\x21\xfe\x01a\x00", b"\x21\xfe" + b"\x01a" * 600_000 + b"\x00"):
@@ -212,12 +212,12 @@ def test_text_that_unpacks_to_gigabytes() -> None:
 
 @pytest.mark.parametrize("kind", ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"])
 def test_pixels_are_counted_before_they_are_made(kind: str) -> None:
-    """Of every format: the second picture of a task is refused by its header, not once it is there."""
+    """In every format, the second picture of a task is refused by its header, before it is decoded."""
     data = saved(np.zeros((500, 400, 3), np.uint8), kind)
     taken: list[int] = []
     decoded = Decoded(400 * 500 * 8 + 1, taken.append)
     decode_image(data, "first", MANY, decoded)
-    # All but its header is gone: it would be damaged, if anybody looked.
+    # Only the header is left, so that decoding it would give another error.
     half = data if kind == "AVIF" else data[: max(1024, len(data) // 2)] if kind != "BMP" else data[:2000]
     with pytest.raises(PipeqError, match=r"second would take .* \(\[inputs\] max_decoded_bytes\)") as caught:
         decode_image(half, "second", MANY, decoded)
@@ -227,7 +227,7 @@ def test_pixels_are_counted_before_they_are_made(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"])
 def test_our_limit_takes_the_place_of_pillows_and_only_here(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What else runs in the process, ordinary Celery tasks for instance, keeps the protection that Pillow gives it."""
+    """Other code in the process, such as ordinary Celery tasks, keeps the protection that Pillow gives."""
     assert Image.MAX_IMAGE_PIXELS == 1024 * 1024 * 1024 // 4 // 3
     data = saved(COLOUR, kind)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # 20 x 30 is a bomb, then
@@ -240,7 +240,7 @@ def test_our_limit_takes_the_place_of_pillows_and_only_here(kind: str, monkeypat
             found.append(type(error))
 
     decoded = Decoded(MANY)
-    # In the middle of our decoding, in a thread of theirs.
+    # During our decoding, on another thread.
     monkeypatch.setattr(decoded, "check_answer", lambda *_: run_in_a_thread(theirs))
     assert decode_image(data, "x", MANY, decoded).size == (30, 20)
     theirs()

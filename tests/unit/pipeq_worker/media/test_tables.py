@@ -1,4 +1,4 @@
-"""CSV as people write it: every column is kept, and what is no table says why."""
+"""CSV as people write it: every column is kept, and a file that is no table is refused with the reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeq_worker.media.tables import decode_table
 from pipeq_worker.settings.read import InputSettings
 
 PLAIN = {"city": ["Bern", "Rom"], "euros": ["5", "7"]}
-#: Larger than the defaults: what CSV may be is not how large it may be.
+#: Larger than the defaults, because these tests are about the form of CSV, not its size.
 LARGE = InputSettings(max_table_cells=10**6, max_table_columns=100_000)
 
 
@@ -35,7 +35,7 @@ def test_separators_line_ends_and_encodings(separator: str, end: str, encoding: 
         ("a,a,a.1,a\n1,2,3,4\n", {"a": ["1"], "a.2": ["2"], "a.1": ["3"], "a.3": ["4"]}),
         ("a,,\n1,2,3\n", {"a": ["1"], "Unnamed: 1": ["2"], "Unnamed: 2": ["3"]}),
         (",a\n0,1\n", {"Unnamed: 0": ["0"], "a": ["1"]}),
-        # Numbers, dates and words for nothing stay what they are.
+        # Numbers, dates and words for nothing stay as they are.
         ("a,b\n007,1e5\nNA,null\n ,2024-01-02\n", {"a": ["007", "NA", " "], "b": ["1e5", "null", "2024-01-02"]}),
         ("a,b\n,\n", {"a": [""], "b": [""]}),
         ('a,b\n"1,5","say ""hi""\nthere"\n', {"a": ["1,5"], "b": ['say "hi"\nthere']}),

@@ -56,7 +56,7 @@ def test_pixels_are_those_of_transformers(mode: str, orientation: int | None) ->
         exif[0x0112] = orientation
         options["exif"] = exif
     data = image_bytes(source, "TIFF" if mode == "CMYK" else "PNG", **options)
-    # Not by a path: Pillow maps an uncompressed TIFF file into memory, and then mistakes its orientation.
+    # From bytes, because Pillow maps an uncompressed TIFF file into memory, and then misreads its orientation.
     expected = image_utils.load_image(base64.b64encode(data).decode())
     actual = decode_image(data, "x", MAX_PIXELS)
     assert actual.size == ((30, 40) if orientation else (40, 30))
@@ -75,7 +75,7 @@ def test_a_phone_picture_of_two_frames_is_a_jpeg() -> None:
 
 
 def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded() -> None:
-    # The header alone: had it been decoded, the error would be another one.
+    # By the header alone: decoding would give another error.
     data = image_bytes(Image.new("1", (20_000, 20_000)), "PNG")[:100]
     with pytest.raises(PipeqError, match=r"x has 20000x20000 pixels.*1000000 \(\[inputs\] max_pixels\)") as error:
         decode_image(data, "x", MAX_PIXELS)

@@ -1,4 +1,4 @@
-"""Videos: only the frames that are asked for, and nothing that is too large."""
+"""Videos: only the frames that are asked for are kept, and what is too large is refused."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_what_is_too_large(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cover", ["marked", "not marked"])
 def test_the_cover_picture_is_not_the_film(cover: str) -> None:
-    """Music shops put one into their mp4 files; that it is one, some say, and some let players guess."""
+    """Music shops put a cover picture into mp4 files; some mark it as one, and some do not."""
     data = with_cover(cover == "marked")
     with av.open(io.BytesIO(data)) as container:
         sizes = [stream.width for stream in container.streams.video]

@@ -1,6 +1,6 @@
-"""The table of parameters, walked: every name of every task type, at every depth, with values that mean harm.
+"""The table of parameters: every name of every task type, at every depth, with hostile values.
 
-What a real model says to its own parameters is in tests/integration/test_params.py.
+tests/integration/test_params.py runs the parameters through real models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeq_worker.settings.read import ParamLimits
 BOUNDS = {**ceilings(ParamLimits()), "vocabulary": Bound(99, "the model"), "speakers": Bound(3, "the model")}
 ROWS = [row for row in TASK_TYPES.values() if row.has_model]
 
-#: Values that a producer may send and that no parameter may be.
+#: Values that a producer may send, but that no parameter may have.
 HOSTILE: list[Any] = [
     10**400,
     10**12,
@@ -48,7 +48,7 @@ HOSTILE: list[Any] = [
     {"__class__": "os.system"},
     {"": {"": {"": {}}}},
 ]
-#: Names of what runs code or reads files, which must be accepted nowhere.
+#: Names of values that run code or read files; they must be accepted nowhere.
 EVIL = (
     "custom_generate trust_remote_code generation_config logits_processor stopping_criteria prefix_allowed_tokens_fn "
     "assistant_model assistant_tokenizer assistant_early_exit streamer tokenizer processor feature_extractor "
@@ -59,14 +59,14 @@ EVIL = (
 
 
 def rules_of(task: str) -> dict[str, Rule]:
-    """Every rule of a task type, those of generate included where they go into the call."""
+    """Every rule of a task type, including those of generate if they go into the call."""
     row = TASK_TYPES[task]
     named = named_rules(row, pipeline_class(row))
     return {**generation_rules(task), **named} if row.generation == "call" else named
 
 
 def walk(rules: dict[str, Rule], where: str = "") -> Iterator[tuple[str, str, Rule]]:
-    """Where, name and rule of every parameter, at every depth."""
+    """Place, name and rule of every parameter, at every depth."""
     for name, rule in rules.items():
         yield where, name, rule
         for one in (rule, *rule.rules) if isinstance(rule, Either) else (rule,):
@@ -84,7 +84,7 @@ ALL = [(row.name, where, name, rule) for row in ROWS for where, name, rule in wa
 
 
 def test_every_name_that_a_pipeline_or_generate_has_is_decided_on() -> None:
-    """A new transformers may bring new names: each gets a rule, or a reason why no task sets it."""
+    """A new transformers may bring new names: each needs a rule, or a reason why no task may set it."""
     undecided = []
     generate = set(transformers.GenerationConfig().to_dict()) | set(
         inspect.signature(transformers.GenerationMixin.generate).parameters
@@ -122,7 +122,7 @@ def test_no_value_that_means_harm_passes_any_rule() -> None:
 
 
 def harmless(rule: Rule, value: Any) -> bool:
-    """What a rule may well admit: text is text, whatever it says; a tool's description is any JSON."""
+    """Values that a rule may allow: text may say anything, and a tool's description is any JSON."""
     if isinstance(rule, Either):
         return any(harmless(one, value) for one in rule.rules)
     if isinstance(rule, Text) and isinstance(value, str):
@@ -133,7 +133,7 @@ def harmless(rule: Rule, value: Any) -> bool:
 
 
 def test_numbers_become_floats_and_have_two_bounds() -> None:
-    """A power of whole numbers has no end, and holds Python's lock: 10**12 as a length_penalty froze whole workers."""
+    """A power of integers can be endless, and holds Python's lock: 10**12 as a length_penalty froze whole workers."""
     seen = 0
     for _, where, name, rule in ALL:
         for one in leaves(rule):

@@ -36,7 +36,7 @@ def test_a_row_leads_to_its_pipeline(name: str) -> None:
     assert (ours is None) == (found.__module__.split(".")[0] == "transformers")
     if ours is not None:
         assert ours.pipeline() is found
-        # What transformers finds a checkpoint's class by.
+        # The auto class by which transformers finds a checkpoint's class.
         assert ours.model()._model_mapping._model_mapping
         model, revision = ours.default
         assert "/" in model
@@ -44,7 +44,7 @@ def test_a_row_leads_to_its_pipeline(name: str) -> None:
 
 
 def test_each_class_of_quirks_has_a_row() -> None:
-    """What no row names, no worker would ever use."""
+    """A class that no row names would never be used."""
     named = {row.quirks() for row in TASK_TYPES.values()}
     named |= {base for one in named for base in one.__mro__}
     modules = task_types.quirks
@@ -68,7 +68,7 @@ def test_what_is_imported_later_is_what_an_editor_follows(module: ModuleType) ->
     later = {name: one.module_name for name, one in vars(module).items() if isinstance(one, Later)}
     assert later
     assert later.items() <= followed.items()
-    # Names that only annotations use need no module when it runs.
+    # Names that only annotations use need no module at run time.
     used = {one.id for one in ast.walk(tree) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load)}
     assert followed.keys() & used - later.keys() <= {"transformers"}
 

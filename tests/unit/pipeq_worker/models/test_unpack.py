@@ -1,4 +1,4 @@
-"""An archive of anyone's: nothing outside its folder, no link, no bomb; damage is said."""
+"""An untrusted archive: nothing is written outside its folder, no link, no bomb; damage is reported."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_files_and_folders(tmp_path: Path, ending: str) -> None:
 
 
 def chain(packed: tarfile.TarFile) -> None:
-    """CVE-2025-4517: links whose resolved path is longer than PATH_MAX: realpath gives up, and what follows leaves."""
+    """CVE-2025-4517: links whose resolved path exceeds PATH_MAX: realpath gives up, and later members lead outside."""
     folder, steps = "d" * 247, "abcdefghijklmnop"
     path = ""
     for step in steps:
@@ -176,7 +176,7 @@ def test_a_directory_of_a_zip_that_would_be_read_as_a_whole(tmp_path: Path, monk
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_damaged_archives(tmp_path: Path, ending: str) -> None:
-    """Cut anywhere, and with any bytes changed: an ArchiveError, or files; never anything else, nor elsewhere."""
+    """Cut anywhere, and with any bytes changed: an ArchiveError, or files below the folder, and nothing else."""
     whole = pack(tmp_path / f"it{ending}", {"config.json": b"{}" * 400, "a/b": os.urandom(600)}).read_bytes()
     chance = random.Random(ending)
     damaged = [whole[: chance.randrange(len(whole))] for _ in range(60)]

@@ -1,4 +1,4 @@
-"""Log lines: one a record, whatever the record holds."""
+"""Log lines: one for each record, whatever the record holds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import pytest
 from pipeq_worker.observe.log import JsonFormatter, TextFormatter
 
-#: What a producer may put into a content type, a name, a message: line breaks, escapes, a change of direction.
+#: Text that a producer may put into a content type, a name, a message: line breaks, escapes, changes of direction.
 FORGED = "text\r\n12:00:00 INFO    all is well\x1b[2J\x85\u2028\u202e\x00\udc80 é"
 
 
@@ -62,7 +62,7 @@ def test_nor_in_json(error: bool) -> None:
 @pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
 @pytest.mark.parametrize("error", [False, True])
 def test_no_secret_of_a_uri(formatter: logging.Formatter, error: bool) -> None:
-    """Libraries log whole URLs: urllib3, of an answer whose headers it cannot read."""
+    """Libraries log whole URLs, for instance urllib3 for an answer whose headers it cannot parse."""
     one = record("Failed to parse headers (url=https://u:SECRET@h/a?X-Amz-Signature=SECRET): []", error)
     one.stack_info = None
     one.uri = "redis://:SECRET@h"

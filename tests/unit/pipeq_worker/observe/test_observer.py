@@ -1,4 +1,4 @@
-"""Observers: each event reaches those who want it, one that raises disturbs nobody, a wrong one stops the start."""
+"""Observers: each event reaches those that override it; one that raises affects no other; a faulty one is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeq_worker.observe.observer import EVENTS, Observer, Observers, of_entry_
 
 
 class Everything(Observer):
-    """Keeps what it is told."""
+    """Records its calls."""
 
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []

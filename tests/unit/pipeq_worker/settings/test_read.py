@@ -1,4 +1,4 @@
-"""SETTINGS: what is misspelt is said with what was meant; lists are read as people write them."""
+"""SETTINGS: for a misspelt key the error suggests the right one; lists are read as people write them."""
 
 from __future__ import annotations
 

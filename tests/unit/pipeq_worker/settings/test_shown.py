@@ -1,4 +1,4 @@
-"""No secret of a URI reaches an error, a record or a printed setting, whichever way it came in."""
+"""No secret of a URI reaches an error, a record or a printed setting, by whatever way it came in."""
 
 from __future__ import annotations
 

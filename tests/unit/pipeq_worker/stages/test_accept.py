@@ -1,4 +1,4 @@
-"""What a message's inputs may look like, by task type, and how references inside are found."""
+"""The inputs of a message by task type, and how references in them are found."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_chat_with_media_in_every_form() -> None:
         *({"type": "image", "image": at} for at in range(4)),
         {"type": "text", "text": "what?"},
     ]
-    # The message itself is as it was.
+    # The message itself is unchanged.
     assert parts[0] == {"type": "image", "image": REF}
 
 
@@ -92,7 +92,7 @@ def test_a_table_is_columns_of_text(table: Any) -> None:
     [
         ({"a": ["1"] * 40_000}, r"the table has 40000 cells, .* takes 4096 .*\[inputs\] max_table_cells"),
         ([{"a": 1, "b": 2}] * 2049, r"the table has 4098 cells, .*max_table_cells"),
-        # As columns of one length they would be 400 million cells.
+        # As columns of one length these would be 400 million cells.
         ([{str(at): 1} for at in range(20_000)], r"the table has 20000 columns, .* takes 512 .*max_table_columns"),
         ({str(at): [1] for at in range(513)}, r"the table has 513 columns, .*\[inputs\] max_table_columns"),
         ({"a": ["x" * 65] * 2049}, r"the table has the text of 4098 cells.*max_table_cells"),

@@ -51,7 +51,7 @@ def test_no_batch_is_over_its_limits_and_none_is_lost() -> None:
 
 
 def test_the_oldest_is_never_overtaken_for_long() -> None:
-    """However many short ones keep coming, the long one is in the very next batch."""
+    """The long item is in the very next batch, however many short ones keep coming."""
     batcher: Batcher[Row] = Batcher(10**6)
     long = Row(90)
     batcher.put(long, LIMITS)
@@ -163,7 +163,7 @@ def test_a_full_lane_holds_up_no_other() -> None:
 
 
 def test_beyond_two_batches_little_more_is_kept() -> None:
-    """Of an hour of audio in chunks, for instance, no more than what batches can be chosen from."""
+    """Of an hour of audio in chunks, for instance, only as many wait as batches can be chosen from."""
     batcher: Batcher[Row] = Batcher(100)
     for _ in range(4):
         batcher.put(Row(50, nbytes=10), LIMITS)  # a batch is two of them

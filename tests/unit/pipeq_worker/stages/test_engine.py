@@ -1,4 +1,4 @@
-"""The stages without Celery and Redis: what one pipeline does to another."""
+"""The stages without Celery and Redis, and how pipelines affect each other."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def begin(tasks: list[Task], alone: bool) -> None:
 
 
 def look(tasks: list[Task]) -> None:
-    """Nobody has cancelled anything."""
+    """A look-out for which no task has been cancelled."""
 
 
 class SlowStore(Fetcher):
-    """Its bucket ``slow`` does not answer until it is told to; the others answer at once."""
+    """Its bucket ``slow`` does not answer until it is told to; others answer at once."""
 
     def __init__(self) -> None:
         self.answers = threading.Event()
@@ -49,7 +49,7 @@ class SlowStore(Fetcher):
 
 
 class ManyRows(ConstantPipeline):
-    """An input is a number of rows. A forward pass takes a while."""
+    """A pipeline whose input is a number of rows, and whose forward pass takes a while."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, PipelineSettings(task="constant", max_batch_size=4, max_wait_ms=0))
@@ -68,7 +68,7 @@ class ManyRows(ConstantPipeline):
 
 
 class Stages:
-    """An engine with one pipeline, and what it has finished."""
+    """An engine with one pipeline, and the tasks that it has finished."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ def image_pipeline(name: str) -> ConstantPipeline:
 
 
 def test_a_pipeline_whose_store_is_slow_holds_up_no_other(store: SlowStore) -> None:
-    """Neither with threads that wait, nor with bytes that are held."""
+    """Neither by waiting threads nor by held bytes."""
     done: list[Task] = []
     settings = Settings(fetch_threads=2, prefetch_bytes=2000)
     engine: Engine[Task] = Engine(
@@ -156,7 +156,7 @@ def test_a_pipeline_whose_store_is_slow_holds_up_no_other(store: SlowStore) -> N
 
 
 def test_tasks_of_many_items_hold_up_nobody() -> None:
-    """Two of them, for two threads: what comes later is done long before."""
+    """Two long tasks on two threads: later short tasks finish long before them."""
     pipeline = ManyRows("it")
     stages = Stages(pipeline)
     large = [stages.submit("a", 3000), stages.submit("b", 3001)]
@@ -168,7 +168,7 @@ def test_tasks_of_many_items_hold_up_nobody() -> None:
     stages.wait_for(*large)
     assert [len(task.outputs[0]) for task in large] == [3000, 3001]
     assert not any(task.error for task in (*large, *small))
-    # What a thread began it goes on with: its tokenizer is in there.
+    # A task continues on the thread where it began, because that holds its tokenizer.
     assert [len(pipeline.threads[one]) for one in (3000, 3001)] == [1, 1]
     stages.engine.drain(5)
 
@@ -207,12 +207,12 @@ LABELS = [f"label {at}" for at in range(1000)]
 def test_what_the_message_tells_is_refused_before_anything_is_made(task: str, inputs: Any, params: Any) -> None:
     inputs, _ = read_inputs(find(task), inputs)
     assert least_items(inputs, params) > 20_000
-    # A task of the usual kind is what it is.
+    # For comparison, a task of the usual kind.
     assert least_items(inputs[:1], {}) in (1, 1000)
 
 
 class Cancelled:
-    """Says of every task that it has ended, once it is told to."""
+    """Reports every task as ended, once it is told to."""
 
     def __init__(self) -> None:
         self.says_so = threading.Event()
@@ -253,7 +253,7 @@ def test_a_cancelled_task_stops_between_references(monkeypatch: pytest.MonkeyPat
     task = stages.submit("a", [{"uri": "s3://quick/a.png"}] * 5000)
     while len(fetched) < 20:
         time.sleep(0.01)
-    # Nor does it hold up who comes after it, though there is one thread.
+    # It does not delay the tasks after it either, although there is one thread.
     later = stages.submit("b", [{"uri": "s3://quick/a.png"}])
     stages.wait_for(later)
     assert task not in stages.done

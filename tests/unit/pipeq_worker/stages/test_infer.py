@@ -11,7 +11,7 @@ from pipeq_worker.stages.infer import DeviceLostError, infer
 
 
 class Model:
-    """Stands in for a device that a test cannot have: it runs out of memory, or breaks."""
+    """A stand-in for a device that runs out of memory, or breaks."""
 
     name = "model"
 
@@ -21,7 +21,7 @@ class Model:
         self.recovered, self.spoilt = 0, False
 
     def release_memory(self) -> None:
-        """A device that a test cannot have keeps none."""
+        """The stand-in keeps no memory."""
 
     def recover(self) -> None:
         self.recovered = self.recovered + 1
@@ -88,7 +88,7 @@ def test_a_broken_device_is_not_blamed_on_the_items(error: Exception) -> None:
 
 
 def test_after_each_pass_that_raised_the_model_recovers() -> None:
-    """Before the innocent half runs: the one that raised may have left something behind."""
+    """Runs before the innocent half, because the pass that raised may have left changes behind."""
     model = Model()
     run(model, rows("a", "b", "bad", "d"))
     assert model.recovered == 3

@@ -1,4 +1,4 @@
-"""Which addresses https:// may connect to: none of IANA's registries of special-purpose addresses."""
+"""Which addresses https:// may connect to: none from IANA's registries of special-purpose addresses."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_what_lies_beside_them_is(text: str) -> None:
 
 
 def test_addresses_inside_of_clouds_and_tunnels() -> None:
-    """Metadata of Oracle, Alibaba, AWS and Azure; an IPv4 address that a tunnel takes out of an IPv6 one."""
+    """Metadata addresses of Oracle, Alibaba, AWS and Azure; an IPv4 address inside a tunnel's IPv6 address."""
     for text in (
         "192.0.0.192",
         "100.100.100.200",

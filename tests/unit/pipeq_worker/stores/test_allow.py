@@ -1,4 +1,4 @@
-"""ALLOW: what is below an allowed prefix, and what only looks so."""
+"""ALLOW: which URIs are below an allowed prefix, and which only seem to be."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_s3_keys_are_taken_literally() -> None:
     assert allow("s3://b/").check("s3://b/a%20b?c=d#e/...f//g..\\h%5C%") == ("b", "a%20b?c=d#e/...f//g..\\h%5C%")
 
 
-#: Segments that a store, or a server before it, may take for "." or "..".
+#: Segments that a store, or a server in front of it, may read as "." or "..".
 CLIMBING = (
     "./k k/. ../k k/.. a/../k a/./k ..\\k a/..\\k %2e%2e/k a/%2E./k a/.%2e/k a/%252e%252e/k a/..;x/k a/..%2fk "
     "a%2f..%2fk a/..%5ck"
@@ -129,7 +129,7 @@ CLIMBING = (
 
 @pytest.mark.parametrize("key", CLIMBING.split())
 def test_s3_keys_that_climb_are_refused(key: str) -> None:
-    """As those of files: `s3://b/pub/../secret` is below no `s3://b/pub/`."""
+    """As for files: `s3://b/pub/../secret` is not below `s3://b/pub/`."""
     writer = Writer(ResultSettings(allow=("s3://b/",)), S3Settings())
     for uri in (f"s3://b/pub/{key}", f"s3://b/{key}", f"s3://{key}"):
         for entry in ("s3://b/pub/", "s3://b/", "s3://"):
@@ -227,7 +227,7 @@ def test_a_root_may_itself_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "current").symlink_to("release-1")
     entries = allow(f"file://{tmp_path}/current/")
     assert entries.check(f"file://{tmp_path}/current/a") == (str(tmp_path / "release-1"), "a")
-    # It is moved on while the worker runs.
+    # The link is changed while the worker runs.
     (tmp_path / "release-2").mkdir()
     (tmp_path / "current").unlink()
     (tmp_path / "current").symlink_to("release-2")
