@@ -1,7 +1,7 @@
-"""The client: enqueue tasks, poll them by id, read their results, take them back.
+"""The client: queues tasks, reads their statuses and results by id, and cancels them.
 
-Arguments -> checks -> submitting (Redis); ids -> status, waiting -> results. What stands in Redis is data to be judged:
-no record, mark or heartbeat makes a method raise anything but a PipeqError.
+Arguments -> checks -> submitting (Redis); ids -> status, waiting -> results. What stands in Redis is untrusted data: no
+record, mark or heartbeat can make a method raise anything but a PipeqError.
 """
 
 from __future__ import annotations
@@ -30,24 +30,25 @@ from pipeq.server import reachable, replies
 from pipeq.submitting import CHUNK_TASKS, Chunk, Place, Served, Submitter, submit_errors
 from pipeq.waiting import Wait
 
-#: An error names at most this many of the pipelines that there are.
+#: Most known pipelines that an error message names.
 NAMES_SHOWN = 20
 
 
 class NoLiveWorkerWarning(UserWarning):
-    """No worker serves the pipeline now: the task waits until one has loaded it, or comes back."""
+    """No worker serves the pipeline now. The task waits until a worker has loaded the pipeline."""
 
 
 class Client:
-    """A producer's connection to pipeq. Safe to share between threads; use one for each process.
+    """A producer's connection to pipeq. Threads may share one; use one for each process.
 
     Args:
         redis_url: ``redis://``, ``rediss://`` or ``unix://``; by default PIPEQ_REDIS_URL, then localhost.
-        allow: prefixes of what :meth:`result` and :meth:`read` may open, such as ``s3://results/``: the store of your
-            workers; by default those of PIPEQ_CLIENT_ALLOW. Where a submit of this client sent its output is added.
+        allow: prefixes below which :meth:`result` and :meth:`read` may open files and objects, such as
+            ``s3://results/``, your workers' store; by default those of PIPEQ_CLIENT_ALLOW. The outputs of this client's
+            own submits are added.
         max_message_bytes: larger messages are refused with ``input_too_large``; workers have the same limit.
 
-    Every method raises RedisUnavailableError where Redis cannot be reached, and PipeqError (``invalid_message``,
+    Every method raises RedisUnavailableError if Redis cannot be reached, and PipeqError (``invalid_message``,
     ``invalid_input``, ``invalid_params``) for an argument that cannot be used.
 
     Raises (from the constructor):
@@ -106,27 +107,28 @@ class Client:
         headers: Mapping[str, Any] | None = None,
         check: bool = True,
     ) -> str:
-        """Queues one task, in one round trip; the first to a pipeline takes one more, and a ``task_id`` two.
+        """Queues one task, in one round trip; the first submit to a pipeline takes one more, and a ``task_id`` two.
 
         Args:
             pipeline: the pipeline's name; its task type unless the worker named it otherwise.
-            inputs: a value, an object of named values, or a list of either; :class:`Ref` for what is stored elsewhere.
-            params: parameters of the pipeline's call, for this task alone.
-            output: an ``s3://`` or ``file://`` URI where the result goes; one that ends in ``/`` is a prefix.
-            task_id: an id of your own; submitting the same again while its record lives changes nothing. Whoever knows
-                an id can read and cancel the task: let nobody guess it.
+            inputs: a value, an object of named values, or a list of either; :class:`Ref` for input that is stored
+                elsewhere.
+            params: parameters of the pipeline's call, for this task only.
+            output: an ``s3://`` or ``file://`` URI for the result; one that ends in ``/`` is a prefix.
+            task_id: an id of your own; submitting the same task again while its record lives changes nothing. Anyone
+                who knows an id can read and cancel the task, so choose one that cannot be guessed.
             priority: 0 is served first, 9 last.
-            expires_s: seconds from now after which no worker shall begin.
-            delay_s: seconds from now before which no worker shall begin.
-            headers: more message headers, for instance ``traceparent``.
-            check: whether a pipeline that no worker ever served is refused.
+            expires_s: seconds from now after which no worker may begin the task.
+            delay_s: seconds from now before which no worker may begin the task.
+            headers: additional message headers, for instance ``traceparent``.
+            check: whether to refuse a pipeline that no worker has ever served.
 
         Returns:
             The task's id.
 
         Raises:
             SubmitError: ``unknown_pipeline``, ``input_too_large``, ``invalid_input``, ``invalid_params`` or
-                ``invalid_message``; where Redis cannot be reached, a SubmitUnavailableError.
+                ``invalid_message``; a SubmitUnavailableError if Redis cannot be reached.
 
         Warns:
             NoLiveWorkerWarning: no worker serves the pipeline now.
@@ -150,16 +152,17 @@ class Client:
         headers: Mapping[str, Any] | None = None,
         check: bool = True,
     ) -> list[str]:
-        """Queues one task for each item of ``inputs``: any iterable, read as it goes; up to 500 tasks a round trip.
+        """Queues one task for each item of ``inputs``, any iterable, which is read lazily; up to 500 tasks a round
+        trip.
 
-        ``output`` must be a prefix (end in ``/``). Other arguments are as for :meth:`submit`.
+        ``output`` must be a prefix (end in ``/``). The other arguments are as for :meth:`submit`.
 
         Returns:
             The ids, in the order of the inputs.
 
         Raises:
-            SubmitError: as :meth:`submit`, and ``invalid_input`` where ``inputs`` itself raises. The tasks before the
-                offending chunk stay queued; ``submitted`` on the error holds their ids.
+            SubmitError: as :meth:`submit` raises, and ``invalid_input`` if ``inputs`` itself raises. The tasks before
+                the offending chunk stay queued; the error's ``submitted`` has their ids.
         """
         with submit_errors() as submitted:
             output = checks.output(output, many=True)
@@ -180,7 +183,7 @@ class Client:
         headers: Mapping[str, Any] | None,
         check: bool,
     ) -> None:
-        """Appends each id to ``submitted`` as soon as its task is queued."""
+        """Submits in chunks; appends each id to ``submitted`` as soon as its task is queued."""
         pipeline = checks.pipeline(pipeline)
         place = Place(pipeline, keys.list_key(pipeline, checks.priority(priority)), checks.seconds("delay_s", delay_s))
         expires_s = checks.seconds("expires_s", expires_s)
@@ -251,10 +254,10 @@ class Client:
         )
 
     def cancel(self, task_id: str) -> TaskStatus:
-        """Takes a task back, unless it has ended: a compare-and-set on its record, so no worker need be up.
+        """Cancels a task, unless it has ended, by a compare-and-set on its record. No worker need be running.
 
-        A task that is in a batch may still be computed, but its result is not published. An id without a record (one
-        that a stock Celery producer queued) gets one that says cancelled, and a worker drops its message.
+        A task that is in a batch may still be computed, but its result is not published. An id without a record (of a
+        stock Celery producer) gets one that says cancelled, and the worker that takes its message drops it.
 
         Returns:
             The status afterwards: ``cancelled``, or how the task had ended before.
@@ -264,37 +267,38 @@ class Client:
             while True:
                 with self._redis.pipeline() as pipe:
                     pipe.watch(key)  # type: ignore[no-untyped-call]
-                    # MGET: nothing, too, where something stands that is no record.
+                    # MGET returns None also if the key holds another type than a string.
                     [raw] = pipe.mget([key])
                     status = record.read(task_id, raw)
                     if status.is_final:
                         return status
                     text = record.cancelled(task_id, raw)
                     pipe.multi()
-                    # Kept as long as the message may wait on its queue: only this record tells a worker to drop it.
+                    # Kept as long as the message may wait on its queue, because only this record tells a worker to drop
+                    # it.
                     pipe.set(key, text, ex=keys.PENDING_TTL_S)
                     pipe.publish(key, text)
                     try:
                         pipe.execute()
                     except WatchError:
-                        # Somebody wrote meanwhile, perhaps a result: look again.
+                        # The record was changed meanwhile, perhaps by a result: read it again.
                         continue
                 return record.read(task_id, text)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def status(self, task_id: str) -> TaskStatus:
-        """What is known of a task; state ``unknown`` for an id never seen or forgotten."""
+        """Returns all that is known about a task; its state is ``unknown`` for an id never seen or forgotten."""
         return self.status_many([task_id])[0]
 
     def status_many(self, task_ids: Iterable[str]) -> list[TaskStatus]:
-        """The status of each task, in order; up to 500 a round trip."""
+        """Returns the status of each task, in order; up to 500 a round trip."""
         ids = checks.task_ids(task_ids)
         found: list[TaskStatus] = []
         for start in range(0, len(ids), CHUNK_TASKS):
             chunk = ids[start : start + CHUNK_TASKS]
             with self._reachable(), self._redis.pipeline(transaction=False) as pipe:
-                # The marks first: of a task that ends in between, the record says so, whatever its mark was.
+                # The marks are read first: if a task ends in between, its record says so, and its mark does not count.
                 pipe.hmget(keys.RUNNING, chunk)
                 pipe.mget([keys.record_key(task_id) for task_id in chunk])
                 marks, texts = replies(pipe)
@@ -313,27 +317,28 @@ class Client:
         return next(self.as_completed([task_id], timeout_s))
 
     def as_completed(self, task_ids: Iterable[str], timeout_s: float | None = None) -> Iterator[TaskStatus]:
-        """Yields the status of each task when it has ended, first come first served. Woken by Redis, not by polling.
+        """Yields the status of each task when it has ended, in the order of their ends. Redis wakes it; it does not
+        poll.
 
-        A Redis that goes away meanwhile is waited for until the time is up, or for 5 minutes without a ``timeout_s``.
+        If Redis goes away meanwhile, the wait goes on until its time is over, or for 5 minutes without a ``timeout_s``.
 
         Raises:
-            WaitTimeoutError: some did not end in time; they go on.
+            WaitTimeoutError: some tasks did not end in time; they go on.
         """
         ids, timeout_s = checks.task_ids(task_ids), checks.seconds("timeout_s", timeout_s)
         return Wait(self._redis, self._reachable, self.status_many, ids, timeout_s).ended()
 
     def result(self, task: str | TaskStatus, timeout_s: float | None = None) -> Any:
-        """Waits until a task ends and returns the pipeline's output, fetched from the store where it lies there.
+        """Waits until a task ends, and returns the pipeline's output, which is fetched from the store if it lies there.
 
         Args:
-            task: its id; or its status, as :meth:`as_completed` yields it, which need not be looked up again.
-            timeout_s: how long to wait; for ever where it is absent.
+            task: its id, or its status from :meth:`as_completed`, which saves reading it again.
+            timeout_s: how long to wait, in seconds; None waits for ever.
 
         Raises:
             TaskFailedError: with the task's own error, or ``cancelled`` or ``expired``, and its status.
-            ReadError: ``input_forbidden``, where the result lies outside what this client may read;
-                ``output_failed``, where it cannot be read.
+            ReadError: ``input_forbidden`` if this client may not read where the result lies; ``output_failed`` if it
+                cannot be read.
             WaitTimeoutError: it did not end in time; it goes on.
         """
         timeout_s = checks.seconds("timeout_s", timeout_s)
@@ -346,21 +351,21 @@ class Client:
         return status.result if status.result_uri is None else read_result(status.result_uri, self._allow)
 
     def read(self, part: Mapping[str, Any]) -> bytes:
-        """The bytes of an object in a result (an image, audio, an array), wherever they are.
+        """Returns the bytes of an object in a result (an image, audio, an array), inline or from its store.
 
         Raises:
-            ReadError: ``input_forbidden``, where it lies outside what this client may read; ``output_failed``, where
-                it cannot be read.
+            ReadError: ``input_forbidden`` if this client may not read where it lies; ``output_failed`` if it cannot be
+                read.
         """
         return read_object(part, self._allow)
 
     def pipelines(self) -> dict[str, dict[str, Any]]:
-        """Every pipeline that a worker has ever served: name -> task type and model; empty where that is unreadable."""
+        """Every pipeline that a worker has ever served: name -> task type and model; empty if that cannot be read."""
         with self._reachable():
             return registered(self._redis.hgetall(keys.PIPELINES))
 
     def queues(self) -> list[QueueInfo]:
-        """Depth, age and workers of every known pipeline's queue."""
+        """Depth, age and workers of the queues of all known pipelines."""
         with self._reachable():
             return [read_queue(self._redis, name, self.status_many) for name in sorted(self.pipelines())]
 

@@ -1,8 +1,8 @@
-"""The two things a submitted task becomes in Redis: Celery's envelope on a list, and a QUEUED record.
+"""ENVELOPE: the two forms of a submitted task in Redis: Celery's envelope on a list, and a QUEUED record.
 
-The envelope is Celery's message protocol 2 inside kombu's virtual-transport frame
-(celery 5.7, app/amqp.py: ``AMQP.as_task_v2``; kombu 5.7, transport/virtual/base.py: ``Channel.prepare_message``). A
-test compares it, field by field, with what ``send_task`` produces.
+The envelope is Celery's message protocol 2 inside kombu's virtual-transport frame (celery 5.7, app/amqp.py:
+``AMQP.as_task_v2``; kombu 5.7, transport/virtual/base.py: ``Channel.prepare_message``). A test compares it, field by
+field, with the output of ``send_task``.
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ from pipeq.contract.message import TaskMessage
 from pipeq.contract.record import Part, queued
 
 _ORIGIN = f"pipeq{os.getpid()}@{socket.gethostname()}"
-#: Embedded in every body; signatures of a stock Celery producer go here.
+#: Part of every body; a stock Celery producer puts signatures here.
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
 def new_id() -> str:
-    """A task id, as Celery makes them: a random UUID (version 4). uuid.uuid4 takes twice as long."""
+    """Makes a task id as Celery does: a random UUID (version 4). uuid.uuid4 would take twice as long."""
     digits = os.urandom(16).hex()
     variant = "89ab"[int(digits[16], 16) & 3]
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 def sha256_of(message: TaskMessage) -> str:
-    """The same for two messages that ask for the same: pipeline, inputs, params and output."""
+    """A digest that is equal for messages with equal pipeline, inputs, params and output."""
     return hashlib.sha256(json.dumps(message.to_kwargs(), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Envelope:
-    """A task ready to be queued."""
+    """A task that is ready to be queued."""
 
     id: str
     message: TaskMessage
     priority: int = 0
-    #: Seconds since the epoch.
+    #: When it was submitted, in seconds since the epoch.
     submitted_at: float = field(default_factory=time.time)
-    #: Seconds since the epoch after which no worker shall begin; None for never.
+    #: When it expires, in seconds since the epoch: no worker begins it later. None for never.
     expires_at: float | None = None
-    #: More message headers, for instance ``traceparent``.
+    #: Additional message headers, for instance ``traceparent``.
     headers: Mapping[str, Any] = field(default_factory=dict)
     reply_to: str = ""
-    #: Of the message, for an id of the caller's own: by it another task with the same id is known. Empty for ours.
+    #: The message's digest if the caller chose the id, to recognize another task with the same id. Otherwise empty.
     message_sha256: str = ""
 
     def body(self) -> str:
-        """JSON of ``[args, kwargs, embed]``, the part that counts against the limit on messages."""
+        """JSON of ``[args, kwargs, embed]``, the part whose size is limited."""
         return json.dumps([[], self.message.to_kwargs(), _EMBED], separators=(",", ":"))
 
     def encode(self, body: str) -> str:
-        """The text that goes onto the list."""
+        """The text that goes on the list."""
         headers = json.dumps(dict(self.headers)) if self.headers else "{}"
         pieces = _frame(self.message.pipeline, self.priority, self.reply_to, headers, self.expires_at is not None)
         values = {
@@ -74,12 +74,12 @@ class Envelope:
         }
         if self.expires_at is not None:
             values[_SLOTS["expires"]] = f'"{datetime.fromtimestamp(self.expires_at, UTC).isoformat()}"'
-            # AMQP's own expiry, in milliseconds from now; Celery sets it beside its header.
+            # AMQP's own expiry, in milliseconds from now, which Celery sets beside its header.
             values[_SLOTS["expiration"]] = f'"{max(0, int((self.expires_at - self.submitted_at) * 1000))}"'
         return "".join(values.get(piece, piece) for piece in pieces)
 
     def record(self) -> str:
-        """The QUEUED record: what ``AsyncResult(id)`` and :meth:`Client.status` read until a worker is done."""
+        """The QUEUED record, which ``AsyncResult(id)`` and :meth:`Client.status` read until a worker changes it."""
         part = Part(
             pipeline=self.message.pipeline,
             submitted_at=self.submitted_at,
@@ -89,14 +89,15 @@ class Envelope:
         return queued(self.id, part)
 
 
-#: Stand in a frame where the tasks of one call differ. Random, so that no text of a caller is one.
+#: Placeholders in a frame for the parts that differ between the tasks of a call. Random, so that no caller's text is
+#: one.
 _SLOTS = {name: f"{name} {uuid.uuid4()}" for name in ("body", "id", "tag", "expires", "expiration")}
 _SLOT = re.compile(f'"({"|".join(_SLOTS.values())})"')
 
 
 @lru_cache(maxsize=64)
 def _frame(pipeline: str, priority: int, reply_to: str, headers: str, expires: bool) -> tuple[str, ...]:
-    """A message's JSON, cut at its slots: to write all of its 30 fields for each task takes most of a submit's time."""
+    """A message's JSON, split at its slots, because writing all 30 fields for each task takes most of the time."""
     task_id, expiry = _SLOTS["id"], _SLOTS["expires"] if expires else None
     text = json.dumps(
         {
@@ -117,7 +118,7 @@ def _frame(pipeline: str, priority: int, reply_to: str, headers: str, expires: b
                 "timelimit": [None, None],
                 "root_id": task_id,
                 "parent_id": None,
-                # Shown by `inspect` and in events: the pipeline, not somebody's text.
+                # `inspect` and events show these, so they name the pipeline and hide the inputs.
                 "argsrepr": "()",
                 "kwargsrepr": f"{{'pipeline': {pipeline!r}, ...}}",
                 "origin": _ORIGIN,

@@ -1,7 +1,7 @@
 """SUBMIT: envelopes -> records and messages in Redis, each chunk in one transaction. Before: client. After: a worker.
 
-Plain commands between MULTI and EXEC, no script: a Redis user who may run scripts may run any, one without an end among
-them, and no rule of Redis tells ours from others. So a producer needs no right to any.
+It uses plain commands between MULTI and EXEC, and no script. A Redis user who may run our script may run any, even an
+endless one, because no rule of Redis can tell scripts apart. So a producer needs no right to run scripts.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from pipeq.contract.record import Before
 from pipeq.envelope import Envelope
 from pipeq.server import is_wrong_type, replies
 
-#: One transaction queues at most this many tasks ...
+#: Most tasks that one transaction queues ...
 CHUNK_TASKS = 500
-#: ... or this many bytes, so that it neither holds Redis up nor fills our memory.
+#: ... and most bytes, so that it neither blocks Redis nor fills our memory.
 CHUNK_BYTES = 4 * 2**20
 
 
 @dataclass
 class Chunk:
-    """Tasks of one pipeline that are queued together."""
+    """Tasks of one pipeline that are queued in one transaction."""
 
     ids: list[str] = field(default_factory=list)
     records: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Chunk:
     bytes: int = 0
 
     def add(self, envelope: Envelope, body: str) -> None:
-        """One more task."""
+        """Adds a task."""
         message = envelope.encode(body)
         self.ids.append(envelope.id)
         self.records.append(envelope.record())
@@ -60,17 +60,17 @@ class Chunk:
 
     @property
     def is_full(self) -> bool:
-        """Whether it is time to send it."""
+        """Whether it should be sent now."""
         return len(self.ids) >= CHUNK_TASKS or self.bytes >= CHUNK_BYTES
 
 
 @dataclass(frozen=True)
 class Served:
-    """Who serves a pipeline now."""
+    """The workers of a pipeline."""
 
     #: Whether a worker has ever served it.
     known: bool
-    #: Workers that do, and workers that are loading it.
+    #: Number of workers that serve it now, and of workers that are loading it.
     live: int
     loading: int
 
@@ -87,14 +87,14 @@ class Place:
 
 @contextmanager
 def submit_errors() -> Iterator[list[str]]:
-    """Gives a list for the ids of what gets queued inside; turns an error into a SubmitError that holds them."""
+    """Yields a list for the ids of queued tasks; an error inside the block becomes a SubmitError with these ids."""
     submitted: list[str] = []
     try:
         yield submitted
     except RedisUnavailableError as error:
         raise SubmitUnavailableError(error.message, error.retryable, submitted) from error.__cause__
     except PipeqError as error:
-        # Not from the error itself: a traceback would say the same sentence twice.
+        # Raised from the cause, because a traceback would otherwise show the same sentence twice.
         raise SubmitError(error.code, error.message, error.retryable, submitted) from error.__cause__
 
 
@@ -102,17 +102,16 @@ class Submitter:
     """Writes to the queues.
 
     Args:
-        client: of connections that try nothing twice by themselves: a transaction whose answer was lost may have been
-            carried out.
+        client: must not retry commands by itself, because a transaction whose answer was lost may have been executed.
     """
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
-        #: Pipelines that some worker was seen to have served: that never ends.
+        #: Pipelines that were found to be registered, which they stay for ever.
         self._known: set[str] = set()
 
     def is_known(self, pipeline: str) -> bool:
-        """Whether a worker has ever served the pipeline, or is loading it; a round trip where we have not seen it yet.
+        """Whether a worker has ever served the pipeline, or is loading it; one round trip unless it is known already.
 
         Raises:
             redis.exceptions.RedisError: Redis is away.
@@ -123,7 +122,7 @@ class Submitter:
         return served.known or served.loading > 0
 
     def put(self, place: Place, chunk: Chunk) -> Served:
-        """Queues tasks under new ids, in one round trip: all of them, or none.
+        """Queues tasks with new ids in one round trip, either all of them or none.
 
         Raises:
             redis.exceptions.RedisError: nothing was queued, as far as Redis could say.
@@ -133,16 +132,16 @@ class Submitter:
         except AuthenticationError:
             raise
         except (ConnectionError, TimeoutError):
-            # Only the answer may be lost: then the records are there, all or none of them.
+            # Perhaps only the answer was lost; then either all records exist, or none.
             if self._redis.exists(keys.record_key(chunk.ids[0])):
                 return self._look(place.pipeline)
             return self._transaction(place, chunk)
 
     def put_once(self, place: Place, envelope: Envelope, body: str) -> Served:
-        """Queues a task under an id of the caller's own, unless it was queued before.
+        """Queues a task with an id that the caller chose, unless it was queued before.
 
         Raises:
-            PipeqError: ``invalid_message``, where another task has the id.
+            PipeqError: ``invalid_message``: another task has the id.
             redis.exceptions.RedisError: nothing was queued, as far as Redis could say.
         """
         chunk = Chunk()
@@ -154,7 +153,7 @@ class Submitter:
         while True:
             with self._redis.pipeline() as pipe:
                 pipe.watch(key)  # type: ignore[no-untyped-call]
-                # MGET: nothing, too, where something stands that is no record.
+                # MGET returns None also if the key holds another type than a string.
                 [before] = pipe.mget([key])
                 if before is not None:
                     _check_same(envelope, before)
@@ -163,12 +162,12 @@ class Submitter:
                 try:
                     return self._fill(pipe, place, chunk)
                 except WatchError:
-                    # Somebody else was first: look again.
+                    # Another client was faster: read the record again.
                     continue
         return self._look(place.pipeline)
 
     def _twice(self, act: Callable[[], Served]) -> Served:
-        """Once more where the connection had broken, as those of a pool do when Redis restarts."""
+        """Calls ``act`` again if the connection was broken, as those of a pool are after a restart of Redis."""
         try:
             return act()
         except AuthenticationError:
@@ -183,10 +182,10 @@ class Submitter:
     def _fill(self, pipe: Pipeline, place: Place, chunk: Chunk) -> Served:
         lifetime = keys.PENDING_TTL_S + int(place.delay_s or 0)
         for task_id, record in zip(chunk.ids, chunk.records, strict=True):
-            # Not pipe.set(): at 500 a transaction its many options take a third of the time.
+            # Not pipe.set(), whose many options take a third of the time at 500 tasks a transaction.
             pipe.execute_command(*_set(task_id, record, "EX", lifetime))  # type: ignore[no-untyped-call]
         if place.delay_s:
-            # Whatever waits does so in Redis, not in a worker's memory as Celery's countdown does.
+            # Delayed messages wait in Redis, not in a worker's memory as with Celery's countdown.
             members = [json.dumps({"list": place.list_key, "message": message}) for message in chunk.messages]
             pipe.zadd(keys.waiting_key(place.pipeline), dict.fromkeys(members, time.time() + place.delay_s))
         else:
@@ -199,10 +198,10 @@ class Submitter:
         return self._seen(place.pipeline, known, live, loading)
 
     def _take_back(self, chunk: Chunk) -> None:
-        """The queue's key holds something else: records of tasks that lie on no queue would be waited for."""
+        """Removes the records of tasks that could not be queued, because nobody must wait for them."""
         with self._redis.pipeline(transaction=False) as pipe:
             for task_id in chunk.ids:
-                # Not DEL, which a producer has no right to.
+                # Not DEL, for which a producer has no right.
                 pipe.execute_command(*_set(task_id, "", "PX", 1))  # type: ignore[no-untyped-call]
             pipe.execute(raise_on_error=False)
 
@@ -215,7 +214,7 @@ class Submitter:
         for reply in (known, live, loading):
             if isinstance(reply, RedisError) and not is_wrong_type(reply):
                 raise reply
-        # An error or None: something else stands under the key.
+        # An error or None means that the key holds another type.
         counts = [reply if isinstance(reply, int) else 0 for reply in (known, live, loading)]
         if counts[0]:
             self._known.add(pipeline)
@@ -236,7 +235,7 @@ def _ask(pipe: Pipeline, pipeline: str) -> None:
 
 
 def _check_same(envelope: Envelope, before: bytes | str) -> None:
-    """Raises where the id belongs to a task with other inputs. Records from elsewhere do not say what theirs were."""
+    """Raises if the id belongs to a task with other inputs. Records of other clients do not tell their inputs."""
     theirs = Before.read(before).message_sha256
     if theirs is not None and theirs != envelope.message_sha256:
         raise PipeqError(

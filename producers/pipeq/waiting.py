@@ -1,7 +1,6 @@
-"""WAIT: ids of tasks -> their statuses as they end, woken by what Redis publishes rather than by polling.
+"""WAIT: ids of tasks -> their statuses as they end. Redis' publishes wake it, so it does not poll.
 
-A Redis that goes away for a while, to be restarted or to fail over, does not end a wait: it goes on until its time
-is up.
+If Redis goes away for a while, for a restart or a fail-over, the wait goes on until its time is over.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from pipeq.contract import keys, record, shown
 from pipeq.contract.errors import RedisUnavailableError, WaitTimeoutError
 from pipeq.contract.status import TaskStatus
 
-#: A wait looks again this often, in seconds, in case a notification was lost with a connection.
+#: Interval at which statuses are read again, in seconds, because a publish may be lost with a connection.
 RECHECK_S = 5.0
-#: While Redis is away it is tried again this often, in seconds ...
+#: Interval of the tries while Redis is away, in seconds ...
 _TRY_AGAIN_S = 0.5
-#: ... and a wait without a time limit gives up after this long, in seconds.
+#: ... and time after which a wait without a time limit gives up, in seconds.
 OUTAGE_S = 300.0
-#: Channels of one SUBSCRIBE.
+#: Most channels of one SUBSCRIBE.
 _CHANNELS_AT_ONCE = 500
 
 
 class Wait:
-    """One wait for some tasks."""
+    """One wait for several tasks."""
 
     def __init__(
         self,
@@ -51,8 +50,8 @@ class Wait:
         """Yields each status when its task has ended.
 
         Raises:
-            WaitTimeoutError: some did not end in time.
-            RedisUnavailableError: Redis did not answer when the wait began, or has not for too long.
+            WaitTimeoutError: some tasks did not end in time.
+            RedisUnavailableError: Redis did not answer at the beginning of the wait, or has been away for too long.
         """
         while self._pending:
             try:
@@ -72,14 +71,14 @@ class Wait:
             for start in range(0, len(channels), _CHANNELS_AT_ONCE):
                 pubsub.subscribe(*channels[start : start + _CHANNELS_AT_ONCE])
             while self._pending:
-                # Looked at only after subscribing, so that no task can end unseen in between.
+                # Read after subscribing, so that no end is missed in between.
                 wake_at = time.monotonic() + RECHECK_S
                 for status in self._status_many(list(self._pending)):
                     if status.is_final:
                         del self._pending[status.id]
                         yield status
                     elif status.expires_at is not None:
-                        # Nobody publishes an expiry while no worker runs.
+                        # While no worker runs, an expiry is not published.
                         wake_at = min(wake_at, time.monotonic() + max(status.expires_at - time.time(), 0) + 0.01)
                 self._answered_at = time.monotonic()
                 yield from self._published(pubsub, wake_at)
@@ -87,7 +86,7 @@ class Wait:
                     raise self._timed_out()
 
     def _published(self, pubsub: redis.client.PubSub, wake_at: float) -> Iterator[TaskStatus]:
-        """What is published of pending tasks until then, or until the wait's own end."""
+        """Yields published statuses of pending tasks until ``wake_at``, or until the wait's own end."""
         until = wake_at if self._deadline is None else min(wake_at, self._deadline)
         while self._pending and (left := until - time.monotonic()) > 0:
             message = pubsub.get_message(timeout=left)

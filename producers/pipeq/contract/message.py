@@ -1,7 +1,7 @@
-"""CONTRACT: what travels on the queue for one task.
+"""CONTRACT: the message that travels on the queue for one task.
 
-A :class:`TaskMessage` is the keyword arguments of the Celery task ``pipeq.infer``. Any Celery app can send one as a
-plain dictionary; the worker reads it back through :meth:`TaskMessage.parse`.
+A :class:`TaskMessage` is the keyword arguments of the Celery task ``pipeq.infer``. Any Celery app can send them as a
+plain dictionary; the worker reads them with :meth:`TaskMessage.parse`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeq.contract.reading import MAX_DEPTH, MAX_DIGITS
 
 
 class Ref(BaseModel):
-    """A reference to an input: where its bytes are, as the worker sees it.
+    """A reference to an input: where its bytes are, from the worker's point of view.
 
     Exactly one of ``uri`` and ``base64`` is given. ``Ref("s3://talks/a.flac")`` is short for ``Ref(uri=...)``.
     """
@@ -33,18 +33,18 @@ class Ref(BaseModel):
     uri: str | None = None
     #: The bytes themselves, for small inputs.
     base64: str | None = Field(default=None, repr=False)
-    #: MIME type, where the producer knows it. A hint: workers look at the bytes.
+    #: MIME type, if the producer knows it. Only a hint: workers examine the bytes.
     media_type: str | None = None
-    #: Hexadecimal SHA-256 of the bytes; a worker that reads something else fails the task.
+    #: Hexadecimal SHA-256 of the bytes; a worker that reads other bytes fails the task.
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
-    #: What a worker says of an object that it wrote, so that a result can be the next task's input as it is.
+    #: Shape and dtype of an object that a worker wrote, so that a result can be the next task's input unchanged.
     shape: tuple[int, ...] | None = None
     dtype: str | None = None
-    #: A worker's word that it wrote this object, in a chain: the next one reads it whatever `[inputs] allow` says.
+    #: A worker's signature of an object that it wrote, in a chain: the next worker reads it despite `[inputs] allow`.
     signature: str | None = Field(default=None, repr=False, pattern=r"^[0-9a-f]{64}$")
 
     def __init__(self, /, uri: str | None = None, **fields: Any) -> None:
-        """Reads a reference.
+        """Checks the fields.
 
         Raises:
             PipeqError: ``invalid_input``, naming the field.
@@ -82,14 +82,14 @@ class Ref(BaseModel):
 
     @classmethod
     def from_bytes(cls, data: bytes, media_type: str | None = None) -> Self:
-        """A reference that carries its bytes inline, for inputs that fit into a message (256 KiB)."""
+        """Makes a reference that carries its bytes inline, for inputs that fit into a message (256 KiB)."""
         if not isinstance(data, bytes | bytearray | memoryview):
             raise PipeqError(ErrorCode.INVALID_INPUT, f"Ref.from_bytes takes bytes, not a {type(data).__name__}")
         return cls(base64=base64.b64encode(data).decode("ascii"), media_type=media_type)
 
     @classmethod
     def from_path(cls, path: str | PurePath) -> Self:
-        """A ``file://`` reference to a file that the *worker* can open under the same path."""
+        """Makes a ``file://`` reference to a file that the *worker* can open under the same path."""
         try:
             return cls(uri=Path(path).resolve().as_uri())
         except (TypeError, ValueError, OSError) as error:
@@ -97,8 +97,8 @@ class Ref(BaseModel):
 
     @classmethod
     def of(cls, source: str | PurePath) -> Self:
-        """A reference to what somebody typed: a URI is one, anything else is a path that the worker can open, too."""
-        # Of an unknown scheme, too: nobody's file is called http://....
+        """Makes a reference from a URI, or from a path that the worker can open, too."""
+        # Also for a URI of an unknown scheme, because a file's name does not begin with http://.
         return cls(uri=source) if isinstance(source, str) and "://" in source else cls.from_path(source)
 
     @classmethod
@@ -108,7 +108,7 @@ class Ref(BaseModel):
 
 
 def _hint(uri: str) -> str:
-    """What somebody meant who wrote this in the place of a URI."""
+    """Advice for a text that was written instead of a URI."""
     scheme, is_uri, _ = uri.partition("://")
     if not is_uri:
         return ": for a file that the workers can open under the same path write Ref.from_path(...)"
@@ -128,7 +128,7 @@ class Output(BaseModel):
     uri: str
 
     def __init__(self, /, **fields: Any) -> None:
-        """Reads an output.
+        """Checks the fields.
 
         Raises:
             PipeqError: ``invalid_message``, naming the field.
@@ -146,10 +146,10 @@ class Output(BaseModel):
         return uri
 
     def object_uri(self, task_id: str) -> str:
-        """The URI of the object that a task's result becomes; see :func:`pipeq.contract.keys.object_name`.
+        """The URI of the object that holds a task's result; see :func:`pipeq.contract.keys.object_name`.
 
         Raises:
-            PipeqError: ``invalid_message``: that is no id of a task.
+            PipeqError: ``invalid_message``: this is no id of a task.
         """
         if not is_readable_id(task_id):
             raise PipeqError(ErrorCode.INVALID_MESSAGE, f"the task id {shown.value(task_id)} is not {TASK_ID_WORDS}")
@@ -163,15 +163,15 @@ class TaskMessage(BaseModel):
 
     #: Name of the pipeline, which is also the name of its queue.
     pipeline: str = Field(min_length=1, max_length=200)
-    #: A value, an object of named values, or a list of either: several inputs, several results in the same order.
+    #: A value, an object of named values, or a list of either; a list gives a list of results in the same order.
     inputs: JsonValue
-    #: What the pipeline's call accepts; overrides the pipeline's own settings for this task alone.
+    #: Parameters of the pipeline's call; they override the pipeline's own settings for this task only.
     params: dict[str, JsonValue] = Field(default_factory=dict)
-    #: Absent: the result backend.
+    #: If absent, the result goes to the result backend.
     output: Output | None = None
 
     def __init__(self, /, **fields: Any) -> None:
-        """Reads a message.
+        """Checks the fields.
 
         Raises:
             PipeqError: ``invalid_message``, naming the field.
@@ -180,15 +180,15 @@ class TaskMessage(BaseModel):
             super().__init__(**fields)
         except ValidationError as error:
             raise PipeqError(ErrorCode.INVALID_MESSAGE, describe(error)) from error
-        except TypeError as error:  # names of fields of the output that are no text
+        except TypeError as error:  # the output has keys that are not text
             raise PipeqError(ErrorCode.INVALID_MESSAGE, f"output: {error}") from error
 
     @classmethod
     def parse(cls, fields: Any) -> Self:
-        """Reads the keyword arguments of a Celery message.
+        """Parses the keyword arguments of a Celery message.
 
         Raises:
-            PipeqError: ``invalid_message``: it is not one of ours.
+            PipeqError: ``invalid_message``: they are no message of ours.
         """
         if not isinstance(fields, dict):
             raise PipeqError(
@@ -196,11 +196,11 @@ class TaskMessage(BaseModel):
             )
         try:
             return cls(**fields)
-        except TypeError as error:  # names of fields that are no text
+        except TypeError as error:  # it has keys that are not text
             raise PipeqError(ErrorCode.INVALID_MESSAGE, str(error)) from error
 
     def to_kwargs(self) -> dict[str, Any]:
-        """The keyword arguments of the Celery task ``pipeq.infer``; fields left at their default are left out."""
+        """The keyword arguments of the Celery task ``pipeq.infer``, without fields that have their default."""
         fields: dict[str, Any] = {"pipeline": self.pipeline, "inputs": self.inputs}
         if self.params:
             fields["params"] = self.params
@@ -210,26 +210,26 @@ class TaskMessage(BaseModel):
 
 
 def describe(error: ValidationError, inside: str = "") -> str:
-    """One line for what pydantic found: ``inputs: Field required; pipline: Extra inputs are not permitted``.
+    """Puts pydantic's errors on one line: ``inputs: Field required; pipline: Extra inputs are not permitted``.
 
     Args:
-        error: what pydantic raised.
-        inside: the field that holds the whole, if one does.
+        error: pydantic's exception.
+        inside: the field that contains the validated object, if there is one.
     """
     lines = []
     for item in error.errors(include_url=False, include_input=False):
         where = ".".join(str(part) for part in (inside, *item["loc"]) if part != "") or "message"
-        # Names of fields are foreign, too.
+        # Names of fields are foreign text, too.
         lines.append(f"{shown.line(where)}: {item['msg']}")
     return "; ".join(lines)
 
 
 def plain(value: Any) -> Any:
-    """Replaces every :class:`Ref` inside ``value`` by its JSON form; paths become ``file://`` references.
+    """Replaces every :class:`Ref` in ``value`` by its JSON form, and paths by ``file://`` references.
 
     Raises:
-        PipeqError: ``invalid_input`` for bytes (say where they go) or anything else that is no JSON: NaN and infinity,
-            text with a lone surrogate, an integer of over 300 digits, what is nested deeper than 190 levels.
+        PipeqError: ``invalid_input`` for bytes (with advice), and for anything else that is not JSON: NaN and infinity,
+            text with a lone surrogate, an integer of over 300 digits, nesting deeper than 190 levels.
     """
     return _plain(value, MAX_DEPTH - 10)
 
@@ -246,7 +246,7 @@ def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, PurePath):
         return Ref.from_path(value).model_dump(exclude_none=True)
     if depth == 0:
-        # A list that holds itself ends here, too.
+        # This also ends a list that contains itself.
         raise _no_json(f"nested deeper than {MAX_DEPTH - 10} levels")
     if isinstance(value, dict):
         return {_key(key): _plain(item, depth - 1) for key, item in value.items()}
@@ -292,6 +292,6 @@ def json_schema() -> str:
     schema["$defs"]["Ref"] = Ref.model_json_schema()
     for part in (schema, *schema["$defs"].values()):
         if "description" in part:
-            # The rest of a docstring speaks to Python programmers.
+            # The rest of a docstring is for Python programmers.
             part["description"] = part["description"].partition("\n")[0]
     return json.dumps(schema, indent=2, sort_keys=True) + "\n"
