@@ -152,10 +152,9 @@ class Client:
         headers: Mapping[str, Any] | None = None,
         check: bool = True,
     ) -> list[str]:
-        """Queues one task for each item of ``inputs``, any iterable, which is read lazily; up to 500 tasks a round
-        trip.
+        """Queues one task for each item of ``inputs``, up to 500 tasks a round trip.
 
-        ``output`` must be a prefix (end in ``/``). The other arguments are as for :meth:`submit`.
+        ``inputs`` may be any iterable, and is read lazily. ``output`` must be a prefix (end in ``/``). The other arguments are as for :meth:`submit`.
 
         Returns:
             The ids, in the order of the inputs.
