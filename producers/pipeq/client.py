@@ -154,7 +154,8 @@ class Client:
     ) -> list[str]:
         """Queues one task for each item of ``inputs``, up to 500 tasks a round trip.
 
-        ``inputs`` may be any iterable, and is read lazily. ``output`` must be a prefix (end in ``/``). The other arguments are as for :meth:`submit`.
+        ``inputs`` may be any iterable, and is read lazily. ``output`` must be a prefix (end in ``/``). The other
+        arguments are as for :meth:`submit`.
 
         Returns:
             The ids, in the order of the inputs.
@@ -316,8 +317,7 @@ class Client:
         return next(self.as_completed([task_id], timeout_s))
 
     def as_completed(self, task_ids: Iterable[str], timeout_s: float | None = None) -> Iterator[TaskStatus]:
-        """Yields the status of each task when it has ended, in the order of their ends. Redis wakes it; it does not
-        poll.
+        """Yields the status of each task when it has ended, in the order of their ends. Redis wakes it.
 
         If Redis goes away meanwhile, the wait goes on until its time is over, or for 5 minutes without a ``timeout_s``.
 
