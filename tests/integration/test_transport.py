@@ -337,7 +337,9 @@ def test_who_lost_a_lease_is_told(url: str, db: redis.Redis) -> None:
 
 def test_a_message_that_everybody_forgot_goes_back(url: str, db: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Celery does with requests that it has not begun when its connection breaks."""
-    monkeypatch.setattr(transport, "_is_worker", True)
+    in_a_worker = threading.Event()
+    in_a_worker.set()
+    monkeypatch.setattr(transport, "IN_A_WORKER", in_a_worker)
     publish(url, "q", 2)
     kept: list[Any] = []
     with consumer(url, ["q"], lambda body, message: kept.append(message)) as connection:

@@ -122,3 +122,23 @@ def test_importing_pipeq_loads_nothing_heavy(statement: str) -> None:
 def test_modules_say_what_they_are() -> None:
     for name, path in modules().items():
         assert ast.get_docstring(ast.parse(path.read_text())), name
+
+
+def test_no_hidden_globals() -> None:
+    """No module rebinds its own names while it runs, and nobody asks whether something has an attribute yet."""
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not isinstance(node, ast.Global), f"{name}: {ast.unparse(node)}"
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "hasattr":
+                whose = ast.unparse(node.args[0]).split(".")[-1]
+                assert whose not in ("self", "app"), f"{name}: {ast.unparse(node)}"
+
+
+def test_the_leases_are_told_once_whom_to_call() -> None:
+    callbacks = {"on_lost", "on_stalled", "on_unreadable"}
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and name.startswith("pipeq_worker.broker"):
+                attributes = [one for one in ast.walk(node) if isinstance(one, ast.Attribute)]
+                set_here = {one.attr for one in attributes if isinstance(one.ctx, ast.Store)}
+                assert not set_here & callbacks or (name, node.name) == ("pipeq_worker.broker.consumer", "_listen")

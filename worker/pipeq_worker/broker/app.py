@@ -15,6 +15,7 @@ from pipeq.contract import keys as queues
 from pipeq.contract.errors import PipeqError
 
 from pipeq_worker.broker import transport
+from pipeq_worker.broker.serving import ServingApp, runtime_of
 from pipeq_worker.delivery import deliver
 from pipeq_worker.host import signals
 from pipeq_worker.host.runtime import Runtime
@@ -26,7 +27,7 @@ def build_app(runtime: Runtime) -> Celery:
     settings = runtime.settings
     broker_url, redis_arguments = redis_arguments_of(settings.redis_url)
     # Links and chains go on to queues of other workers, too.
-    app = Celery("pipeq", amqp="pipeq_worker.broker.routes:Routes")
+    app = ServingApp(runtime, amqp="pipeq_worker.broker.routes:Routes")
     app.conf.update(
         broker_url=broker_url,
         broker_transport=transport.NAME,
@@ -79,7 +80,6 @@ def build_app(runtime: Runtime) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=False,
         pipeq_dead_letter_max=settings.results.dead_letter_max,
     )
-    app.pipeq = runtime
     app.register_task(_Infer())
     # Weak references are Celery's default; nothing else would hold this one.
     worker_ready.connect(lambda **_: runtime.announce(), weak=False)
@@ -106,7 +106,9 @@ class Worker(CeleryWorker):
             loop.call_soon(bool)
 
     def _hurry(self) -> None:
-        self.app.pipeq.hurry()
+        runtime = runtime_of(self.app)
+        assert runtime is not None
+        runtime.hurry()
         self._drain()
 
 

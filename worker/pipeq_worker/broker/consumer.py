@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_iso8601
 from celery.worker import state as celery_state
@@ -26,10 +26,14 @@ from pipeq.contract.reading import UnreadableError, json_value
 from redis.exceptions import RedisError, ResponseError
 
 from pipeq_worker.broker import protocol
+from pipeq_worker.broker.serving import runtime_of
 from pipeq_worker.delivery.dead_letter import raw_frame
 from pipeq_worker.delivery.refuse import refuse
-from pipeq_worker.leases.leases import Reserved
+from pipeq_worker.leases.leases import Leases, Reserved
 from pipeq_worker.observe.outage import is_wrong_type, outage
+
+if TYPE_CHECKING:
+    from pipeq_worker.host.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +51,8 @@ class Consumer(CeleryConsumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Celery catches three kinds of bad message; the rest (a body of the wrong shape) would stop the worker."""
         handle = super().create_task_handler(*args, **kwargs)
-        leases = getattr(self.task_consumer.channel, "leases", None)
-        if leases is not None:
-            leases.on_unreadable = self._unreadable
-            if hasattr(self.app, "pipeq"):
-                # From the start: a worker that never gets a message may be the one that hangs.
-                leases.on_stalled = self.pool.on_stalled
+        if (leases := getattr(self.task_consumer.channel, "leases", None)) is not None:
+            self._listen(leases)
 
         def on_task_received(message: Any) -> None:
             try:
@@ -72,6 +72,19 @@ class Consumer(CeleryConsumer):
                 self._refuse(message, f"{type(error).__name__}: {shown.line(str(error))}")
 
         return on_task_received
+
+    def _listen(self, leases: Leases) -> None:
+        """Has the leases tell the pool and this consumer what happens, from the start of the worker on.
+
+        A worker that never gets a message may be the one that hangs.
+        """
+        leases.on_unreadable = self._unreadable
+        if self._runtime is not None:
+            leases.on_lost, leases.on_stalled = self.pool.on_lost_leases, self.pool.on_stalled
+
+    @property
+    def _runtime(self) -> Runtime | None:
+        return runtime_of(self.app)
 
     def _broken(self, message: Any) -> str | None:
         """What in a message cannot be worked with; None for nothing."""
@@ -96,7 +109,7 @@ class Consumer(CeleryConsumer):
         return protocol.broken_body(payload)
 
     def _has_tasks_of_its_own(self) -> bool:
-        return not hasattr(self.app, "pipeq") or bool(self.app.pipeq.settings.include)
+        return self._runtime is None or bool(self._runtime.settings.include)
 
     def _postpone(self, message: Any) -> bool:
         """Sends back a message that is not due yet: Celery would keep it, its memory and its credit until it is."""
@@ -104,7 +117,7 @@ class Consumer(CeleryConsumer):
         eta = _seconds(message.headers.get("eta"))
         queue = (message.delivery_info or {}).get("routing_key", "")
         # Only `pipeq worker` puts back what waits; in another app it would wait for ever.
-        if queue not in (self.app.pipeq.queues if hasattr(self.app, "pipeq") else ()):
+        if self._runtime is None or queue not in self._runtime.queues:
             return False
         if leases is None or eta is None or eta - time.time() < SOON_S:
             return False

@@ -24,6 +24,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import TaskMessage
 from redis.exceptions import RedisError
 
+from pipeq_worker.broker.serving import runtime_of
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.host.runtime import Runtime
 from pipeq_worker.observe.outage import outage
@@ -50,12 +51,17 @@ class TaskPool(BasePool):
         self._inside: dict[str, Delivery] = {}
         #: Ordinary tasks that wait or run.
         self._plain_futures: set[Future[Any]] = set()
-        # In an app that has no pipelines this is a pool of threads, as many as its concurrency says.
-        self._has_pipelines = hasattr(self.app, "pipeq")
-        self._plain = ThreadPoolExecutor((os.cpu_count() or 1) if self._has_pipelines else self.limit, "task")
-        if self._has_pipelines:
-            self._runtime: Runtime = self.app.pipeq
-            self._runtime.start(self.app, self._on_lost, self._delivered)
+        #: None in an app that has no pipelines: there this is a pool of threads, as many as its concurrency says.
+        self._serving: Runtime | None = runtime_of(self.app)
+        self._plain = ThreadPoolExecutor(self.limit if self._serving is None else (os.cpu_count() or 1), "task")
+        if self._serving is not None:
+            self._serving.start(self.app, self._on_lost, self._delivered)
+
+    @property
+    def _runtime(self) -> Runtime:
+        """For what is only called where there are pipelines."""
+        assert self._serving is not None
+        return self._serving
 
     def on_apply(
         self,
@@ -67,7 +73,7 @@ class TaskPool(BasePool):
         **_: Any,
     ) -> Any:
         """Takes one request in; called on Celery's event loop, so it only hands on."""
-        if args[0] != queues.TASK_NAME or not self._has_pipelines:
+        if args[0] != queues.TASK_NAME or self._serving is None:
             future = self._plain.submit(apply_target, target, args, kwargs or {}, callback, accept_callback)
             self._plain_futures.add(future)
             future.add_done_callback(self._plain_futures.discard)
@@ -81,8 +87,6 @@ class TaskPool(BasePool):
         args[2]["ignore_result"] = False
         number = next(self._numbers)
         leases = getattr(request.message.channel, "leases", None)
-        if leases is not None:
-            leases.on_lost, leases.on_stalled = self._on_lost_leases, self.on_stalled
         delivery = Delivery(
             id=request.id,
             number=number,
@@ -151,7 +155,7 @@ class TaskPool(BasePool):
         if self._runtime.lost is None:
             self._on_lost(reason, [])
 
-    def _on_lost_leases(self, tags: set[str]) -> None:
+    def on_lost_leases(self, tags: set[str]) -> None:
         """Called on the thread of the leases."""
         for delivery in list(self._deliveries.values()):
             if delivery.tag in tags:
@@ -164,7 +168,7 @@ class TaskPool(BasePool):
 
     def on_stop(self) -> None:
         """SIGTERM: what does not run yet goes back on its queue at once, what runs has ``drain_s``."""
-        if not self._has_pipelines:
+        if self._serving is None:
             self._plain.shutdown(wait=True, cancel_futures=True)
             return
         drain_s = 0 if self._runtime.lost else self._runtime.settings.drain_s
@@ -190,8 +194,8 @@ class TaskPool(BasePool):
 
     def on_terminate(self) -> None:
         """A cold shutdown, where somebody else's ``celery worker`` runs this pool; ours has none."""
-        if self._has_pipelines:
-            self._runtime.stop(0)
+        if self._serving is not None:
+            self._serving.stop(0)
         self._plain.shutdown(wait=False, cancel_futures=True)
 
     def _on_lost(self, reason: str, deliveries: list[Delivery]) -> None:
@@ -214,7 +218,7 @@ class TaskPool(BasePool):
         return {
             **super()._get_info(),
             "processes": [os.getpid()],
-        } | (self._pipeline_info() if self._has_pipelines else {})
+        } | (self._pipeline_info() if self._serving is not None else {})
 
     def _pipeline_info(self) -> dict[str, Any]:
         return {

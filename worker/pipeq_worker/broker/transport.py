@@ -10,6 +10,7 @@ In any Celery app: ``import pipeq_worker`` where the app is configured, then ``b
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from queue import Empty
@@ -48,13 +49,8 @@ QUEUE_BYTES = 64 * 2**20
 #: Messages inside where nobody has set a limit.
 UNLIMITED = 1000
 
-#: Set in a Celery worker: there the end of a connection is no end of the work.
-_is_worker = False
-
-
-def _in_a_worker(**_: Any) -> None:
-    global _is_worker
-    _is_worker = True
+#: Set once this process is a Celery worker, of whatever app: there the end of a connection is no end of the work.
+IN_A_WORKER = threading.Event()
 
 
 def _put_everything_back(**_: Any) -> None:
@@ -62,7 +58,7 @@ def _put_everything_back(**_: Any) -> None:
         leases.close()
 
 
-worker_init.connect(_in_a_worker, weak=False)
+worker_init.connect(lambda **_: IN_A_WORKER.set(), weak=False)
 worker_shutdown.connect(_put_everything_back, weak=False)
 
 
@@ -101,7 +97,7 @@ class QoS(kombu_redis.QoS):
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """At the end of the channel. A worker goes on with what it has, and puts back the rest at its own end."""
         self._on_collect.cancel()
-        if not _is_worker and self.channel.do_restore:
+        if not IN_A_WORKER.is_set() and self.channel.do_restore:
             self.restore_unacked()
         # Nothing but its request holds a message now: should Celery forget one, it goes back.
         self._delivered.clear()

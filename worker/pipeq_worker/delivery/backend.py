@@ -21,6 +21,7 @@ from pipeq.contract import keys, redis_url, shown
 from pipeq.contract.record import LUA, OPEN_MAX_BYTES, Part, complete
 from redis.exceptions import ResponseError
 
+from pipeq_worker.delivery.worker_app import WorkerApp
 from pipeq_worker.leases import lua
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.leases.redis_arguments import over
@@ -110,9 +111,8 @@ class Backend(RedisBackend):
 
     def _params_from_url(self, url: str, defaults: dict[str, Any]) -> dict[str, Any]:
         """As the client and the transport read it; Celery's own reading knows fewer options."""
-        if hasattr(self.app, "pipeq"):
-            # Celery shows its settings, so there the URL has no options; one may be a password.
-            url = self.app.pipeq.settings.redis_url
+        if isinstance(self.app, WorkerApp):
+            url = self.app.redis_url
         return over({"db": 0, **defaults}, redis_url.options(url))
 
     def _store_result(

@@ -57,6 +57,8 @@ class Runtime:
     _heartbeat: Heartbeat = field(init=False)
     _fetcher: Fetcher = field(init=False)
     _marks: Marks = field(init=False)
+    #: Whether what :meth:`start` makes is there.
+    _has_started: bool = field(init=False, default=False)
 
     @property
     def queues(self) -> list[str]:
@@ -110,6 +112,7 @@ class Runtime:
             client, self.hostname, self.pipelines, self.engine.in_flight, retries, self.queues, receiving
         )
         threading.Thread(target=self._fetcher.warm_up, name="warm-up", daemon=True).start()
+        self._has_started = True
 
     def announce(self) -> None:
         """Registers the pipelines: from now on producers may submit to them. Called when messages are being taken."""
@@ -118,7 +121,7 @@ class Runtime:
 
     def hurry(self) -> None:
         """Whoever stops now, or is stopping, waits for nothing any more."""
-        if hasattr(self, "engine"):  # else nothing has come in yet
+        if self._has_started:  # else nothing has come in yet
             self.engine.hurry()
 
     def withdraw(self) -> list[Delivery]:

@@ -93,14 +93,15 @@ class Dense(torch.nn.Module):
         self.input = config.get("module_input_name", "sentence_embedding")
         self.output = config.get("module_output_name") or self.input
         self.adds = bool(config.get("use_residual", False))
-        if self.adds and inside != outside:
-            self.residual = torch.nn.Linear(inside, outside, bias=False)
+        # Its weights are in the checkpoint only where sizes differ.
+        needs_weights = self.adds and inside != outside
+        self.residual = torch.nn.Linear(inside, outside, bias=False) if needs_weights else torch.nn.Identity()
 
     def forward(self, features: Features) -> None:
         given = features[self.input]
         made = self.activation(self.linear(given))
         if self.adds:
-            made = made + (self.residual(given) if hasattr(self, "residual") else given)
+            made = made + self.residual(given)
         features[self.output] = made
 
 

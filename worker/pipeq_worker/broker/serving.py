@@ -1,0 +1,28 @@
+"""Whether a Celery app serves pipelines: the app of ``pipeq worker`` does, and holds the runtime.
+
+The pool and the consumer also work in a Celery app that has no pipelines (docs/decisions/pool.md); there they ask.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+
+from pipeq_worker.delivery.worker_app import WorkerApp
+
+if TYPE_CHECKING:
+    from pipeq_worker.host.runtime import Runtime
+
+
+class ServingApp(WorkerApp):
+    """The app of ``pipeq worker``; made by :func:`pipeq_worker.broker.app.build_app`."""
+
+    def __init__(self, runtime: Runtime, **kwargs: Any) -> None:
+        super().__init__("pipeq", redis_url=runtime.settings.redis_url, **kwargs)
+        self.runtime = runtime
+
+
+def runtime_of(app: Celery) -> Runtime | None:
+    """The runtime of an app; None for an app that serves no pipelines."""
+    return app.runtime if isinstance(app, ServingApp) else None
