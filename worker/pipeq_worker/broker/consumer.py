@@ -29,6 +29,7 @@ from pipeq_worker.broker import protocol
 from pipeq_worker.broker.serving import runtime_of
 from pipeq_worker.delivery.dead_letter import raw_frame
 from pipeq_worker.delivery.refuse import refuse
+from pipeq_worker.leases import celery_internals
 from pipeq_worker.leases.leases import Leases, Reserved
 from pipeq_worker.observe.outage import is_wrong_type, outage
 
@@ -103,9 +104,10 @@ class Consumer(CeleryConsumer):
             return f"its id {str(headers.get('id'))[:100]!r} is not {queues.TASK_ID_WORDS}"
         try:
             # As kombu would read it, but to a depth that nothing here is surprised by. It does not read it again.
-            payload = message._decoded_cache = json_value(message.body, kombu_json.object_hook)
+            payload = json_value(message.body, kombu_json.object_hook)
         except (UnreadableError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
             return f"its body cannot be decoded: {shown.line(str(error))}"
+        celery_internals.set_payload(message, payload)
         return protocol.broken_body(payload)
 
     def _has_tasks_of_its_own(self) -> bool:

@@ -30,6 +30,7 @@ from redis.exceptions import OutOfMemoryError
 from redis.retry import Retry
 
 from pipeq_worker.delivery.dead_letter import LETTER_CHARS, MOST, dead_letter
+from pipeq_worker.leases import celery_internals
 from pipeq_worker.leases.frame import UNLIMITED_BYTES, Limits, Unreadable, broadcast, read
 from pipeq_worker.leases.leases import LEASE_S, SWEEP_S, TIMEOUT_S, Leases, Reserved, Server, Wanted, place
 from pipeq_worker.leases.line import Link
@@ -257,7 +258,7 @@ class Channel(kombu_redis.Channel):
         if isinstance(message, Unreadable):
             self._bury(one, message)
             return
-        self.connection._deliver(message, one.queue)
+        celery_internals.hand_to_consumer(self.connection, message, one.queue)
         if one.queue in self._no_ack:
             self.leases.acknowledge(one.tag)
 

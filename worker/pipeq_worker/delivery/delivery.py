@@ -12,6 +12,7 @@ from pipeq.contract import keys
 from pipeq.contract.reading import number
 from pipeq.contract.record import Before
 
+from pipeq_worker.leases import celery_internals
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.stages.task import Task
 
@@ -80,7 +81,7 @@ class Delivery(Task):
     @property
     def has_next(self) -> bool:
         """Whether its result goes to another task: a link, the rest of a chain, a chord."""
-        _, _, embed = self.request._payload
+        embed = celery_internals.embed_of(self.request)
         return isinstance(embed, dict) and any(embed.get(name) for name in ("callbacks", "chain", "chord"))
 
     def is_expired(self) -> bool:

@@ -26,7 +26,7 @@ from pipeq.contract import keys as queues
 from pipeq.contract import shown
 from redis.exceptions import RedisError, ResponseError
 
-from pipeq_worker.leases import lua
+from pipeq_worker.leases import celery_internals, lua
 from pipeq_worker.observe.outage import is_wrong_type, outage
 
 logger = logging.getLogger(__name__)
@@ -282,7 +282,7 @@ class Leases:
             self._unsent.append(tag)
             first = len(self._unsent) == 1
         loop = get_event_loop()
-        if loop is None or not loop._running:
+        if loop is None or not celery_internals.is_running(loop):
             self.flush()
         elif first:
             loop.call_soon(self.flush)

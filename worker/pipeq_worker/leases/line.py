@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from pipeq_worker.leases import celery_internals
+
 logger = logging.getLogger(__name__)
 
 
@@ -68,7 +70,7 @@ class Line:
     @property
     def sockets(self) -> list[Any]:
         """Sockets that become readable between two calls when a list changes, or when a connection ends."""
-        return [one._sock for one in (self._link, self._bell) if one is not None]
+        return [celery_internals.socket_of(one) for one in (self._link, self._bell) if one is not None]
 
     def close(self) -> None:
         """Disconnects."""
