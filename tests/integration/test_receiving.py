@@ -19,7 +19,8 @@ from kombu import Connection, Consumer, Producer, Queue
 from pipeq import Client, State
 from pipeq.contract import keys as queues
 from pipeq.demo import embedded
-from pipeq_worker.leases.leases import Leases, Wanted
+from pipeq_worker.leases.leases import Leases
+from pipeq_worker.leases.reserved import Wanted
 
 from tests.worker_process import WorkerProcess, worker
 

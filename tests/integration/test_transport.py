@@ -19,7 +19,9 @@ from kombu import Connection, Consumer, Producer, Queue
 from pipeq.contract import keys as queues
 from pipeq.demo import embedded
 from pipeq_worker.broker import transport
-from pipeq_worker.leases.leases import Leases, Server, Wanted, place
+from pipeq_worker.leases.leases import Leases
+from pipeq_worker.leases.reserved import Wanted
+from pipeq_worker.leases.server import Server, place
 
 from tests.proxy import proxy
 

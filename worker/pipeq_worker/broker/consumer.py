@@ -30,7 +30,8 @@ from pipeq_worker.broker.serving import runtime_of
 from pipeq_worker.delivery.dead_letter import raw_frame
 from pipeq_worker.delivery.refuse import refuse
 from pipeq_worker.leases import celery_internals
-from pipeq_worker.leases.leases import Leases, Reserved
+from pipeq_worker.leases.leases import Leases
+from pipeq_worker.leases.reserved import Reserved
 from pipeq_worker.observe.outage import is_wrong_type, outage
 
 if TYPE_CHECKING:

@@ -32,10 +32,12 @@ from redis.retry import Retry
 from pipeq_worker.delivery.dead_letter import LETTER_CHARS, MOST, dead_letter
 from pipeq_worker.leases import celery_internals
 from pipeq_worker.leases.frame import UNLIMITED_BYTES, Limits, Unreadable, broadcast, read
-from pipeq_worker.leases.leases import LEASE_S, SWEEP_S, TIMEOUT_S, Leases, Reserved, Server, Wanted, place
+from pipeq_worker.leases.leases import LEASE_S, SWEEP_S, TIMEOUT_S, Leases
 from pipeq_worker.leases.line import Link
 from pipeq_worker.leases.redis_arguments import over
+from pipeq_worker.leases.reserved import Reserved, Wanted
 from pipeq_worker.leases.reserver import Reserver, Terms
+from pipeq_worker.leases.server import Server, place
 from pipeq_worker.observe.outage import outage
 
 logger = logging.getLogger(__name__)

@@ -30,7 +30,8 @@ from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.delivery.messages import drop, let_go, put_back
 from pipeq_worker.delivery.placing import Placer
 from pipeq_worker.delivery.retries import Retries
-from pipeq_worker.leases.leases import Leases, place
+from pipeq_worker.leases.leases import Leases
+from pipeq_worker.leases.server import place
 from pipeq_worker.observe.frames import forget
 from pipeq_worker.observe.observer import Ended, Observer
 from pipeq_worker.observe.outage import outage

@@ -21,7 +21,7 @@ from typing import Any
 from pipeq.contract import shown
 from pipeq.contract.reading import UnreadableError, json_object, json_value, number
 
-from pipeq_worker.leases.leases import Reserved
+from pipeq_worker.leases.reserved import Reserved
 
 #: Most bytes of a message, and of its unpacked body, if no limit is set.
 UNLIMITED_BYTES = 64 * 2**20

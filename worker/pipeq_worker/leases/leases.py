@@ -15,18 +15,18 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-import redis
 from kombu.asynchronous import get_event_loop
 from pipeq.contract import keys as queues
-from pipeq.contract import shown
 from redis.exceptions import RedisError, ResponseError
 
 from pipeq_worker.leases import celery_internals, lua
+from pipeq_worker.leases.reserved import Reserved, Wanted, taken
+from pipeq_worker.leases.server import Server
 from pipeq_worker.observe.outage import is_wrong_type, outage
 
 logger = logging.getLogger(__name__)
@@ -41,35 +41,6 @@ MESSAGES_PER_CALL = 1000
 TIMEOUT_S = 5.0
 
 
-@dataclass(frozen=True)
-class Reserved:
-    """A message that was taken off its list."""
-
-    queue: str
-    tag: str
-    raw: bytes
-    #: Its size in bytes if it is too large; ``raw`` then holds the id found in it, a line break, and its beginning.
-    too_large: int = 0
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """How much may be taken from one queue."""
-
-    queue: str
-    #: Its lists in order of priority, without the prefix.
-    lists: list[str]
-    messages: int
-    #: Most bytes of messages; the message that crosses the limit is still taken.
-    nbytes: int
-    #: Number of messages that each list gets before more urgent lists are served.
-    shares: list[int]
-    #: Bytes of the largest message that is returned whole.
-    largest: int = 2**30
-    #: Lifetime of its lists, renewed each time that messages are asked for, in milliseconds; 0 for ever.
-    lifetime_ms: int = 0
-
-
 @dataclass
 class _Held:
     queue: str
@@ -78,45 +49,6 @@ class _Held:
     is_ending: bool = False
     #: A weak reference to Celery's message, whose callback runs when nothing refers to the message any more.
     message: Any = None
-
-
-def taken(reply: Any, wanted: list[Wanted]) -> tuple[list[Reserved], list[tuple[str, int]], dict[str, str]]:
-    """Reads the reply of the script that takes messages.
-
-    Returns:
-        The messages that were taken; for each of them its queue and the index of its list there; and for each queue
-        with a key that is not a list, the key and the error.
-    """
-    messages, refused = reply
-    lists = [(one.queue, at) for one in wanted for at in range(len(one.lists))]
-    fields = zip(messages[::4], messages[1::4], messages[2::4], messages[3::4], strict=True)
-    reserved = [Reserved(lists[at - 1][0], tag.decode(), raw, size) for at, tag, size, raw in fields]
-    names = [name for one in wanted for name in one.lists]
-    problems = {
-        lists[at - 1][0]: f"the key {names[at - 1]!r}: {shown.line(error.decode('utf-8', 'replace'))}"
-        for at, error in zip(refused[::2], refused[1::2], strict=True)
-    }
-    return reserved, [lists[at - 1] for at in messages[::4]], problems
-
-
-def place(params: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Identifies a Redis database by the arguments of a connection to it."""
-    db = int(params.get("db") or 0)
-    if "path" in params:
-        return params["path"], db
-    host = params.get("host") or "localhost"
-    return "localhost" if host == "127.0.0.1" else host, int(params.get("port") or 6379), db
-
-
-@dataclass(frozen=True)
-class Server:
-    """A Redis database that holds leases. Two with equal places are the same database."""
-
-    #: ``(host, port, database)``, or ``(path, database)`` for a socket; see :func:`place`.
-    place: tuple[Any, ...]
-    #: Prefix of all keys.
-    prefix: str = ""
-    connect: Callable[[], redis.Redis] = field(compare=False, default=redis.Redis)
 
 
 class Reader(Protocol):

@@ -21,8 +21,9 @@ from typing import Any
 from pipeq.contract import shown
 from redis.exceptions import AuthenticationError, MaxConnectionsError, RedisError, ResponseError
 
-from pipeq_worker.leases.leases import TIMEOUT_S, Leases, Reserved, Wanted, taken
+from pipeq_worker.leases.leases import TIMEOUT_S, Leases
 from pipeq_worker.leases.line import Line, Link
+from pipeq_worker.leases.reserved import Reserved, Wanted, taken
 from pipeq_worker.observe.outage import outage
 
 logger = logging.getLogger(__name__)

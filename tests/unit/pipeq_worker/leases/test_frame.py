@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from pipeq_worker.leases.frame import HEADERS_BYTES, JSON, Limits, Unreadable, broadcast, read
-from pipeq_worker.leases.leases import Reserved
+from pipeq_worker.leases.reserved import Reserved
 
 LIMITS = Limits.of_body(256 * 1024, JSON)
 ID = "5f7c"

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 from pipeq_worker.leases import receiving
-from pipeq_worker.leases.leases import Leases, Server
+from pipeq_worker.leases.leases import Leases
 from pipeq_worker.leases.receiving import Receiving
 from pipeq_worker.leases.reserver import Deaf
+from pipeq_worker.leases.server import Server
 
 
 class Reader:

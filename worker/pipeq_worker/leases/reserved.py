@@ -1,0 +1,56 @@
+"""What a reserver asks for, and what it gets: the arguments and the reply of the script that takes messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeq.contract import shown
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """A message that was taken off its list."""
+
+    queue: str
+    tag: str
+    raw: bytes
+    #: Its size in bytes if it is too large; ``raw`` then holds the id found in it, a line break, and its beginning.
+    too_large: int = 0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How much may be taken from one queue."""
+
+    queue: str
+    #: Its lists in order of priority, without the prefix.
+    lists: list[str]
+    messages: int
+    #: Most bytes of messages; the message that crosses the limit is still taken.
+    nbytes: int
+    #: Number of messages that each list gets before more urgent lists are served.
+    shares: list[int]
+    #: Bytes of the largest message that is returned whole.
+    largest: int = 2**30
+    #: Lifetime of its lists, renewed each time that messages are asked for, in milliseconds; 0 for ever.
+    lifetime_ms: int = 0
+
+
+def taken(reply: Any, wanted: list[Wanted]) -> tuple[list[Reserved], list[tuple[str, int]], dict[str, str]]:
+    """Reads the reply of the script that takes messages.
+
+    Returns:
+        The messages that were taken; for each of them its queue and the index of its list there; and for each queue
+        with a key that is not a list, the key and the error.
+    """
+    messages, refused = reply
+    lists = [(one.queue, at) for one in wanted for at in range(len(one.lists))]
+    fields = zip(messages[::4], messages[1::4], messages[2::4], messages[3::4], strict=True)
+    reserved = [Reserved(lists[at - 1][0], tag.decode(), raw, size) for at, tag, size, raw in fields]
+    names = [name for one in wanted for name in one.lists]
+    problems = {
+        lists[at - 1][0]: f"the key {names[at - 1]!r}: {shown.line(error.decode('utf-8', 'replace'))}"
+        for at, error in zip(refused[::2], refused[1::2], strict=True)
+    }
+    return reserved, [lists[at - 1] for at in messages[::4]], problems
