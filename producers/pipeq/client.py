@@ -114,7 +114,7 @@ class Client:
             inputs: a value, an object of named values, or a list of either; :class:`Ref` for input that is stored
                 elsewhere.
             params: parameters of the pipeline's call, for this task only.
-            output: an ``s3://`` or ``file://`` URI for the result; one that ends in ``/`` is a prefix.
+            output: a URI for the result, such as ``s3://results/``; one that ends in ``/`` is a prefix.
             task_id: an id of your own; submitting the same task again while its record lives changes nothing. Anyone
                 who knows an id can read and cancel the task, so choose one that cannot be guessed.
             priority: 0 is served first, 9 last.

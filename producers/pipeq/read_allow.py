@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from urllib.parse import unquote_to_bytes
 
-from pipeq.contract import shown
+from pipeq.contract import schemes, shown
 from pipeq.contract.errors import ErrorCode, ReadError, SettingsError
 
 #: Where the prefixes are, unless the client is given some: separated by commas, or a JSON list.
@@ -43,18 +43,20 @@ class ReadAllow:
         if len(self._own) > _OWN_OUTPUTS:
             del self._own[next(iter(self._own))]
 
-    def s3(self, uri: str) -> tuple[str, str]:
-        """Bucket and key of an allowed ``s3://`` URI.
+    def object(self, uri: str) -> tuple[str, str]:
+        """Bucket and key of an allowed URI of an object store: ``s3://``, ``gs://``, ``az://``.
 
         Raises:
             ReadError: ``input_forbidden``.
         """
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
-        # Some servers resolve these, and then read what is not below the prefix.
-        if not bucket or not key or any(part in (".", "..") for part in key.split("/")) or not uri.isprintable():
-            raise _forbidden(f"{shown.uri(uri)} is no plain s3://bucket/key")
-        if not any(_below(uri, entry) for entry in self._all("s3://")):
-            raise _not_allowed(uri, f"s3://{bucket}/")
+        scheme = schemes.of(uri)
+        bucket, _, key = uri.removeprefix(f"{scheme}://").partition("/")
+        # Some servers resolve these, and then read what is not below the prefix; some libraries drop characters.
+        strange = not uri.isprintable() or any(char in bucket + key for char in schemes.SCHEMES[scheme].reserved)
+        if not bucket or not key or strange or any(part in (".", "..") for part in key.split("/")):
+            raise _forbidden(f"{shown.uri(uri)} is no plain {scheme}://bucket/key")
+        if not any(_below(uri, entry) for entry in self._all(f"{scheme}://")):
+            raise _not_allowed(uri, f"{scheme}://{bucket}/")
         return bucket, key
 
     def file(self, uri: str) -> str:
@@ -99,12 +101,14 @@ def _listed(entries: Iterable[str] | str) -> list[str]:
 
 def _checked(entry: object) -> str:
     problem = f"allow: {shown.value(entry)} is no prefix like s3://results/ or file:///data/results/"
-    if not isinstance(entry, str) or not entry.startswith(("s3://", "file://")):
+    scheme = schemes.SCHEMES.get(schemes.of(entry)) if isinstance(entry, str) else None
+    if not isinstance(entry, str) or scheme is None or not scheme.writable:
         raise SettingsError(problem)
-    if entry.startswith("s3://") and not entry.removeprefix("s3://").partition("/")[0]:
-        raise SettingsError(f"{problem}: it names no bucket")
-    if entry.startswith("file://") and _path(entry) is None:
-        raise SettingsError(f"{problem}: it is not absolute")
+    if scheme.name == "file":
+        if _path(entry) is None:
+            raise SettingsError(f"{problem}: it is not absolute")
+    elif not entry.partition("://")[2].partition("/")[0]:
+        raise SettingsError(f"{problem}: it names no {scheme.first}")
     return entry
 
 

@@ -1,4 +1,4 @@
-"""Reading a result that a worker put into a store: ``s3://`` with the caller's own AWS credentials, or ``file://``.
+"""Reads a result that a worker put into a store, with the caller's own credentials for it.
 
 Before: read_allow, which says whether it may be read at all.
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 import base64
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeq.contract import shown
+from pipeq.contract import schemes, shown
 from pipeq.contract.errors import ErrorCode, ReadError
+from pipeq.contract.extras import require
 from pipeq.contract.reading import UnreadableError, readable
 from pipeq.read_allow import ReadAllow
 
@@ -59,11 +60,16 @@ def _failed(what: str, error: Exception) -> ReadError:
 
 
 def _read(uri: str, allow: ReadAllow) -> bytes:
-    if uri.startswith("file://"):
+    scheme = schemes.of(uri)
+    if scheme == "file":
         return _read_file(allow.file(uri))
-    if not uri.startswith("s3://"):
-        raise ReadError(ErrorCode.INPUT_FORBIDDEN, f"{shown.uri(uri)} is not read: it is no s3:// or file:// URI")
-    bucket, key = allow.s3(uri)
+    if scheme not in _READERS:
+        known = schemes.listed(name for name, row in schemes.SCHEMES.items() if row.writable)
+        raise ReadError(ErrorCode.INPUT_FORBIDDEN, f"{shown.uri(uri)} is not read: it is no {known} URI")
+    return _READERS[scheme](*allow.object(uri))
+
+
+def _read_s3(bucket: str, key: str) -> bytes:
     import boto3  # not at the top: half a second that most callers never need
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -71,6 +77,32 @@ def _read(uri: str, allow: ReadAllow) -> bytes:
         return boto3.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
     except (BotoCoreError, ClientError, ValueError) as error:  # the last for an endpoint or a number that is none
         raise OSError(str(error)) from error
+
+
+def _read_gs(bucket: str, key: str) -> bytes:
+    require("gs")
+    # Not the package's own class: that asks for the layout of the bucket first, by gRPC, and may wait a minute for it.
+    from gcsfs.core import GCSFileSystem
+
+    return _read_fsspec(lambda: GCSFileSystem(access="read_only"), bucket, key)
+
+
+def _read_az(bucket: str, key: str) -> bytes:
+    require("az")
+    from adlfs.spec import AzureBlobFileSystem
+
+    return _read_fsspec(AzureBlobFileSystem, bucket, key)
+
+
+def _read_fsspec(build: Callable[[], Any], bucket: str, key: str) -> bytes:
+    try:
+        return bytes(build().cat_file(f"{bucket}/{key}"))
+    except Exception as error:  # each library has errors of its own, and they have no root in common
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+#: Reads an object by its bucket and key, for each scheme that results are written to, files aside.
+_READERS: dict[str, Callable[[str, str], bytes]] = {"s3": _read_s3, "gs": _read_gs, "az": _read_az}
 
 
 def _read_file(path: str) -> bytes:

@@ -215,7 +215,7 @@ def test_a_reference_names_what_is_wrong(kind: str) -> None:
         ("http://h/a.wav", "write https://"),
         ("HTTPS://h/a.wav", "small letters"),
         ("ftp://u:pw@h/a.wav", "put the input on S3"),
-        ("gs://b/k", "put the input on S3"),
+        ("abfs://b/k", "put the input on S3"),
     ],
 )
 def test_a_reference_says_what_to_write(uri: str, hint: str) -> None:
@@ -412,11 +412,11 @@ def test_a_file_that_is_not_there_is_no_text(run: Any, db: redis.Redis, argument
     assert run("submit", PIPELINE, "-", stdin=f"fine text\n{argument}\n").exit_code == 2
 
 
-@pytest.mark.parametrize("argument", ["http://h/a.png", "ftp://h/a", "gs://b/k", "hdfs://x"])
+@pytest.mark.parametrize("argument", ["http://h/a.png", "ftp://h/a", "abfs://b/k", "hdfs://x"])
 def test_a_uri_that_nobody_reads_is_no_text(run: Any, argument: str) -> None:
     done = run("submit", PIPELINE, argument)
     assert done.exit_code == 2
-    assert "is not read, only s3://, file://, https://" in " ".join(done.stderr.split())
+    assert "is not read, only s3://, file://, https://, gs://, az://, hf://" in " ".join(done.stderr.split())
     assert run("submit", PIPELINE, argument, "--text").exit_code == 0
 
 

@@ -75,7 +75,7 @@ def test_output_elsewhere_is_forbidden(store: Writer, uri: str, line: str) -> No
 
 
 def test_output_to_another_scheme_is_forbidden(store: Writer) -> None:
-    with pytest.raises(PipeqError, match="output goes to s3:// or file://"):
+    with pytest.raises(PipeqError, match="output goes to s3://, file://, gs:// or az://"):
         store.check_allowed("https://example.org/a.json?X-Amz-Signature=secret")
 
 

@@ -64,7 +64,7 @@ _allow = click.option(
     "--allow",
     multiple=True,
     metavar="URI",
-    help="Read results below this prefix, s3:// or file:// (your workers' store); may be repeated. "
+    help="Read results below this prefix, such as s3://results/ (your workers' store); may be repeated. "
     "Default: PIPEQ_CLIENT_ALLOW.",
 )
 
@@ -138,7 +138,7 @@ def _write_params(text: str) -> str:
 @click.option(
     "--params", default="{}", callback=_parse_params, metavar="JSON", help="Parameters of the pipeline's call."
 )
-@click.option("--output", metavar="URI", help="Where results go: s3:// or file://; a prefix ends in '/'.")
+@click.option("--output", metavar="URI", help="Where results go: s3://, file://, gs:// or az://; a prefix ends in '/'.")
 @click.option(
     "--priority",
     type=click.IntRange(0, 9),
@@ -177,9 +177,9 @@ def submit(
 ) -> None:
     """Queue a task for each INPUT and print its id.
 
-    An INPUT is an s3://, file:// or https:// URI; a file that the workers can open under the same path; a JSON object
-    or array, which may hold {"uri": "s3://..."}; or else plain text. `-` reads inputs from stdin, one a line, blank
-    lines left out.
+    An INPUT is a URI (s3://, file://, https://, gs://, az://, hf://); a file that the workers can open under the same
+    path; a JSON object or array, which may hold {"uri": "s3://..."}; or else plain text. `-` reads inputs from stdin,
+    one a line, blank lines left out.
 
     With --wait, prints a line for each INPUT, in order: its result as JSON, or null and the reason on stderr. Results
     that --output sent elsewhere print as {"uri": ...}. With --json, a line is the task's full status.

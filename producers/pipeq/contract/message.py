@@ -29,7 +29,8 @@ class Ref(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    #: ``s3://bucket/key``, ``file:///absolute/path`` on the worker's disk, or ``https://host/path``.
+    #: ``s3://bucket/key``, ``file:///absolute/path`` on the worker's disk, ``https://host/path``; ``gs://``, ``az://``
+    #: and ``hf://`` where the worker has their package; or a scheme that an installed package registers.
     uri: str | None = None
     #: The bytes themselves, for small inputs.
     base64: str | None = Field(default=None, repr=False)
@@ -124,7 +125,8 @@ class Output(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    #: ``s3://`` or ``file://``; one that ends in ``/`` is a prefix, the object is ``<task id>.json`` below it.
+    #: ``s3://``, ``file://``, ``gs://`` or ``az://``; one that ends in ``/`` is a prefix, the object is
+    #: ``<task id>.json`` below it.
     uri: str
 
     def __init__(self, /, **fields: Any) -> None:

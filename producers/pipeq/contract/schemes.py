@@ -28,17 +28,25 @@ class Scheme:
     writable: bool
     #: What the first part of its URIs names.
     first: str
-    #: Whether a URI is the name of something stored: any ``?`` and ``#`` in it is a part of that name, and no query.
-    stored: bool = True
+    #: Whether errors show a ``?`` and what follows: as a part of a name. Of a query they do not, it may hold a secret.
+    stored: bool = False
+    #: Characters that its URIs may not hold: the package that reads it takes them for something else than a name.
+    reserved: str = ""
+    #: The package that reads it and the extra of pipeq that brings that package; None where pipeq itself brings it.
+    package: str | None = None
+    extra: str | None = None
 
 
 #: The schemes that come with pipeq.
 SCHEMES = {
     one.name: one
     for one in (
-        Scheme("s3", writable=True, first="bucket"),
-        Scheme("file", writable=True, first="folder"),
-        Scheme("https", writable=False, first="host", stored=False),
+        Scheme("s3", writable=True, first="bucket", stored=True),
+        Scheme("file", writable=True, first="folder", stored=True),
+        Scheme("https", writable=False, first="host"),
+        Scheme("gs", writable=True, first="bucket", package="gcsfs", extra="gs"),
+        Scheme("az", writable=True, first="container", reserved="?#@:", package="adlfs", extra="az"),
+        Scheme("hf", writable=False, first="repository", package="huggingface_hub", extra="hf"),
     )
 }
 

@@ -223,8 +223,8 @@ class PipelineSettings(_Section):
 
     #: Task type; the pipeline's name where it is absent.
     task: str | None = None
-    #: A local folder, a name on the Hub, or an archive (``s3://bucket/model.tar.gz``); transformers' default for the
-    #: task where it is absent.
+    #: A local folder, a name on the Hub, or an archive (``s3://bucket/model.tar.gz``, ``gs://``, ``az://``);
+    #: transformers' default for the task where it is absent.
     model: str | None = None
     revision: str | None = None
     #: ``cpu``, ``cuda:0``, ...; the worker's device where it is absent.

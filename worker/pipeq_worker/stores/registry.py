@@ -12,13 +12,16 @@ from importlib.metadata import EntryPoint, entry_points
 from pipeq.contract import schemes, shown
 from pipeq.contract.errors import SettingsError
 
+from pipeq_worker.stores.az import Az
 from pipeq_worker.stores.base import Access, Store
 from pipeq_worker.stores.file import File
+from pipeq_worker.stores.gs import Gs
+from pipeq_worker.stores.hf import Hf
 from pipeq_worker.stores.https import Https
 from pipeq_worker.stores.s3 import S3
 
 #: The stores that come with pipeq.
-OURS: dict[str, type[Store]] = {store.scheme: store for store in (S3, File, Https)}
+OURS: dict[str, type[Store]] = {store.scheme: store for store in (S3, File, Https, Gs, Az, Hf)}
 
 _loaded: dict[str, type[Store]] = {}
 

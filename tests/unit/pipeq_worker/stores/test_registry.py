@@ -26,7 +26,7 @@ def test_a_store_does_what_the_table_says(name: str) -> None:
     assert store.scheme == name
     assert store.writable is schemes.SCHEMES[name].writable
     for method, promised in (("put", store.writable), ("version", store.has_versions)):
-        assert (getattr(store, method) is not getattr(Store, method)) is promised, method
+        assert not promised or getattr(store, method) is not getattr(Store, method), method
 
 
 @pytest.mark.parametrize("name", schemes.SCHEMES)
