@@ -22,7 +22,7 @@ _TRY_AGAIN_S = 0.5
 #: ... and time after which a wait without a time limit gives up, in seconds.
 OUTAGE_S = 300.0
 #: Most channels of one SUBSCRIBE.
-_CHANNELS_AT_ONCE = 500
+_CHANNELS_PER_CALL = 500
 
 
 class Wait:
@@ -68,8 +68,8 @@ class Wait:
     def _ended_while_connected(self) -> Iterator[TaskStatus]:
         channels = [keys.record_key(task_id) for task_id in self._pending]
         with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]
-            for start in range(0, len(channels), _CHANNELS_AT_ONCE):
-                pubsub.subscribe(*channels[start : start + _CHANNELS_AT_ONCE])
+            for start in range(0, len(channels), _CHANNELS_PER_CALL):
+                pubsub.subscribe(*channels[start : start + _CHANNELS_PER_CALL])
             while self._pending:
                 # Read after subscribing, so that no end is missed in between.
                 wake_at = time.monotonic() + RECHECK_S

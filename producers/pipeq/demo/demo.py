@@ -43,7 +43,7 @@ QUESTIONS = (
 #: Number of matches for each question, and number of characters shown of each.
 MATCHES = 3
 MATCH_CHARS = 200
-UPLOADS_AT_ONCE = 16
+UPLOAD_THREADS = 16
 #: torch and the model load in 5 to 20 s; the first download takes longer.
 WORKER_WITHIN_S = 300.0
 TASKS_WITHIN_S = 600.0
@@ -192,14 +192,14 @@ def worker_env(environ: Mapping[str, str], redis_url: str, store: S3Server, mode
 def _upload(console: Console, store: S3Server, passages: Sequence[Passage]) -> list[Ref]:
     """Puts each passage into the store. Returns references to them."""
     with _step(console, "Passages") as done:
-        client = store.client(connections=UPLOADS_AT_ONCE)
+        client = store.client(connections=UPLOAD_THREADS)
 
         def put(numbered: tuple[int, Passage]) -> Ref:
             key = f"{numbered[0]:04}.txt"
             client.put_object(Bucket=BUCKET, Key=key, Body=numbered[1].text.encode(), ContentType="text/plain")
             return Ref(f"s3://{BUCKET}/{key}")
 
-        with ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool:
+        with ThreadPoolExecutor(UPLOAD_THREADS) as pool:
             refs = list(pool.map(put, enumerate(passages, start=1)))
         client.close()
         files = len({passage.source for passage in passages})

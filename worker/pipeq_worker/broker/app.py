@@ -1,4 +1,4 @@
-"""The Celery app of a worker; each option with its reason."""
+"""The Celery app of a worker, with the reason for each option."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from pipeq_worker.leases.redis_arguments import plain as redis_arguments_of
 
 
 def build_app(runtime: Runtime) -> Celery:
-    """An app that consumes the queues of the runtime's pipelines and nothing else."""
+    """Builds an app that consumes only the queues of the runtime's pipelines and of its ordinary Celery tasks."""
     settings = runtime.settings
     broker_url, redis_arguments = redis_arguments_of(settings.redis_url)
-    # Links and chains go on to queues of other workers, too.
+    # The next tasks of links and chains may be on queues of other workers.
     app = ServingApp(runtime, amqp="pipeq_worker.broker.routes:Routes")
     app.conf.update(
         broker_url=broker_url,
         broker_transport=transport.NAME,
         broker_connection_retry_on_startup=True,
-        # Redis may refuse for a while: it is full, or a replica.
+        # A Redis that is full, or a replica, refuses commands for a while.
         broker_channel_error_retry=True,
-        # One list for each of these and each queue, as stock Celery producers push them.
+        # Each queue has one list for each of these priorities; stock Celery producers use the same lists.
         broker_transport_options={
             "priority_steps": list(queues.PRIORITY_STEPS),
             "sep": queues.PRIORITY_SEPARATOR,
             "lease_s": settings.lease_s,
             "sweep_s": settings.sweep_s,
-            # Of each pipeline, so that a busy one does not fill the place of another.
+            # For each pipeline separately, so that a busy one does not take the places of another.
             "queue_prefetch": settings.prefetch,
-            # Bulk work of a pipeline never starves; ordinary tasks keep Celery's strict order.
+            # The bulk work of a pipeline never starves; ordinary tasks keep Celery's strict order.
             "shared_queues": tuple(runtime.pipelines),
-            # Measured before anything is decoded. Ordinary tasks may be larger, but are JSON, too.
+            # Checked before anything is decoded. Messages of ordinary tasks may be larger, but must be JSON, too.
             "queue_body_bytes": dict.fromkeys(runtime.pipelines, settings.max_message_bytes),
             "content_types": ["application/json"],
-            # Redis may be silent without closing a connection.
+            # Redis may stop answering without closing a connection.
             "socket_timeout": 10,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
@@ -55,9 +55,9 @@ def build_app(runtime: Runtime) -> Celery:
         },
         result_backend=f"pipeq_worker:Backend+{broker_url}",
         result_expires=settings.results.expires_s,
-        # What is computed waits for Redis to come back: once a second, for ten minutes.
+        # Computed results wait until Redis is back: one try a second, for ten minutes.
         result_backend_transport_options={"retry_policy": {"max_retries": 600, "interval_start": 0.2}},
-        # JSON only: a pickle from a producer would be code.
+        # Only JSON, because a pickle from a producer could run code.
         accept_content=["json"],
         task_serializer="json",
         result_serializer="json",
@@ -66,35 +66,36 @@ def build_app(runtime: Runtime) -> Celery:
         include=settings.include,
         worker_pool="pipeq_worker:TaskPool",
         worker_consumer="pipeq_worker:Consumer",
-        # Tasks that wait inside, not CPUs: the window that batches are picked from.
+        # The number of tasks inside, from which batches are formed; not a number of CPUs.
         worker_concurrency=settings.prefetch * len(runtime.queues),
         worker_prefetch_multiplier=1,
-        # A message is acknowledged when its result is stored, so that no death loses it.
+        # A message is acknowledged after its result is stored, so that a crash does not lose it.
         task_acks_late=True,
         task_acks_on_failure_or_timeout=True,
-        # STARTED would be written when the tracer runs, that is, at the end; running marks say it in time.
+        # Celery would write STARTED when the tracer runs, which is at the end. Running marks say it when the task
+        # starts.
         task_track_started=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
-        # What a lost connection leaves behind is delivered again; computing it twice is better than dropping it.
+        # After a lost connection, running tasks are delivered again. Computing them twice is better than dropping them.
         worker_cancel_long_running_tasks_on_connection_loss=False,
         pipeq_dead_letter_max=settings.results.dead_letter_max,
     )
     app.register_task(_Infer())
-    # Weak references are Celery's default; nothing else would hold this one.
+    # Celery holds receivers by weak references by default, and nothing else refers to this one.
     worker_ready.connect(lambda **_: runtime.announce(), weak=False)
     return app
 
 
 class Worker(CeleryWorker):
-    """Celery's worker, told to stop in a way that its threads survive; see :mod:`pipeq_worker.host.signals`."""
+    """Celery's worker, with stop signals that its threads handle; see :mod:`pipeq_worker.host.signals`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # Gossip brings the workers' elections, which nothing here holds, and whatever else somebody broadcasts.
+        # Gossip serves elections among workers, which pipeq does not use, and would receive any broadcast.
         super().__init__(*args, without_gossip=True, **kwargs)
 
     def install_platform_tweaks(self, worker: Any) -> None:
-        """Installs the signal handlers. SIGUSR1 prints what every thread is doing, as in any Celery worker."""
+        """Installs the signal handlers. SIGUSR1 prints the stack of every thread, as in any Celery worker."""
         signals.on_stop(self._drain, self._hurry)
         install_cry_handler()
 
@@ -102,7 +103,7 @@ class Worker(CeleryWorker):
         worker_shutting_down.send(sender=self.hostname, sig="SIGTERM", how="Warm", exitcode=0)
         celery_state.should_stop = 0
         if (loop := get_event_loop()) is not None:
-            # Wakes it up, to look at what was just set.
+            # Wakes the loop up, so that it checks the flag that was just set.
             loop.call_soon(bool)
 
     def _hurry(self) -> None:
@@ -113,10 +114,10 @@ class Worker(CeleryWorker):
 
 
 class _Infer(Task):
-    """The one task. Its body runs when the outcome is known; see :mod:`pipeq_worker.delivery.deliver`."""
+    """The Celery task ``pipeq.infer``. Its body runs after the stages; see :mod:`pipeq_worker.delivery.deliver`."""
 
     name = queues.TASK_NAME
-    # Known failures are one line in the log, not a traceback.
+    # Celery logs these errors as one line, without a traceback.
     throws = (PipeqError,)
     ignore_result = False
 

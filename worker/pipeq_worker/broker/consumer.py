@@ -1,7 +1,8 @@
-"""Celery's consumer, which a message that is not ours neither stops nor loses.
+"""Celery's consumer, changed so that a foreign message neither stops the worker nor is lost.
 
-Celery rejects what it does not understand, which on Redis drops it. Here each such message is acknowledged only after
-it is in the dead-letter list of its queue, and, where it has an id, ends as a FAILURE that its producer can read.
+Celery rejects a message that it does not understand, and on Redis a rejected message is dropped. Here, each such
+message is first put into the dead-letter list of its queue, and then acknowledged. If it has an id, its task also ends
+as a FAILURE that its producer can read.
 """
 
 from __future__ import annotations
@@ -39,19 +40,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Celery itself waits for what is due this soon, in seconds.
+#: Messages that are due within this time stay with Celery, which waits for them itself, in seconds.
 SOON_S = 1.0
 RECONNECT_S = 0.5
 
-#: Redis is away, or refuses.
+#: Errors of a Redis that is away or refuses commands.
 _AWAY = (RedisError, OSError, OperationalError)
 
 
 class Consumer(CeleryConsumer):
-    """See the module. Named by the setting ``worker_consumer``."""
+    """See the module. Celery's setting ``worker_consumer`` names it."""
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
-        """Celery catches three kinds of bad message; the rest (a body of the wrong shape) would stop the worker."""
+        """Handles all bad messages. Celery's own handler catches three kinds; others would stop the worker."""
         handle = super().create_task_handler(*args, **kwargs)
         if (leases := getattr(self.task_consumer.channel, "leases", None)) is not None:
             self._listen(leases)
@@ -65,10 +66,11 @@ class Consumer(CeleryConsumer):
             except ResponseError as error:
                 if not is_wrong_type(error):
                     raise
-                # A key that this message alone needs.
+                # Redis refused a key that only this message needs.
                 self._refuse(message, shown.line(str(error)))
             except _AWAY:
-                # Not the message's fault. Celery's own list of such errors holds KeyError, too.
+                # Not a fault of the message. Must be raised first: Celery's own list of connection errors contains
+                # KeyError.
                 raise
             except Exception as error:
                 self._refuse(message, f"{type(error).__name__}: {shown.line(str(error))}")
@@ -76,9 +78,9 @@ class Consumer(CeleryConsumer):
         return on_task_received
 
     def _listen(self, leases: Leases) -> None:
-        """Has the leases tell the pool and this consumer what happens, from the start of the worker on.
+        """Connects the callbacks of the leases to the pool and this consumer.
 
-        A worker that never gets a message may be the one that hangs.
+        This happens when the worker starts, because a worker that never gets a message may be the one that hangs.
         """
         leases.on_unreadable = self._unreadable
         if self._runtime is not None:
@@ -89,7 +91,7 @@ class Consumer(CeleryConsumer):
         return runtime_of(self.app)
 
     def _broken(self, message: Any) -> str | None:
-        """What in a message cannot be worked with; None for nothing."""
+        """Returns why a message cannot be used; None if it can."""
         headers = message.headers
         if "task" not in headers:
             return "it is not in Celery's message protocol 2, which has the task's name among its headers"
@@ -99,12 +101,13 @@ class Consumer(CeleryConsumer):
         if task != queues.TASK_NAME:
             if task not in self.app.tasks or self._has_tasks_of_its_own():
                 return None
-            # Celery brings some along (celery.map, celery.chord_unlock, ...), which run whatever they are told to.
+            # Celery registers tasks of its own (celery.map, celery.chord_unlock, ...), which run whatever a message
+            # says.
             return f"it is for the task {task!r}, this worker runs {queues.TASK_NAME!r} alone (see `--include`)"
         if not queues.is_task_id(headers.get("id")):
             return f"its id {str(headers.get('id'))[:100]!r} is not {queues.TASK_ID_WORDS}"
         try:
-            # As kombu would read it, but to a depth that nothing here is surprised by. It does not read it again.
+            # Reads the body as kombu would, but with a limit on its depth. kombu then does not read it again.
             payload = json_value(message.body, kombu_json.object_hook)
         except (UnreadableError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
             return f"its body cannot be decoded: {shown.line(str(error))}"
@@ -115,21 +118,21 @@ class Consumer(CeleryConsumer):
         return self._runtime is None or bool(self._runtime.settings.include)
 
     def _postpone(self, message: Any) -> bool:
-        """Sends back a message that is not due yet: Celery would keep it, its memory and its credit until it is."""
+        """Puts a message that is not due yet into the waiting set. Celery would keep it, its memory and its credit."""
         leases = getattr(message.channel, "leases", None)
         eta = _seconds(message.headers.get("eta"))
         queue = (message.delivery_info or {}).get("routing_key", "")
-        # Only `pipeq worker` puts back what waits; in another app it would wait for ever.
+        # Only `pipeq worker` puts waiting messages back; in another app the message would wait for ever.
         if self._runtime is None or queue not in self._runtime.queues:
             return False
         if leases is None or eta is None or eta - time.time() < SOON_S:
             return False
         leases.postpone(message.delivery_tag, queues.waiting_key(queue), eta)
-        message.ack_log_error(logger, self.connection_errors)  # here alone: in Redis it waits
+        message.ack_log_error(logger, self.connection_errors)  # only in this process: in Redis, the message waits
         return True
 
     def ensure_connected(self, conn: Any) -> Any:
-        """Tries until it succeeds, twice a second; Celery's own waits longer each time, and logs each time."""
+        """Connects; tries twice a second until it succeeds. Celery's own method waits longer and logs each try."""
         errors = conn.recoverable_connection_errors
         while True:
             celery_state.maybe_shutdown()
@@ -142,37 +145,37 @@ class Consumer(CeleryConsumer):
                 return conn
 
     def loop_args(self) -> Any:
-        """Called when every part is started, so that one that Redis refuses is not said to be over meanwhile."""
+        """Called when all parts have started. Only then is the outage over: Redis may have refused one of them."""
         outage.over("connect")
         return super().loop_args()
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
-        """The connection for broadcasts broke, which Celery makes a warning with a lecture of."""
+        """Called when the connection for broadcasts breaks; logs it without Celery's long warning."""
         outage.noticed("connect", exc)
         with _below_warning(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             super().on_connection_error_after_connected(exc)
 
     def on_connection_error_before_connected(self, exc: BaseException) -> None:
-        """Another try follows."""
+        """Called between two tries to connect."""
         outage.noticed("connect", exc)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        """Neither of Celery's message protocols."""
+        """Called with a message in neither of Celery's message protocols."""
         self._refuse(message, "it is no Celery task message")
 
     def on_unknown_task(self, body: Any, message: Any, exc: BaseException) -> None:
-        """A task that this worker does not have."""
+        """Called with a message for a task that this worker does not have."""
         self._refuse(
             message, f"it is for the task {message.headers.get('task')!r}, this worker runs {queues.TASK_NAME!r}"
         )
 
     def on_invalid_task(self, body: Any, message: Any, exc: BaseException) -> None:
-        """A body or header that Celery cannot use."""
+        """Called with a message whose body or headers Celery cannot use."""
         self._refuse(message, str(exc))
 
     def on_decode_error(self, message: Any, exc: BaseException) -> None:
-        """A body in an encoding that is not accepted."""
+        """Called with a message whose body has an encoding that is not accepted."""
         self._refuse(message, f"its body cannot be decoded: {exc}")
 
     def _refuse(self, message: Any, reason: str) -> None:
@@ -182,14 +185,14 @@ class Consumer(CeleryConsumer):
         message.ack_log_error(logger, self.connection_errors)
 
     def _unreadable(self, one: Reserved, task_id: str, reason: str, text: str) -> bool:
-        """A message that is no frame of kombu's, in which an id was found all the same."""
+        """Ends a message that is not a kombu frame, but in which an id was found."""
         refuse(self.app, self.hostname, one.queue, task_id, reason, text)
         self.task_consumer.channel.leases.acknowledge(one.tag)
         return True
 
 
 def _seconds(eta: Any) -> float | None:
-    """The time of a header, in seconds since the epoch; None for none, or one that Celery shall judge."""
+    """Returns the time in a header, in seconds since the epoch; None if there is none or Celery must judge it."""
     if not isinstance(eta, str):
         return None
     try:

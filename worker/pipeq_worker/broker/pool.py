@@ -1,7 +1,7 @@
-"""The Celery pool: takes each request through the stages. Before: Celery's consumer. After: accept.
+"""The Celery pool: passes each request through the stages. Before: Celery's consumer. After: accept.
 
-Celery keeps its stock Request, tracer, events, expiry and revocation; only the body of a task is batched. An ordinary
-Celery task that is sent to this worker runs in a thread beside the stages.
+Celery keeps its own Request, tracer, events, expiry and revocation; only the body of a task runs in batches. An
+ordinary Celery task that is sent to this worker runs in a thread beside the stages.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from pipeq_worker.observe.outage import outage
 
 logger = logging.getLogger(__name__)
 
-#: The process ends with this code when the device hangs or is beyond use, so that a supervisor starts it again.
+#: Exit code of the process when the device hangs or is unusable. A supervisor then starts the process again.
 EXIT_DEVICE_LOST = 75
-#: How long such an end may take, in seconds.
+#: Time that this end may take before the process is killed, in seconds.
 LOST_EXIT_S = 10.0
 
 
 class TaskPool(BasePool):
-    """Named by the setting ``worker_pool``. ``limit``, Celery's concurrency, is the number of tasks inside."""
+    """Celery's setting ``worker_pool`` names it. ``limit``, Celery's concurrency, is the number of tasks inside."""
 
     signal_safe = False
     body_can_be_buffer = True
-    #: Celery knows a running task by a process id; ours have none, so they get numbers beyond any.
+    #: Celery identifies a running task by a process id. These numbers replace it, and are larger than any process id.
     _numbers = itertools.count(1 << 22)
 
     def on_start(self) -> None:
@@ -51,7 +51,7 @@ class TaskPool(BasePool):
         self._inside: dict[str, Delivery] = {}
         #: Ordinary tasks that wait or run.
         self._plain_futures: set[Future[Any]] = set()
-        #: None in an app that has no pipelines: there this is a pool of threads, as many as its concurrency says.
+        #: None in an app without pipelines; there, this is a pool of threads, and Celery's concurrency is their number.
         self._serving: Runtime | None = runtime_of(self.app)
         self._plain = ThreadPoolExecutor(self.limit if self._serving is None else (os.cpu_count() or 1), "task")
         if self._serving is not None:
@@ -59,7 +59,7 @@ class TaskPool(BasePool):
 
     @property
     def _runtime(self) -> Runtime:
-        """For what is only called where there are pipelines."""
+        """The runtime, for methods that are only called in an app with pipelines."""
         assert self._serving is not None
         return self._serving
 
@@ -72,7 +72,7 @@ class TaskPool(BasePool):
         accept_callback: Any = None,
         **_: Any,
     ) -> Any:
-        """Takes one request in; called on Celery's event loop, so it only hands on."""
+        """Accepts one request. Runs on Celery's event loop, so it only passes the request on."""
         if args[0] != queues.TASK_NAME or self._serving is None:
             future = self._plain.submit(apply_target, target, args, kwargs or {}, callback, accept_callback)
             self._plain_futures.add(future)
@@ -80,10 +80,10 @@ class TaskPool(BasePool):
             return future
         request = callback.__self__
         if (delivery := self._inside.get(request.id)) is not None:
-            # The broker delivers again what it thinks is lost, after a broken connection for instance.
+            # The broker delivers a message again that it considers lost, for instance after a broken connection.
             delivery.again.append(request)
             return None
-        # A task's status is kept, whatever its producer wants to know of it.
+        # The task's status is stored even if its producer wants no result.
         args[2]["ignore_result"] = False
         number = next(self._numbers)
         leases = getattr(request.message.channel, "leases", None)
@@ -98,7 +98,7 @@ class TaskPool(BasePool):
         )
         self._deliveries[number] = self._inside[delivery.id] = delivery
         if accept_callback is not None:
-            # Called when its batch begins: until then Celery counts the task as reserved, and it can be revoked.
+            # Called when its batch begins; until then Celery counts the task as reserved, and it can be revoked.
             delivery.accept = partial(_accept, request, partial(accept_callback, number))
         try:
             delivery.message = self._read(request)
@@ -112,7 +112,7 @@ class TaskPool(BasePool):
     def _read(self, request: Any) -> TaskMessage:
         fields = dict(request.kwargs)
         if len(request.args) == 1 and "inputs" not in fields:
-            fields["inputs"] = request.args[0]  # what comes before it in a chain
+            fields["inputs"] = request.args[0]  # the result of the previous task of a chain
         elif request.args:
             raise PipeqError(
                 ErrorCode.INVALID_MESSAGE,
@@ -144,19 +144,19 @@ class TaskPool(BasePool):
                 try:
                     celery_state.task_ready(request)
                     if delivery.is_lost:
-                        request.reject(requeue=True)  # this one is its successor
+                        request.reject(requeue=True)  # the new lease of the message is valid
                     else:
                         request.acknowledge()
                 except Exception:
                     logger.exception("task %s", delivery.id, extra={"action": "deliver"})
 
     def on_stalled(self, reason: str) -> None:
-        """Messages do not come in, and only a new process helps. Called on the thread of the leases."""
+        """Ends the process if no messages come in and only a new process helps. Runs on the leases' thread."""
         if self._runtime.lost is None:
             self._on_lost(reason, [])
 
     def on_lost_leases(self, tags: set[str]) -> None:
-        """Called on the thread of the leases."""
+        """Marks deliveries whose leases are lost. Runs on the leases' thread."""
         for delivery in list(self._deliveries.values()):
             if delivery.tag in tags:
                 delivery.is_lost = True
@@ -167,7 +167,7 @@ class TaskPool(BasePool):
             delivery.is_terminated = True
 
     def on_stop(self) -> None:
-        """SIGTERM: what does not run yet goes back on its queue at once, what runs has ``drain_s``."""
+        """Stops after SIGTERM: waiting tasks go back on their queues at once, running tasks get ``drain_s``."""
         if self._serving is None:
             self._plain.shutdown(wait=True, cancel_futures=True)
             return
@@ -193,28 +193,28 @@ class TaskPool(BasePool):
             logger.info("every task that ran has ended", extra={"action": "drain"})
 
     def on_terminate(self) -> None:
-        """A cold shutdown, where somebody else's ``celery worker`` runs this pool; ours has none."""
+        """Called at a cold shutdown, which only happens if a stock ``celery worker`` runs this pool."""
         if self._serving is not None:
             self._serving.stop(0)
         self._plain.shutdown(wait=False, cancel_futures=True)
 
     def _on_lost(self, reason: str, deliveries: list[Delivery]) -> None:
-        """Ends the process; nothing else frees a device that hangs. Called on the watchdog's or the device's thread."""
+        """Ends the process, the only way to free a device that hangs. Runs on the watchdog's or the device's thread."""
         self._runtime.observer.child_died(reason, [one.id for one in deliveries])
         self._runtime.lost = deliveries
-        # Should even the orderly way hang, no lease of ours may outlive us for long.
+        # If the orderly stop hangs, too, the process is killed, so that its leases lapse soon.
         backstop = threading.Timer(LOST_EXIT_S, os._exit, (EXIT_DEVICE_LOST,))
         backstop.daemon = True
         backstop.start()
         if len(deliveries) == 1:
-            # It was alone, so it is to blame: running it again would only end the next worker.
+            # The task ran alone, so it caused the fault. Running it again would end the next worker, too.
             deliveries[0].fail(PipeqError(ErrorCode.TIMEOUT, reason))
             self._runtime.deliverer.deliver(deliveries)
-        # The way of every SIGTERM, but without waiting for the device: what is inside goes back on its queue.
+        # Stops like any SIGTERM, but without waiting for the device: the tasks inside go back on their queues.
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _get_info(self) -> dict[str, Any]:
-        """What ``celery inspect stats`` shows."""
+        """Returns what ``celery inspect stats`` shows of the pool."""
         return {
             **super()._get_info(),
             "processes": [os.getpid()],
@@ -229,11 +229,11 @@ class TaskPool(BasePool):
 
 def _accept(request: Any, accepted: Callable[[float], None]) -> bool:
     try:
-        # Stores and announces that it was revoked.
+        # `revoked()` stores the revocation, and announces it.
         if request.id in celery_state.revoked and request.revoked():
             return False
     except RedisError as error:
-        # It says so when it is dropped, or where it is delivered again.
+        # The revocation is stored when the task is dropped, or when it is delivered again.
         outage.noticed("revoke", error)
         return False
     outage.over("revoke")
@@ -242,10 +242,10 @@ def _accept(request: Any, accepted: Callable[[float], None]) -> bool:
 
 
 class _Handle:
-    """What Celery keeps a weak reference to, to terminate the task."""
+    """An object that Celery refers to weakly, and calls to terminate the task."""
 
     def __init__(self, delivery: Delivery) -> None:
-        self._work = delivery
+        self._delivery = delivery
 
     def terminate(self, signum: Any = None) -> None:
-        self._work.is_terminated = True
+        self._delivery.is_terminated = True

@@ -1,8 +1,8 @@
-"""What Celery's message protocol 2 says of each header, property and part of a body, and whether a message keeps to it.
+"""Celery's message protocol 2: the types of its headers, properties and parts of a body, and a check of messages.
 
-Celery checks next to nothing: a number in the place of a text comes out as an exception of some other place, with the
-tasks of a whole batch around it. Source: celery 5.7, ``app/amqp.py`` (``AMQP.as_task_v2``), ``app/task.py``
-(``Context``), ``worker/request.py``.
+Celery checks almost nothing: a number instead of a text raises an exception in an unrelated place, together with the
+tasks of a whole batch. Source: celery 5.7, ``app/amqp.py`` (``AMQP.as_task_v2``), ``app/task.py`` (``Context``),
+``worker/request.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from celery.app.task import Context
 from pipeq.contract.reading import number
 
-#: The largest whole number that every JSON reader keeps.
+#: Whole numbers below this are exact in every JSON reader.
 _LARGEST = 2**53
 
 Check = Callable[[Any], bool]
@@ -25,7 +25,7 @@ def _text(value: Any) -> bool:
     try:
         value.encode()
     except UnicodeEncodeError:
-        return False  # half of a pair, which nothing can store
+        return False  # half of a surrogate pair, which cannot be stored
     return True
 
 
@@ -53,7 +53,7 @@ def _object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-#: Header -> what it must be where it is not null, in words and as a check.
+#: Header -> its type if it is not null, in words, and a check.
 HEADERS: dict[str, tuple[str, Check]] = {
     **dict.fromkeys(
         "lang task id shadow eta expires group root_id parent_id argsrepr kwargsrepr origin compression".split(),
@@ -67,25 +67,25 @@ HEADERS: dict[str, tuple[str, Check]] = {
     "stamped_headers": ("a list of texts", _texts),
     "stamps": ("an object", _object),
 }
-#: The same for properties; what the transport sets itself is not among them.
+#: Property -> the same; the properties that the transport sets itself are not included.
 PROPERTIES: dict[str, tuple[str, Check]] = {
     **dict.fromkeys("correlation_id reply_to expiration message_id type user_id app_id".split(), ("text", _text)),
     "priority": ("a number from 0 to 255", _count(255)),
     "delivery_mode": ("1 or 2", _count(2)),
 }
-#: The same for the third part of a body.
+#: Key of the third part of a body -> the same.
 EMBED: dict[str, tuple[str, Check]] = {
     **dict.fromkeys(("callbacks", "errbacks", "chain"), ("a list of signatures", _signatures)),
     "chord": ("a signature", _object),
 }
-#: Headers become attributes of Celery's request, beside or over these.
+#: Celery copies headers to attributes of its request. A header with one of these names would replace its own.
 _RESERVED = frozenset(name for name in vars(Context) if name not in HEADERS)
 
 
 def broken_headers(headers: dict[str, Any], properties: dict[str, Any]) -> str | None:
-    """Why a message's headers or properties are none of the protocol's; None where they are.
+    """Returns why a message's headers or properties do not follow the protocol; None if they do.
 
-    Headers that would stand in the way of Celery's own attributes are taken out: they mean nothing to anybody.
+    Removes headers that would replace attributes of Celery's request; they have no meaning in the protocol.
     """
     for name in [name for name in headers if name in _RESERVED]:
         del headers[name]
@@ -93,7 +93,7 @@ def broken_headers(headers: dict[str, Any], properties: dict[str, Any]) -> str |
 
 
 def broken_body(payload: Any) -> str | None:
-    """Why a decoded body is none of the protocol's; None where it is."""
+    """Returns why a decoded body does not follow the protocol; None if it does."""
     if not isinstance(payload, list) or len(payload) != 3:
         return "its body is not [args, kwargs, embed]"
     args, kwargs, embed = payload

@@ -1,9 +1,9 @@
-"""HAND ON, where to: the queue of a link, of the next task of a chain, of a chord's body. Used by Celery's tracer.
+"""HAND ON: checks the queue of a link, of the next task of a chain, or of a chord's body. Used by Celery's tracer.
 
-Producers name it in their messages, and the worker pushes there with its own rights. So it may be any queue, of a
-pipeline that another worker serves or of somebody's ordinary Celery tasks, and nothing but a queue: no key of pipeq's
-or Celery's own, no exchange (one of them reaches every worker), and nothing is remembered of it. Which queues a
-worker's user may push to is for Redis to say (deploy/redis-users.acl).
+Producers name this queue in their messages, and the worker pushes to it with its own permissions. It may be any queue:
+of a pipeline that another worker serves, or of ordinary Celery tasks. It cannot be anything else: not a key of pipeq or
+Celery, and not an exchange (one of them reaches every worker). The worker does not store the name. Which queues a
+worker may push to is a matter of its Redis user (deploy/redis-users.acl).
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from pipeq.contract import keys as queues
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 
-#: Options of a signature that lead elsewhere than to the queue that it names.
+#: Options of a signature that would send it to another place than the queue it names.
 _ELSEWHERE = ("exchange", "exchange_type", "routing_key", "declare")
 
 
 class Queues(amqp.Queues):
-    """The worker's own queues, and any other as a place to push to."""
+    """The worker's own queues; any other queue can be pushed to."""
 
     def __missing__(self, name: Any) -> Queue:
         if not queues.is_queue_name(name):
             sentence = f"the next task cannot go to {shown.line(str(name))!r}: a queue is {queues.QUEUE_NAME_WORDS}"
             raise PipeqError(ErrorCode.INVALID_MESSAGE, sentence)
-        # Not kept: producers think of names without end.
+        # Not kept, because producers may name any number of queues.
         return self.new_missing(name)
 
 
 class Router(routes.Router):
-    """Everything goes to a queue by its name."""
+    """Sends every message to the queue that it names."""
 
     def route(self, options: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The options of a message, with the queue that it goes to."""
+        """Returns the options of a message, with its queue."""
         queue = options.get("queue")
         if queue is None and options.get("exchange"):
             sentence = f"the next task names the exchange {shown.line(str(options['exchange']))!r}: let it name a queue"
@@ -43,15 +43,15 @@ class Router(routes.Router):
         if queue is not None and not isinstance(queue, str | Queue):
             raise PipeqError(ErrorCode.INVALID_MESSAGE, "the queue of the next task is no text")
         options = {name: value for name, value in options.items() if name not in _ELSEWHERE}
-        # Declared, it would leave a binding in Redis; a list needs none.
+        # Declaring the queue would leave a binding in Redis, which a list does not need.
         return {**super().route(options, *args, **kwargs), "declare": []}
 
 
 class Routes(amqp.AMQP):
-    """For ``Celery(amqp=...)``."""
+    """The class for ``Celery(amqp=...)``."""
 
     queues_cls = Queues
 
     def Router(self, queues: Any = None, create_missing: Any = None) -> Router:  # noqa: N802 - Celery's name
-        """Made anew where the routes change."""
+        """Creates a router; called again when the routes change."""
         return Router(self.routes, queues or self.queues, True, app=self.app)

@@ -1,6 +1,6 @@
-"""Whether a Celery app serves pipelines: the app of ``pipeq worker`` does, and holds the runtime.
+"""The app of ``pipeq worker``, which holds the runtime, and the runtime of any Celery app, if it has one.
 
-The pool and the consumer also work in a Celery app that has no pipelines (docs/decisions/pool.md); there they ask.
+The pool and the consumer also work in a Celery app without pipelines (docs/decisions/pool.md), so they ask here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ServingApp(WorkerApp):
-    """The app of ``pipeq worker``; made by :func:`pipeq_worker.broker.app.build_app`."""
+    """The app of ``pipeq worker``, created by :func:`pipeq_worker.broker.app.build_app`."""
 
     def __init__(self, runtime: Runtime, **kwargs: Any) -> None:
         super().__init__("pipeq", redis_url=runtime.settings.redis_url, **kwargs)
@@ -24,5 +24,5 @@ class ServingApp(WorkerApp):
 
 
 def runtime_of(app: Celery) -> Runtime | None:
-    """The runtime of an app; None for an app that serves no pipelines."""
+    """Returns the runtime of an app; None if the app serves no pipelines."""
     return app.runtime if isinstance(app, ServingApp) else None

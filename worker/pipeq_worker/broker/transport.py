@@ -1,10 +1,11 @@
-"""CONSUME: kombu's Redis transport for workers: takes messages under a lease, many at once. After: pool.
+"""CONSUME: kombu's Redis transport for workers: takes many messages at once, under leases. After: pool.
 
-Any stock Celery producer feeds it: lists, frames and priorities are kombu's own. What differs is how messages are taken
-(leases/reserver.py) and kept (leases/leases.py). A message that cannot be read goes to the dead-letter list;
-kombu's own transport would end its event loop with it.
+Any stock Celery producer can feed it, because lists, frames and priorities are kombu's own. Only taking messages
+(leases/reserver.py) and keeping them (leases/leases.py) differ. A message that cannot be read goes to the dead-letter
+list; in kombu's own transport it would end the event loop.
 
-In any Celery app: ``import pipeq_worker`` where the app is configured, then ``broker_url = "pipeq+redis://..."``.
+To use it in any Celery app: ``import pipeq_worker`` where the app is configured, then
+``broker_url = "pipeq+redis://..."``.
 """
 
 from __future__ import annotations
@@ -42,17 +43,17 @@ from pipeq_worker.observe.outage import outage
 
 logger = logging.getLogger(__name__)
 
-#: What kombu knows this transport by once ``pipeq_worker`` is imported.
+#: The name of this transport in kombu, registered when ``pipeq_worker`` is imported.
 NAME = "pipeq"
 
-#: Messages handed to Celery before its event loop looks at anything else.
-AT_ONCE = 64
+#: Number of messages that are passed to Celery at most in one turn of its event loop.
+MESSAGES_PER_TURN = 64
 #: Bytes of messages of one queue that may be inside.
 QUEUE_BYTES = 64 * 2**20
-#: Messages inside where nobody has set a limit.
+#: Number of messages that may be inside if no limit is set.
 UNLIMITED = 1000
 
-#: Set once this process is a Celery worker, of whatever app: there the end of a connection is no end of the work.
+#: Set if this process is a Celery worker, of any app: its work then goes on when a connection ends.
 IN_A_WORKER = threading.Event()
 
 
@@ -66,24 +67,24 @@ worker_shutdown.connect(_put_everything_back, weak=False)
 
 
 class QoS(kombu_redis.QoS):
-    """Messages that a channel has handed out. The server's part of it is in the leases."""
+    """The messages that a channel has passed to consumers. Their state in Redis is in the leases."""
 
     def can_consume(self) -> bool:
-        """Always: what the reserver takes is within the limits already."""
+        """Always true: the reserver only takes messages within the limits."""
         return True
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Notes a message that goes to a consumer."""
+        """Records a message that goes to a consumer."""
         virtual.QoS.append(self, message, delivery_tag)
         self.channel.leases.watch(delivery_tag, message)
 
     def ack(self, delivery_tag: str) -> None:
-        """From any thread, and also when the connection it came by is gone."""
+        """Acknowledges a message; works from any thread, and after its connection has ended."""
         virtual.QoS.ack(self, delivery_tag)
         self.channel.leases.acknowledge(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Puts the message back where it is served last, as kombu does, or drops it."""
+        """Puts the message back, to be served last as in kombu, or drops it."""
         if not requeue:
             self.ack(delivery_tag)
             return
@@ -91,30 +92,30 @@ class QoS(kombu_redis.QoS):
         self.channel.leases.requeue([delivery_tag], is_last=True)
 
     def restore_unacked(self, client: Any = None) -> None:
-        """Puts back whatever has no answer yet."""
+        """Puts back all messages without an answer."""
         self._flush()
         tags = list(self._delivered)
         self._delivered.clear()
         self.channel.leases.requeue(tags)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """At the end of the channel. A worker goes on with what it has, and puts back the rest at its own end."""
+        """Called when the channel ends. A worker keeps its messages, and puts the rest back when the worker ends."""
         self._on_collect.cancel()
         if not IN_A_WORKER.is_set() and self.channel.do_restore:
             self.restore_unacked()
-        # Nothing but its request holds a message now: should Celery forget one, it goes back.
+        # From now on only its request refers to a message: if Celery drops the request, the message goes back.
         self._delivered.clear()
         self._delivered.restored = True
 
     def restore_visible(self, *_: Any, **__: Any) -> None:
-        """Lapsed leases are the leases' own business."""
+        """Does nothing: the leases put back the messages of lapsed leases."""
 
 
 class Poller(kombu_redis.MultiChannelPoller):
-    """Kombu's, which watches a pipe of ours in the place of a BRPOP."""
+    """Kombu's poller; it watches the reserver's pipe instead of the reply to a BRPOP."""
 
     def on_poll_start(self) -> None:
-        """Called before each look at what is readable."""
+        """Called before each poll; registers pipes and connections that are not watched yet."""
         for channel in self._channels:
             if channel.reserver is not None and channel.reserver.doorbell not in self._fd_to_chan:
                 self._fd_to_chan[channel.reserver.doorbell] = (channel, "RESERVED")
@@ -123,15 +124,15 @@ class Poller(kombu_redis.MultiChannelPoller):
                 self._register_LISTEN(channel)
 
     def on_readable(self, fileno: int) -> Any:
-        """Something was taken, or somebody broadcasts."""
+        """Called when messages were taken or a broadcast arrived."""
         channel, kind = self._fd_to_chan.get(fileno, (None, None))
         if kind != "RESERVED":
             return super().on_readable(fileno)
-        # Outside an event loop whoever drains events expects one at a time.
-        return channel.deliver(1 if self._in_protected_read else AT_ONCE)
+        # Outside an event loop, the caller of `drain_events` expects one message.
+        return channel.deliver(1 if self._in_protected_read else MESSAGES_PER_TURN)
 
     def forget(self, fileno: int) -> None:
-        """A pipe that is about to be closed."""
+        """Stops watching a pipe that is about to be closed."""
         if self._fd_to_chan.pop(fileno, None) is not None:
             try:
                 self._unregister_from_poll(fileno)
@@ -142,11 +143,17 @@ class Poller(kombu_redis.MultiChannelPoller):
 class Channel(kombu_redis.Channel):
     """See the module.
 
-    Transport options beside kombu's: ``lease_s`` and ``sweep_s`` (seconds), ``queue_prefetch`` (messages of each queue
-    that may be inside; else Celery's prefetch count, for all together), ``queue_bytes``, ``queue_body_bytes`` (queue
-    -> bytes of the largest body, unpacked), ``content_types`` (of bodies; else all that the app accepts),
-    ``shared_queues`` (those whose lower priorities get a share of each reserve; of all others the order is strict) and
-    ``redis_arguments`` (more arguments of redis-py's connections).
+    Transport options in addition to kombu's:
+
+    - ``lease_s`` and ``sweep_s``: seconds.
+    - ``queue_prefetch``: number of messages of each queue that may be inside. Without it, Celery's prefetch count
+      limits
+      all queues together.
+    - ``queue_bytes``: bytes of messages of each queue that may be inside.
+    - ``queue_body_bytes``: queue -> bytes of its largest body, unpacked.
+    - ``content_types``: of bodies. Without it, all that the app accepts.
+    - ``shared_queues``: queues whose lower priorities get a share of each reserve. In all others, the order is strict.
+    - ``redis_arguments``: more arguments of redis-py's connections.
     """
 
     QoS = QoS
@@ -178,7 +185,7 @@ class Channel(kombu_redis.Channel):
 
     @property
     def leases(self) -> Leases:
-        """This process's, on this server."""
+        """The leases of this process on the channel's server."""
         if self._leases is None:
             params = self._connparams()
             server = Server(place(params), self.global_keyprefix, _client_of(params))
@@ -186,18 +193,18 @@ class Channel(kombu_redis.Channel):
         return self._leases
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
-        """Of pipeq+redis://..., of which kombu leaves what follows the plus to the transport, as redis-py reads it."""
+        """Returns the connection arguments. kombu leaves the URL after ``pipeq+`` unread; redis-py's rules apply."""
         transport, client = self.connection, self.connection.client
         said = dict(self.redis_arguments)
         if "scheme" in said:
             said["connection_class"] = redis_url.KINDS[said.pop("scheme")]
         if client.hostname and "://" in client.hostname:
             said |= redis_url.options(client.hostname)
-            # Copies of the connection are made from what it has, so it must stay as it is.
+            # Copies of the connection are created from its attributes, so the connection itself must not change.
             nothing = dict.fromkeys(("hostname", "port", "userid", "password", "ssl", "virtual_host"))
             transport.client = SimpleNamespace(credential_provider=client.credential_provider, **nothing)
         try:
-            # kombu makes its own of it, which tells its poller when a connection ends.
+            # kombu derives its own class from this one, to tell its poller when a connection ends.
             if (kind := said.pop("connection_class", None)) is not None:
                 self.connection_class = kind
             params = super()._connparams(asynchronous)
@@ -206,7 +213,7 @@ class Channel(kombu_redis.Channel):
         return over(params, said)
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
-        """Starts to take messages off a queue."""
+        """Starts to take messages from a queue."""
         reply = super().basic_consume(queue, no_ack, *args, **kwargs)
         if queue not in self.active_fanout_queues:
             (self._no_ack.add if no_ack else self._no_ack.discard)(queue)
@@ -218,7 +225,7 @@ class Channel(kombu_redis.Channel):
         return reply
 
     def _queue_bind(self, *args: Any, **kwargs: Any) -> None:
-        """Registers where broadcasts go. A full Redis refuses; its queues are worked off all the same."""
+        """Registers a queue for broadcasts. A full Redis refuses it; messages of the other queues still come in."""
         try:
             super()._queue_bind(*args, **kwargs)
         except OutOfMemoryError as error:
@@ -227,7 +234,7 @@ class Channel(kombu_redis.Channel):
             outage.over(f"broadcasts on channel {self.channel_id}")
 
     def maybe_refresh_binding_expiry(self) -> None:
-        """Every second; refused by a full Redis, which kombu logs each time."""
+        """Called every second. A full Redis refuses it, which kombu would log each time."""
         try:
             super().maybe_refresh_binding_expiry()
         except OutOfMemoryError as error:
@@ -242,13 +249,13 @@ class Channel(kombu_redis.Channel):
         return reply
 
     def deliver(self, most: int) -> bool:
-        """Hands messages that were taken to their consumers."""
+        """Passes up to ``most`` taken messages to their consumers."""
         reserved = self.reserver.ready(most) if self.reserver is not None else []
         for at, one in enumerate(reserved):
             try:
                 self._hand_on(one)
             except BaseException:
-                # The rest was never seen by anybody.
+                # Nothing has seen the remaining messages, so they go back.
                 self.leases.requeue(later.tag for later in reserved[at + 1 :])
                 raise
         if not reserved:
@@ -265,7 +272,7 @@ class Channel(kombu_redis.Channel):
             self.leases.acknowledge(one.tag)
 
     def _receive_one(self, c: Any) -> Any:
-        """A broadcast. kombu expects JSON of Celery's shape, and ends the event loop with whatever is none."""
+        """Reads a broadcast. In kombu, anything but JSON of Celery's form ends the event loop."""
         response = self._read_broadcast(c)
         if not isinstance(response, list | tuple):
             return None
@@ -293,7 +300,7 @@ class Channel(kombu_redis.Channel):
             raise
 
     def _get(self, queue: str) -> dict[str, Any]:
-        """One message, for those who ask instead of consuming."""
+        """Takes one message, for callers that poll instead of consuming."""
         wanted = replace(self._wanted(queue, 1), messages=1, nbytes=2**30)
         while (one := self.leases.reserve_one(wanted)) is not None:
             message = read(one, self._limits(queue))
@@ -303,14 +310,14 @@ class Channel(kombu_redis.Channel):
         raise Empty
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
-        """One message, or None."""
+        """Takes one message; None if there is none."""
         message = super().basic_get(queue, no_ack=no_ack, **kwargs)
         if message is not None and no_ack:
             self.leases.acknowledge(message.delivery_tag)
         return message
 
     def close(self) -> None:
-        """What was taken and not handed out goes back."""
+        """Closes the channel. Messages that were taken but not passed on go back."""
         reserver, self.reserver = self.reserver, None
         if reserver is not None:
             self.connection.cycle.forget(reserver.doorbell)
@@ -327,7 +334,7 @@ class Channel(kombu_redis.Channel):
         return Limits.of_body(self.queue_body_bytes.get(queue, UNLIMITED_BYTES), frozenset(self.content_types) or None)
 
     def _wanted(self, queue: str, queues: int) -> Wanted:
-        """What may come in now of a queue, of so many."""
+        """Returns how much may be taken from a queue now; ``queues`` is the number of queues that share the limit."""
         lists = self._lists(queue)
         messages, nbytes = self._credit(queue, queues)
         largest, lifetime_ms = self._limits(queue).message_bytes, self._expires.get(queue, 0)
@@ -345,7 +352,7 @@ class Channel(kombu_redis.Channel):
         return max(0, limit - self.leases.held()[0]) // queues or int(limit > self.leases.held()[0]), left_bytes
 
     def _bury(self, one: Reserved, message: Unreadable) -> None:
-        """Puts a message that cannot be read where somebody finds it: under its task's id, if one is known."""
+        """Stores an unreadable message as an error under its task's id; without an id, as a dead letter."""
         text = one.raw[:LETTER_CHARS].decode("utf-8", "backslashreplace")
         reason = f"the message cannot be read: {message.reason}"
         if message.task_id is not None and self.leases.on_unreadable(one, message.task_id, reason, text):
@@ -366,8 +373,8 @@ class Transport(kombu_redis.Transport):
 
 
 def _timed(params: dict[str, Any]) -> dict[str, Any]:
-    """With a time limit on everything: kombu's connections have none, since its event loop never waits for a reply."""
-    # The limit on connections is of kombu's pools: ours are as many as there are threads that ask.
+    """Adds time limits to all calls; kombu's connections have none, because its event loop never waits for a reply."""
+    # The limit on connections is for kombu's pools. Ours need one connection for each thread that calls.
     own = {name: value for name, value in params.items() if name != "max_connections"}
     own |= {"socket_timeout": TIMEOUT_S, "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), 1)}
     return own if "path" in params else own | {"socket_connect_timeout": TIMEOUT_S}
@@ -378,7 +385,7 @@ def _client_of(params: dict[str, Any]) -> Callable[[], redis.Redis]:
 
 
 def _connection_of(params: dict[str, Any]) -> Callable[[], Link]:
-    # Its broadcasts are easier told from answers in the older protocol.
+    # In the older protocol, broadcasts are easier to distinguish from replies.
     own = {**_timed(params), "protocol": 2}
     make = own.pop("connection_class")
     return lambda: cast(Link, make(**own))

@@ -1,1 +1,1 @@
-"""DELIVERY: a task's end: its result placed, stored, published, its message acknowledged."""
+"""DELIVERY: ends tasks: writes their results, stores and publishes their records, acknowledges their messages."""

@@ -1,9 +1,9 @@
-"""Celery's Redis result backend, with results of a batch in one round trip, and each task ending once.
+"""Celery's Redis result backend, which stores the results of a batch in one round trip and ends each task only once.
 
-Named in an app's configuration as ``result_backend = "pipeq_worker:Backend+redis://..."``. It stores what Celery's
-own would, so any Celery client reads it. What differs: the write checks in the same step that the task has not ended
-before (cancelled by its producer, finished by another worker), and a record carries pipeq's status under the key
-``pipeq``.
+Name it in an app's configuration: ``result_backend = "pipeq_worker:Backend+redis://..."``. It stores what Celery's own
+backend would store, so any Celery client can read it. Two things differ: the write checks in the same step that the
+task has not ended before (cancelled by its producer, or finished by another worker), and a record carries pipeq's
+status under the key ``pipeq``.
 """
 
 from __future__ import annotations
@@ -29,42 +29,42 @@ from pipeq_worker.observe.outage import outage
 
 logger = logging.getLogger(__name__)
 
-#: Most results that one call of the script stores.
-AT_ONCE = 500
-#: What finish.lua says in the place of "stored".
+#: Number of results that one call of the script stores at most.
+RESULTS_PER_CALL = 500
+#: What finish.lua returns for a task if it did not simply store the result.
 LOST, CANNOT_WAIT, NO_LETTER = -1, -2, 2
 
 
 @dataclass(frozen=True)
 class Retry:
-    """A message that is to run again."""
+    """A message that is to be delivered again later."""
 
-    #: Seconds since the epoch.
+    #: When, in seconds since the epoch.
     due: float
     waiting_key: str
-    #: What goes into the set of waiting messages.
+    #: The member to add to the set of waiting messages.
     message: str
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """What pipeq adds to the record of the task that is being traced."""
+    """What pipeq adds to the record of the task that Celery's tracer is running."""
 
-    #: The status, without the result.
+    #: The task's status, without its result.
     part: Part
-    #: Where a copy of the message goes should the task fail, and that copy.
+    #: The dead letter to store if the task fails, and its list.
     dead_letter_list: str = ""
     dead_letter: str = ""
-    #: Its lease, where that is on the same server: the message is then acknowledged in the same step.
+    #: The task's lease, if it is on the same server; the script then acknowledges the message in the same step.
     leases: Leases | None = None
     tag: str = ""
-    #: What the record holds as the result, where the next task of a chain gets something else.
+    #: The result for the record, in a tuple, if the next task of a chain gets another value; None if both are the same.
     stored: tuple[Any] | None = None
-    #: Should it be retried: when it is due, in seconds since the epoch, where it waits, and as what.
+    #: The message to deliver later, if the task is retried.
     retry: Retry | None = None
 
 
-#: Set around the tracer of one task.
+#: Set while Celery's tracer runs for a task.
 annotation: ContextVar[Annotation | None] = ContextVar("annotation", default=None)
 
 
@@ -75,32 +75,32 @@ class _Entry:
     record: str
     lifetime_s: int
     note: Annotation
-    #: Whether the dead letter is due.
+    #: Whether the task failed, so that its dead letter is stored.
     failed: bool
 
 
 @dataclass
 class Buffer:
-    """What :meth:`Backend.buffered` holds back; afterwards it tells which tasks had no lease any more."""
+    """The results that :meth:`Backend.buffered` holds back, and, after it, the tasks of which nothing was stored."""
 
     entries: list[_Entry] = field(default_factory=list)
-    #: Ids of tasks of which nothing was stored, because somebody else has them.
+    #: Ids of tasks of which nothing was stored, because they have ended or another worker has their message.
     lost: set[str] = field(default_factory=set)
-    #: Ids of tasks of which nothing was stored, because their message cannot wait for its next try.
+    #: Ids of tasks of which nothing was stored, because their message could not be put into the waiting set.
     cannot_wait: set[str] = field(default_factory=set)
 
 
 class Backend(RedisBackend):
-    """One for each thread, as Celery makes them."""
+    """The result backend of one thread; Celery creates one for each thread."""
 
     _buffer: Buffer | None = None
     _finish_script: Any = None
 
     @contextmanager
     def buffered(self) -> Iterator[Buffer]:
-        """Holds back what is stored inside and stores it in one round trip at the end.
+        """Collects the results that are stored inside the block, and stores them in one round trip at its end.
 
-        Acknowledge only after leaving it: if Redis is away it raises, and nothing was stored.
+        Acknowledge only after the block: if Redis is away, its end raises, and nothing was stored.
         """
         self._buffer = buffer = Buffer()
         try:
@@ -110,7 +110,7 @@ class Backend(RedisBackend):
         self._store(buffer.entries, buffer)
 
     def _params_from_url(self, url: str, defaults: dict[str, Any]) -> dict[str, Any]:
-        """As the client and the transport read it; Celery's own reading knows fewer options."""
+        """Reads the URL as the client and the transport do; Celery's own reader knows fewer options."""
         if isinstance(self.app, WorkerApp):
             url = self.app.redis_url
         return over({"db": 0, **defaults}, redis_url.options(url))
@@ -118,7 +118,7 @@ class Backend(RedisBackend):
     def _store_result(
         self, task_id: Any, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
-        """Replaces Celery's get-then-set: the script looks and writes in one step."""
+        """Replaces Celery's read and write by one step: the script checks the record and writes it."""
         task_id = task_id.decode() if isinstance(task_id, bytes) else task_id
         key = _text(self.get_key_for_task(task_id))
         note = annotation.get()
@@ -126,7 +126,7 @@ class Backend(RedisBackend):
             (stored,) = note.stored
             result = self.encode_result(stored, state)
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
-        # Celery itself ends a task of ours before it comes to a batch: revoked, expired.
+        # Celery itself ends a task of ours that was revoked or has expired before it reaches a batch.
         by_celery = note is None and state in (states.REVOKED, states.FAILURE)
         complete(meta, task_id, note.part if note else None, self._before(key) if by_celery else None)
         entry = _Entry(
@@ -137,7 +137,7 @@ class Backend(RedisBackend):
             note=note or Annotation(Part()),
             failed=state == states.FAILURE,
         )
-        # What redis-py cannot send fails here, for this task, rather than in the call for all of them.
+        # A text that redis-py cannot encode fails here, for this task alone, and not in the call for the whole batch.
         for text in (entry.id, entry.record, entry.note.dead_letter_list, entry.note.dead_letter):
             text.encode()
         if self._buffer is None:
@@ -147,14 +147,14 @@ class Backend(RedisBackend):
         return result
 
     def _store(self, entries: list[_Entry], buffer: Buffer) -> None:
-        for start in range(0, len(entries), AT_ONCE):
-            self.ensure(self._finish, (entries[start : start + AT_ONCE], buffer))
+        for start in range(0, len(entries), RESULTS_PER_CALL):
+            self.ensure(self._finish, (entries[start : start + RESULTS_PER_CALL], buffer))
 
     def _finish(self, entries: list[_Entry], buffer: Buffer) -> None:
         if self._finish_script is None:
             self._finish_script = self.client.register_script(lua.source("finish", LUA))
         leases = next((entry.note.leases for entry in entries if entry.note.leases is not None), None)
-        # Where there is none, a key that a restricted user may name; the script leaves it alone.
+        # Without leases, name keys that a restricted Redis user may use; the script does not touch them.
         redis_keys = [keys.RUNNING, *((leases.unacked_key, leases.key) if leases else (keys.UNACKED, keys.LEASES))]
         args: list[Any] = [self.app.conf.get("pipeq_dead_letter_max", 10_000)]
         for entry in entries:
@@ -174,7 +174,7 @@ class Backend(RedisBackend):
                 logger.error("%s is no list: a dead letter is lost", where, extra={"action": "dead_letter"})
 
     def on_connection_error(self, max_retries: Any, exc: BaseException, intervals: Any, retries: Any) -> Any:
-        """Called between two tries; Celery's own has a line in the log for each."""
+        """Called between two tries. Celery's own method logs each try; this one logs the outage once."""
         outage.noticed("results", exc)
         return next(intervals)
 
@@ -189,7 +189,7 @@ class Backend(RedisBackend):
     def _before(self, key: str) -> bytes | None:
         try:
             return self.client.getrange(key, 0, OPEN_MAX_BYTES)
-        except ResponseError:  # no string
+        except ResponseError:  # the key does not hold a string
             return None
 
 

@@ -1,4 +1,4 @@
-"""BEGIN: tasks before their first batch -> told Celery, marked as running, or dropped. Between batcher and infer."""
+"""BEGIN: tells Celery that tasks start, and marks them as running, or drops them. Between batcher and infer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Beginning:
-    """What the engine is told of deliveries on their way. Nothing here raises.
+    """Handles deliveries that the engine is about to run. No method raises.
 
     Args:
         marks: the running marks.
@@ -27,7 +27,7 @@ class Beginning:
         self._marks = marks
 
     def begin(self, deliveries: list[Delivery], alone: bool) -> None:
-        """Marks tasks as running, unless a worker died with one and it does not run alone."""
+        """Marks tasks as running. If a worker died while running a task, it is marked only when it runs alone."""
         deliveries = [one for one in deliveries if not (alone and one.is_marked)]
         for one in deliveries:
             try:
@@ -35,7 +35,7 @@ class Beginning:
                 if not one.is_over:
                     one.start()
             except Exception as error:
-                # Celery keeps books of what its messages say, and stumbles over what nobody foresaw.
+                # Celery acts on fields of the message here, and may fail on values that the earlier checks let through.
                 logger.exception("task %s cannot begin", one.id, extra={"action": "batch"})
                 sentence = f"its message cannot be worked with: {type(error).__name__}: {shown.line(str(error))}"
                 one.fail(PipeqError(ErrorCode.INVALID_MESSAGE, sentence))
@@ -45,7 +45,7 @@ class Beginning:
         try:
             self._marks.begin(deliveries, alone=alone)
         except RedisError as error:
-            # The marks are for those who watch; the results still find their way when Redis is back.
+            # The marks only inform observers. The results can still be stored when Redis is back.
             outage.noticed("mark", error)
         except Exception:
             logger.exception("a batch runs without marks", extra={"action": "batch"})
@@ -53,6 +53,6 @@ class Beginning:
             outage.over("mark")
 
     def look(self, deliveries: list[Delivery]) -> None:
-        """Notices those that were cancelled. If Redis is away, the next look or their batch's mark will tell."""
+        """Finds the deliveries whose tasks were cancelled. If Redis is away, a later check finds them."""
         with suppress(RedisError):
             self._marks.look(deliveries)

@@ -1,7 +1,7 @@
 """DELIVER: outputs -> result, stored, published, acknowledged. Before: infer. After: nothing.
 
-Celery's own tracer runs for each task, so links, chords, events and signals stay Celery's; the results of a batch are
-stored in one round trip, and only then acknowledged.
+Celery's own tracer runs for each task, so Celery itself handles links, chords, events and signals. The results of a
+batch are stored in one round trip; their messages are acknowledged only after that.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from pipeq_worker.settings.read import Settings
 
 logger = logging.getLogger(__name__)
 
-#: Redis is away, or refuses.
+#: Errors of a Redis that is away or refuses commands.
 _AWAY = (RedisError, OSError, OperationalError)
 
-#: What the task's body does while the tracer runs it: returns the result, or raises.
+#: What the task's body calls while the tracer runs it; it returns the result, or raises the error.
 outcome: ContextVar[Callable[[], Any] | None] = ContextVar("outcome", default=None)
 
 
 class Deliverer:
-    """Ends tasks. Safe to call from several threads."""
+    """Ends tasks: stores their results and acknowledges their messages. Safe to call from several threads."""
 
     def __init__(
         self,
@@ -67,9 +67,9 @@ class Deliverer:
         self._server = place(client.connection_pool.connection_kwargs)
 
     def deliver(self, deliveries: list[Delivery]) -> None:
-        """Stores, publishes and acknowledges tasks that are through all other stages.
+        """Stores, publishes and acknowledges tasks that have passed all other stages.
 
-        Each ends, or goes back on its queue: nothing that one of them holds is of consequence for another.
+        Each task ends or goes back on its queue. A fault of one task does not affect the others.
         """
         self._claim(deliveries)
         for delivery in deliveries:
@@ -81,11 +81,12 @@ class Deliverer:
         try:
             traced, broken, stored = self._publish(deliveries)
         except Exception:
-            # Redis would not have the results for minutes. Rather than keep a place in this worker they go back.
+            # Redis did not accept the results for minutes. The tasks go back on their queues and free this worker's
+            # places.
             for delivery in deliveries:
                 put_back(delivery)
             raise
-        # Strictly after the results are stored: a crash in between repeats work, never loses it.
+        # Only after the results are stored: a crash in between repeats work, but never loses it.
         for delivery, ended in traced:
             if delivery.id in stored.lost:
                 delivery.is_lost = True
@@ -101,7 +102,7 @@ class Deliverer:
     def _publish(
         self, deliveries: list[Delivery]
     ) -> tuple[list[tuple[Delivery, Any]], list[tuple[Delivery, Exception]], Buffer]:
-        """Stores the results. Returns what Celery's tracer says of each, what it cannot end, and what was stored."""
+        """Stores the results. Returns Celery's outcome of each task, tasks that it cannot end, and what was stored."""
         self._read_records(deliveries)
         self._placer.place(deliveries)
         traced: list[tuple[Delivery, Any]] = []
@@ -126,7 +127,7 @@ class Deliverer:
         delivery.acknowledge(ended)
 
     def _end(self, delivery: Delivery, step: Callable[[Delivery], None]) -> None:
-        """Takes the last step of one task. One that fails is no reason to keep the task, nor its neighbours."""
+        """Takes the last step of one task. If it fails, the task still ends, and the others go on."""
         try:
             step(delivery)
         except Exception as cause:
@@ -149,7 +150,7 @@ class Deliverer:
         self._observer.task_ended(delivery.id, name, ended, code, delivery.timing_ms)
 
     def _claim(self, deliveries: list[Delivery]) -> None:
-        """Renews the leases now, so that links and chords, which the tracer fires, are fired for what is still ours."""
+        """Renews the leases now, so that the tracer runs links and chords only for tasks that are still ours."""
         tags = [delivery.tag for delivery in deliveries if delivery.leases is not None and not delivery.is_lost]
         leases = next((delivery.leases for delivery in deliveries if delivery.leases is not None), None)
         if leases is None or not tags:
@@ -162,12 +163,12 @@ class Deliverer:
             outage.over("claim")
 
     def _fence(self, delivery: Delivery) -> Leases | None:
-        """The leases, where the script that stores the result can look at them."""
+        """Returns the task's leases if the script that stores the result can check them, being on the same server."""
         leases = delivery.leases
         return leases if leases is not None and leases.server.place == self._server else None
 
     def _read_records(self, deliveries: list[Delivery]) -> None:
-        """Those that never came to a batch have not been looked up yet."""
+        """Reads the records of the tasks that never reached a batch; those of the others were read there."""
         unread = [delivery for delivery in deliveries if delivery.before is None]
         if not unread:
             return
@@ -175,7 +176,7 @@ class Deliverer:
             with self._redis.pipeline(transaction=False) as pipe:
                 for delivery in unread:
                     pipe.getrange(queues.record_key(delivery.id), 0, OPEN_MAX_BYTES)
-                # Of a key that holds no string the reply is an error.
+                # For a key that does not hold a string, the reply is an error.
                 records = pipe.execute(raise_on_error=False)
         except RedisError:
             records = [None] * len(unread)
@@ -183,7 +184,7 @@ class Deliverer:
             delivery.before = Before.read(record)
 
     def _trace(self, delivery: Delivery) -> Any:
-        """Runs Celery's tracer, whose body is :attr:`outcome`."""
+        """Runs Celery's tracer, which calls :func:`body`, and so the function in :data:`outcome`."""
         retry, fence, error = self._next_try(delivery), self._fence(delivery), delivery.error
         delivery.is_retried = retry is not None
         note = Annotation(
@@ -199,7 +200,7 @@ class Deliverer:
         def end() -> Any:
             if error is None:
                 return delivery.result if delivery.handed_on is None else delivery.handed_on
-            # A new one: what is raised gets frames, and they hold all that is delivered beside it.
+            # A new exception: raising adds frames to it, and the frames refer to the other deliveries of the batch.
             problem = PipeqError(error.code, error.message, error.retryable)
             if retry is not None:
                 raise CeleryRetry(str(problem), exc=problem, when=retry.due - time.time())
@@ -208,7 +209,7 @@ class Deliverer:
         tokens = outcome.set(end), annotation.set(note)
         try:
             ended = delivery.trace()
-            if ended[0]:  # failed; then Celery's ExceptionInfo follows
+            if ended[0]:  # it failed, and the next item is Celery's ExceptionInfo
                 forget(ended[1].exception)
             return ended
         finally:
@@ -216,7 +217,7 @@ class Deliverer:
             annotation.reset(tokens[1])
 
     def _give_up(self, delivery: Delivery, cause: Exception) -> None:
-        """Celery cannot end this task, because of something in its message: it fails without links and callbacks."""
+        """Fails a task that Celery cannot end because of its message; its links and callbacks do not run."""
         logger.error("task %s cannot be ended: %r", delivery.id, cause, extra={"action": "deliver"})
         if not isinstance(cause, PipeqError):
             sentence = f"its message cannot be worked with: {type(cause).__name__}: {shown.line(str(cause))}"
@@ -225,7 +226,7 @@ class Deliverer:
         letter = Annotation(
             _part(delivery, retrying=False), queues.dead_letter_key(delivery.queue), _dead_letter(delivery)
         )
-        # The message is acknowledged afterwards, whatever became of it here.
+        # The message is acknowledged afterwards, whether or not the failure was stored; if Redis is away it goes back.
         token = annotation.set(letter)
         try:
             self._app.backend.mark_as_failure(delivery.id, delivery.error)
@@ -248,7 +249,7 @@ class Deliverer:
 
 
 def body(*_: Any, **__: Any) -> Any:
-    """The body of the Celery task ``pipeq.infer``; its arguments have become an outcome by the time it runs."""
+    """The body of the Celery task ``pipeq.infer``. The stages have already run; it returns or raises their outcome."""
     end = outcome.get()
     if end is None:
         raise PipeqError(ErrorCode.INTERNAL, "pipeq.infer runs only in pipeq's own pool: start it with `pipeq worker`")
@@ -256,7 +257,7 @@ def body(*_: Any, **__: Any) -> Any:
 
 
 def _part(delivery: Delivery, *, retrying: bool) -> Part:
-    """What the record says of the task beside its result."""
+    """Returns the part of the task's record that pipeq adds to Celery's: its status, without the result."""
     now, before, pipeline = time.time(), delivery.before or Before(), delivery.pipeline
     submitted_at = before.submitted_at
     timing = {"queue": round((delivery.received_at - submitted_at) * 1000, 3)} if submitted_at else {}
@@ -280,7 +281,3 @@ def _part(delivery: Delivery, *, retrying: bool) -> Part:
 def _dead_letter(delivery: Delivery) -> str:
     assert delivery.error is not None
     return dead_letter(delivery.id, delivery.error.code, delivery.error.message, raw_frame(delivery.request.message))
-
-
-def _is_gone(delivery: Delivery) -> bool:
-    return delivery.is_over or delivery.is_lost or delivery.is_terminated

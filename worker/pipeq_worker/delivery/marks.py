@@ -1,4 +1,4 @@
-"""Running marks: which tasks are in a batch, on which worker, and how often that killed one."""
+"""Running marks: which tasks are in a batch, on which worker, and how many workers died while running each."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipeq.contract.record import LUA, OPEN_MAX_BYTES, Before, Mark
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.leases import lua
 
-#: What begin.lua says in the place of a number of deaths.
+#: What begin.lua returns for a task instead of its number of deaths.
 ENDED, LOST = -1, -2
-#: Most tasks that one call handles.
-AT_ONCE = 1000
+#: Number of tasks that one call of the script marks at most.
+MARKS_PER_CALL = 1000
 
 
 class Marks:
@@ -27,14 +27,15 @@ class Marks:
         self._begin = client.register_script(lua.source("begin", LUA))
 
     def begin(self, deliveries: Iterable[Delivery], *, alone: bool = False) -> None:
-        """Marks tasks as running, and learns of each how it stands.
+        """Marks tasks as running, and reads the state of each.
 
-        One that has ended meanwhile gets ``is_over``, one whose lease is gone ``is_lost``; one that workers died with
-        gets their number, and is marked only if it runs ``alone``.
+        Sets ``is_over`` of a task that has ended meanwhile, ``is_lost`` of one whose lease is gone, and ``deaths`` to
+        the
+        number of workers that died while running it. A task with deaths is marked only if it runs ``alone``.
         """
         deliveries = list(deliveries)
-        for start in range(0, len(deliveries), AT_ONCE):
-            self._begin_some(deliveries[start : start + AT_ONCE], alone)
+        for start in range(0, len(deliveries), MARKS_PER_CALL):
+            self._begin_some(deliveries[start : start + MARKS_PER_CALL], alone)
 
     def _begin_some(self, deliveries: list[Delivery], alone: bool) -> None:
         now = time.time()
@@ -54,18 +55,18 @@ class Marks:
             delivery.attempt = delivery.retries + delivery.deaths + 1
 
     def look(self, deliveries: Iterable[Delivery]) -> None:
-        """Sets ``is_over`` of tasks that have ended meanwhile: cancelled, as a rule."""
+        """Sets ``is_over`` of tasks that have ended meanwhile, usually because they were cancelled."""
         deliveries = list(deliveries)
         with self._redis.pipeline(transaction=False) as pipe:
             for delivery in deliveries:
                 pipe.getrange(keys.record_key(delivery.id), 0, OPEN_MAX_BYTES)
-            # Of a key that holds no string the reply is an error.
+            # For a key that does not hold a string, the reply is an error.
             records = pipe.execute(raise_on_error=False)
         for delivery, record in zip(deliveries, records, strict=True):
             delivery.is_over = delivery.is_over or Before.read(record).has_ended
 
     def take_back(self, deliveries: Iterable[Delivery]) -> None:
-        """Of tasks that go back on their queues unfinished: that was no death."""
+        """Takes back the marks of tasks that go back on their queues unfinished: that does not count as a death."""
         with self._redis.pipeline(transaction=False) as pipe:
             for delivery in deliveries:
                 if not delivery.is_marked:

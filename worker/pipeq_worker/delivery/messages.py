@@ -1,4 +1,4 @@
-"""What becomes of a task's message: back on its queue, acknowledged, or left to whoever has it now."""
+"""What happens to a task's message: it goes back on its queue, is acknowledged, or is left to its new holder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def put_back(delivery: Delivery) -> None:
-    """Its result could not be stored: the message goes back on its queue."""
+    """Puts a message back on its queue, because its result could not be stored."""
     try:
         celery_state.task_ready(delivery.request)
         delivery.request.reject(requeue=True)
@@ -23,30 +23,30 @@ def put_back(delivery: Delivery) -> None:
 
 
 def let_go(delivery: Delivery) -> None:
-    """Its message is acknowledged, whatever Celery makes of it."""
+    """Acknowledges a message even if Celery fails to."""
     try:
         celery_state.task_ready(delivery.request)
         delivery.request.acknowledge()
     except Exception:
         logger.exception("task %s", delivery.id, extra={"action": "deliver"})
     if delivery.leases is not None:
-        delivery.leases.acknowledge(delivery.tag)  # of no effect where that has happened
+        delivery.leases.acknowledge(delivery.tag)  # does nothing if it was acknowledged above
 
 
 def drop(delivery: Delivery) -> None:
     """Acknowledges a task that has ended elsewhere: cancelled, expired, revoked, or finished by another worker."""
     if delivery.is_lost:
-        # Somebody else has the message, or will.
+        # Another worker has the message, or will have it.
         if delivery.leases is not None:
             delivery.leases.release([delivery.tag])
         celery_state.task_ready(delivery.request)
-        # Of no effect in Redis, where the lease is gone; here the request is done with.
+        # Changes nothing in Redis, where the lease is gone, but ends the request in this process.
         delivery.request.acknowledge()
         return
     if delivery.is_terminated and not delivery.is_over:
         if delivery.id in celery_state.revoked:
             delivery.request.revoked()
-        # Else it is a cold shutdown that cancels what is inside: unacknowledged, the message goes back on its queue.
+        # Otherwise a cold shutdown cancels what is inside: unacknowledged, the message goes back on its queue.
     elif delivery.is_expired():
         delivery.request.revoked()
     else:

@@ -1,11 +1,11 @@
-"""DELIVER, its first half: a pipeline's output -> JSON, and objects for what is no JSON. Used by deliver.
+"""CONVERT: a pipeline's output -> JSON, and objects for the parts that are not JSON. Used by placing.
 
-Images and masks become PNG, audio WAV, arrays and tensors NPY (safetensors where numpy has no such type). numpy's
-scalars become numbers, vectors and tuples lists. An object stands in the JSON as ``{"uri": ...}`` or ``{"base64":
-...}`` with its media type, shape and dtype, so that it can be the input of another task as it is.
+Images and masks become PNG, audio becomes WAV, arrays and tensors become NPY (safetensors if numpy lacks the type).
+numpy's scalars become numbers; vectors and tuples become lists. In the JSON, an object is ``{"uri": ...}`` or
+``{"base64": ...}`` with its media type, shape and dtype, so that it can be the input of another task unchanged.
 
-Outputs repeat what producers sent: chats, labels, names of questions. So nothing is an object because of the keys of a
-mapping, and no key becomes part of an object's name unless it is one of :data:`NAMES`.
+Outputs repeat what producers sent: chats, labels, names of questions. Therefore the keys of a mapping never make it an
+object, and a key becomes part of an object's name only if it is one of :data:`NAMES`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import numpy as np
 from PIL import Image
 from pipeq.contract.errors import ErrorCode, PipeqError
 
-#: Modes that PNG has; others are converted to RGB.
+#: Modes that are written to PNG unchanged; others are converted to RGB.
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-#: Keys of outputs that name the objects below them. Anything else is called by its place in the mapping.
+#: Keys of outputs that become part of the names of the objects below them. Other keys are replaced by their position.
 NAMES = frozenset(
     "audio bounding_boxes depth generated_audio generated_image mask masks predicted_depth rle_mask scores".split()
 )
@@ -41,13 +41,13 @@ _EXTENSIONS = {
 
 @dataclass(eq=False)
 class Object:
-    """One part of a result that is no JSON."""
+    """One part of a result that is not JSON."""
 
-    #: Where it was in the output, for instance ``0/mask``: numbers and :data:`NAMES`, joined by slashes.
+    #: Its place in the output, for instance ``0/mask``: numbers and :data:`NAMES`, joined by slashes.
     path: str
     data: bytes
     media_type: str
-    #: What stands for it in the JSON; it gets its ``uri`` or ``base64`` last.
+    #: The dictionary that represents it in the JSON; ``uri`` or ``base64`` is added last.
     entry: dict[str, Any]
 
     @property
@@ -57,7 +57,7 @@ class Object:
 
     @property
     def inline_size(self) -> int:
-        """Bytes that it takes as base64."""
+        """Size as base64, in bytes."""
         return (len(self.data) + 2) // 3 * 4
 
     def put_inline(self) -> None:
@@ -65,19 +65,19 @@ class Object:
         self.entry["base64"] = base64.b64encode(self.data).decode("ascii")
 
     def put_at(self, uri: str) -> None:
-        """Says in the JSON where the bytes are."""
+        """Writes the URI of the bytes into the JSON."""
         self.entry["uri"] = uri
 
 
 def convert(
     output: Any, echoes: Mapping[int, Any] | None = None, audio_key: str | None = None
 ) -> tuple[Any, list[Object]]:
-    """What a pipeline returned -> JSON, and the objects in it.
+    """Converts what a pipeline returned. Returns JSON, and the objects that it refers to.
 
     Args:
-        output: numbers, text, lists, dictionaries, arrays, tensors, images, audio, in any nesting.
-        echoes: ``id`` of a part of the input, as it was read -> what the producer sent for it: an output that repeats
-            its input (a chat with images, for instance) repeats what was sent, not the pixels.
+        output: numbers, text, lists, dictionaries, arrays, tensors, images, audio, nested in any way.
+        echoes: ``id`` of a part of the input as it was read -> what the producer sent for it. An output that repeats
+            its input (a chat with images, for instance) then holds what was sent instead of the pixels.
         audio_key: for a task type whose results are audio, the key of its samples (:attr:`TaskType.audio_key`).
 
     Raises:
@@ -94,7 +94,7 @@ class _Converter:
         self._audio_key = audio_key
 
     def convert(self, value: Any, path: tuple[str, ...], is_result: bool = False) -> Any:
-        """One value at a place of the output; ``is_result`` for the output itself, and the entries of its lists."""
+        """Converts one value of the output; ``is_result`` for the output itself and for the entries of its lists."""
         if value is None or isinstance(value, bool | int | float | str):
             return value.value if isinstance(value, Enum) else value
         if id(value) in self._echoes:
@@ -130,7 +130,7 @@ class _Converter:
 
     def _convert_audio(self, value: Mapping[Any, Any], path: tuple[str, ...]) -> Any:
         samples, rate = value[self._audio_key], int(value["sampling_rate"])
-        if isinstance(samples, list | tuple):  # several, each of its own length
+        if isinstance(samples, list | tuple):  # several recordings of different lengths
             return [self._add_audio(_array(one), rate, (*path, str(at))) for at, one in enumerate(samples)]
         return self._add_audio(_array(samples), rate, path)
 
@@ -169,7 +169,7 @@ class _Converter:
 
 
 def wav(samples: np.ndarray[Any, Any], rate: int) -> bytes:
-    """Samples as a WAV file, without loss: 32-bit float for floats, 16-bit integers for such.
+    """Returns samples as a WAV file, without loss: 32-bit float for floats, 16-bit integers for 16-bit integers.
 
     Args:
         samples: shape ``(samples,)`` or ``(channels, samples)``.
@@ -193,12 +193,12 @@ def wav(samples: np.ndarray[Any, Any], rate: int) -> bytes:
 
 def _png(image: Image.Image) -> bytes:
     if image.mode == "I":
-        # PNG has 16 bits; the modes of Pillow that have more hold no more than that in practice.
+        # PNG has at most 16 bits; Pillow's 32-bit modes hold no larger values in practice.
         image = Image.fromarray(np.asarray(image).clip(0, 2**16 - 1).astype(np.uint16))
     elif image.mode not in _PNG_MODES:
         image = image.convert("RGB")
     buffer = io.BytesIO()
-    # The fastest level: masks shrink a hundredfold at any.
+    # The fastest level, because masks shrink a hundredfold at every level.
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 

@@ -21,7 +21,7 @@ from pipeq_worker.stores.writer import Writer
 
 logger = logging.getLogger(__name__)
 
-#: Without a store, results up to this size stay in the record, in bytes.
+#: Size up to which a result stays in its record if there is no store, in bytes.
 INLINE_LIMIT = 8 * 2**20
 UPLOAD_THREADS = 16
 RESULT_TYPE = "application/json"
@@ -29,7 +29,7 @@ RESULT_TYPE = "application/json"
 
 @dataclass(frozen=True)
 class _Upload:
-    """Something to be written to the store: a task's result, or an object that it speaks of."""
+    """Data to be written to the store: a task's result, or an object that the result refers to."""
 
     delivery: Delivery
     uri: str
@@ -44,12 +44,12 @@ class _Upload:
 
 
 class Placer:
-    """Makes results of outputs and writes what does not stay in a record. Safe to call from several threads.
+    """Converts outputs to results, and writes what does not fit into a record. Safe to call from several threads.
 
     Args:
-        results: what stays in a record, and where the rest goes.
+        results: which results stay in their records, and where the others go.
         writer: writes to stores.
-        signatures: signs what is handed on to the next task of a chain.
+        signatures: signs references for the next task of a chain.
     """
 
     def __init__(self, results: ResultSettings, writer: Writer, signatures: Signatures) -> None:
@@ -59,18 +59,18 @@ class Placer:
         self._uploads = ThreadPoolExecutor(UPLOAD_THREADS, "upload")
 
     def close(self) -> None:
-        """Call when nothing is placed any more."""
+        """Ends the threads. Call it when nothing will be placed any more."""
         self._uploads.shutdown(wait=False, cancel_futures=True)
 
     def place(self, deliveries: list[Delivery]) -> None:
-        """Gives each delivery its ``result``, or an ``error``, and writes what goes into the store."""
+        """Sets the ``result`` or the ``error`` of each delivery, and writes to the store what goes there."""
         uploads = [upload for delivery in deliveries for upload in self._complete(delivery)]
-        # A result is written after the objects it speaks of.
+        # A result is written after the objects that it refers to.
         for kind in (_Upload.is_part, _Upload.is_result):
             list(self._uploads.map(self._upload, filter(kind, uploads)))
 
     def _complete(self, delivery: Delivery) -> list[_Upload]:
-        """Turns outputs into the result. Returns what is to be uploaded, what does not stay in the record."""
+        """Converts outputs to the result. Returns what must be uploaded because it does not stay in the record."""
         if delivery.error is not None:
             return []
         try:
@@ -141,7 +141,7 @@ class Placer:
 
 
 def _encode(value: Any) -> bytes:
-    """A converted output as JSON."""
+    """Returns a converted output as JSON."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
@@ -151,7 +151,7 @@ def _encode(value: Any) -> bytes:
 
 
 def _value(delivery: Delivery) -> Any:
-    """The outputs of a task's items -> its result."""
+    """Returns the result of a task, from the outputs of its items."""
     pipeline = delivery.pipeline
     assert pipeline is not None
     results = [pipeline.postprocess(outputs, delivery.call) for outputs in delivery.outputs]

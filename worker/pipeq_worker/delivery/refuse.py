@@ -1,4 +1,4 @@
-"""REFUSE: a message that nobody can work with -> a dead letter, and a FAILURE under its task's id. Before: receipt."""
+"""REFUSE: ends a message that cannot be used, as a dead letter, and as a FAILURE under its task's id if it has one."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ logger = logging.getLogger(__name__)
 
 
 def refuse(app: Celery, worker: str, queue: str, task_id: object, reason: str, message: Any) -> None:
-    """Ends a message. Whoever calls this then removes it.
+    """Stores the end of a message. The caller then removes the message.
 
     Args:
-        app: whose backend stores the end.
+        app: its backend stores the error.
         worker: this worker's name.
-        queue: where the message lay.
-        task_id: the id found in it, if any; without a readable one there is only the dead letter.
+        queue: the queue of the message.
+        task_id: the id found in it, or None. Without a readable id, only the dead letter is stored.
         reason: the error's sentence.
-        message: the frame; text where it is none.
+        message: the frame; text if it is not a frame.
     """
     error = PipeqError(ErrorCode.INVALID_MESSAGE, reason)
     logger.error("on %s: %s", queue, error, extra={"action": "dead_letter"})

@@ -1,4 +1,4 @@
-"""Tasks that wait for their next try: in a sorted set in Redis, so that an outage of a store fills no worker."""
+"""Retries: tasks wait for their next try in a sorted set in Redis, so that an outage of a store fills no worker."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from pipeq_worker.leases.frame import readable_id
 from pipeq_worker.observe.outage import Episodes, is_wrong_type
 from pipeq_worker.settings.read import Settings
 
-#: Most messages that one call puts back on their lists.
-MOVE_AT_ONCE = 1000
+#: Number of messages that one call of the script puts back on their lists at most.
+RETRIES_PER_CALL = 1000
 
 
 class Retries:
-    """Decides on retries, and puts those that are due back on their queues.
+    """Decides on retries, and puts messages that are due back on their queues.
 
     Args:
         client: Redis.
-        settings: the worker's.
-        refuse: ends a message: its queue, its task's id if there is one, the reason, its text.
+        settings: the worker's settings.
+        refuse: ends a message; gets its queue, its task's id (or None), the reason and its text.
     """
 
     def __init__(
@@ -46,19 +46,19 @@ class Retries:
         self._due = client.register_script(lua.source("due"))
 
     def delay_s(self, retries: int) -> float:
-        """Exponential backoff with full jitter (Brooker, "Exponential Backoff and Jitter", 2015), but never none."""
+        """Exponential backoff with equal jitter (Brooker, "Exponential Backoff and Jitter", 2015), in seconds."""
         longest = min(self._settings.retry_backoff_max_s, self._settings.retry_backoff_s * 2.0 ** min(retries, 100))
         return random.uniform(longest / 2, longest)  # noqa: S311 - spreads load, guards nothing
 
     def next_try(self, delivery: Delivery) -> Retry:
-        """A copy of the task's message, with one more retry, and when it is due. The backend puts it where it waits."""
+        """Returns a copy of the task's message with one more retry, for the backend to put into the waiting set."""
         assert delivery.pipeline is not None
         delay = self.delay_s(delivery.retries)
         frame = raw_frame(delivery.request.message)
         message = {
             **frame,
             "headers": {**frame["headers"], "retries": delivery.retries + 1},
-            # A late acknowledgement of the first delivery must not be taken for one of the second.
+            # A new tag, so that a late acknowledgement of the first delivery does not acknowledge the second.
             "properties": {**frame["properties"], "delivery_tag": str(uuid.uuid4())},
         }
         key = queues.list_key(delivery.queue or delivery.pipeline.name, _priority(frame["properties"]))
@@ -66,7 +66,7 @@ class Retries:
         return Retry(time.time() + delay, queues.waiting_key(delivery.pipeline.name), member)
 
     def move_due(self, names: Iterable[str]) -> None:
-        """Puts what is due back on these queues. What no worker has put there goes to the dead letters of its queue."""
+        """Puts due messages back on these queues. Entries that no worker wrote become dead letters."""
         wrong = {}
         for name in names:
             try:
@@ -81,18 +81,18 @@ class Retries:
 
     def _move_due(self, name: str) -> str:
         waiting = queues.waiting_key(name)
-        bad, problem = self._due(keys=[waiting, *queues.list_keys(name)], args=[time.time(), MOVE_AT_ONCE])
+        bad, problem = self._due(keys=[waiting, *queues.list_keys(name)], args=[time.time(), RETRIES_PER_CALL])
         for member in bad:
             task_id, reason = _judge(member)
             text = member[:LETTER_CHARS].decode("utf-8", "backslashreplace")
             self._refuse(name, task_id, f"a message that waited for {name} {reason}", text)
-            # Last: should this process end here, it is refused once more.
+            # Removed last: if this process ends before, the entry is refused again.
             self._redis.zrem(waiting, member)
         return problem.decode("utf-8", "replace")
 
 
 def _judge(member: bytes) -> tuple[str | None, str]:
-    """The id in a waiting message that cannot go back on its queue, and what is wrong with it."""
+    """Returns the id in a waiting message that cannot go back on its queue, and what is wrong with the message."""
     entry = json_object(member)
     message = entry.get("message") if entry is not None else None
     if entry is None or not isinstance(message, str):
@@ -102,6 +102,6 @@ def _judge(member: bytes) -> tuple[str | None, str]:
 
 
 def _priority(properties: dict[str, Any]) -> int:
-    """A message's priority; the default one where it is none that we know."""
+    """Returns a message's priority; the default if it has no valid one."""
     priority = properties.get("priority")
     return priority if isinstance(priority, int) and 0 <= priority <= 9 else queues.DEFAULT_PRIORITY

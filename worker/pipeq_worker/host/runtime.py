@@ -1,4 +1,4 @@
-"""What a worker process holds besides Celery: settings, pipelines, and the stages once they run."""
+"""The state of a worker process besides Celery: settings, pipelines, and the stages after they have started."""
 
 from __future__ import annotations
 
@@ -34,21 +34,22 @@ from pipeq_worker.stores.writer import Writer
 
 logger = logging.getLogger(__name__)
 
-#: More threads only fight over the interpreter.
+#: More threads than this slow each other down, waiting for the interpreter's lock.
 MOST_PREPARE_THREADS = 8
 
 
 @dataclass
 class Runtime:
-    """Built before Celery starts; the pool starts and stops it."""
+    """Created before Celery starts; the pool starts and stops it."""
 
     settings: Settings
     pipelines: dict[str, Pipeline]
     #: Name of this worker, as Celery shows it.
     hostname: str
-    #: Told what happens.
+    #: Gets the events of this worker.
     observer: Observer = field(default_factory=lambda: Observers([Log()]))
-    #: Set when the device hangs or is beyond use, to the tasks it had: the process ends without waiting for it.
+    #: Set when the device hangs or is unusable, to the tasks that it was running. The process then ends without
+    #: waiting.
     lost: list[Delivery] | None = None
     engine: Engine[Delivery] = field(init=False)
     deliverer: Deliverer = field(init=False)
@@ -57,12 +58,12 @@ class Runtime:
     _heartbeat: Heartbeat = field(init=False)
     _fetcher: Fetcher = field(init=False)
     _marks: Marks = field(init=False)
-    #: Whether what :meth:`start` makes is there.
+    #: Whether :meth:`start` has finished.
     _has_started: bool = field(init=False, default=False)
 
     @property
     def queues(self) -> list[str]:
-        """What messages are taken from: a queue for each pipeline, and those of ordinary Celery tasks."""
+        """The queues that messages are taken from: one for each pipeline, and those of ordinary Celery tasks."""
         return [*self.pipelines, *(self.settings.celery_queues if self.settings.include else ())]
 
     def start(
@@ -115,22 +116,22 @@ class Runtime:
         self._has_started = True
 
     def announce(self) -> None:
-        """Registers the pipelines: from now on producers may submit to them. Called when messages are being taken."""
+        """Registers the pipelines, so that producers may submit to them. Called when messages are being taken."""
         self._heartbeat.start()
         logger.info("ready: serving %s as %s", ", ".join(self.queues), self.hostname, extra={"action": "ready"})
 
     def hurry(self) -> None:
-        """Whoever stops now, or is stopping, waits for nothing any more."""
-        if self._has_started:  # else nothing has come in yet
+        """Ends the waiting of a stop, now or later: what still runs then goes back on its queue."""
+        if self._has_started:  # otherwise no task has come in yet
             self.engine.hurry()
 
     def withdraw(self) -> list[Delivery]:
-        """Takes nothing in any more. Returns what has not come to the device yet: its messages are the caller's."""
+        """Stops accepting tasks. Returns those that have not reached the device; the caller puts them back."""
         self._heartbeat.leave()
         return self.engine.withdraw()
 
     def stop(self, timeout_s: float) -> list[Delivery]:
-        """Finishes what fits into ``timeout_s``, less after :meth:`hurry`. Returns what did not."""
+        """Waits up to ``timeout_s`` for tasks to end, or less after :meth:`hurry`. Returns those that did not end."""
         self._heartbeat.leave()
         left = self.engine.drain(0 if self.lost else timeout_s)
         try:

@@ -123,7 +123,7 @@ PROCESSORS = [
 def test_a_few_labels_after_the_other_give_the_masks_that_all_at_once_do(
     name: str, strides: torch.memory_format, size: tuple[int, int], count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeq_worker.models.quirks.vision._ALL_AT_ONCE_BYTES", 0)
+    monkeypatch.setattr("pipeq_worker.models.quirks.vision._SINGLE_STEP_BYTES", 0)
     processor = getattr(transformers, name)()
     assert picture_memory.by_label(processor)
     scores = torch.randn(1, count, 16, 16, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=strides)

@@ -20,9 +20,9 @@ from pipeq_worker.models.quirks.base import Quirks
 from pipeq_worker.models.quirks.generation import Generates
 
 #: Number of labels whose scores are scaled up together.
-_LABELS_AT_ONCE = 4
+_LABELS_PER_STEP = 4
 #: If all scores, scaled up, take fewer bytes than this, they are scaled up together, as transformers does it.
-_ALL_AT_ONCE_BYTES = 2**28
+_SINGLE_STEP_BYTES = 2**28
 
 
 class ComparesLabels(Quirks):
@@ -113,14 +113,14 @@ class ImageSegmentation(Quirks):
         if not is_semantic or not isinstance(logits, torch.Tensor) or not picture_memory.by_label(processor):
             return super().postprocess(pipe, outputs, call)
         [(height, width)] = output["target_size"]
-        if logits.shape[1] * height * width * logits.element_size() <= _ALL_AT_ONCE_BYTES:
+        if logits.shape[1] * height * width * logits.element_size() <= _SINGLE_STEP_BYTES:
             return super().postprocess(pipe, outputs, call)
         scaled_up, best, found, count = processor.post_process_semantic_segmentation, None, None, logits.shape[1]
-        for at in range(0, count, _LABELS_AT_ONCE):
+        for at in range(0, count, _LABELS_PER_STEP):
             # The last group has the full size, too: torch computes a single label by another method, and rounds
             # differently.
-            first = max(0, min(at, count - _LABELS_AT_ONCE))
-            some = transformers.utils.ModelOutput(logits=logits[:, first : first + _LABELS_AT_ONCE])
+            first = max(0, min(at, count - _LABELS_PER_STEP))
+            some = transformers.utils.ModelOutput(logits=logits[:, first : first + _LABELS_PER_STEP])
             [made] = scaled_up(some, target_sizes=output["target_size"], return_segmentation_scores=True)
             for label, scores in enumerate(made.segmentation_scores, first):
                 if best is None or found is None:
