@@ -108,7 +108,7 @@ def test_a_checkpoint_of_nan_starts_and_its_tasks_fail(
     pipeline = load_pipeline("it", PipelineSettings(task="text-generation", model=str(tmp_path)), "cpu")
     assert finite.SENTENCE in caplog.text
     assert isinstance(pipeline, TransformersPipeline)
-    items = items_of(pipeline, ["hello"], {"max_new_tokens": 3, "do_sample": True})
+    items = items_of(pipeline, ["hello"], pipeline.merge({"max_new_tokens": 3, "do_sample": True}))
     infer(pipeline, items)  # type: ignore[arg-type]
     assert items[0].error is not None
     assert items[0].error.code == "inference_failed"
