@@ -18,7 +18,7 @@ from pipeq_worker.models.params.compound import Fields
 from pipeq_worker.models.signatures import rules_of
 from pipeq_worker.models.task_type import Media, TaskType
 from pipeq_worker.models.task_types import TASK_TYPES
-from pipeq_worker.settings.read import ParamLimits
+from pipeq_worker.settings.sections import ParamLimits
 from pipeq_worker.stages.accept import WORDS, shape
 
 from tools import error_docs, picture, record_tables

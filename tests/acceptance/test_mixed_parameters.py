@@ -16,7 +16,7 @@ import pytest
 import torch
 from pipeq import Client
 from pipeq_worker.models.loading import load_pipeline
-from pipeq_worker.settings.read import PipelineSettings
+from pipeq_worker.settings.sections import PipelineSettings
 
 from tests import samples, tiny_models
 from tests.parity import assert_same

@@ -16,7 +16,7 @@ from pipeq import Client, State
 from pipeq.contract import keys as queues
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
-from pipeq_worker.settings.read import PipelineSettings
+from pipeq_worker.settings.sections import PipelineSettings
 
 from tests.acceptance.conftest import Service
 from tests.parity import assert_same, plain

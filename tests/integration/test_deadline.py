@@ -22,7 +22,7 @@ import trustme
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import Ref
 from pipeq.demo.embedded import S3Server
-from pipeq_worker.settings.read import InputSettings, ResultSettings, S3Settings
+from pipeq_worker.settings.sections import InputSettings, ResultSettings, S3Settings
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stores import writer
 

@@ -16,7 +16,7 @@ from pipeq.contract.errors import ErrorCode
 from pipeq.contract.message import Ref
 from pipeq.demo import embedded
 from pipeq.demo.embedded import S3Server
-from pipeq_worker.settings.read import InputSettings, S3Settings
+from pipeq_worker.settings.sections import InputSettings, S3Settings
 from pipeq_worker.stages.fetch import Fetcher
 
 from tests.integration.fetching import Budget, WebServer, answer, chunked, failure, serve, use_s3

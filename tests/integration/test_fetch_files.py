@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pipeq.contract.errors import ErrorCode
 from pipeq.contract.message import Ref
-from pipeq_worker.settings.read import InputSettings, S3Settings
+from pipeq_worker.settings.sections import InputSettings, S3Settings
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stores.disk import open_below
 

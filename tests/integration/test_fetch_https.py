@@ -17,7 +17,7 @@ import trustme
 from pipeq.contract.errors import ErrorCode, SettingsError
 from pipeq.contract.message import Ref
 from pipeq.demo import embedded
-from pipeq_worker.settings.read import InputSettings, S3Settings
+from pipeq_worker.settings.sections import InputSettings, S3Settings
 from pipeq_worker.stages.fetch import Fetcher
 
 from tests.integration.fetching import Budget, Dns, WebServer, answer, chunked, failure, serve

@@ -19,7 +19,7 @@ from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.quirks.vision import MaskGeneration
 from pipeq_worker.models.task_types import TASK_TYPES
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline, warm_up
-from pipeq_worker.settings.read import PipelineSettings
+from pipeq_worker.settings.sections import PipelineSettings
 from pipeq_worker.stages.infer import infer
 from pipeq_worker.stages.task import Item, Task
 from safetensors.torch import load_file, save_file

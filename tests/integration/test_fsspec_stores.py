@@ -16,7 +16,7 @@ from pipeq.contract.errors import ErrorCode, MissingPackageError, PipeqError
 from pipeq.contract.message import Ref
 from pipeq.read_allow import ReadAllow
 from pipeq.results import read_result
-from pipeq_worker.settings.read import InputSettings, ResultSettings, S3Settings
+from pipeq_worker.settings.sections import InputSettings, ResultSettings, S3Settings
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stores import fsspec_store, registry
 from pipeq_worker.stores.base import Access, Fault, StoreError

@@ -23,7 +23,7 @@ from pipeq_worker.models.params.table import generation_rules
 from pipeq_worker.models.quirks.generation import RULES, Company, Generates
 from pipeq_worker.models.task_types import TASK_TYPES
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
-from pipeq_worker.settings.read import PipelineSettings
+from pipeq_worker.settings.sections import PipelineSettings
 
 from tests import samples, tiny_models
 from tests.integration.test_parity import FULLEST

@@ -18,7 +18,7 @@ from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.task_type import Media
 from pipeq_worker.models.task_types import find
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
-from pipeq_worker.settings.read import PipelineSettings
+from pipeq_worker.settings.sections import PipelineSettings
 
 from tests import tiny_models
 from tests.integration.conftest import Loaded

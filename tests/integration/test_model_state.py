@@ -18,7 +18,7 @@ from pipeq_worker.doctor.compare import differences
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.model_state import ModelState
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline, sample_of
-from pipeq_worker.settings.read import PipelineSettings
+from pipeq_worker.settings.sections import PipelineSettings
 from pipeq_worker.stages.infer import infer
 
 from tests import samples, tiny_models

@@ -22,7 +22,7 @@ from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.transformers_loading import task_type_of_config
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.process.cli import worker
-from pipeq_worker.settings.read import PipelineSettings, S3Settings
+from pipeq_worker.settings.sections import PipelineSettings, S3Settings
 
 from tests import samples, tiny_models
 from tests.integration.fetching import use_s3

@@ -26,7 +26,7 @@ from pipeq_worker.models.signatures import pipeline_class
 from pipeq_worker.models.task_type import Media
 from pipeq_worker.models.task_types import TASK_TYPES
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
-from pipeq_worker.settings.read import ParamLimits, PipelineSettings
+from pipeq_worker.settings.sections import ParamLimits, PipelineSettings
 
 from tests import samples, tiny_models
 

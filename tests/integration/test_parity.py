@@ -24,7 +24,7 @@ from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.models.quirks.vision import MaskGeneration
 from pipeq_worker.models.task_types import TASK_TYPES, find
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
-from pipeq_worker.settings.read import PipelineSettings
+from pipeq_worker.settings.sections import PipelineSettings
 
 from tests import samples, tiny_models
 from tests.samples import WORDS, audio, chats, clips, documents, images, texts

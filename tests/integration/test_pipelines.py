@@ -12,7 +12,7 @@ from pipeq.contract.errors import PipeqError
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline as Loaded
 from pipeq_worker.models.transformers_pipeline import overlaid
-from pipeq_worker.settings.read import PipelineSettings
+from pipeq_worker.settings.sections import PipelineSettings
 
 from tests import tiny_models
 from tests.samples import WORDS

@@ -12,7 +12,7 @@ from pipeq.contract.errors import PipeqError
 from pipeq_worker.doctor.doctor import Report, _batched, check
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
-from pipeq_worker.settings.read import PipelineSettings
+from pipeq_worker.settings.sections import PipelineSettings
 
 from tests import samples, tiny_models
 from tests.integration.test_parity import FULLEST

@@ -13,7 +13,7 @@ import pytest
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.demo import embedded
 from pipeq.demo.embedded import S3Server
-from pipeq_worker.settings.read import ResultSettings, S3Settings
+from pipeq_worker.settings.sections import ResultSettings, S3Settings
 from pipeq_worker.stores import disk
 from pipeq_worker.stores.writer import Writer
 

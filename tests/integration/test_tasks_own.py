@@ -24,7 +24,7 @@ from pipeq_worker.doctor.doctor import check
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
-from pipeq_worker.settings.read import PipelineSettings
+from pipeq_worker.settings.sections import PipelineSettings
 
 from tests.parity import assert_same, plain
 from tests.transformers_4 import build, decoded, gradient

@@ -16,7 +16,7 @@ from pipeq_worker.models import weights
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.task_types import TASK_TYPES, find
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
-from pipeq_worker.settings.read import PipelineSettings
+from pipeq_worker.settings.sections import PipelineSettings
 from safetensors.torch import load_file, save_file
 
 from tests import tiny_models

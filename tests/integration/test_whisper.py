@@ -12,7 +12,7 @@ from pipeq_worker.doctor.compare import differences
 from pipeq_worker.doctor.doctor import check
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
-from pipeq_worker.settings.read import PipelineSettings
+from pipeq_worker.settings.sections import PipelineSettings
 
 from tests import samples, tiny_models
 from tests.integration.test_generation_parity import WHISPER

@@ -15,7 +15,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.delivery.outputs import Object, convert
-from pipeq_worker.settings.read import ResultSettings
+from pipeq_worker.settings.sections import ResultSettings
 from pipeq_worker.stores.signed import Signatures, objects_of, sign_objects
 from pipeq_worker.stores.writer import Writer
 

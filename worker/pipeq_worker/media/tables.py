@@ -16,7 +16,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 
 from pipeq_worker.media.decoded import Decoded
 from pipeq_worker.media.looks import looks_like
-from pipeq_worker.settings.read import InputSettings
+from pipeq_worker.settings.sections import InputSettings
 
 #: Separators, in order of preference where several would fit.
 _SEPARATORS = (",", ";", "\t", "|")

@@ -13,7 +13,7 @@ from pipeq_worker.models.call import Call
 from pipeq_worker.models.params.rules import Number, UnfitError, display
 from pipeq_worker.models.pipeline import BatchLimits, Pipeline, Prepared
 from pipeq_worker.models.task_types import find
-from pipeq_worker.settings.read import PipelineSettings
+from pipeq_worker.settings.sections import PipelineSettings
 
 #: The result of every task.
 RESULT = "constant"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.models.task_types import find, is_task_type
-from pipeq_worker.settings.read import ParamLimits, PipelineSettings, S3Settings
+from pipeq_worker.settings.sections import ParamLimits, PipelineSettings, S3Settings
 
 
 def needs_torch(name: str, settings: PipelineSettings) -> bool:

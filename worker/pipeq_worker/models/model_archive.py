@@ -13,7 +13,7 @@ from pipeq.contract import schemes, shown
 from pipeq.contract.errors import PipeqError, SettingsError
 
 from pipeq_worker.models.unpack import ArchiveError, unpack
-from pipeq_worker.settings.read import ArchiveSettings, S3Settings
+from pipeq_worker.settings.sections import ArchiveSettings, S3Settings
 from pipeq_worker.stores import registry
 from pipeq_worker.stores.base import Access, Prefixes, Source, StoreError
 

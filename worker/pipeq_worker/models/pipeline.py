@@ -12,7 +12,7 @@ from pipeq.contract.status import ModelInfo
 from pipeq_worker.media.picture_memory import PictureMemory
 from pipeq_worker.models.call import Call
 from pipeq_worker.models.task_type import TaskType
-from pipeq_worker.settings.read import PipelineSettings
+from pipeq_worker.settings.sections import PipelineSettings
 
 
 @dataclass(frozen=True)

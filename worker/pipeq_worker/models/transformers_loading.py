@@ -19,7 +19,7 @@ from pipeq_worker.models.probe import padding_changes
 from pipeq_worker.models.task_type import TaskType
 from pipeq_worker.models.task_types import find, is_task_type
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline, warm_up
-from pipeq_worker.settings.read import ParamLimits, PipelineSettings, S3Settings
+from pipeq_worker.settings.sections import ParamLimits, PipelineSettings, S3Settings
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from pipeq_worker.models.pipeline import BatchLimits, Pipeline, Prepared
 from pipeq_worker.models.quirks.base import Quirks
 from pipeq_worker.models.quirks.vision import image_processor, is_labels, picture
 from pipeq_worker.models.task_type import Media, TaskType
-from pipeq_worker.settings.read import ParamLimits, PipelineSettings
+from pipeq_worker.settings.sections import ParamLimits, PipelineSettings
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from typing import IO, Any, cast
 
 from pipeq.contract import shown
 
-from pipeq_worker.settings.read import ArchiveSettings
+from pipeq_worker.settings.sections import ArchiveSettings
 from pipeq_worker.stores.disk import create_below, make_below
 
 _CHUNK = 2**20

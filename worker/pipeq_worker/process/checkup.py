@@ -15,7 +15,8 @@ from pipeq.contract.errors import PipeqError, SettingsError
 
 from pipeq_worker.models import loading
 from pipeq_worker.models.task_types import find, is_task_type
-from pipeq_worker.settings.read import PipelineSettings, Settings
+from pipeq_worker.settings.read import Settings
+from pipeq_worker.settings.sections import PipelineSettings
 from pipeq_worker.stores.allow import AllowList
 from pipeq_worker.stores.base import Access, StoreError
 from pipeq_worker.stores.registry import Stores

@@ -89,7 +89,7 @@ def _named(text: str) -> str:
     startup.check_folder(text)
     from pipeq_worker.models.model_archive import unpacked
     from pipeq_worker.models.transformers_loading import task_type_of
-    from pipeq_worker.settings.read import PipelineSettings, S3Settings
+    from pipeq_worker.settings.sections import PipelineSettings, S3Settings
 
     model = unpacked(text, S3Settings())
     return f"{task_type_of(text, model, PipelineSettings(model=text))}={text}"

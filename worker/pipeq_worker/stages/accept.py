@@ -16,7 +16,7 @@ from pipeq.contract.reading import number
 
 from pipeq_worker.media.tables import check_cells, check_size
 from pipeq_worker.models.task_type import Media, TaskType
-from pipeq_worker.settings.read import InputSettings
+from pipeq_worker.settings.sections import InputSettings
 from pipeq_worker.stages.chats import TURN, is_chat, misspelt, wrong_turn
 from pipeq_worker.stages.task import Input, Slot
 

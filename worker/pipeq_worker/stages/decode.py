@@ -17,7 +17,7 @@ from pipeq_worker.media.looks import looks_like
 from pipeq_worker.media.tables import decode_table
 from pipeq_worker.media.video import Video
 from pipeq_worker.models.task_type import Media
-from pipeq_worker.settings.read import InputSettings
+from pipeq_worker.settings.sections import InputSettings
 
 #: Bytes that a tokenizer takes temporarily for each byte of text: tokens, their positions, and the words.
 _TOKENIZED = 32

@@ -13,7 +13,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import Ref
 from pipeq.contract.reading import UnreadableError, json_value
 
-from pipeq_worker.settings.read import InputSettings, S3Settings
+from pipeq_worker.settings.sections import InputSettings, S3Settings
 from pipeq_worker.stores import deadline
 from pipeq_worker.stores.allow import AllowList
 from pipeq_worker.stores.base import Access, Source, StoreError, display

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 
-from pipeq_worker.settings.read import InputSettings, S3Settings
+from pipeq_worker.settings.sections import InputSettings, S3Settings
 
 
 def display(uri: str) -> str:

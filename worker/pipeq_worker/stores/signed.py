@@ -22,7 +22,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import Ref
 from redis.exceptions import RedisError, ResponseError
 
-from pipeq_worker.settings.read import ResultSettings
+from pipeq_worker.settings.sections import ResultSettings
 from pipeq_worker.stores.allow import AllowList
 
 #: A whole result, as JSON, or an object that a result refers to. The signature of one kind is not valid for the other.

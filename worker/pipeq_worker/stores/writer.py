@@ -7,7 +7,7 @@ from typing import Any
 from pipeq.contract import schemes
 from pipeq.contract.errors import ErrorCode, PipeqError
 
-from pipeq_worker.settings.read import ResultSettings, S3Settings
+from pipeq_worker.settings.sections import ResultSettings, S3Settings
 from pipeq_worker.stores import deadline, registry
 from pipeq_worker.stores.allow import AllowList
 from pipeq_worker.stores.base import Access, StoreError, display

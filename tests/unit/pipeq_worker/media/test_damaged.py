@@ -20,7 +20,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq_worker.media.audio import Audio
 from pipeq_worker.media.video import Video
 from pipeq_worker.models.task_type import Media
-from pipeq_worker.settings.read import InputSettings
+from pipeq_worker.settings.sections import InputSettings
 from pipeq_worker.stages.decode import decode
 
 from tests.unit.media import RATE, encoded, pcm, picture, wav

@@ -16,7 +16,7 @@ from pipeq_worker.media.audio import Audio
 from pipeq_worker.media.decoded import Decoded
 from pipeq_worker.media.video import Video
 from pipeq_worker.models.task_type import Media
-from pipeq_worker.settings.read import InputSettings
+from pipeq_worker.settings.sections import InputSettings
 from pipeq_worker.stages.decode import decode
 
 from tests.unit.media import RATE, encoded, pcm, wav

@@ -19,7 +19,7 @@ from pipeq_worker.models.call import Call
 from pipeq_worker.models.quirks.vision import ImageSegmentation
 from pipeq_worker.models.task_type import Media
 from pipeq_worker.models.task_types import TASK_TYPES
-from pipeq_worker.settings.read import InputSettings
+from pipeq_worker.settings.sections import InputSettings
 
 MOST = InputSettings().max_decoded_bytes
 #: 121 million pixels of one grey.

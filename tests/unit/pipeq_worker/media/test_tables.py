@@ -6,7 +6,7 @@ import pytest
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq_worker.media.decoded import Decoded
 from pipeq_worker.media.tables import decode_table
-from pipeq_worker.settings.read import InputSettings
+from pipeq_worker.settings.sections import InputSettings
 
 PLAIN = {"city": ["Bern", "Rom"], "euros": ["5", "7"]}
 #: Larger than the defaults, because these tests are about the form of CSV, not its size.

@@ -19,7 +19,7 @@ from pipeq_worker.models.params.rules import Bound, Choice, Number, Rule, Templa
 from pipeq_worker.models.params.table import generation_rules
 from pipeq_worker.models.signatures import pipeline_class
 from pipeq_worker.models.task_types import TASK_TYPES
-from pipeq_worker.settings.read import ParamLimits
+from pipeq_worker.settings.sections import ParamLimits
 
 BOUNDS = {**ceilings(ParamLimits()), "vocabulary": Bound(99, "the model"), "speakers": Bound(3, "the model")}
 ROWS = [row for row in TASK_TYPES.values() if row.has_model]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pipeq_worker.models import unpack as unpacking
 from pipeq_worker.models.unpack import ArchiveError, unpack
-from pipeq_worker.settings.read import ArchiveSettings
+from pipeq_worker.settings.sections import ArchiveSettings
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 MODES = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.bz2": "w:bz2", ".tar.xz": "w:xz"}

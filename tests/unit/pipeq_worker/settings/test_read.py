@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from pipeq.contract.errors import PipeqError
-from pipeq_worker.settings.read import PipelineSettings, Settings, load_settings
+from pipeq_worker.settings.read import Settings, load_settings
+from pipeq_worker.settings.sections import PipelineSettings
 
 
 def said(config: Path | None = None) -> str:

@@ -16,7 +16,8 @@ from pipeq_worker.models.task_type import Media, TaskType
 from pipeq_worker.models.task_types import TASK_TYPES, find
 from pipeq_worker.process.cli import worker
 from pipeq_worker.settings import shown as shown_settings
-from pipeq_worker.settings.read import InputSettings, ResultSettings, S3Settings, Settings, load_settings
+from pipeq_worker.settings.read import Settings, load_settings
+from pipeq_worker.settings.sections import InputSettings, ResultSettings, S3Settings
 from pipeq_worker.stages.accept import read_inputs
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stores.allow import AllowList

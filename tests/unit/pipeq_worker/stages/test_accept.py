@@ -8,7 +8,7 @@ import pytest
 from pipeq.contract.errors import PipeqError
 from pipeq_worker.models.task_type import Media
 from pipeq_worker.models.task_types import TASK_TYPES, find
-from pipeq_worker.settings.read import InputSettings
+from pipeq_worker.settings.sections import InputSettings
 from pipeq_worker.stages.accept import Input, read_inputs
 
 REF = {"uri": "s3://b/a.png"}

@@ -14,7 +14,8 @@ from pipeq.contract.message import Ref, TaskMessage
 from pipeq_worker.models.constant_pipeline import ConstantPipeline
 from pipeq_worker.models.pipeline import Prepared
 from pipeq_worker.models.task_types import find
-from pipeq_worker.settings.read import PipelineSettings, Settings
+from pipeq_worker.settings.read import Settings
+from pipeq_worker.settings.sections import PipelineSettings
 from pipeq_worker.stages import look as look_module
 from pipeq_worker.stages.accept import read_inputs
 from pipeq_worker.stages.engine import Engine

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from pipeq.contract.errors import ErrorCode, PipeqError, SettingsError
-from pipeq_worker.settings.read import ResultSettings, S3Settings
+from pipeq_worker.settings.sections import ResultSettings, S3Settings
 from pipeq_worker.stores.allow import AllowList
 from pipeq_worker.stores.base import Fault, Prefixes, StoreError, display
 from pipeq_worker.stores.https import Https

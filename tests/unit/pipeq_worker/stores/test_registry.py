@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from pipeq.contract import schemes
-from pipeq_worker.settings.read import ResultSettings, S3Settings
+from pipeq_worker.settings.sections import ResultSettings, S3Settings
 from pipeq_worker.stores import registry
 from pipeq_worker.stores.base import Access, Store
 from pipeq_worker.stores.registry import Stores

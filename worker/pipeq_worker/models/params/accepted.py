@@ -21,7 +21,7 @@ from pipeq_worker.models.params.table import OF_TASK, PIPELINE, SPEECH, generati
 from pipeq_worker.models.task_type import TaskType
 
 if TYPE_CHECKING:
-    from pipeq_worker.settings.read import ParamLimits
+    from pipeq_worker.settings.sections import ParamLimits
 
 #: Most names that an error message lists.
 _LISTED = 40
