@@ -1,7 +1,7 @@
-"""What a client may read: URIs of results -> whether its owner named them. Before: a record. After: results.
+"""Decides which URIs of results a client may read: only those that its owner allowed. Before: a record. After: results.
 
-Whoever can write to Redis can put any URI into a record; it is the client's own disk, and its own credentials for S3,
-that would be read by it. So nothing is read but what lies below the prefixes that the client was given.
+Anyone who can write to Redis can put any URI into a record, but the client would read it from its own disk, or with its
+own credentials. Therefore a client reads only what is below the prefixes that it was given.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from urllib.parse import unquote_to_bytes
 from pipeq.contract import schemes, shown
 from pipeq.contract.errors import ErrorCode, ReadError, SettingsError
 
-#: Where the prefixes are, unless the client is given some: separated by commas, or a JSON list.
+#: The environment variable with the prefixes of a client that was given none: separated by commas, or a JSON list.
 VARIABLE = "PIPEQ_CLIENT_ALLOW"
-#: A client remembers this many outputs that it asked for itself.
+#: Number of outputs requested by this client itself that it remembers.
 _OWN_OUTPUTS = 1000
 
 
 class ReadAllow:
-    """Prefixes below which results and their objects are read: ``s3://bucket/prefix/`` or ``file:///folder/``.
+    """Prefixes below which results and their objects may be read: ``s3://bucket/prefix/`` or ``file:///folder/``.
 
-    An entry that ends in ``/`` is a prefix; any other is that one thing, or a folder with all below it.
+    An entry that ends in ``/`` is a prefix. Any other entry is a single object, or a folder with everything below it.
 
     Args:
         entries: one or several; None for those of the environment.
 
     Raises (from the constructor):
-        SettingsError: naming the entry.
+        SettingsError: an entry cannot be used; the sentence names it.
     """
 
     def __init__(self, entries: Iterable[str] | str | None = None) -> None:
@@ -37,21 +37,22 @@ class ReadAllow:
         self._own: dict[str, None] = {}
 
     def remember(self, output: str) -> None:
-        """Where this client's own caller asked results to go is read, too."""
+        """Allows an output that this client's own caller has requested."""
         self._own.pop(output, None)
         self._own[output] = None
         if len(self._own) > _OWN_OUTPUTS:
             del self._own[next(iter(self._own))]
 
     def object(self, uri: str) -> tuple[str, str]:
-        """Bucket and key of an allowed URI of an object store: ``s3://``, ``gs://``, ``az://``.
+        """Returns the bucket and the key of an allowed URI of an object store (``s3://``, ``gs://``, ``az://``).
 
         Raises:
             ReadError: ``input_forbidden``.
         """
         scheme = schemes.of(uri)
         bucket, _, key = uri.removeprefix(f"{scheme}://").partition("/")
-        # Some servers resolve these, and then read what is not below the prefix; some libraries drop characters.
+        # Some servers resolve dot segments, and some libraries drop characters; both then read another place than was
+        # checked.
         strange = not uri.isprintable() or any(char in bucket + key for char in schemes.SCHEMES[scheme].reserved)
         if not bucket or not key or strange or any(part in (".", "..") for part in key.split("/")):
             raise _forbidden(f"{shown.uri(uri)} is no plain {scheme}://bucket/key")
@@ -60,7 +61,7 @@ class ReadAllow:
         return bucket, key
 
     def file(self, uri: str) -> str:
-        """The path of an allowed ``file://`` URI, without any symbolic link.
+        """Returns the path of an allowed ``file://`` URI, with symbolic links resolved.
 
         Raises:
             ReadError: ``input_forbidden``.

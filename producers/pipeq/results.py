@@ -1,6 +1,6 @@
-"""Reads a result that a worker put into a store, with the caller's own credentials for it.
+"""Reads a result that a worker has put into a store, with the caller's own credentials for it.
 
-Before: read_allow, which says whether it may be read at all.
+Before: read_allow, which decides whether the URI may be read.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pipeq.read_allow import ReadAllow
 
 
 def read_result(uri: str, allow: ReadAllow) -> Any:
-    """The JSON that ``uri`` holds.
+    """Returns the JSON at ``uri``.
 
     Raises:
-        ReadError: ``input_forbidden``, when it is not allowed; ``output_failed``, when it cannot be read.
+        ReadError: ``input_forbidden``: it is not allowed; ``output_failed``: it cannot be read.
     """
     try:
         return readable(_read(uri, allow))
@@ -31,14 +31,14 @@ def read_result(uri: str, allow: ReadAllow) -> Any:
 
 
 def read_object(part: Mapping[str, Any], allow: ReadAllow) -> bytes:
-    """The bytes of an object in a result: an image, audio, an array.
+    """Returns the bytes of an object in a result: an image, audio, an array.
 
     Args:
-        part: what stands for it in the result, with ``uri`` or ``base64``.
+        part: the dictionary that represents it in the result, with ``uri`` or ``base64``.
         allow: what may be read.
 
     Raises:
-        ReadError: ``input_forbidden``, when it is not allowed; ``output_failed``, when it cannot be read.
+        ReadError: ``input_forbidden``: it is not allowed; ``output_failed``: it cannot be read.
     """
     inline, uri = (part.get("base64"), part.get("uri")) if isinstance(part, Mapping) else (None, None)
     try:
@@ -70,18 +70,18 @@ def _read(uri: str, allow: ReadAllow) -> bytes:
 
 
 def _read_s3(bucket: str, key: str) -> bytes:
-    import boto3  # not at the top: half a second that most callers never need
+    import boto3  # not at the top: it takes half a second, and most callers never need it
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         return boto3.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
-    except (BotoCoreError, ClientError, ValueError) as error:  # the last for an endpoint or a number that is none
+    except (BotoCoreError, ClientError, ValueError) as error:  # ValueError: a setting cannot be used, e.g. an endpoint
         raise OSError(str(error)) from error
 
 
 def _read_gs(bucket: str, key: str) -> bytes:
     require("gs")
-    # Not the package's own class: that asks for the layout of the bucket first, by gRPC, and may wait a minute for it.
+    # gcsfs.GCSFileSystem would first ask for the bucket's layout, by gRPC, which may take a minute.
     from gcsfs.core import GCSFileSystem
 
     return _read_fsspec(lambda: GCSFileSystem(access="read_only"), bucket, key)
@@ -97,16 +97,16 @@ def _read_az(bucket: str, key: str) -> bytes:
 def _read_fsspec(build: Callable[[], Any], bucket: str, key: str) -> bytes:
     try:
         return bytes(build().cat_file(f"{bucket}/{key}"))
-    except Exception as error:  # each library has errors of its own, and they have no root in common
+    except Exception as error:  # each library has its own errors, without a common base class
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-#: Reads an object by its bucket and key, for each scheme that results are written to, files aside.
+#: Scheme -> the function that reads an object by its bucket and key, for all schemes of results except ``file``.
 _READERS: dict[str, Callable[[str, str], bytes]] = {"s3": _read_s3, "gs": _read_gs, "az": _read_az}
 
 
 def _read_file(path: str) -> bytes:
-    # No waiting for a writer of a pipe, and no link that was put there since it was looked at.
+    # Does not wait for the writer of a pipe, and does not follow a link that was put there after the check.
     opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(opened, "rb") as file:
         if not stat.S_ISREG(os.fstat(opened).st_mode):

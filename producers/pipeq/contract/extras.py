@@ -1,4 +1,4 @@
-"""CONTRACT: parts of pipeq that need more packages: is this one installed, and what installs it?"""
+"""CONTRACT: checks whether the package that a part of pipeq needs is installed, and says how to install it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pipeq.contract.schemes import SCHEMES
 
 
 def require(scheme: str) -> None:
-    """Says what to install where the package is missing that reads a scheme; imports nothing of it.
+    """Checks that the package that reads a scheme is installed, without importing it.
 
     Raises:
-        MissingPackageError: the sentence says what to install.
+        MissingPackageError: it is not; the sentence says what to install.
     """
     from importlib.util import find_spec  # not at the top: most callers never need it
 

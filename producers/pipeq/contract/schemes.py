@@ -1,7 +1,7 @@
-"""CONTRACT: the schemes of URIs: which there are, and which of them results may be written to.
+"""CONTRACT: the schemes of URIs that pipeq knows, and which of them results can be written to.
 
-The one table that messages, settings, clients and the generated schemas read. How a worker reads and writes each of
-them is in the worker's `stores/`, a file a scheme. Packages may register more by an entry point (docs/stores.md).
+Messages, settings, clients and the generated schemas all use this table. The worker's `stores/` has one file for each
+scheme, which reads and writes it. Packages may register more schemes by an entry point (docs/stores.md).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-#: The group of the entry points by which packages register schemes: the scheme is the name, a store the object.
+#: The group of the entry points by which packages register schemes. An entry's name is the scheme, its object a store.
 GROUP = "pipeq.stores"
 
 
@@ -22,17 +22,18 @@ GROUP = "pipeq.stores"
 class Scheme:
     """One scheme of URIs."""
 
-    #: What stands before ``://``.
+    #: The part of the URI before ``://``.
     name: str
     #: Whether results can be written there.
     writable: bool
-    #: What the first part of its URIs names.
+    #: What the first part of its URIs names, for error messages.
     first: str
-    #: Whether errors show a ``?`` and what follows: as a part of a name. Of a query they do not, it may hold a secret.
+    #: Whether errors show a ``?`` and what follows it. True if that is part of a name; a query may hold a secret.
     stored: bool = False
-    #: Characters that its URIs may not hold: the package that reads it takes them for something else than a name.
+    #: Characters that its URIs must not contain, because the package that reads them does not take them as part of a
+    #: name.
     reserved: str = ""
-    #: The package that reads it and the extra of pipeq that brings that package; None where pipeq itself brings it.
+    #: The package that reads it, and pipeq's extra that installs the package; None if pipeq always has what it needs.
     package: str | None = None
     extra: str | None = None
 
@@ -53,39 +54,39 @@ SCHEMES = {
 
 @lru_cache(maxsize=1)
 def registered() -> dict[str, EntryPoint]:
-    """The schemes that installed packages register; nothing of those packages is imported. Looked up once."""
+    """Returns the schemes that installed packages register, without importing the packages. Looked up once."""
     from importlib.metadata import entry_points  # not at the top: most callers never need it
 
     return {one.name: one for one in entry_points(group=GROUP) if one.name not in SCHEMES}
 
 
 def of(uri: str) -> str:
-    """The scheme of a URI, as it is written; empty where a text is no URI."""
+    """Returns the scheme of a URI as it is written; empty if the text is not a URI."""
     scheme, is_uri, _ = uri.partition("://")
     return scheme if is_uri else ""
 
 
 def is_known(name: str) -> bool:
-    """Whether there may be references of a scheme: one of pipeq's own, or one that an installed package registers."""
+    """Whether references may have a scheme: it is one of pipeq's own, or an installed package registers it."""
     return name in SCHEMES or name in registered()
 
 
 def is_writable(name: str) -> bool:
-    """Whether output may be asked for there. Of a registered scheme only the worker knows, which refuses the task."""
+    """Whether results may be requested there. Only the worker knows that of a registered scheme; it may refuse."""
     return SCHEMES[name].writable if name in SCHEMES else name in registered()
 
 
 def known() -> tuple[str, ...]:
-    """All schemes of references, pipeq's own first."""
+    """Returns all schemes of references, pipeq's own first."""
     return (*SCHEMES, *registered())
 
 
 def writable() -> tuple[str, ...]:
-    """All schemes of outputs."""
+    """Returns all schemes of outputs."""
     return tuple(name for name in known() if is_writable(name))
 
 
 def listed(names: Iterable[str]) -> str:
-    """Schemes as part of a sentence: ``s3://, file:// or https://``."""
+    """Returns schemes as part of a sentence: ``s3://, file:// or https://``."""
     *others, last = (f"{name}://" for name in names)
     return f"{', '.join(others)} or {last}" if others else last

@@ -9,10 +9,11 @@ from pipeq_worker.stores.fsspec_store import FsspecStore
 
 
 class Az(FsspecStore):
-    """Blobs of one account, which the environment names, with its credentials.
+    """Blobs of one account. The environment names the account and its credentials.
 
-    ``AZURE_STORAGE_CONNECTION_STRING``; or ``AZURE_STORAGE_ACCOUNT_NAME`` with a key, a SAS token or, where there is
-    neither, Azure's default credentials.
+    Set ``AZURE_STORAGE_CONNECTION_STRING``; or ``AZURE_STORAGE_ACCOUNT_NAME`` with a key or a SAS token. With neither
+    of
+    these two, Azure's default credentials are used.
     """
 
     scheme = "az"
@@ -40,5 +41,5 @@ class Az(FsspecStore):
         if isinstance(error, ClientAuthenticationError):
             return Fault.REFUSED
         if isinstance(error, AzureError) and getattr(error, "status_code", None) is None:
-            return Fault.PASSING  # no answer, or one that broke off
+            return Fault.PASSING  # no answer, or an incomplete one
         return None

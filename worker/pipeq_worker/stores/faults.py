@@ -1,6 +1,6 @@
-"""FAULTS: what kind of fault an error of a foreign library is. Used by the stores over fsspec.
+"""FAULTS: finds the kind of fault of another library's error. Used by the stores over fsspec.
 
-The libraries have no common root of errors; most say the status of an answer of HTTP, and wrap what they caught.
+The libraries' errors have no common base class. Most carry an HTTP status, and wrap the error that caused them.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 from pipeq_worker.stores.base import Fault
 
-#: Answers that a later try may not get; all 5xx besides.
+#: HTTP statuses of errors that may be temporary, in addition to all 5xx.
 _PASSING = frozenset({408, 425, 429})
 
 
 def fault_in_chain(error: BaseException, fault_of: Callable[[BaseException], Fault | None]) -> Fault:
-    """The fault of an error, or of the first below it that says one: libraries wrap what they caught."""
+    """Returns the fault of an error, or else of the first of its causes with a known fault."""
     one: BaseException | None = error
     for _ in range(10):
         if one is None:
@@ -23,7 +23,7 @@ def fault_in_chain(error: BaseException, fault_of: Callable[[BaseException], Fau
         if found is not None:
             return found
         one = one.__cause__ or one.__context__
-    # What nobody knows may pass; the worker's tries are counted.
+    # An unknown error may be temporary; the worker limits the number of tries.
     return Fault.PASSING
 
 
@@ -43,7 +43,7 @@ def _by_status(error: BaseException) -> Fault | None:
 
 
 def of_status(status: int) -> Fault:
-    """What an answer of HTTP is, by its status."""
+    """Returns the fault for an HTTP status of 400 or more."""
     if status in _PASSING or status >= 500:
         return Fault.PASSING
     return {404: Fault.MISSING, 410: Fault.MISSING, 401: Fault.REFUSED, 403: Fault.REFUSED}.get(status, Fault.PERMANENT)
@@ -54,6 +54,6 @@ def _by_class(error: BaseException) -> Fault | None:
         return Fault.MISSING
     if isinstance(error, PermissionError):
         return Fault.REFUSED
-    if isinstance(error, OSError):  # TimeoutError and ConnectionError, too
+    if isinstance(error, OSError):  # includes TimeoutError and ConnectionError
         return Fault.PASSING
     return Fault.PERMANENT if isinstance(error, ValueError | NotImplementedError | TypeError) else None

@@ -1,9 +1,9 @@
-"""FSSPEC_STORE: what gs, az and hf share: objects that a file system of fsspec reads and writes.
+"""FSSPEC_STORE: the base of gs, az and hf: reads and writes objects through a file system of fsspec.
 
-    check (objects.py) -> information about the object -> blocks of it, each a request -> information again
+    check (objects.py) -> information about the object -> its blocks, one request each -> information again
 
-fsspec waits without an end, so each call is given what is left of the deadline (deadline.py): one of an asynchronous
-file system is cancelled then; one of a synchronous one runs in a thread of its own, which nobody waits for any more.
+fsspec may wait for ever, so each call is limited to the time that is left (deadline.py). A call of an asynchronous file
+system is then cancelled. A call of a synchronous one runs in a thread of its own, which is abandoned.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from pipeq_worker.stores.base import Access, Fault, Source, StoreError
 from pipeq_worker.stores.faults import fault_in_chain
 from pipeq_worker.stores.objects import ObjectPlace, ObjectStore
 
-#: Bytes that one request asks for.
+#: Number of bytes that one request asks for.
 BLOCK_BYTES = 8 * 2**20
-#: What the names of objects may not hold here: libraries drop some of these, and what they read then was not checked.
+#: Characters that URIs must not contain here: libraries drop some of them, and would read another object than checked.
 _CONTROL = frozenset(map(chr, (*range(32), 127)))
 
 
 class FsspecStore(ObjectStore):
-    """Objects behind a file system of fsspec. A subclass builds the file system, and knows its errors.
+    """Objects in a file system of fsspec. A subclass creates the file system, and classifies its errors.
 
     Raises (from the constructor):
-        MissingPackageError: says what to install.
+        MissingPackageError: a package is missing; the sentence says what to install.
     """
 
-    #: The fields of an object's information of which at least one changes with its content.
+    #: Fields of an object's information; at least one of them changes whenever the content changes.
     version_fields: ClassVar[tuple[str, ...]]
     #: More arguments for ``info``.
     info_options: ClassVar[dict[str, Any]] = {}
@@ -47,15 +47,15 @@ class FsspecStore(ObjectStore):
         require(self.scheme)
         self._lock = threading.Lock()
         self._fs: Any = None
-        # Threads of a synchronous file system that nobody waits for are no more than this.
+        # Bounds the number of threads, including abandoned ones, that call a synchronous file system.
         self._turns = threading.BoundedSemaphore(max(1, access.connections))
 
     @abstractmethod
     def build(self) -> Any:
-        """Makes the file system, without a cache of listings; credentials come from its library's own chain."""
+        """Creates the file system, without a cache of listings. Its library finds the credentials."""
 
     def fault_of(self, error: BaseException) -> Fault | None:
-        """What an error of this library is that says no HTTP status; None where it does not know it."""
+        """Returns the fault of an error of this library that has no HTTP status; None if it is unknown."""
         return None
 
     @classmethod
@@ -97,7 +97,7 @@ class FsspecStore(ObjectStore):
             self._call(fs, fs.pipe_file, _path(place), data, **self.put_options(media_type))
 
     def put_options(self, media_type: str) -> dict[str, Any]:
-        """More arguments for ``pipe_file``."""
+        """Returns more arguments for ``pipe_file``."""
         return {}
 
     def version(self, place: ObjectPlace, name: str) -> str:
@@ -109,7 +109,7 @@ class FsspecStore(ObjectStore):
         return repr(found)
 
     def look(self, prefix: str, name: str) -> None:
-        """Where the bucket may not be looked at, its objects may be read all the same."""
+        """Checks that the bucket exists. Passes if that is forbidden, because its objects may still be readable."""
         bucket = self.split(prefix).bucket
         try:
             with self._translated(name):
@@ -125,17 +125,17 @@ class FsspecStore(ObjectStore):
             self._call(fs, fs.rm_file, _path(place))
 
     def warm_up(self) -> None:
-        """Imports the library and builds the file system: it takes a second or more."""
+        """Imports the library and creates the file system, which takes a second or more."""
         with suppress(StoreError), self._translated(self.scheme):
             self.filesystem()
 
     def close(self) -> None:
-        # Those of fsspec end their connections when nothing uses them any more.
+        # fsspec's file systems close their connections when nothing refers to them any more.
         with self._lock:
             self._fs = None
 
     def filesystem(self) -> Any:
-        """The file system, built on first use."""
+        """Returns the file system; creates it at the first call."""
         with self._lock:
             if self._fs is None:
                 self._fs = self.build()
@@ -147,9 +147,9 @@ class FsspecStore(ObjectStore):
             raise StoreError(Fault.PERMANENT, f"{name} names a {cls.bucket}, not an object")
 
     def _file(self, fs: Any, place: ObjectPlace, name: str) -> dict[str, Any]:
-        """What the store says about an object."""
+        """Returns the store's information about an object."""
         info: dict[str, Any] = self._call(fs, fs.info, _path(place), **self.info_options)
-        # Libraries cut a slash off the end, and then find a folder, or another object.
+        # Libraries drop a slash at the end, and would then find a folder or another object.
         if info.get("type") == "directory" or place.key.endswith("/"):
             raise StoreError(Fault.MISSING, f"{name} names a folder, not an object")
         return info
@@ -157,14 +157,14 @@ class FsspecStore(ObjectStore):
     def _blocks(self, fs: Any, path: str, info: dict[str, Any], size: int, name: str) -> Iterator[bytes]:
         at = 0
         while at < size:
-            # The last block asks for a byte more: an object that has grown is told by it.
+            # The last block asks for one more byte, to detect an object that has grown.
             end = at + BLOCK_BYTES if at + BLOCK_BYTES < size else size + 1
             block = self._read(fs, path, at, end, size)
             yield block
             if not block:
-                return  # it has shrunk, which the reader sees by its size
+                return  # the object has shrunk; the reader detects that by the size
             at += len(block)
-        # One request reads one object, whatever is written meanwhile; several may read parts of two.
+        # A single request reads one version of the object, but several may read parts of two.
         if size > BLOCK_BYTES:
             now = self._call(fs, fs.info, path, **self.info_options)
             if self._version(now) != self._version(info):
@@ -175,7 +175,7 @@ class FsspecStore(ObjectStore):
             return self._call(fs, fs.cat_file, path, start=start, end=end)
 
         def read() -> bytes:
-            # Its size is known already: it would be asked for with each block.
+            # The size is known; without it, the file system would ask for it with each block.
             with fs.open(path, "rb", size=size, cache_type="none", block_size=BLOCK_BYTES) as file:
                 file.seek(start)
                 return bytes(file.read(end - start))
@@ -186,12 +186,12 @@ class FsspecStore(ObjectStore):
         return tuple(info.get(field) for field in self.version_fields)
 
     def _call(self, fs: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """One call of the library, for no longer than is left of the deadline."""
+        """Calls the library, for at most the time that is left until the deadline."""
         left = deadline.remaining_s()
         if left <= 0:
             raise TimeoutError("the deadline has passed")
         if fs.async_impl:
-            # A hundredth more: whoever is told of the timeout finds the deadline passed.
+            # 10 ms more, so that the deadline has passed when the timeout is handled.
             return call(*args, timeout=None if left == float("inf") else left + 0.01, **kwargs)
         return self._in_thread(lambda: call(*args, **kwargs), left)
 
@@ -234,7 +234,7 @@ class FsspecStore(ObjectStore):
         said = f"{kind}: {shown.line(str(error), 200)}" if str(error) else kind
         reason = {
             Fault.MISSING: f"does not have it ({kind})",
-            # Not the message: it may name the account, which is nothing for producers.
+            # Without the message, because it may name the account, which producers must not see.
             Fault.REFUSED: f"refused this worker's credentials ({kind})",
             Fault.PASSING: f"failed for now ({said})",
         }.get(fault, f"does not take the request ({said})")

@@ -11,7 +11,9 @@ from pipeq_worker.stores.fsspec_store import FsspecStore
 class Gs(FsspecStore):
     """Objects of Google Cloud Storage, with Google's default credentials.
 
-    ``GOOGLE_APPLICATION_CREDENTIALS``, or the machine's own; without any, only what is public is read.
+    They come from ``GOOGLE_APPLICATION_CREDENTIALS`` or from the machine. Without credentials, only public objects can
+    be
+    read.
     """
 
     scheme = "gs"
@@ -20,8 +22,8 @@ class Gs(FsspecStore):
     version_fields = ("generation", "etag")
 
     def build(self) -> Any:
-        # Imported here: it takes a second, and only those who use it have it. Not the package's own class: that asks
-        # for the layout of each bucket first, by gRPC, and may wait a minute for it.
+        # Imported here because it takes a second. gcsfs.GCSFileSystem would first ask for each bucket's layout, by
+        # gRPC, which may take a minute.
         from aiohttp import ClientTimeout
         from gcsfs.core import GCSFileSystem
 
@@ -38,5 +40,5 @@ class Gs(FsspecStore):
 
         if isinstance(error, GoogleAuthError):
             return Fault.PASSING if isinstance(error, TransportError) else Fault.REFUSED
-        # gcsfs makes a plain OSError of status 403.
+        # gcsfs raises a plain OSError for status 403.
         return Fault.REFUSED if type(error) is OSError and str(error).startswith("Forbidden") else None

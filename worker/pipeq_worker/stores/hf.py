@@ -8,14 +8,14 @@ from pipeq_worker.stores.base import Fault
 from pipeq_worker.stores.fsspec_store import FsspecStore
 from pipeq_worker.stores.objects import ObjectPlace
 
-#: What a URI begins with that names no model.
+#: First parts of URIs that name a kind of repository; any other first part is the owner of a model.
 _KINDS = frozenset({"datasets", "spaces", "buckets", "models", "kernels"})
 
 
 class Hf(FsspecStore):
     """Files of repositories: ``hf://user/model/file``, ``hf://datasets/user/name@revision/file``.
 
-    The token is the Hub's own (``HF_TOKEN``). Read only: a write would be a commit, and results are none.
+    The token is the Hub's own (``HF_TOKEN``). Read only, because each write would be a commit.
     """
 
     scheme = "hf"
@@ -32,7 +32,7 @@ class Hf(FsspecStore):
         return ObjectPlace("/".join(parts[:names]), "/".join(parts[names:]))
 
     def look(self, prefix: str, name: str) -> None:
-        # All that one user has is no place that can be asked for.
+        # A prefix that names only a user cannot be looked up.
         if not self.split(f"{prefix.rstrip('/')}/").bucket.endswith("/"):
             super().look(prefix, name)
 
@@ -42,7 +42,7 @@ class Hf(FsspecStore):
         return HfFileSystem(block_size=None, skip_instance_cache=True)
 
     def filesystem(self) -> Any:
-        """A new one each time: it remembers which repositories there are, and which there are not, for ever."""
+        """Returns a new one each time, because huggingface_hub's remembers for ever which repositories exist."""
         return self.build()
 
     def fault_of(self, error: BaseException) -> Fault | None:

@@ -1,7 +1,7 @@
-"""REGISTRY: scheme of a URI -> the store that serves it: ours by class, those of users by entry point.
+"""REGISTRY: scheme of a URI -> the store that serves it: pipeq's own by class, users' by entry point.
 
-A scheme of ours is one file, one entry here, and one row of the contract's table (pipeq.contract.schemes). That of a
-user is an entry point of the group ``pipeq.stores`` in the user's package: docs/stores.md.
+A scheme of pipeq is one file, one entry here, and one row of the contract's table (pipeq.contract.schemes). A user's
+scheme is an entry point of the group ``pipeq.stores`` in the user's package (docs/stores.md).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _loaded: dict[str, type[Store]] = {}
 
 
 def find(scheme: str) -> type[Store] | None:
-    """The store of a scheme; None where nobody has registered one.
+    """Returns the store of a scheme; None if the scheme is not registered.
 
     Raises:
-        SettingsError: an installed package registers it, and what it registers cannot be used.
+        SettingsError: what an installed package registers for it cannot be used.
     """
     if scheme in OURS:
         return OURS[scheme]
@@ -43,10 +43,10 @@ def find(scheme: str) -> type[Store] | None:
 
 
 def check() -> None:
-    """Looks at everything that installed packages register.
+    """Checks everything that installed packages register.
 
     Raises:
-        SettingsError: it cannot be used, two packages register one scheme, or one registers one of ours.
+        SettingsError: it cannot be used, two packages register one scheme, or one registers a scheme of pipeq.
     """
     seen: dict[str, EntryPoint] = {}
     for entry in entry_points(group=schemes.GROUP):
@@ -61,7 +61,7 @@ def check() -> None:
 def _load(entry: EntryPoint) -> type[Store]:
     try:
         store = entry.load()
-    except Exception as error:  # whatever its modules do when they are imported
+    except Exception as error:  # importing a user's modules may raise anything
         reason = f"{type(error).__name__}: {shown.line(str(error))}"
         raise SettingsError(f"{_of(entry)} registers {entry.name}:// and cannot be loaded ({reason})") from error
     if not (isinstance(store, type) and issubclass(store, Store) and getattr(store, "scheme", None) == entry.name):
@@ -75,10 +75,10 @@ def _of(entry: EntryPoint) -> str:
 
 
 class Stores:
-    """The stores that one part of a worker uses, each made when it is first asked for. Safe for any number of threads.
+    """The stores that one part of a worker uses, each created at its first use. Safe to call from several threads.
 
     Args:
-        access: what they may need to know.
+        access: the settings that stores may need.
     """
 
     def __init__(self, access: Access) -> None:
@@ -87,11 +87,11 @@ class Stores:
         self._lock = threading.Lock()
 
     def of(self, uri: str) -> Store:
-        """The store of a URI that was found to be allowed."""
+        """Returns the store of an allowed URI."""
         return self.get(schemes.of(uri))
 
     def get(self, scheme: str) -> Store:
-        """The store of a known scheme.
+        """Returns the store of a known scheme.
 
         Raises:
             PipeqError: a setting cannot be used, or a package is missing.
@@ -104,7 +104,7 @@ class Stores:
             return self._made[scheme]
 
     def close(self) -> None:
-        """Closes the connections of all of them."""
+        """Closes the connections of all stores."""
         with self._lock:
             made = list(self._made.values())
         for store in made:
