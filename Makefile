@@ -4,7 +4,7 @@ PYTHON ?= python3
 # More arguments for pip, for instance an index of CPU-only torch wheels: make install PIP_ARGS="--extra-index-url URL"
 PIP_ARGS ?=
 # How many test processes run side by side; a file's tests stay together.
-JOBS ?= 2
+JOBS ?= 3
 KILLS ?= 1000
 MINUTES ?= 60
 TASKS ?= 100000

@@ -85,7 +85,7 @@ def fail(db: redis.Redis, kind: str, count: int) -> None:
             assert {end["pipeq"]["error"]["code"] for end in ends} == {code}
 
 
-@pytest.mark.timeout(max(240, COUNT / 10))
+@pytest.mark.timeout(max(240, COUNT / 4))
 @pytest.mark.parametrize("kind", KINDS)
 def test_failures_leave_nothing(served: tuple[WorkerProcess, redis.Redis], kind: str) -> None:
     process, db = served

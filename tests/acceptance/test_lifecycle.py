@@ -160,7 +160,7 @@ def test_a_hurried_stop_loses_nothing(
     with Client(redis_url) as client:
         with worker(tmp_path, redis_url, f"text-generation={model}", drain_s=300) as first:
             first.wait_ready(client, "text-generation")
-            ids = client.submit_many("text-generation", ["the fox " * (at % 9 + 1) for at in range(200)], params=params)
+            ids = client.submit_many("text-generation", ["the fox " * (at % 9 + 1) for at in range(80)], params=params)
             while not any(status.state is State.RUNNING for status in client.status_many(ids)):
                 time.sleep(0.02)
             began = time.monotonic()
