@@ -6,12 +6,12 @@ import base64
 import json
 from typing import Any
 
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 
 
 def frame(task_id: str, queue: str, kwargs: dict[str, Any] | None = None, **more: Any) -> str:
     """A message as Celery sends it; keywords set headers, properties and embedded options."""
-    headers = {"lang": "py", "task": queues.TASK_NAME, "id": task_id, "retries": 0, "root_id": task_id}
+    headers = {"lang": "py", "task": keys.TASK_NAME, "id": task_id, "retries": 0, "root_id": task_id}
     properties = {
         "correlation_id": task_id,
         "delivery_mode": 2,

@@ -10,8 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
-from pipeq.contract import keys as queues
-from pipeq.contract import schemes, shown
+from pipeq.contract import keys, schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, SettingsError
 from pipeq.contract.message import plain
 
@@ -25,22 +24,22 @@ MOST_BYTES = 512 * 2**20
 
 def pipeline(value: Any) -> str:
     """Checks the name of a pipeline, which is also the name of its queue."""
-    if not queues.is_queue_name(value):
-        _refuse(f"the pipeline {shown.value(value)} is no name of one: {queues.QUEUE_NAME_WORDS}")
+    if not keys.is_queue_name(value):
+        _refuse(f"the pipeline {shown.value(value)} is no name of one: {keys.QUEUE_NAME_WORDS}")
     return value
 
 
 def new_task_id(value: Any) -> str | None:
     """Checks an id that the caller chose; None lets the client choose one."""
-    if value is not None and not queues.is_task_id(value):
-        _refuse(f"the task id {shown.value(value)} is not {queues.TASK_ID_WORDS}")
+    if value is not None and not keys.is_task_id(value):
+        _refuse(f"the task id {shown.value(value)} is not {keys.TASK_ID_WORDS}")
     return value
 
 
 def task_id(value: Any) -> str:
     """Checks the id of a submitted task."""
-    if not queues.is_readable_id(value):
-        _refuse(f"the task id {shown.value(value)} is not {queues.TASK_ID_WORDS}")
+    if not keys.is_readable_id(value):
+        _refuse(f"the task id {shown.value(value)} is not {keys.TASK_ID_WORDS}")
     return value
 
 

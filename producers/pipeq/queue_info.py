@@ -12,8 +12,7 @@ from typing import Any
 
 import redis
 
-from pipeq.contract import keys as queues
-from pipeq.contract import shown
+from pipeq.contract import keys, shown
 from pipeq.contract.reading import json_object, number, readable_object
 from pipeq.contract.status import TaskStatus
 from pipeq.server import replies
@@ -53,18 +52,18 @@ def read_queue(
 ) -> QueueInfo:
     """Reads the state of one queue, in two or three round trips."""
     now = time.time()
-    lists = queues.list_keys(pipeline)
+    lists = keys.list_keys(pipeline)
     with client.pipeline(transaction=False) as pipe:
         for key in lists:
             pipe.llen(key)
         for key in lists:
             pipe.lindex(key, -1)
-        pipe.zrangebyscore(queues.workers_key(pipeline), now - queues.WORKER_TTL_S, "+inf")
-        pipe.llen(queues.dead_letter_key(pipeline))
-        pipe.zcard(queues.waiting_key(pipeline))
+        pipe.zrangebyscore(keys.workers_key(pipeline), now - keys.WORKER_TTL_S, "+inf")
+        pipe.llen(keys.dead_letter_key(pipeline))
+        pipe.zcard(keys.waiting_key(pipeline))
         *per_list, workers, dead, waiting = replies(pipe)
     workers = workers or []
-    beats = client.mget([queues.worker_key("").encode() + name for name in workers]) if workers else []
+    beats = client.mget([keys.worker_key("").encode() + name for name in workers]) if workers else []
     oldest = [_task_id(raw) for raw in per_list[len(lists) :] if raw]
     times = [s.submitted_at for s in status_many(filter(None, oldest)) if s.submitted_at is not None]
     return QueueInfo(
@@ -100,4 +99,4 @@ def _task_id(raw: bytes) -> str | None:
     """The id in a message's headers, if it is a valid one."""
     headers = (json_object(raw) or {}).get("headers")
     found = headers.get("id") if isinstance(headers, dict) else None
-    return found if queues.is_task_id(found) else None
+    return found if keys.is_task_id(found) else None

@@ -14,7 +14,7 @@ import redis
 from celery import Celery
 from PIL import Image
 from pipeq import Ref, State
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 
 from tests.acceptance.conftest import Service
 from tests.media import encode_image, picture
@@ -132,7 +132,7 @@ def raw(service: Service) -> redis.Redis:
 
 
 def dead_letters(raw: redis.Redis, queue: str) -> list[dict[str, Any]]:
-    return [json.loads(letter) for letter in raw.lrange(queues.dead_letter_key(queue), 0, -1)]
+    return [json.loads(letter) for letter in raw.lrange(keys.dead_letter_key(queue), 0, -1)]
 
 
 def wait_for_letter(service: Service, raw: redis.Redis, before: int) -> dict[str, Any]:
@@ -232,4 +232,4 @@ def test_what_a_producer_ignores_is_recorded_all_the_same(service: Service, raw:
     message = {"pipeline": "text-classification", "inputs": "fox"}
     task = app.send_task("pipeq.infer", kwargs=message, queue="text-classification", ignore_result=True).id
     assert service.client.wait(task, timeout_s=30).state is State.SUCCEEDED
-    assert not raw.hexists(queues.RUNNING, task)
+    assert not raw.hexists(keys.RUNNING, task)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import redis
 from pipeq import Client
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from pipeq.demo import embedded
 
 from tests import tiny_models
@@ -72,13 +72,13 @@ def fail(db: redis.Redis, kind: str, count: int) -> None:
     kwargs = {name: value for name, value in fields.items() if name != "embed"}
     for _ in range(0, count, TASKS_PER_ROUND):
         ids = [f"{kind}-{next(_numbers)}" for _ in range(TASKS_PER_ROUND)]
-        keys = [queues.record_key(one) for one in ids]
+        places = [keys.record_key(one) for one in ids]
         db.lpush(pipeline, *(frame(one, pipeline, kwargs, **embed) for one in ids))
         deadline = time.monotonic() + 120
-        while None in (records := db.mget(keys)):
+        while None in (records := db.mget(places)):
             assert time.monotonic() < deadline, kind
             time.sleep(0.02)
-        db.delete(*keys)
+        db.delete(*places)
         ends = [json.loads(record) for record in records if record is not None]
         assert {end["status"] for end in ends} == {"FAILURE"}
         if code:

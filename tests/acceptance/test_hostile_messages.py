@@ -17,7 +17,7 @@ import pytest
 import redis
 from celery import Celery
 from pipeq import Client
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from pipeq.contract.message import TaskMessage
 from pipeq.demo import embedded
 from pipeq.envelope import Envelope
@@ -50,7 +50,7 @@ def process(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work
 @pytest.fixture
 def db(process: WorkerProcess, url: str) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(url) as db:
-        db.delete(queues.dead_letter_key("constant"))
+        db.delete(keys.dead_letter_key("constant"))
         yield db
         assert process.process.poll() is None, process.text()[-5000:]
         assert "Connection to broker lost" not in process.text(), process.text()[-5000:]
@@ -87,12 +87,12 @@ def settle(db: redis.Redis, messages: list[Any]) -> None:
 
 
 def record(db: redis.Redis, task_id: str) -> dict[str, Any]:
-    raw = db.get(queues.record_key(task_id))
+    raw = db.get(keys.record_key(task_id))
     return json.loads(raw) if raw else {"status": None}
 
 
 def letters(db: redis.Redis) -> list[dict[str, Any]]:
-    return [json.loads(one) for one in db.lrange(queues.dead_letter_key("constant"), 0, -1)]
+    return [json.loads(one) for one in db.lrange(keys.dead_letter_key("constant"), 0, -1)]
 
 
 @pytest.mark.parametrize("place", ["headers", "properties", "frame", "embed", "args", "kwargs", "body"])
@@ -124,7 +124,7 @@ def test_every_value_everywhere(db: redis.Redis, place: str) -> None:
     for message in messages:
         headers = message["headers"]
         task_id = headers.get("id") if isinstance(headers, dict) else None
-        if queues.is_readable_id(task_id):
+        if keys.is_readable_id(task_id):
             status = record(db, task_id)["status"]
             assert status in ("SUCCESS", "FAILURE"), message
             assert (status == "FAILURE") == (task_id in dead), message
@@ -226,7 +226,7 @@ def test_mutated_messages(db: redis.Redis) -> None:
             task_id = json.loads(raw)["headers"]["id"]
         except (ValueError, LookupError, TypeError):
             continue
-        if queues.is_readable_id(task_id):
+        if keys.is_readable_id(task_id):
             readable += 1
             assert record(db, task_id)["status"] in ("SUCCESS", "FAILURE"), raw
     for letter in dead:
@@ -283,11 +283,11 @@ def test_broadcasts(db: redis.Redis, process: WorkerProcess, channel: str) -> No
 
 def test_waiting_messages_go_to_their_own_queue_alone(db: redis.Redis) -> None:
     """Delayed tasks and retries of all queues wait in sets to which any client may write."""
-    waiting = queues.waiting_key("constant")
+    waiting = keys.waiting_key("constant")
     late = good()
-    own = json.dumps({"list": queues.list_key("constant", 9), "message": json.dumps(late)})
+    own = json.dumps({"list": keys.list_key("constant", 9), "message": json.dumps(late)})
     others: list[Any] = []
-    for place in ("somebody-elses", "celery", queues.UNACKED, "constant\x06\x165", "", 5, None, ["constant"], {"a": 1}):
+    for place in ("somebody-elses", "celery", keys.UNACKED, "constant\x06\x165", "", 5, None, ["constant"], {"a": 1}):
         others.append(good())
         db.zadd(waiting, {json.dumps({"list": place, "message": json.dumps(others[-1])}): 1})
     bad = [b"no json", b"[1]", b"5", b"null", b"{}", DEEP, b"\xff\xfe", b'{"list": "constant"}']

@@ -14,7 +14,7 @@ import pytest
 import redis
 import transformers
 from pipeq import Client, PipeqError, Ref, State
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from pipeq.demo import embedded
 
 from tests import tiny_models
@@ -88,7 +88,7 @@ def test_a_cancel_survives_with_no_worker_up(redis_url: str, tiny: Path, tmp_pat
             while raw.hlen("pipeq:unacked") or raw.llen("text-classification"):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-            assert raw.hlen(queues.RUNNING) == 0
+            assert raw.hlen(keys.RUNNING) == 0
 
 
 def test_an_unreachable_store_is_retried_until_it_is_back(redis_url: str, tiny: Path, tmp_path: Path) -> None:

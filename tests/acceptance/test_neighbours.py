@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 from pipeq import Client
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from pipeq.demo import embedded
 
 from tests.frames import frame
@@ -76,7 +76,7 @@ class Batches:
         ids = [*self.others, *self.victims]
         while len(states) < len(ids):
             left = [one for one in ids if one not in states]
-            for one, record in zip(left, self.db.mget([queues.record_key(one) for one in left]), strict=True):
+            for one, record in zip(left, self.db.mget([keys.record_key(one) for one in left]), strict=True):
                 try:
                     state = json.loads(record)["status"]
                 except (TypeError, ValueError, KeyError, RecursionError):
@@ -93,8 +93,8 @@ class Batches:
     def settled(self) -> None:
         """Checks that no message is held any more."""
         deadline = time.monotonic() + 20
-        while self.db.hlen(queues.UNACKED) or self.db.llen(QUEUE):
-            assert time.monotonic() < deadline, (self.db.hlen(queues.UNACKED), self.db.llen(QUEUE))
+        while self.db.hlen(keys.UNACKED) or self.db.llen(QUEUE):
+            assert time.monotonic() < deadline, (self.db.hlen(keys.UNACKED), self.db.llen(QUEUE))
             time.sleep(0.02)
 
 
@@ -142,7 +142,7 @@ def test_anything_may_stand_under_a_record_key(served: tuple[WorkerProcess, redi
     for at in range(len(STRINGS) + 5):
         batches = Batches(served)
         for position in range(BATCH):
-            key = queues.record_key(batches.add(position, at))
+            key = keys.record_key(batches.add(position, at))
             if at < len(STRINGS):
                 batches.pipe.set(key, STRINGS[at])
             else:
@@ -155,7 +155,7 @@ def test_anything_may_stand_under_the_record_of_a_task_that_fails(served: tuple[
     """The task never reaches a batch, so its record is read at another place."""
     batches = Batches(served)
     for at in range(len(STRINGS) + 5):
-        key = queues.record_key(batches.add(at % BATCH, at, kwargs={"params": {"nothing": 1}}))
+        key = keys.record_key(batches.add(at % BATCH, at, kwargs={"params": {"nothing": 1}}))
         if at < len(STRINGS):
             batches.pipe.set(key, STRINGS[at])
         else:
@@ -168,27 +168,27 @@ def test_anything_may_stand_in_a_mark(served: tuple[WorkerProcess, redis.Redis])
     for one in STRINGS:
         batches = Batches(served)
         for position in range(BATCH):
-            batches.pipe.hset(queues.RUNNING, batches.add(position, one[:60]), one)
+            batches.pipe.hset(keys.RUNNING, batches.add(position, one[:60]), one)
         assert set(batches.run().values()) == SUCCESS
         batches.settled()
-    assert batches.db.hlen(queues.RUNNING) == 0
+    assert batches.db.hlen(keys.RUNNING) == 0
 
 
 def test_a_hash_of_marks_that_is_none_is_of_no_consequence(served: tuple[WorkerProcess, redis.Redis]) -> None:
     for at in range(6):
         batches = Batches(served)
-        batches.pipe.delete(queues.RUNNING)
-        plants = [lambda pipe=batches.pipe: pipe.set(queues.RUNNING, "x"), *wrong_types(batches.pipe, queues.RUNNING)]
+        batches.pipe.delete(keys.RUNNING)
+        plants = [lambda pipe=batches.pipe: pipe.set(keys.RUNNING, "x"), *wrong_types(batches.pipe, keys.RUNNING)]
         del plants[2]  # a hash is what it should be
         plants[min(at, len(plants) - 1)]()
         batches.add(at, at)
         batches.run()
         batches.settled()
-    served[1].delete(queues.RUNNING)
+    served[1].delete(keys.RUNNING)
 
 
 def test_a_list_of_dead_letters_that_is_none_is_of_no_consequence(served: tuple[WorkerProcess, redis.Redis]) -> None:
-    key = queues.dead_letter_key(QUEUE)
+    key = keys.dead_letter_key(QUEUE)
     batches = Batches(served)
     batches.pipe.delete(key)
     batches.pipe.set(key, "x")
@@ -202,13 +202,13 @@ def test_a_list_of_dead_letters_that_is_none_is_of_no_consequence(served: tuple[
 def test_a_set_of_waiting_messages_that_is_none_fails_what_should_wait(
     served: tuple[WorkerProcess, redis.Redis],
 ) -> None:
-    key = queues.waiting_key(QUEUE)
+    key = keys.waiting_key(QUEUE)
     batches = Batches(served)
     batches.pipe.set(key, "x")
     victims = [batches.add(position, position, kwargs={"output": {"uri": "s3://gone/"}}) for position in (0, 7)]
     assert set(batches.run().values()) == {"FAILURE"}
     for one in victims:
-        error = json.loads(served[1].get(queues.record_key(one)) or "")["pipeq"]["error"]
+        error = json.loads(served[1].get(keys.record_key(one)) or "")["pipeq"]["error"]
         assert "cannot wait for its next try" in error["message"]
     batches.settled()
     served[1].delete(key)

@@ -13,7 +13,7 @@ import pytest
 import redis
 from celery import Celery, chord
 from pipeq import Client, PipeqError, State
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from pipeq.demo import embedded
 
 from tests.worker_process import worker
@@ -122,7 +122,7 @@ OF_CLIENT = {
 }  # fmt: skip
 #: Allowed on channels of records only.
 ON_CHANNELS = {"subscribe", "publish"}
-RECORD = queues.record_key("5e7a2ccf-cc38-4d62-a716-5fe15bae5706")
+RECORD = keys.record_key("5e7a2ccf-cc38-4d62-a716-5fe15bae5706")
 #: Commands with keys, and the keys that a producer may name in each.
 ON_KEYS = {
     "set": {RECORD},
@@ -130,31 +130,31 @@ ON_KEYS = {
     "mget": {RECORD},
     "exists": {RECORD},
     "watch": {RECORD},
-    "lpush": set(queues.list_keys(QUEUE)),
-    "zadd": {queues.waiting_key(QUEUE)},
-    "hexists": {queues.PIPELINES},
-    "hgetall": {queues.PIPELINES},
-    "zcount": {queues.workers_key(QUEUE), queues.loading_key(QUEUE), queues.workers_key("another")},
-    "hmget": {queues.RUNNING},
+    "lpush": set(keys.list_keys(QUEUE)),
+    "zadd": {keys.waiting_key(QUEUE)},
+    "hexists": {keys.PIPELINES},
+    "hgetall": {keys.PIPELINES},
+    "zcount": {keys.workers_key(QUEUE), keys.loading_key(QUEUE), keys.workers_key("another")},
+    "hmget": {keys.RUNNING},
 }
 #: Every kind of key, of ours and of Celery.
 KEYS = [
     RECORD,
-    *queues.list_keys(QUEUE),
-    *queues.list_keys("another"),
+    *keys.list_keys(QUEUE),
+    *keys.list_keys("another"),
     QUEUE + "-2",
-    queues.waiting_key(QUEUE),
-    queues.waiting_key("another"),
-    queues.dead_letter_key(QUEUE),
-    queues.workers_key(QUEUE),
-    queues.workers_key("another"),
-    queues.loading_key(QUEUE),
-    queues.worker_key("w1"),
-    queues.PIPELINES,
-    queues.RUNNING,
-    queues.UNACKED,
-    queues.LEASES,
-    queues.SIGNING_KEY,
+    keys.waiting_key(QUEUE),
+    keys.waiting_key("another"),
+    keys.dead_letter_key(QUEUE),
+    keys.workers_key(QUEUE),
+    keys.workers_key("another"),
+    keys.loading_key(QUEUE),
+    keys.worker_key("w1"),
+    keys.PIPELINES,
+    keys.RUNNING,
+    keys.UNACKED,
+    keys.LEASES,
+    keys.SIGNING_KEY,
     "unacked",
     "_kombu.binding.celery",
     "celery-taskset-meta-1",
@@ -206,34 +206,34 @@ def test_a_producer_may_name_these_keys_and_no_other(db: redis.Redis, urls: dict
 #: Keys that an operator may read; not the key for signatures, and not the messages that workers hold.
 OPERATOR = {
     RECORD,
-    *queues.list_keys(QUEUE),
+    *keys.list_keys(QUEUE),
     QUEUE + "-2",
     *(
         key(name)
-        for key in (queues.waiting_key, queues.dead_letter_key, queues.workers_key, queues.loading_key)
+        for key in (keys.waiting_key, keys.dead_letter_key, keys.workers_key, keys.loading_key)
         for name in (QUEUE, "another")
     ),
-    queues.worker_key("w1"),
-    queues.PIPELINES,
-    queues.RUNNING,
+    keys.worker_key("w1"),
+    keys.PIPELINES,
+    keys.RUNNING,
 }
 
 
 def test_only_workers_reach_the_signing_key(db: redis.Redis, urls: dict[str, str]) -> None:
     """A client that can read this key can forge references to results, and read the store through them."""
-    db.set(queues.SIGNING_KEY, "secret")
+    db.set(keys.SIGNING_KEY, "secret")
     for user, url in urls.items():
         with redis.Redis.from_url(url, decode_responses=True) as own:
             if user == "pipeq-worker":
-                assert own.get(queues.SIGNING_KEY) == "secret"
+                assert own.get(keys.SIGNING_KEY) == "secret"
                 continue
             for command in (
-                ("GET", queues.SIGNING_KEY), ("MGET", queues.PIPELINES, queues.SIGNING_KEY),
-                ("GETRANGE", queues.SIGNING_KEY, 0, -1), ("STRLEN", queues.SIGNING_KEY),
-                ("GETBIT", queues.SIGNING_KEY, 0), ("DUMP", queues.SIGNING_KEY), ("LCS", queues.SIGNING_KEY, RECORD),
-                ("COPY", queues.SIGNING_KEY, RECORD), ("SORT_RO", queues.SIGNING_KEY),
-                ("SORT_RO", queues.PIPELINES, "BY", "nosort", "GET", queues.SIGNING_KEY),
-                ("SET", queues.SIGNING_KEY, "x"), ("GETEX", queues.SIGNING_KEY), ("GETDEL", queues.SIGNING_KEY),
+                ("GET", keys.SIGNING_KEY), ("MGET", keys.PIPELINES, keys.SIGNING_KEY),
+                ("GETRANGE", keys.SIGNING_KEY, 0, -1), ("STRLEN", keys.SIGNING_KEY),
+                ("GETBIT", keys.SIGNING_KEY, 0), ("DUMP", keys.SIGNING_KEY), ("LCS", keys.SIGNING_KEY, RECORD),
+                ("COPY", keys.SIGNING_KEY, RECORD), ("SORT_RO", keys.SIGNING_KEY),
+                ("SORT_RO", keys.PIPELINES, "BY", "nosort", "GET", keys.SIGNING_KEY),
+                ("SET", keys.SIGNING_KEY, "x"), ("GETEX", keys.SIGNING_KEY), ("GETDEL", keys.SIGNING_KEY),
             ):  # fmt: skip
                 with pytest.raises(redis.exceptions.NoPermissionError):
                     own.execute_command(*command)
@@ -246,19 +246,19 @@ def test_an_operator_may_read_these_keys_and_no_other(db: redis.Redis, urls: dic
 
 
 def test_what_was_possible_once_is_refused_to_a_real_producer(producer: redis.Redis, db: redis.Redis) -> None:
-    db.hset(queues.PIPELINES, QUEUE, "{}")
+    db.hset(keys.PIPELINES, QUEUE, "{}")
     db.lpush(QUEUE, "somebody's message")
     forbidden: list[tuple[Any, ...]] = [
         ("SCAN", 0), ("KEYS", "*"), ("RANDOMKEY",), ("DBSIZE",),
-        ("DEL", queues.PIPELINES), ("SET", queues.PIPELINES, "x"), ("HSET", queues.PIPELINES, "x", "y"),
-        ("HGETALL", queues.UNACKED), ("HGETALL", queues.RUNNING), ("HSET", queues.RUNNING, "x", "y"),
+        ("DEL", keys.PIPELINES), ("SET", keys.PIPELINES, "x"), ("HSET", keys.PIPELINES, "x", "y"),
+        ("HGETALL", keys.UNACKED), ("HGETALL", keys.RUNNING), ("HSET", keys.RUNNING, "x", "y"),
         ("LRANGE", QUEUE, 0, -1), ("LINDEX", QUEUE, 0), ("RPOP", QUEUE), ("BRPOP", QUEUE, 1), ("DEL", QUEUE),
         ("LMOVE", QUEUE, QUEUE, "LEFT", "RIGHT"), ("LPUSH", "another", "x"), ("RPUSH", QUEUE, "x"),
-        ("LRANGE", queues.dead_letter_key(QUEUE), 0, -1), ("LPUSH", queues.dead_letter_key(QUEUE), "x"),
-        ("ZRANGE", queues.waiting_key(QUEUE), 0, -1), ("ZREM", queues.waiting_key(QUEUE), "x"),
-        ("ZADD", queues.waiting_key("another"), 1, "x"), ("ZADD", queues.workers_key(QUEUE), 1, "x"),
-        ("ZADD", queues.LEASES, 1, "x"), ("GET", queues.worker_key("w1")), ("DEL", RECORD),
-        ("GET", queues.SIGNING_KEY), ("SET", queues.SIGNING_KEY, "x"),
+        ("LRANGE", keys.dead_letter_key(QUEUE), 0, -1), ("LPUSH", keys.dead_letter_key(QUEUE), "x"),
+        ("ZRANGE", keys.waiting_key(QUEUE), 0, -1), ("ZREM", keys.waiting_key(QUEUE), "x"),
+        ("ZADD", keys.waiting_key("another"), 1, "x"), ("ZADD", keys.workers_key(QUEUE), 1, "x"),
+        ("ZADD", keys.LEASES, 1, "x"), ("GET", keys.worker_key("w1")), ("DEL", RECORD),
+        ("GET", keys.SIGNING_KEY), ("SET", keys.SIGNING_KEY, "x"),
         ("EVAL", "while true do end", 0), ("EVAL_RO", "while true do end", 0), ("EVALSHA", "0" * 40, 0),
         ("SCRIPT", "LOAD", "return 1"), ("SCRIPT", "FLUSH"), ("SCRIPT", "KILL"),
         ("FUNCTION", "LOAD", "#!lua name=a\nredis.register_function('a', function() end)"), ("FUNCTION", "FLUSH"),
@@ -273,19 +273,19 @@ def test_what_was_possible_once_is_refused_to_a_real_producer(producer: redis.Re
         with pytest.raises(redis.exceptions.NoPermissionError):
             producer.execute_command(*command)
     assert db.lrange(QUEUE, 0, -1) == ["somebody's message"]
-    assert db.hgetall(queues.PIPELINES) == {QUEUE: "{}"}
+    assert db.hgetall(keys.PIPELINES) == {QUEUE: "{}"}
 
 
 def test_a_transaction_with_one_forbidden_command_does_nothing(producer: redis.Redis, db: redis.Redis) -> None:
     with producer.pipeline() as pipe, pytest.raises(redis.exceptions.NoPermissionError):
-        pipe.lpush(QUEUE, "x").delete(queues.PIPELINES).execute()
+        pipe.lpush(QUEUE, "x").delete(keys.PIPELINES).execute()
     assert db.llen(QUEUE) == 0
 
 
 def test_what_remains_needs_an_id(producer: redis.Redis, db: redis.Redis, urls: dict[str, str]) -> None:
     """A client that knows an id may read and overwrite its record, but no command reveals other ids to a producer."""
-    db.hset(queues.PIPELINES, QUEUE, "{}")
-    db.zadd(queues.workers_key(QUEUE), {"w1": time.time()})
+    db.hset(keys.PIPELINES, QUEUE, "{}")
+    db.zadd(keys.workers_key(QUEUE), {"w1": time.time()})
     with Client(urls["pipeq-producer"]) as client, Client(urls["pipeq-producer"]) as other:
         task = client.submit(QUEUE, "x")
         assert other.status(task).state is State.QUEUED

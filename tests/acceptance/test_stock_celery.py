@@ -13,7 +13,7 @@ import redis
 import transformers
 from celery import Celery, chain, chord, group
 from pipeq import Client, State
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.sections import PipelineSettings
@@ -147,7 +147,7 @@ def raw(service: Service) -> redis.Redis:
 def test_a_task_is_published_once_however_often_it_is_delivered(service: Service, raw: redis.Redis) -> None:
     """The broker delivers at least once; the record makes a task end once."""
     task = service.client.submit("text-classification", "fox", delay_s=1.0)
-    (member,) = raw.zrange(queues.waiting_key("text-classification"), 0, -1)
+    (member,) = raw.zrange(keys.waiting_key("text-classification"), 0, -1)
     raw.lpush("text-classification", json.loads(member)["message"])
     with raw.pubsub(ignore_subscribe_messages=True) as channel:
         channel.subscribe(f"celery-task-meta-{task}")

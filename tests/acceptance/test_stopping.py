@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 from pipeq import Client, State
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 
 from tests.worker_process import WorkerProcess, worker
 
@@ -47,7 +47,7 @@ def test_what_waits_goes_back_while_the_device_still_runs(redis_url: str, tmp_pa
         assert process.process.wait(30) == 0
         assert client.status(first).state is State.SUCCEEDED
         assert [client.status(one).state for one in waiting] == [State.QUEUED] * 9
-        assert (db.llen("constant"), db.hlen(queues.UNACKED), db.hlen(queues.RUNNING)) == (9, 0, 0)
+        assert (db.llen("constant"), db.hlen(keys.UNACKED), db.hlen(keys.RUNNING)) == (9, 0, 0)
         for line in (f"{LINE} 60 s", "every task that ran has ended", "ended"):
             assert line in process.text()
     # Another worker takes the others, each once.
@@ -66,7 +66,7 @@ def test_the_wait_is_what_drain_s_says(redis_url: str, tmp_path: Path, drain_s: 
         process.process.send_signal(signal.SIGTERM)
         # Much less than the forward pass, even on a busy machine.
         assert process.process.wait(60) == 0
-        assert (db.llen("constant"), db.hlen(queues.UNACKED), db.hlen(queues.RUNNING)) == (10, 0, 0)
+        assert (db.llen("constant"), db.hlen(keys.UNACKED), db.hlen(keys.RUNNING)) == (10, 0, 0)
         assert [client.status(one).state for one in ids] == [State.QUEUED] * 10
         assert f"{LINE} {drain_s} s" in process.text()
         assert "1 tasks did not end in time and go back on their queues" in process.text()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from celery import Celery
 from pipeq import Client, State
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from pipeq.demo import embedded
 
 from tests.worker_process import worker
@@ -40,7 +40,7 @@ def test_a_stock_caller_gets_the_result_of_any_id(served: tuple[Client, Path]) -
     message["output"] = {"uri": f"{store.as_uri()}/deep/"}
     sent = [app.send_task("pipeq.infer", kwargs=message, queue="constant", task_id=f"{one}-o") for one in IDS]
     uris = [one.get(timeout=30)["uri"] for one in sent]
-    assert uris == [f"{store.as_uri()}/deep/{queues.object_name(f'{one}-o')}.json" for one in IDS]
+    assert uris == [f"{store.as_uri()}/deep/{keys.object_name(f'{one}-o')}.json" for one in IDS]
     assert {f"{store.as_uri()}/deep/{path.name}" for path in (store / "deep").iterdir()} == set(uris)
     assert [path.name for path in store.iterdir()] == ["deep"]
 

@@ -10,7 +10,7 @@ from typing import Self
 
 import redis
 from pipeq import Client, State
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 
 _FINAL = {"SUCCESS", "FAILURE", "REVOKED"}
 
@@ -40,7 +40,7 @@ class Account:
 
     def _count(self, message: dict[str, bytes]) -> None:
         if json.loads(message["data"])["status"] in _FINAL:
-            self._published[message["channel"].decode().removeprefix(queues.record_key(""))] += 1
+            self._published[message["channel"].decode().removeprefix(keys.record_key(""))] += 1
 
     def submit(self, count: int, **params: float) -> None:
         self.ids += self.client.submit_many("constant", range(count), params=params or None, check=False)
@@ -63,7 +63,7 @@ class Account:
             while db.hlen("pipeq:unacked") or db.zcard("pipeq:leases") or db.llen("constant"):
                 assert time.monotonic() < deadline, "messages are left over"
                 time.sleep(0.05)
-            assert db.hlen(queues.RUNNING) == 0
+            assert db.hlen(keys.RUNNING) == 0
         time.sleep(0.2)
         twice = {task: times for task, times in self._published.items() if times != 1}
         assert twice == {}, f"published more than once: {twice}"

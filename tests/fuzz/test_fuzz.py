@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import redis
 from pipeq import PipeqError, State
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 
 from tests.fuzz import hostile
 from tests.fuzz.messages import Message, Source
@@ -69,12 +69,12 @@ def test_every_message_has_an_end(tiny: Path, tmp_path: Path) -> None:
 def one_round(zoo: Zoo, db: redis.Redis, source: Source, rng: random.Random, ended: Counter[str]) -> None:
     spoilt = [source.spoilt() for _ in range(ROUND)]
     good = [source.good(rng.choice(list(SERVED))) for _ in range(ROUND // 20)]
-    dead_before = {task: db.llen(queues.dead_letter_key(task)) for task in SERVED}
+    dead_before = {task: db.llen(keys.dead_letter_key(task)) for task in SERVED}
     litter(db, spoilt, rng)
     mixed = spoilt + good
     rng.shuffle(mixed)
     for message in mixed:
-        key = queues.list_key(message.pipeline, rng.choice(queues.PRIORITY_STEPS))
+        key = keys.list_key(message.pipeline, rng.choice(keys.PRIORITY_STEPS))
         db.lpush(key, message.raw)
     wait_until_idle(zoo, db)
     for message in good:
@@ -133,18 +133,18 @@ def litter(db: redis.Redis, messages: list[Message], rng: random.Random) -> None
             )
         )
         if rng.random() < 0.2:
-            db.delete(queues.record_key(str(message.id)))
-            db.rpush(queues.record_key(str(message.id)), record)  # not even a string
+            db.delete(keys.record_key(str(message.id)))
+            db.rpush(keys.record_key(str(message.id)), record)  # not even a string
         else:
-            db.set(queues.record_key(str(message.id)), record)
+            db.set(keys.record_key(str(message.id)), record)
     for message in rng.sample(waiting, len(waiting) // 50):
-        db.hset(queues.RUNNING, str(message.id), hostile.encode(hostile.value(rng)))
+        db.hset(keys.RUNNING, str(message.id), hostile.encode(hostile.value(rng)))
     task = rng.choice(list(SERVED))
-    db.zadd(queues.waiting_key(task), {hostile.encode(hostile.value(rng)): 0, b"\xff": 0})
+    db.zadd(keys.waiting_key(task), {hostile.encode(hostile.value(rng)): 0, b"\xff": 0})
     other = hostile.encode({"list": "pipeq:pipelines", "message": "{}"})
-    db.zadd(queues.waiting_key(task), {other: 0})
-    db.zadd(queues.workers_key(task), {b"\xff\x00": time.time(), "nobody": time.time()})
-    db.hset(queues.PIPELINES, "stranger", hostile.encode(hostile.value(rng)))
+    db.zadd(keys.waiting_key(task), {other: 0})
+    db.zadd(keys.workers_key(task), {b"\xff\x00": time.time(), "nobody": time.time()})
+    db.hset(keys.PIPELINES, "stranger", hostile.encode(hostile.value(rng)))
 
 
 def wait_until_idle(zoo: Zoo, db: redis.Redis) -> None:
@@ -153,10 +153,10 @@ def wait_until_idle(zoo: Zoo, db: redis.Redis) -> None:
         assert zoo.process.process.poll() is None, zoo.process.text()[-5000:]
         with db.pipeline(transaction=False) as pipe:
             for task in SERVED:
-                for key in queues.list_keys(task):
+                for key in keys.list_keys(task):
                     pipe.llen(key)
-            pipe.hlen(queues.UNACKED)
-            pipe.zcard(queues.LEASES)
+            pipe.hlen(keys.UNACKED)
+            pipe.zcard(keys.LEASES)
             left = sum(pipe.execute())
         if not left:
             return
@@ -165,7 +165,7 @@ def wait_until_idle(zoo: Zoo, db: redis.Redis) -> None:
 
 
 def new_letters(db: redis.Redis, task: str, before: int) -> list[dict[str, Any]]:
-    key = queues.dead_letter_key(task)
+    key = keys.dead_letter_key(task)
     letters = [json.loads(letter) for letter in db.lrange(key, 0, db.llen(key) - before - 1)]
     db.ltrim(key, 0, 99)  # else its bound would hide what comes later
     return letters
@@ -175,7 +175,7 @@ def waiting_ids(db: redis.Redis) -> set[str]:
     """Ids of the tasks that wait for a later time."""
     found = set()
     for task in SERVED:
-        for member in db.zrange(queues.waiting_key(task), 0, -1):
+        for member in db.zrange(keys.waiting_key(task), 0, -1):
             try:
                 found.add(json.loads(json.loads(member)["message"])["headers"]["id"])
             except (ValueError, KeyError, TypeError, RecursionError):
@@ -196,7 +196,7 @@ def ids_in(raw: bytes) -> set[str]:
 
 def record_state(db: redis.Redis, task_id: str) -> str | None:
     try:
-        raw = db.get(queues.record_key(task_id))
+        raw = db.get(keys.record_key(task_id))
         status = json.loads(raw)["status"] if raw else None
     except (redis.ResponseError, ValueError, KeyError, TypeError, RecursionError, UnicodeEncodeError):
         return None
@@ -219,7 +219,7 @@ def look(zoo: Zoo, messages: list[Message]) -> None:
 def internal_error(db: redis.Redis, message: Message) -> str | None:
     """An error message with no more than the name of an exception."""
     try:
-        error = json.loads(db.get(queues.record_key(str(message.id))) or b"{}")["pipeq"]["error"]
+        error = json.loads(db.get(keys.record_key(str(message.id))) or b"{}")["pipeq"]["error"]
     except (redis.ResponseError, ValueError, KeyError, TypeError, UnicodeEncodeError):
         return None
     return f"{message.kind} {message.pipeline}: {error['message'][:300]}" if error["code"] == "internal" else None

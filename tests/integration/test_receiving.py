@@ -17,7 +17,7 @@ import redis
 from celery import Celery
 from kombu import Connection, Consumer, Producer, Queue
 from pipeq import Client, State
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from pipeq.demo import embedded
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.leases.reserved import Wanted
@@ -147,7 +147,7 @@ def test_redis_refuses_for_some_seconds(
 def test_keys_that_are_no_lists_stop_their_own_queues_alone(
     process: WorkerProcess, url: str, db: redis.Redis, log: Any
 ) -> None:
-    bulk, beside = queues.list_key("constant", 9), [queues.PIPELINES, queues.waiting_key("constant")]
+    bulk, beside = keys.list_key("constant", 9), [keys.PIPELINES, keys.waiting_key("constant")]
     for key in (bulk, *beside):
         db.delete(key)
         db.set(key, "somebody's")
@@ -158,11 +158,11 @@ def test_keys_that_are_no_lists_stop_their_own_queues_alone(
     # From the list whose key is one.
     assert serves(url)
     # Messages of the other queue are not delayed.
-    db.zadd(queues.waiting_key("other"), {json.dumps({"list": "other", "message": "text"}): 1})
-    until(lambda: not db.exists(queues.waiting_key("other")))
+    db.zadd(keys.waiting_key("other"), {json.dumps({"list": "other", "message": "text"}): 1})
+    until(lambda: not db.exists(keys.waiting_key("other")))
     db.delete(bulk, *beside)
     until(lambda: not deaf(db))
-    until(lambda: db.hlen(queues.PIPELINES) == 2)
+    until(lambda: db.hlen(keys.PIPELINES) == 2)
     for once in ("no messages are taken from constant: ", "messages are taken from constant again", "goes on"):
         until(lambda once=once: once in log())  # type: ignore[misc]
         assert log().count(once) == 1, log()
@@ -170,12 +170,12 @@ def test_keys_that_are_no_lists_stop_their_own_queues_alone(
 
 
 def test_keys_that_all_queues_need(process: WorkerProcess, url: str, db: redis.Redis, log: Any) -> None:
-    keys = (queues.UNACKED, queues.LEASES)
-    for key in keys:
+    broken = (keys.UNACKED, keys.LEASES)
+    for key in broken:
         db.set(key, "somebody's")
     db.lpush("other", "a message")
     until(lambda: deaf(db).keys() == {"constant", "other"})
-    db.delete(*keys)
+    db.delete(*broken)
     until(lambda: not deaf(db))
     assert serves(url)
 

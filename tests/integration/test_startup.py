@@ -14,7 +14,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 from pipeq import Client, NoLiveWorkerWarning, PipeqError
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from pipeq.contract.errors import SettingsError
 from pipeq.demo import embedded
 from pipeq.demo.embedded import S3Server
@@ -187,7 +187,7 @@ def test_a_submit_while_the_only_worker_loads_says_so(db: redis.Redis, valkey_ur
     with Client(valkey_url) as client:
         with startup.Loading(valkey_url, "w1", [PIPELINE]):
             deadline = time.monotonic() + 10
-            while not db.exists(queues.loading_key(PIPELINE)) and time.monotonic() < deadline:
+            while not db.exists(keys.loading_key(PIPELINE)) and time.monotonic() < deadline:
                 time.sleep(0.01)
             with pytest.warns(NoLiveWorkerWarning, match="a worker is loading 'text-classification' now"):
                 client.submit(PIPELINE, "x")
@@ -196,8 +196,8 @@ def test_a_submit_while_the_only_worker_loads_says_so(db: redis.Redis, valkey_ur
             client.submit(PIPELINE, "x")
         with pytest.raises(PipeqError, match="unknown_pipeline"):
             client.submit("another", "x")
-        assert db.hlen(queues.PIPELINES) == 0, "what never loaded is not known for ever"
-        assert db.ttl(queues.loading_key(PIPELINE)) > 0
+        assert db.hlen(keys.PIPELINES) == 0, "what never loaded is not known for ever"
+        assert db.ttl(keys.loading_key(PIPELINE)) > 0
 
 
 def test_a_worker_that_could_not_load_is_not_loading(db: redis.Redis, valkey_url: str) -> None:
@@ -216,7 +216,7 @@ def test_a_real_worker_says_that_it_loads(db: redis.Redis, valkey_url: str, tiny
     model = tiny_models.build("classifier", tiny)
     with worker(tmp_path, valkey_url, f"{PIPELINE}={model}") as process, Client(valkey_url) as client:
         deadline = time.monotonic() + 60
-        while not db.exists(queues.loading_key(PIPELINE)) and time.monotonic() < deadline:
+        while not db.exists(keys.loading_key(PIPELINE)) and time.monotonic() < deadline:
             time.sleep(0.01)
         # Importing torch alone takes seconds.
         with pytest.warns(NoLiveWorkerWarning, match="is loading"):

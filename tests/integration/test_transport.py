@@ -16,7 +16,7 @@ import pytest
 import redis
 import trustme
 from kombu import Connection, Consumer, Producer, Queue
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from pipeq.demo import embedded
 from pipeq_worker.broker import transport
 from pipeq_worker.leases.leases import Leases
@@ -146,7 +146,7 @@ def test_a_take_renews_a_queues_expiry(url: str, db: redis.Redis) -> None:
     with Connection(url) as stock:
         Producer(stock).publish({}, routing_key="q", declare=[queue])
         Producer(stock).publish({}, routing_key="q", declare=[queue], priority=9)
-    for name in queues.list_keys("q")[::3]:
+    for name in keys.list_keys("q")[::3]:
         db.pexpire(name, 5000)
     with Connection(url, transport=NAME) as connection:
         channel = connection.channel()
@@ -155,7 +155,7 @@ def test_a_take_renews_a_queues_expiry(url: str, db: redis.Redis) -> None:
         consuming.register_callback(lambda body, message: None)
         consuming.consume()
         drain(connection, 5, lambda: db.hlen("pipeq:unacked") == 1)
-        assert db.pttl(queues.list_key("q", 9)) > 20_000
+        assert db.pttl(keys.list_key("q", 9)) > 20_000
     # A message that goes back on an empty list sets the list's lifetime again.
     assert db.llen("q") == 1
     assert db.pttl("q") > 20_000
@@ -247,7 +247,7 @@ def test_what_cannot_be_read_is_kept_with_the_reason(url: str, db: redis.Redis) 
     got: list[Any] = []
     with consumer(url, ["q"], lambda body, message: (got.append(body), message.ack())) as connection:
         drain(connection, 5, lambda: bool(got))
-    assert [json.loads(letter)["message"] for letter in db.lrange(queues.dead_letter_key("q"), 0, -1)] == bad[::-1]
+    assert [json.loads(letter)["message"] for letter in db.lrange(keys.dead_letter_key("q"), 0, -1)] == bad[::-1]
     assert db.hlen("pipeq:unacked") == 0
 
 

@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from pipeq.client import Client
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from pipeq.contract.errors import WaitTimeoutError
 from pipeq.contract.message import Ref
 from pipeq.contract.status import State, TaskStatus
@@ -130,7 +130,7 @@ def _run(console: Console, services: Services, passages: Sequence[Passage], ques
     _wait_for_worker(console, client, worker)
 
     # Bulk work is submitted with low priority, so that interactive callers overtake it.
-    ids = client.submit_many(PIPELINE, refs, priority=queues.JOB_PRIORITY)
+    ids = client.submit_many(PIPELINE, refs, priority=keys.JOB_PRIORITY)
     embedded = _follow(console, client, worker, ids)
     asked = _follow(None, client, worker, client.submit_many(PIPELINE, questions))
 

@@ -11,7 +11,7 @@ from celery.signals import worker_ready, worker_shutting_down
 from celery.worker import state as celery_state
 from kombu import Queue
 from kombu.asynchronous import get_event_loop
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from pipeq.contract.errors import PipeqError
 
 from pipeq_worker.broker import transport
@@ -36,8 +36,8 @@ def build_app(runtime: Runtime) -> Celery:
         broker_channel_error_retry=True,
         # Each queue has one list for each of these priorities; stock Celery producers use the same lists.
         broker_transport_options={
-            "priority_steps": list(queues.PRIORITY_STEPS),
-            "sep": queues.PRIORITY_SEPARATOR,
+            "priority_steps": list(keys.PRIORITY_STEPS),
+            "sep": keys.PRIORITY_SEPARATOR,
             "lease_s": settings.lease_s,
             "sweep_s": settings.sweep_s,
             # For each pipeline separately, so that a busy one does not take the places of another.
@@ -116,7 +116,7 @@ class Worker(CeleryWorker):
 class _Infer(Task):
     """The Celery task ``pipeq.infer``. Its body runs after the stages; see :mod:`pipeq_worker.delivery.deliver`."""
 
-    name = queues.TASK_NAME
+    name = keys.TASK_NAME
     # Celery logs these errors as one line, without a traceback.
     throws = (PipeqError,)
     ignore_result = False

@@ -21,8 +21,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.consumer.consumer import logger as celery_logger
 from kombu.exceptions import OperationalError
 from kombu.utils import json as kombu_json
-from pipeq.contract import keys as queues
-from pipeq.contract import shown
+from pipeq.contract import keys, shown
 from pipeq.contract.reading import UnreadableError, json_value
 from redis.exceptions import RedisError, ResponseError
 
@@ -98,14 +97,14 @@ class Consumer(CeleryConsumer):
         if (reason := protocol.broken_headers(headers, message.properties)) is not None:
             return reason
         task = headers["task"]
-        if task != queues.TASK_NAME:
+        if task != keys.TASK_NAME:
             if task not in self.app.tasks or self._has_tasks_of_its_own():
                 return None
             # Celery registers tasks of its own (celery.map, celery.chord_unlock, ...), which run whatever a message
             # says.
-            return f"it is for the task {task!r}, this worker runs {queues.TASK_NAME!r} alone (see `--include`)"
-        if not queues.is_task_id(headers.get("id")):
-            return f"its id {str(headers.get('id'))[:100]!r} is not {queues.TASK_ID_WORDS}"
+            return f"it is for the task {task!r}, this worker runs {keys.TASK_NAME!r} alone (see `--include`)"
+        if not keys.is_task_id(headers.get("id")):
+            return f"its id {str(headers.get('id'))[:100]!r} is not {keys.TASK_ID_WORDS}"
         try:
             # Reads the body as kombu would, but with a limit on its depth. kombu then does not read it again.
             payload = json_value(message.body, kombu_json.object_hook)
@@ -127,7 +126,7 @@ class Consumer(CeleryConsumer):
             return False
         if leases is None or eta is None or eta - time.time() < SOON_S:
             return False
-        leases.postpone(message.delivery_tag, queues.waiting_key(queue), eta)
+        leases.postpone(message.delivery_tag, keys.waiting_key(queue), eta)
         message.ack_log_error(logger, self.connection_errors)  # only in this process: in Redis, the message waits
         return True
 
@@ -167,7 +166,7 @@ class Consumer(CeleryConsumer):
     def on_unknown_task(self, body: Any, message: Any, exc: BaseException) -> None:
         """Called with a message for a task that this worker does not have."""
         self._refuse(
-            message, f"it is for the task {message.headers.get('task')!r}, this worker runs {queues.TASK_NAME!r}"
+            message, f"it is for the task {message.headers.get('task')!r}, this worker runs {keys.TASK_NAME!r}"
         )
 
     def on_invalid_task(self, body: Any, message: Any, exc: BaseException) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from celery.concurrency.base import BasePool, apply_target
 from celery.worker import state as celery_state
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import TaskMessage
 from redis.exceptions import RedisError
@@ -73,7 +73,7 @@ class TaskPool(BasePool):
         **_: Any,
     ) -> Any:
         """Accepts one request. Runs on Celery's event loop, so it only passes the request on."""
-        if args[0] != queues.TASK_NAME or self._serving is None:
+        if args[0] != keys.TASK_NAME or self._serving is None:
             future = self._plain.submit(apply_target, target, args, kwargs or {}, callback, accept_callback)
             self._plain_futures.add(future)
             future.add_done_callback(self._plain_futures.discard)

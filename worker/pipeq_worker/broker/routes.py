@@ -12,8 +12,7 @@ from typing import Any
 
 from celery.app import amqp, routes
 from kombu import Queue
-from pipeq.contract import keys as queues
-from pipeq.contract import shown
+from pipeq.contract import keys, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 
 #: Options of a signature that would send it to another place than the queue it names.
@@ -24,8 +23,8 @@ class Queues(amqp.Queues):
     """The worker's own queues; any other queue can be pushed to."""
 
     def __missing__(self, name: Any) -> Queue:
-        if not queues.is_queue_name(name):
-            sentence = f"the next task cannot go to {shown.line(str(name))!r}: a queue is {queues.QUEUE_NAME_WORDS}"
+        if not keys.is_queue_name(name):
+            sentence = f"the next task cannot go to {shown.line(str(name))!r}: a queue is {keys.QUEUE_NAME_WORDS}"
             raise PipeqError(ErrorCode.INVALID_MESSAGE, sentence)
         # Not kept, because producers may name any number of queues.
         return self.new_missing(name)

@@ -23,8 +23,7 @@ from celery.signals import worker_init, worker_shutdown
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
-from pipeq.contract import keys as queues
-from pipeq.contract import redis_url, shown
+from pipeq.contract import keys, redis_url, shown
 from pipeq.contract.errors import ErrorCode
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import OutOfMemoryError
@@ -333,23 +332,23 @@ class Channel(kombu_redis.Channel):
     def _limits(self, queue: str) -> Limits:
         return Limits.of_body(self.queue_body_bytes.get(queue, UNLIMITED_BYTES), frozenset(self.content_types) or None)
 
-    def _wanted(self, queue: str, queues: int) -> Wanted:
-        """Returns how much may be taken from a queue now; ``queues`` is the number of queues that share the limit."""
+    def _wanted(self, queue: str, sharing: int) -> Wanted:
+        """Returns how much may be taken from a queue now; ``sharing`` is the number of queues that share the limit."""
         lists = self._lists(queue)
-        messages, nbytes = self._credit(queue, queues)
+        messages, nbytes = self._credit(queue, sharing)
         largest, lifetime_ms = self._limits(queue).message_bytes, self._expires.get(queue, 0)
         if lifetime_ms:
             self.leases.lifetimes[queue] = lists, lifetime_ms
         return Wanted(queue, lists, messages, nbytes, [0] * len(lists), largest, lifetime_ms)
 
-    def _credit(self, queue: str, queues: int) -> tuple[int, int]:
+    def _credit(self, queue: str, sharing: int) -> tuple[int, int]:
         held, nbytes = self.leases.held(queue)
         left_bytes = max(0, self.queue_bytes - nbytes)
         if self.queue_prefetch:
             return max(0, self.queue_prefetch - held), left_bytes
         limit = self.qos.prefetch_count or UNLIMITED
         # Celery's limit is for all queues together.
-        return max(0, limit - self.leases.held()[0]) // queues or int(limit > self.leases.held()[0]), left_bytes
+        return max(0, limit - self.leases.held()[0]) // sharing or int(limit > self.leases.held()[0]), left_bytes
 
     def _bury(self, one: Reserved, message: Unreadable) -> None:
         """Stores an unreadable message as an error under its task's id; without an id, as a dead letter."""
@@ -359,7 +358,7 @@ class Channel(kombu_redis.Channel):
             return
         logger.error("on %s: %s", one.queue, reason, extra={"action": "dead_letter"})
         letter = dead_letter(message.task_id, ErrorCode.INVALID_MESSAGE, reason, text)
-        self.leases.bury(one.tag, queues.dead_letter_key(one.queue), letter, MOST)
+        self.leases.bury(one.tag, keys.dead_letter_key(one.queue), letter, MOST)
 
 
 class Transport(kombu_redis.Transport):

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import redis
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 
 #: Length of a dead-letter list where the settings are not available.
 MOST = 10_000
@@ -40,6 +40,6 @@ def raw_frame(message: Any) -> Any:
 def push(client: redis.Redis, queue: str, letter: str, most: int = MOST) -> None:
     """Adds an entry to the dead-letter list of a queue, and removes the oldest entries beyond ``most``."""
     with client.pipeline(transaction=False) as pipe:
-        pipe.lpush(queues.dead_letter_key(queue), letter)
-        pipe.ltrim(queues.dead_letter_key(queue), 0, most - 1)
+        pipe.lpush(keys.dead_letter_key(queue), letter)
+        pipe.ltrim(keys.dead_letter_key(queue), 0, most - 1)
         pipe.execute()

@@ -18,8 +18,7 @@ from celery import Celery
 from celery.exceptions import Retry as CeleryRetry
 from celery.worker import state as celery_state
 from kombu.exceptions import OperationalError
-from pipeq.contract import keys as queues
-from pipeq.contract import shown
+from pipeq.contract import keys, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.record import OPEN_MAX_BYTES, Before, Part
 from redis.exceptions import RedisError
@@ -92,7 +91,7 @@ class Deliverer:
                 delivery.is_lost = True
                 self._end(delivery, drop)
             elif delivery.id in stored.cannot_wait:
-                sentence = f"it cannot wait for its next try: {queues.waiting_key(delivery.queue)} is no sorted set"
+                sentence = f"it cannot wait for its next try: {keys.waiting_key(delivery.queue)} is no sorted set"
                 broken.append((delivery, PipeqError(ErrorCode.INTERNAL, sentence)))
             else:
                 self._end(delivery, partial(self._acknowledge, ended=ended))
@@ -175,7 +174,7 @@ class Deliverer:
         try:
             with self._redis.pipeline(transaction=False) as pipe:
                 for delivery in unread:
-                    pipe.getrange(queues.record_key(delivery.id), 0, OPEN_MAX_BYTES)
+                    pipe.getrange(keys.record_key(delivery.id), 0, OPEN_MAX_BYTES)
                 # For a key that does not hold a string, the reply is an error.
                 records = pipe.execute(raise_on_error=False)
         except RedisError:
@@ -189,7 +188,7 @@ class Deliverer:
         delivery.is_retried = retry is not None
         note = Annotation(
             _part(delivery, retrying=retry is not None),
-            queues.dead_letter_key(delivery.queue),
+            keys.dead_letter_key(delivery.queue),
             _dead_letter(delivery) if delivery.error is not None and retry is None else "",
             fence,
             delivery.tag if fence is not None else "",
@@ -224,7 +223,7 @@ class Deliverer:
             cause = PipeqError(ErrorCode.INVALID_MESSAGE, sentence)
         delivery.error, delivery.is_retried = PipeqError(cause.code, cause.message, cause.retryable), False
         letter = Annotation(
-            _part(delivery, retrying=False), queues.dead_letter_key(delivery.queue), _dead_letter(delivery)
+            _part(delivery, retrying=False), keys.dead_letter_key(delivery.queue), _dead_letter(delivery)
         )
         # The message is acknowledged afterwards, whether or not the failure was stored; if Redis is away it goes back.
         token = annotation.set(letter)

@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from pipeq.contract import keys as queues
-from pipeq.contract import shown
+from pipeq.contract import keys, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 
 from pipeq_worker.delivery.delivery import Delivery
@@ -93,7 +92,7 @@ class Placer:
         results, message = self._results, delivery.message
         asked = message.output.object_uri(delivery.id) if message is not None and message.output is not None else None
         place = asked or (
-            f"{results.store.rstrip('/')}/{queues.object_name(delivery.id)}.json" if results.store is not None else None
+            f"{results.store.rstrip('/')}/{keys.object_name(delivery.id)}.json" if results.store is not None else None
         )
         uploads: list[_Upload] = []
         inline = sum(one.inline_size for one in objects)

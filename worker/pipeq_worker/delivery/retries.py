@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import redis
-from pipeq.contract import keys as queues
-from pipeq.contract import shown
+from pipeq.contract import keys, shown
 from pipeq.contract.reading import json_object
 from redis.exceptions import ResponseError
 
@@ -61,9 +60,9 @@ class Retries:
             # A new tag, so that a late acknowledgement of the first delivery does not acknowledge the second.
             "properties": {**frame["properties"], "delivery_tag": str(uuid.uuid4())},
         }
-        key = queues.list_key(delivery.queue or delivery.pipeline.name, _priority(frame["properties"]))
+        key = keys.list_key(delivery.queue or delivery.pipeline.name, _priority(frame["properties"]))
         member = json.dumps({"list": key, "message": json.dumps(message)})
-        return Retry(time.time() + delay, queues.waiting_key(delivery.pipeline.name), member)
+        return Retry(time.time() + delay, keys.waiting_key(delivery.pipeline.name), member)
 
     def move_due(self, names: Iterable[str]) -> None:
         """Puts due messages back on these queues. Entries that no worker wrote become dead letters."""
@@ -74,14 +73,14 @@ class Retries:
             except ResponseError as error:
                 if not is_wrong_type(error):
                     raise
-                problem = f"{queues.waiting_key(name)}: {error}"
+                problem = f"{keys.waiting_key(name)}: {error}"
             if problem:
                 wrong[name] = shown.line(problem)
         self._log.now(wrong)
 
     def _move_due(self, name: str) -> str:
-        waiting = queues.waiting_key(name)
-        bad, problem = self._due(keys=[waiting, *queues.list_keys(name)], args=[time.time(), RETRIES_PER_CALL])
+        waiting = keys.waiting_key(name)
+        bad, problem = self._due(keys=[waiting, *keys.list_keys(name)], args=[time.time(), RETRIES_PER_CALL])
         for member in bad:
             task_id, reason = _judge(member)
             text = member[:LETTER_CHARS].decode("utf-8", "backslashreplace")
@@ -104,4 +103,4 @@ def _judge(member: bytes) -> tuple[str | None, str]:
 def _priority(properties: dict[str, Any]) -> int:
     """Returns a message's priority; the default if it has no valid one."""
     priority = properties.get("priority")
-    return priority if isinstance(priority, int) and 0 <= priority <= 9 else queues.DEFAULT_PRIORITY
+    return priority if isinstance(priority, int) and 0 <= priority <= 9 else keys.DEFAULT_PRIORITY

@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 import redis
-from pipeq.contract import keys as queues
-from pipeq.contract import shown
+from pipeq.contract import keys, shown
 from redis.exceptions import RedisError
 
 from pipeq_worker.delivery.retries import Retries
@@ -67,8 +66,8 @@ class Heartbeat:
         try:
             with self._redis.pipeline(transaction=False) as pipe:
                 for name in self._pipelines:
-                    pipe.zrem(queues.workers_key(name), self._worker)
-                pipe.delete(queues.worker_key(self._worker))
+                    pipe.zrem(keys.workers_key(name), self._worker)
+                pipe.delete(keys.worker_key(self._worker))
                 pipe.execute()
         except RedisError:
             logger.debug("could not sign off; the heartbeat lapses by itself", extra={"action": "heartbeat"})
@@ -90,7 +89,7 @@ class Heartbeat:
                 self._receiving.beaten(served)
             except Exception:
                 logger.exception("heartbeat", extra={"action": "heartbeat"})
-            if self._stop.wait(queues.HEARTBEAT_S / 2):
+            if self._stop.wait(keys.HEARTBEAT_S / 2):
                 return
 
     def _beat(self) -> None:
@@ -98,20 +97,20 @@ class Heartbeat:
         about = {"host": socket.gethostname(), "pid": os.getpid(), "in_flight": self._in_flight(), "at": now}
         if deaf := self._receiving.deaf():
             about["deaf"] = deaf
-        keys = []
+        written = []
         with self._redis.pipeline(transaction=False) as pipe:
             for name, pipeline in self._pipelines.items():
                 info = {"task": pipeline.task_type.name, "model": pipeline.model.model_dump()}
-                pipe.hset(queues.PIPELINES, name, json.dumps(info))
-                pipe.zadd(queues.workers_key(name), {self._worker: now})
-                pipe.zremrangebyscore(queues.workers_key(name), "-inf", now - 3600)
-                keys += [queues.PIPELINES, queues.workers_key(name), queues.workers_key(name)]
-            pipe.set(queues.worker_key(self._worker), json.dumps(about), ex=int(queues.WORKER_TTL_S))
-            keys.append(queues.worker_key(self._worker))
+                pipe.hset(keys.PIPELINES, name, json.dumps(info))
+                pipe.zadd(keys.workers_key(name), {self._worker: now})
+                pipe.zremrangebyscore(keys.workers_key(name), "-inf", now - 3600)
+                written += [keys.PIPELINES, keys.workers_key(name), keys.workers_key(name)]
+            pipe.set(keys.worker_key(self._worker), json.dumps(about), ex=int(keys.WORKER_TTL_S))
+            written.append(keys.worker_key(self._worker))
             # A key of the wrong type must not keep the other keys from being written.
             replies = pipe.execute(raise_on_error=False)
         wrong = {}
-        for key, reply in zip(keys, replies, strict=True):
+        for key, reply in zip(written, replies, strict=True):
             if is_wrong_type(reply):
                 wrong[key] = shown.line(str(reply))
             elif isinstance(reply, Exception):

@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from kombu.asynchronous import get_event_loop
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from redis.exceptions import RedisError, ResponseError
 
 from pipeq_worker.leases import celery_internals, lua
@@ -92,8 +92,8 @@ class Leases:
         self.server = server
         self.lease_s = lease_s
         self._sweep_s = sweep_s
-        self.unacked_key = server.prefix + queues.UNACKED
-        self.key = server.prefix + queues.LEASES
+        self.unacked_key = server.prefix + keys.UNACKED
+        self.key = server.prefix + keys.LEASES
         self._closing = threading.Event()
         #: Called with the tags of lost leases; work on their messages must be dropped.
         self.on_lost: Callable[[set[str]], None] = lambda tags: None
@@ -140,11 +140,11 @@ class Leases:
         Read its reply with :func:`taken`.
         """
         prefix = self.server.prefix
-        keys = [self.unacked_key, self.key, *(prefix + name for one in wanted for name in one.lists)]
+        names = [self.unacked_key, self.key, *(prefix + name for one in wanted for name in one.lists)]
         args: list[Any] = [self.lease_s, f"{self._tags}-{next(self._batch):010d}-", len(wanted[0].lists)]
         for one in wanted:
             args += (one.messages, one.nbytes, one.largest, one.lifetime_ms, *one.shares)
-        return lua.source("reserve"), [len(keys), *keys, *args]
+        return lua.source("reserve"), [len(names), *names, *args]
 
     def reserve_one(self, wanted: Wanted) -> Reserved | None:
         """Takes the next message of a queue; None if there is none."""

@@ -18,8 +18,7 @@ from types import TracebackType
 from typing import Self
 
 import redis
-from pipeq.contract import keys as queues
-from pipeq.contract import shown
+from pipeq.contract import keys, shown
 from pipeq.contract.errors import SettingsError
 from pipeq.contract.redis_url import connect
 from redis.exceptions import (
@@ -196,7 +195,7 @@ class Loading:
         if kind is not None:
             with suppress(RedisError), self._redis.pipeline(transaction=False) as pipe:
                 for name in self._pipelines:
-                    pipe.zrem(queues.loading_key(name), self._worker)
+                    pipe.zrem(keys.loading_key(name), self._worker)
                 pipe.execute(raise_on_error=False)
         self._redis.close()
 
@@ -205,15 +204,15 @@ class Loading:
             # A failure here only costs a producer a warning, and waiting for Redis is reported elsewhere.
             with suppress(RedisError):
                 self._beat()
-            if self._stop.wait(queues.HEARTBEAT_S):
+            if self._stop.wait(keys.HEARTBEAT_S):
                 return
 
     def _beat(self) -> None:
         now = time.time()
         with self._redis.pipeline(transaction=False) as pipe:
             for name in self._pipelines:
-                key = queues.loading_key(name)
+                key = keys.loading_key(name)
                 pipe.zadd(key, {self._worker: now})
-                pipe.zremrangebyscore(key, "-inf", now - queues.WORKER_TTL_S)
+                pipe.zremrangebyscore(key, "-inf", now - keys.WORKER_TTL_S)
                 pipe.expire(key, 3600)
             pipe.execute(raise_on_error=False)

@@ -14,8 +14,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pipeq.contract import keys as queues
-from pipeq.contract import shown
+from pipeq.contract import keys, shown
 from pipeq.contract.errors import SettingsError
 from pydantic import (
     Field,
@@ -67,7 +66,7 @@ class Settings(BaseSettings):
     #: The device of pipelines that name none: ``auto`` is the first accelerator, else the CPU.
     device: str = "auto"
     #: Largest message, as JSON. Producers have the same limit.
-    max_message_bytes: Bytes = queues.MAX_MESSAGE_BYTES
+    max_message_bytes: Bytes = keys.MAX_MESSAGE_BYTES
     #: Tasks of one pipeline that may be inside a worker at once; they are the window that batches are picked from.
     prefetch: int = Field(default=512, gt=0)
     #: Bytes of inputs and prepared items that may be inside a worker at once, shared out evenly among its pipelines; a

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -97,7 +97,7 @@ class ResultSettings(_Section):
     #: Prefixes below which a producer may ask its output to be written.
     allow: Annotated[tuple[OutputPrefix, ...], *LISTED] = ()
     #: How long a record is kept after its task ended, in seconds.
-    expires_s: int = Field(default=queues.RESULT_TTL_S, gt=0)
+    expires_s: int = Field(default=keys.RESULT_TTL_S, gt=0)
     #: Messages kept in each queue's dead-letter list, the newest.
     dead_letter_max: int = Field(default=10_000, gt=0)
 

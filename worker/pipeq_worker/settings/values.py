@@ -6,8 +6,7 @@ import json
 import re
 from typing import Annotated, Any
 
-from pipeq.contract import keys as queues
-from pipeq.contract import schemes, shown
+from pipeq.contract import keys, schemes, shown
 from pipeq.contract.redis_url import options as redis_options
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
@@ -80,8 +79,8 @@ Texts = Annotated[tuple[str, ...], *LISTED]
 
 
 def _check_queue(name: str) -> str:
-    if not queues.is_queue_name(name):
-        raise ValueError(f"{shown.line(name)!r} is no name of a queue: {queues.QUEUE_NAME_WORDS}")
+    if not keys.is_queue_name(name):
+        raise ValueError(f"{shown.line(name)!r} is no name of a queue: {keys.QUEUE_NAME_WORDS}")
     return name
 
 

@@ -17,7 +17,7 @@ import time
 from typing import Any, Literal
 
 import redis
-from pipeq.contract import keys as queues
+from pipeq.contract import keys
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import Ref
 from redis.exceptions import RedisError, ResponseError
@@ -93,13 +93,13 @@ class Signatures:
         """Reads the fleet's key from Redis. If there is none, stores this worker's last key, or a new one."""
         with self._lock:
             mine = self._keys[0] if self._keys else os.urandom(_KEY_BYTES)
-            self._redis.set(queues.SIGNING_KEY, mine, nx=True)
+            self._redis.set(keys.SIGNING_KEY, mine, nx=True)
             try:
-                key = self._redis.get(queues.SIGNING_KEY)
+                key = self._redis.get(keys.SIGNING_KEY)
             except ResponseError:  # the key holds no string
                 key = None
             if not isinstance(key, bytes) or len(key) != _KEY_BYTES:
-                self._redis.set(queues.SIGNING_KEY, mine)
+                self._redis.set(keys.SIGNING_KEY, mine)
                 key = mine
             self._keys = [key, *[other for other in self._keys if other != key][: MOST_KEYS - 1]]
             self._learn_again_at = time.monotonic() + LEARN_S
