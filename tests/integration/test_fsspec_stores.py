@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 from pipeq.contract import schemes
-from pipeq.contract.errors import ErrorCode, MissingPackageError, PipeqError
+from pipeq.contract.errors import ErrorCode, MissingPackageError, PipeqError, SettingsError
 from pipeq.contract.message import Ref
 from pipeq.read_allow import ReadAllow
 from pipeq.results import read_result
+from pipeq_worker.models.model_archive import unpacked
 from pipeq_worker.settings.sections import InputSettings, ResultSettings, S3Settings
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stores import fsspec_store, registry
@@ -295,6 +299,34 @@ def test_a_version_changes_with_the_content(server: ObjectServer, monkeypatch: p
         place.put("a", data)
         versions.add(store.version(store.split(place.uri("a")), "it"))
     assert len(versions) == 2
+
+
+@pytest.mark.parametrize("scheme", WRITABLE)
+def test_a_model_in_an_archive(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheme: str
+) -> None:
+    lead(server, monkeypatch)
+    monkeypatch.setenv("PIPEQ_CACHE", str(tmp_path))
+    place = Place(scheme, server)
+    uri = place.uri("models/it.zip")
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("config.json", "{}")
+    place.put("models/it.zip", packed.getvalue())
+    folder = unpacked(uri, S3Settings())
+    assert [path.name for path in Path(folder).iterdir()] == ["config.json"]
+    reads = len(server.requests)
+    assert unpacked(uri, S3Settings()) == folder
+    # Its version alone is asked for again.
+    assert len(server.requests) - reads <= 2
+    with pytest.raises(
+        SettingsError, match=f"the model {place.uri('none.zip')} cannot be read: the store does not have"
+    ):
+        unpacked(place.uri("none.zip"), S3Settings())
+    with pytest.raises(SettingsError, match="is no archive"):
+        unpacked(place.uri("models/"), S3Settings())
+    with pytest.raises(SettingsError, match="cannot be used"):
+        unpacked(place.uri("../it.zip"), S3Settings())
 
 
 def test_look(place: Place) -> None:
