@@ -1,8 +1,8 @@
-"""CONTRACT: what Redis has of one task, its record and its running mark. Only this module builds and reads them.
+"""CONTRACT: what Redis holds for one task: its record and its running mark. Only this module builds and reads them.
 
 The record is a string under ``celery-task-meta-<id>``: JSON of a :class:`Record`, in the layout of Celery's result
-backend, so that ``AsyncResult`` reads it. What pipeq adds is a :class:`Part` under the key ``pipeq``, which Celery
-ignores. The mark is a :class:`Mark`, as JSON in the field ``<id>`` of the hash ``pipeq:running``.
+backend, so that ``AsyncResult`` can read it. pipeq adds a :class:`Part` under the key ``pipeq``, which Celery ignores.
+The mark is a :class:`Mark`, as JSON in the field ``<id>`` of the hash ``pipeq:running``.
 
 What happens                    The record                             The mark
 A client submits                :func:`queued`                         none
@@ -12,11 +12,12 @@ The task ends, or waits for     :func:`complete`, by ``finish.lua``    removed, 
 its next try
 A client cancels                :func:`cancelled`                      stays; a mark of an ended task means nothing
 
-Each record except the first is also published, on a channel named like its key. :func:`read` makes a status of record
-and mark. Any client may have written anything under these keys: a field of a wrong type counts as absent, and never
-raises.
+Each record except the first is also published, on a channel named like its key. :func:`read` converts record and mark
+to a status. Any client may have written anything under these keys, so reading never raises: a field of a wrong type
+counts as absent.
 
-``docs/record.md`` explains all this to readers in other languages; its tables are made from the ``#:`` lines below.
+``docs/record.md`` explains all this to readers in other languages; its tables are generated from the ``#:`` lines
+below.
 """
 
 from __future__ import annotations
@@ -35,25 +36,28 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.reading import UnreadableError, json_object, number, readable, readable_object
 from pipeq.contract.status import CELERY_STATES, LATEST_S, BatchInfo, ErrorInfo, ModelInfo, State, TaskStatus
 
-#: The words of a task that has ended: its record does not change any more.
+#: Celery's states of a task that has ended; its record does not change any more.
 ENDED = frozenset(word for state, word in CELERY_STATES.items() if state.is_final)
 _STATES = {word: state for state, word in CELERY_STATES.items() if state is not State.EXPIRED}
 
-#: Bytes of the longest record that is ours; a longer text counts as none.
+#: Size of the longest record that pipeq writes, in bytes; a longer text counts as none.
 MAX_BYTES = 64 * 2**20
-#: Bytes of the longest record of a task that has not ended: it holds no result.
+#: Size of the longest record of a task that has not ended, and so has no result, in bytes.
 OPEN_MAX_BYTES = 2**20
 
 
 @dataclass(kw_only=True)
 class Record:
-    """All of a record. Celery adds more where its settings ask for it (``result_extended``); pipeq reads none of it."""
+    """The fields of a record that pipeq uses. Celery adds others if its settings ask for it (``result_extended``)."""
 
-    #: Celery's word for the state: QUEUED, STARTED, RETRY, SUCCESS, FAILURE or REVOKED.
+    #: Celery's name of the state: QUEUED, STARTED, RETRY, SUCCESS, FAILURE or REVOKED.
     status: str
-    #: After SUCCESS the pipeline's output, or ``{"uri"}`` where it was written to a store. After RETRY, FAILURE and
-    #: REVOKED the exception: ``{"exc_type", "exc_message", "exc_module"}``, where ``exc_message`` is a list of its
-    #: arguments; of our errors they are code, message and whether it is retryable, of REVOKED the reason.
+    #: After SUCCESS the pipeline's output, or ``{"uri"}`` if it was written to a store. After RETRY, FAILURE and
+    #: REVOKED
+    #: the exception: ``{"exc_type", "exc_message", "exc_module"}``, where ``exc_message`` is a list of its arguments.
+    #: The
+    #: arguments of pipeq's errors are the code, the message, and whether the error is retryable; REVOKED has the
+    #: reason.
     result: Any = None
     #: Python's traceback of the exception, after RETRY and FAILURE.
     traceback: str | None = None
@@ -63,49 +67,49 @@ class Record:
     date_done: str | None = None
     #: The task's id.
     task_id: str
-    #: What pipeq adds. Absent where Celery alone wrote the record.
+    #: What pipeq adds. Absent if Celery alone wrote the record.
     pipeq: dict[str, Any]
 
     def encode(self) -> str:
-        """The text that stands in Redis."""
+        """Returns the text that is stored in Redis."""
         return json.dumps(vars(self))
 
 
 @dataclass(kw_only=True)
 class Part:
-    """What pipeq adds to a record: the status without id, state and result. What is None is left out."""
+    """What pipeq adds to a record: the status without id, state and result. Fields that are None are left out."""
 
     #: The pipeline's name.
     pipeline: str | None = None
     #: When the producer submitted the task, in seconds since the epoch.
     submitted_at: float | None = None
-    #: After when no worker begins it, in seconds since the epoch. Absent where it never expires.
+    #: Time after which no worker begins it, in seconds since the epoch. Absent if it never expires.
     expires_at: float | None = None
-    #: SHA-256, in hexadecimal, of pipeline, inputs, params and output, where the producer chose the id itself: by it a
-    #: client knows another task that was given the same id.
+    #: SHA-256, in hexadecimal, of pipeline, inputs, params and output, if the producer chose the id itself. With it, a
+    #: client detects that another task was given the same id.
     message_sha256: str | None = None
-    #: When its first batch began, in seconds since the epoch; of its last try, where there were several.
+    #: When its first batch began, in seconds since the epoch; if there were several tries, that of the last one.
     started_at: float | None = None
     #: When it ended, in seconds since the epoch.
     finished_at: float | None = None
-    #: How many times a worker has begun to run it.
+    #: Number of times that a worker has begun to run it.
     attempts: int | None = None
     #: The name of the worker that ended it, or sent it to its next try.
     worker: str | None = None
     #: Milliseconds in each stage of the last try: ``queue``, ``fetch``, ``decode``, ``prepare``, ``batch``, ``infer``,
-    #: ``deliver``. A stage that it did not come to is absent.
+    #: ``deliver``. A stage that it did not reach is absent.
     timing_ms: dict[str, float] | None = None
-    #: The largest batch that an item of it ran in.
+    #: The largest batch that one of its items ran in.
     batch: BatchInfo | None = None
-    #: What computed the result.
+    #: The model that computed the result.
     model: ModelInfo | None = None
-    #: Where the output is, where it was written to a store.
+    #: The URI of the output, if it was written to a store.
     result_uri: str | None = None
-    #: Why it failed; after RETRY, why it is to be tried again.
+    #: Why it failed; after RETRY, why it will be tried again.
     error: PipeqError | None = None
 
     def fields(self) -> dict[str, Any]:
-        """As it stands in the record."""
+        """Returns it in the form that the record has it."""
         found = {name: value for name, value in vars(self).items() if value is not None}
         if self.batch is not None:
             found["batch"] = self.batch.model_dump()
@@ -118,33 +122,34 @@ class Part:
 
 @dataclass(kw_only=True)
 class Mark:
-    """Says that a task runs, from its first batch until it ends or goes back on its queue. ``begin.lua`` writes it."""
+    """Says that a task runs, from its first batch until it ends or goes back on its queue. Written by ``begin.lua``."""
 
-    #: The name of the worker that runs it. Empty if the task is back on its queue, after workers died with it: then it
-    #: does not run.
+    #: The name of the worker that runs it. Empty if the task went back on its queue after workers had died while
+    #: running
+    #: it; then it does not run.
     worker: str
     #: When its first batch began, in seconds since the epoch.
     since: float
-    #: How many workers died with it before. A worker that finds the mark of a dead worker counts one more.
+    #: Number of workers that died while running it. A worker that finds the mark of a dead worker counts one more.
     deaths: int
-    #: Which try this is, from 1.
+    #: The number of this try, from 1.
     attempt: int
 
     @classmethod
     def back_on_its_queue(cls, *, since: float, deaths: int, attempt: int) -> Mark:
-        """The mark of a task that goes back unfinished, and with which workers died earlier.
+        """Returns the mark of a task that goes back unfinished, and whose earlier workers died.
 
-        The next worker finds a mark whose worker does not live, and counts one death more than the mark says. As
-        going back was no death, the mark says one less than there were.
+        The next worker finds a mark whose worker is not alive, and counts one death more than the mark says. Going
+        back is not a death, so the mark says one less than there were.
         """
         return cls(worker="", since=since, deaths=deaths - 1, attempt=attempt)
 
     def encode(self) -> str:
-        """The text that stands in Redis."""
+        """Returns the text that is stored in Redis."""
         return json.dumps(vars(self))
 
 
-#: The first lines of each script that reads or writes records and marks: our names, as variables of Lua.
+#: The first lines of each script that reads or writes records and marks; they define the names as Lua variables.
 LUA = "".join(
     f"local {name} = {value}\n"
     for name, value in {
@@ -165,21 +170,21 @@ _QUEUED_BEGIN = Record(status=CELERY_STATES[State.QUEUED], task_id="", pipeq={})
 
 
 def queued(task_id: str, part: Part) -> str:
-    """The first record of a task, which its producer writes."""
+    """Returns the first record of a task, which its producer writes."""
     return f'{_QUEUED_BEGIN}{json.dumps(task_id)}, "pipeq": {json.dumps(part.fields())}}}'
 
 
 def cancelled(task_id: str, before: bytes | str | None) -> str:
-    """The record of a task that was taken back, as Celery's own revocation writes it.
+    """Returns the record of a task that was cancelled, in the form of Celery's own revocation.
 
     Args:
         task_id: the task's id.
-        before: what stood under its key; None for nothing.
+        before: the record before that; None if there was none.
     """
     fields = json_object(before) or {}
     return Record(
         status=CELERY_STATES[State.CANCELLED],
-        # Celery reads a revocation's reason from here.
+        # Celery reads the reason of a revocation from here.
         result={
             "exc_type": "TaskRevokedError",
             "exc_message": ["cancelled"],
@@ -193,13 +198,13 @@ def cancelled(task_id: str, before: bytes | str | None) -> str:
 
 
 def complete(record: dict[str, Any], task_id: str, part: Part | None, before: bytes | None = None) -> None:
-    """Adds to a record that Celery's result backend has made: the id, and what pipeq says.
+    """Adds the id and pipeq's part to a record that Celery's result backend has made.
 
     Args:
         record: Celery's fields of the record; changed in place.
         task_id: the task's id.
-        part: what pipeq says of the task; None where Celery itself ended it before its batch (revoked, expired).
-        before: only without a ``part``: what stands under the task's key, which is carried on.
+        part: pipeq's part; None if Celery itself ended the task before its batch (revoked, expired).
+        before: only used without a ``part``: the task's present record, whose part is kept.
     """
     record["task_id"] = task_id
     if part is not None:
@@ -209,7 +214,7 @@ def complete(record: dict[str, Any], task_id: str, part: Part | None, before: by
 
 
 def _part_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What pipeq said in a record; empty for nothing."""
+    """Returns pipeq's part of a record; empty if there is none."""
     return found if isinstance(found := fields.get("pipeq"), dict) else {}
 
 
@@ -223,9 +228,9 @@ def _ended_now(part: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What is read from an existing record before it is changed."""
+    """The fields of an existing record that are needed before it is changed."""
 
-    #: Whether the task has ended: then its record stays as it is.
+    #: Whether the task has ended; its record then does not change.
     has_ended: bool = False
     #: As in :class:`Part`.
     submitted_at: float | None = None
@@ -234,7 +239,7 @@ class Before:
 
     @classmethod
     def read(cls, reply: object) -> Before:
-        """Reads a reply of Redis. An error (the key holds no string) and a text that is no record give an empty one."""
+        """Reads a reply of Redis. An error (the key does not hold a string) and an invalid record give an empty one."""
         fields = json_object(reply) if isinstance(reply, bytes | str) else None
         if fields is None:
             return _NOTHING
@@ -259,17 +264,17 @@ def _moment(value: object) -> float | None:
 def read(
     task_id: str, record: bytes | str | None, mark: bytes | str | None = None, *, now: float | None = None
 ) -> TaskStatus:
-    """What stands in Redis under a task's id -> its status, whatever stands there.
+    """Returns the status of a task, for any text that Redis holds under its id.
 
-    A record that cannot be read gives ``unknown``, or ``running`` where a mark says so, and the error
+    A record that cannot be read gives ``unknown``, or ``running`` if a mark says so, and the error
     ``invalid_record``. Fields of a wrong type are left out.
 
     Args:
         task_id: the task's id.
-        record: the bytes under ``celery-task-meta-<id>``; None where there is nothing.
-        mark: the bytes of the task's field in ``pipeq:running``; None where there is none. Look it up before the
-            record: a task that ends in between is then seen to have ended.
-        now: seconds since the epoch; a queued task past its expiry reads ``expired`` even when no worker runs.
+        record: the bytes under ``celery-task-meta-<id>``; None if there are none.
+        mark: the bytes of the task's field in ``pipeq:running``; None if there are none. Read it before the
+            record, so that a task that ends in between is seen to have ended.
+        now: seconds since the epoch. A queued task past its expiry reads ``expired`` even if no worker runs.
     """
     running = _running(mark)
     if record is None:
@@ -287,7 +292,7 @@ def read(
 
 def _status(task_id: str, record: dict[str, Any], running: dict[str, Any], now: float) -> TaskStatus:
     part = _part_of(record)
-    # Celery's other words (PENDING, RECEIVED) are those of a task that waits.
+    # Celery's other states (PENDING, RECEIVED) mean that a task waits.
     state: State = _STATES.get(record["status"], State.QUEUED)
     if state is State.CANCELLED and _revoked_reason(record) == "expired":
         state = State.EXPIRED
@@ -304,16 +309,16 @@ def _status(task_id: str, record: dict[str, Any], running: dict[str, Any], now: 
     if state is State.SUCCEEDED and dropped & {"result", "result_uri"}:
         return _unreadable(task_id, f"its {' and '.join(sorted(dropped))} cannot be read", {})
     if state is State.FAILED and status.error is None:
-        # That it failed is certain.
+        # The failure itself is certain.
         return status.model_copy(update={"error": _invalid(task_id, "what it says of the error cannot be read")})
-    # Only a number that was judged can be compared.
+    # Only a number that was checked can be compared.
     if status.state is State.QUEUED and (status.expires_at or float("inf")) < now:
         return status.model_copy(update={"state": State.EXPIRED})
     return status
 
 
 def _of_what_fits(fields: dict[str, Any]) -> tuple[TaskStatus, set[str]]:
-    """The status without the fields that are of a wrong type, and their names."""
+    """Returns the status without the fields of a wrong type, and the names of these fields."""
     try:
         return TaskStatus(**fields), set()
     except PipeqError as error:
@@ -324,7 +329,7 @@ def _of_what_fits(fields: dict[str, Any]) -> tuple[TaskStatus, set[str]]:
 
 
 def _running(mark: bytes | str | None) -> dict[str, Any]:
-    """What a mark lays over the status of a task that has not ended; nothing where it names no worker."""
+    """Returns the fields of a status that a mark replaces while a task runs; none if the mark names no worker."""
     fields = readable_object(mark) or {}
     worker = fields.get("worker")
     if not isinstance(worker, str) or not worker:
@@ -347,14 +352,14 @@ def _invalid(task_id: str, why: str) -> ErrorInfo:
 
 
 def _revoked_reason(record: dict[str, Any]) -> str:
-    """Celery stores the reason of a revocation as the argument of a TaskRevokedError."""
+    """Returns the reason of a revocation, which Celery stores as the argument of a TaskRevokedError."""
     result = record.get("result")
     message = result.get("exc_message") if isinstance(result, dict) else None
     return str(message[0]) if isinstance(message, list | tuple) and message else str(message or "")
 
 
 def _foreign_error(record: dict[str, Any]) -> dict[str, Any]:
-    """A failure that Celery itself stored, for instance a task that no worker knows."""
+    """Returns the error of a failure that Celery itself stored, for instance of a task that no worker knows."""
     result = record.get("result")
     if isinstance(result, dict) and "exc_type" in result:
         message = result.get("exc_message")
