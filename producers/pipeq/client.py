@@ -250,7 +250,7 @@ class Client:
         raise PipeqError(
             ErrorCode.UNKNOWN_PIPELINE,
             f"no worker has ever served {pipeline!r} (known: {names}{more}): {hint}start one with "
-            f"`pipeq worker {pipeline}`, or pass check=False to queue it all the same",
+            f"`pipeq worker {pipeline}`, or pass check=False to queue it anyway",
         )
 
     def cancel(self, task_id: str) -> TaskStatus:

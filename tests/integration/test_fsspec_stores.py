@@ -391,7 +391,7 @@ def test_memory(memory: Any) -> None:
 
 
 def test_a_call_that_does_not_end_is_left_alone(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And those that nobody waits for are no more than there are threads."""
+    """The number of abandoned calls is at most the number of threads."""
     memory.pipe_file("/b/a", b"data")
     asked = []
 

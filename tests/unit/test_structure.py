@@ -125,7 +125,7 @@ def test_modules_say_what_they_are() -> None:
 
 
 def test_no_hidden_globals() -> None:
-    """No module rebinds its own names while it runs, and nobody asks whether something has an attribute yet."""
+    """No module rebinds its own names while it runs, or checks whether an object has an attribute yet."""
     for name, path in modules().items():
         for node in ast.walk(ast.parse(path.read_text())):
             assert not isinstance(node, ast.Global), f"{name}: {ast.unparse(node)}"

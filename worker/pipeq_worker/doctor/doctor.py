@@ -40,7 +40,7 @@ class Report:
 
 
 def _silent(what: str, done: int, total: int) -> None:
-    """The default, when nobody follows the progress."""
+    """The default, if the caller does not want to follow the progress."""
 
 
 def check(

@@ -10,7 +10,7 @@
 -- Reply: two tables. The first has for each message the number of its list (1 for the first), its tag, 0 and its text,
 -- in turn. For a message that is too large it has the size in bytes instead of the 0, and instead of the text the id in
 -- it (as JSON without its quotes; empty if none is found), a line break, and its beginning. The second table has for
--- each key that is no list its number and the error, in turn; the other lists are served all the same.
+-- each key that is no list its number and the error, in turn; the other lists are still served.
 -- If nothing is taken, the script has read each list by name, and CLIENT TRACKING remembers those keys.
 local GROUP = 128           -- messages that are read together, since their size is known only afterwards
 local USUAL = 1048576       -- expected size of a message in bytes, if larger ones are allowed

@@ -152,7 +152,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         kind = "floating-point" if image.mode == "F" else "32-bit or signed"
         reason = (
-            f"the samples of {name} are {kind} numbers, whose black and white nobody defines: save it with 8 or 16 bits"
+            f"the samples of {name} are {kind} numbers, without a defined black and white: save it with 8 or 16 bits"
         )
         raise PipeqError(ErrorCode.INPUT_UNDECODABLE, reason)
     if image.format == "TIFF":

@@ -1,7 +1,7 @@
 """ADDRESSES: tells whether an address belongs to the public Internet. Used by https before it connects.
 
 Python's own tables are those of its release (3.11.7 treats fec0::/10, 192.0.0.192 and 3fff::/20 as public), and some
-entries of IANA's registries are marked "globally reachable" although nobody keeps files there. So the registries are
+entries of IANA's registries are marked "globally reachable" although they do not hold files. So the registries are
 copied here.
 """
 

@@ -17,7 +17,7 @@ def test_the_budget_holds_back_who_holds_nothing() -> None:
     waiter.start()
     waiter.join(0.1)
     assert waiter.is_alive()
-    budget.add(80, 50)  # whoever holds something never waits, so two half-read tasks cannot lock each other out
+    budget.add(80, 50)  # a task that holds memory never waits, so two half-read tasks cannot block each other
     budget.add(130, -130)
     waiter.join(5)
     assert not waiter.is_alive()
