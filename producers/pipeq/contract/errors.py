@@ -3,7 +3,7 @@
 Every failure that a producer can see is a :class:`PipeqError` with a code from :class:`ErrorCode`. Below it there is a
 class for each kind of failure that a caller may want to catch; :class:`pipeq.TaskFailedError` is in status.py, beside
 the status that it holds. The arguments of each class are positional and JSON, because Celery and pickle restore an
-error from its ``args``. docs/errors.md is made from this file.
+error from its ``args``. docs/errors.md is generated from this file.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pipeq.contract import shown
 
 
 class ErrorCode(StrEnum):
-    """Why a task failed. Codes are part of the contract: they are added to, never renamed."""
+    """Why a task failed. Codes are part of the contract: new ones may be added, but none is renamed."""
 
-    #: The message is not one of ours: fields missing, of the wrong type, or too large.
+    #: The message is not a valid message of pipeq: fields are missing, of the wrong type, or too large.
     INVALID_MESSAGE = "invalid_message"
     #: No worker has ever served a pipeline of this name.
     UNKNOWN_PIPELINE = "unknown_pipeline"
     #: The inputs do not fit the pipeline's task type.
     INVALID_INPUT = "invalid_input"
-    #: A parameter that the pipeline does not take, or that belongs to the worker.
+    #: A parameter is not one of the pipeline's, or only the worker may set it.
     INVALID_PARAMS = "invalid_params"
     #: The referenced object does not exist.
     INPUT_NOT_FOUND = "input_not_found"
@@ -32,19 +32,19 @@ class ErrorCode(StrEnum):
     INPUT_FORBIDDEN = "input_forbidden"
     #: The input is larger than the worker's limits.
     INPUT_TOO_LARGE = "input_too_large"
-    #: The bytes are not the text, image, audio or video they should be.
+    #: The bytes are not a readable text, image, audio or video of the expected kind.
     INPUT_UNDECODABLE = "input_undecodable"
     #: The store of the input could not be reached. Retried with backoff.
     INPUT_UNAVAILABLE = "input_unavailable"
-    #: The model raised on this input.
+    #: The model raised an error on this input.
     INFERENCE_FAILED = "inference_failed"
     #: The device ran out of memory on this input alone.
     OUT_OF_MEMORY = "out_of_memory"
-    #: The result could not be written where it should go. Retried with backoff.
+    #: The result could not be written to its place. Retried with backoff.
     OUTPUT_FAILED = "output_failed"
     #: The forward pass, or a client's wait, took longer than allowed.
     TIMEOUT = "timeout"
-    #: Workers died again and again while they had this task.
+    #: Several workers died while running this task.
     WORKER_LOST = "worker_lost"
     #: The task's expiry passed before a worker took it.
     EXPIRED = "expired"
@@ -58,7 +58,7 @@ class ErrorCode(StrEnum):
     MISSING_PACKAGE = "missing_package"
     #: A server of the demo or the tests did not start. Never the outcome of a task.
     NOT_RUNNING = "not_running"
-    #: What stands in Redis under a task's id is no record of one. Never the outcome of a task.
+    #: The text that Redis holds under a task's id is not a valid record. Never the outcome of a task.
     INVALID_RECORD = "invalid_record"
     #: The client cannot reach Redis. Never the outcome of a task.
     REDIS_UNAVAILABLE = "redis_unavailable"
@@ -86,7 +86,7 @@ HTTP_STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.OUTPUT_FAILED: 503,
     ErrorCode.TIMEOUT: 504,
     ErrorCode.WORKER_LOST: 500,
-    # The task existed, and will have no result.
+    # The task existed, but will never have a result.
     ErrorCode.EXPIRED: 410,
     ErrorCode.CANCELLED: 410,
     ErrorCode.INTERNAL: 500,
@@ -99,31 +99,31 @@ HTTP_STATUS: Final[dict[ErrorCode, int]] = {
 
 
 class PipeqError(Exception):
-    """Something that pipeq could not do, said in one sentence. Raised as it is for an argument that cannot be used.
+    """A failure of pipeq, described in one sentence. An argument that cannot be used raises this class itself.
 
     Args:
         code: one of :class:`ErrorCode`.
-        message: a sentence that names the offending thing and what to do.
-        retryable: whether the same call may succeed later; by default, whether the code is a passing fault.
+        message: a sentence that names the cause and what to do.
+        retryable: whether the same call may succeed later; by default, whether the code is that of a temporary fault.
     """
 
     #: One of :class:`ErrorCode`.
     code: str
-    #: A sentence that names the offending thing and what to do.
+    #: A sentence that names the cause and what to do.
     message: str
     #: Whether the same call may succeed later.
     retryable: bool
 
     def __init__(self, code: str, message: str, retryable: bool | None = None) -> None:
         self.code = str(code) if isinstance(code, str) else shown.value(code)
-        # Foreign code raises with anything in its message, and this message goes to places that others read.
+        # Errors of other libraries may contain anything, and other people can read this message.
         self.message = shown.without_environment(message if isinstance(message, str) else shown.value(message))
         self.retryable = self.code in RETRYABLE if retryable is None else bool(retryable)
         super().__init__(self.code, self.message, self.retryable)
 
     @property
     def http_status(self) -> int:
-        """The status that an HTTP server answers with: see :data:`HTTP_STATUS`. 500 for a code that is not known."""
+        """The status that an HTTP server answers with, see :data:`HTTP_STATUS`; 500 for an unknown code."""
         return _HTTP_STATUS_OF.get(self.code, 500)
 
     def __str__(self) -> str:
@@ -155,7 +155,7 @@ class MissingPackageError(PipeqError):
 
 
 class RedisUnavailableError(PipeqError):
-    """Redis cannot be reached, or refuses what is asked of it. ``retryable`` says whether that may pass by itself."""
+    """Redis cannot be reached, or refuses a command. ``retryable`` says whether the same call may succeed later."""
 
     def __init__(self, message: str, retryable: bool = True) -> None:
         super().__init__(ErrorCode.REDIS_UNAVAILABLE, message, retryable)
@@ -189,11 +189,11 @@ class SubmitUnavailableError(SubmitError, RedisUnavailableError):
 
 
 class ReadError(PipeqError):
-    """A result, or an object in one: ``output_failed``, it cannot be read; ``input_forbidden``, this client may not."""
+    """A result, or an object in it, cannot be read (``output_failed``) or is not allowed (``input_forbidden``)."""
 
 
 class WaitTimeoutError(PipeqError, TimeoutError):
-    """A client's wait ended before the task did. The task goes on."""
+    """A client stopped waiting before the task ended. The task goes on."""
 
     def __init__(self, message: str) -> None:
         super().__init__(ErrorCode.TIMEOUT, message)
