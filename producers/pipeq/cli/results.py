@@ -63,7 +63,7 @@ def _print_result(client: Client, status: TaskStatus, in_json: bool, fetch: bool
 
 
 def output_of(client: Client, status: TaskStatus, fetch: bool = True) -> Any:
-    """The pipeline's output. If it lies in a store and is not to be fetched, only its URI."""
+    """Returns the pipeline's output; only its URI if it is in a store and ``fetch`` is false."""
     if status.result_uri is None or fetch:
         return client.result(status)
     return {"uri": status.result_uri}

@@ -141,7 +141,7 @@ def _usual(rest: str) -> str:
 
 
 def _stored(rest: str) -> str:
-    """Shows an object or a file: its name may have any character, its bucket or host may not."""
+    """Shows the URI of an object or a file. Its name may contain any character; its bucket or host may not."""
     place, slash, name = rest.partition("/")
     if "@" in place:
         return "...@" + place.rpartition("@")[2] + slash + name

@@ -29,7 +29,7 @@ def parse_size(value: Any) -> Any:
 
 
 def parse_list(value: Any) -> Any:
-    """Parses a list as it stands in a variable: one value, several with commas between them, or JSON.
+    """Parses a list in the form of a variable: one value, several separated by commas, or JSON.
 
     Raises:
         ValueError: the value begins with a bracket and is no JSON.
