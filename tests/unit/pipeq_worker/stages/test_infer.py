@@ -1,21 +1,20 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from pipeq.contract.errors import PipeqError
-from pipeq_worker.models.call import Call
+from pipeq_worker.models.constant_pipeline import ConstantPipeline
+from pipeq_worker.settings.sections import PipelineSettings
 from pipeq_worker.stages.infer import DeviceLostError, infer
+from pipeq_worker.stages.task import Item, Task
 
 
-class Model:
-    """A stand-in for a device that runs out of memory, or breaks."""
-
-    name = "model"
+class Model(ConstantPipeline):
+    """A pipeline on a device that a test cannot have: one that runs out of memory, or breaks."""
 
     def __init__(self, fits: int = 1000, fatal: Exception | None = None, short: bool = False) -> None:
+        super().__init__("model", PipelineSettings(task="constant"))
         self.fits, self.fatal, self.short = fits, fatal, short
         self.sizes: list[int] = []
         self.recovered, self.spoilt = 0, False
@@ -39,59 +38,58 @@ class Model:
         return features[:-1] if self.short else [f"out {one}" for one in features]
 
 
-def rows(*features: Any) -> list[Any]:
-    return [
-        SimpleNamespace(features=one, output=None, error=None, task=SimpleNamespace(call=Call())) for one in features
-    ]
+def rows(*features: str) -> list[Item[Task]]:
+    return [Item(Task(id=one), 0, 0, one, group="g", cost=1, nbytes=1) for one in features]
 
 
-def run(model: Model, items: list[Any]) -> None:
-    infer(model, items)  # type: ignore[arg-type]
+def codes(items: list[Item[Task]]) -> list[str | None]:
+    return [item.error.code if item.error is not None else None for item in items]
 
 
 @pytest.mark.parametrize("at", range(7))
 def test_only_the_bad_one_fails(at: int) -> None:
-    names: list[Any] = [str(number) for number in range(7)]
+    names = [str(number) for number in range(7)]
     names[at] = "bad"
     items = rows(*names)
-    run(Model(), items)
+    infer(Model(), items)
     assert [item.output for item in items] == [None if name == "bad" else f"out {name}" for name in names]
-    assert items[at].error.args == ("inference_failed", "'model' failed on this input: ValueError: a bad row", False)
+    error = items[at].error
+    assert error is not None
+    assert error.args == ("inference_failed", "'model' failed on this input: ValueError: a bad row", False)
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
-    model, items = Model(fits=2), rows(*range(8))
-    run(model, items)
+    model, items = Model(fits=2), rows(*map(str, range(8)))
+    infer(model, items)
     assert all(item.error is None for item in items)
     assert max(size for size in model.sizes if size <= 2) == 2
 
 
 def test_one_that_does_not_fit_alone_is_out_of_memory() -> None:
     items = rows("a")
-    run(Model(fits=0), items)
-    assert isinstance(items[0].error, PipeqError)
-    assert items[0].error.code == "out_of_memory"
+    infer(Model(fits=0), items)
+    assert codes(items) == ["out_of_memory"]
 
 
 def test_a_model_that_loses_rows_is_an_error_of_every_item() -> None:
     items = rows("a", "b")
-    run(Model(short=True), items)
-    assert [item.error.code for item in items] == ["inference_failed"] * 2
+    infer(Model(short=True), items)
+    assert codes(items) == ["inference_failed"] * 2
 
 
 @pytest.mark.parametrize("error", [torch.AcceleratorError("device-side assert"), RuntimeError("CUDA error: assert")])
 def test_a_broken_device_is_not_blamed_on_the_items(error: Exception) -> None:
     items = rows("a", "b")
     with pytest.raises(DeviceLostError):
-        run(Model(fatal=error), items)
+        infer(Model(fatal=error), items)
     assert [item.error for item in items] == [None, None]
 
 
 def test_after_each_pass_that_raised_the_model_recovers() -> None:
     """Runs before the innocent half, because the pass that raised may have left changes behind."""
     model = Model()
-    run(model, rows("a", "b", "bad", "d"))
+    infer(model, rows("a", "b", "bad", "d"))
     assert model.recovered == 3
     model.spoilt = True
     with pytest.raises(DeviceLostError, match="could not be loaded anew after a failed pass: OSError: no such model"):
-        run(model, rows("bad"))
+        infer(model, rows("bad"))
