@@ -52,7 +52,7 @@ def shout(text):
 
 APP = """
 from celery import Celery
-import pipeq_worker.broker.transport
+import pipeq_worker
 app = Celery("somebody", include=["somebodys_tasks"])
 app.conf.update(
     broker_url="{transport}{url}", result_backend="{backend}{url}", worker_pool="{pool}", task_acks_late=True,
