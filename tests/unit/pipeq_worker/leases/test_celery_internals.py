@@ -105,7 +105,7 @@ def test_a_request_has_read_what_follows_the_task() -> None:
     app = Celery("it", set_as_current=False)
     embed = {"callbacks": [{"task": "next"}], "errbacks": None, "chain": None, "chord": None}
 
-    @app.task(name="pipeq.infer")
+    @app.task(name="pipeq.infer", shared=False)
     def infer(a: int) -> int:
         return a
 
