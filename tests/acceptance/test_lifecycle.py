@@ -125,7 +125,7 @@ def test_sigterm_with_two_hundred_tasks_in_flight(redis_url: str, tiny: Path, tm
     listener = redis.Redis.from_url(redis_url).pubsub(ignore_subscribe_messages=True)
     listener.psubscribe(**{"celery-task-meta-*": lambda message: published.update([message["channel"].decode()])})
     thread = listener.run_in_thread(sleep_time=0.05, daemon=True)
-    params = {"max_new_tokens": 200, "do_sample": False}
+    params = {"max_new_tokens": 100, "do_sample": False}
     arguments = (f"text-generation={model}",)
     with Client(redis_url) as client:
         with worker(tmp_path, redis_url, *arguments, drain_s=1, log_level="DEBUG") as first:
@@ -156,7 +156,7 @@ def test_a_hurried_stop_loses_nothing(
 ) -> None:
     """Signals arrive together with messages. All tasks inside, also the batch on the device, go back on the queue."""
     model = tiny_models.build("gpt2", tiny)
-    params = {"max_new_tokens": 200, "do_sample": False}
+    params = {"max_new_tokens": 100, "do_sample": False}
     with Client(redis_url) as client:
         with worker(tmp_path, redis_url, f"text-generation={model}", drain_s=300) as first:
             first.wait_ready(client, "text-generation")
