@@ -16,7 +16,7 @@ WORDS = 60
 #: A paragraph of at most this many words stays whole.
 MOST_WORDS = 90
 #: With fewer passages than this the batches would be small, so docstrings are added.
-ENOUGH = 300
+ENOUGH = 200
 #: Most passages; more would only make the demo longer.
 AT_MOST = 600
 
@@ -66,7 +66,9 @@ def collect() -> list[Passage]:
     passages = [passage for document in documents() for passage in cut(document)]
     if len(passages) < ENOUGH:
         passages += [passage for document in docstrings() for passage in cut(document)]
-    return passages[:AT_MOST]
+    # Of too many, some of each part: the last documents answer questions, too.
+    most = min(len(passages), AT_MOST)
+    return [passages[at * len(passages) // most] for at in range(most)]
 
 
 def nearest(question: Sequence[float], passages: Iterable[tuple[Passage, Sequence[float]]], count: int) -> list[Match]:
