@@ -24,6 +24,7 @@ LOOKS = {
     "stores": (BELOW, "files, objects"),
     "models": (BELOW, "pipelines"),
     "leases": (PATH, "messages held"),
+    "schedule": (PATH, "what runs next"),
     "stages": (PATH, "fetch to infer"),
     "delivery": (PATH, "results, acks"),
     "broker": (PATH, "Celery's side"),

@@ -15,7 +15,7 @@ from pipeq_worker.doctor.compare import differences
 from pipeq_worker.models.call import Call
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
-from pipeq_worker.stages.batcher import Batcher
+from pipeq_worker.schedule.batcher import Batcher
 from pipeq_worker.stages.infer import infer
 from pipeq_worker.stages.task import Item, Task
 

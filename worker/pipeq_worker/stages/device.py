@@ -17,7 +17,7 @@ from pipeq.contract.status import BatchInfo
 
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.observe.observer import Observer
-from pipeq_worker.stages.batcher import Batch, Batcher
+from pipeq_worker.schedule.batcher import Batch, Batcher
 from pipeq_worker.stages.infer import DeviceLostError, infer
 from pipeq_worker.stages.look import Lookout
 from pipeq_worker.stages.task import Item, T

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 from pipeq_worker.models.pipeline import BatchLimits
-from pipeq_worker.stages.batcher import Batch, Batcher, Closed, best_window
+from pipeq_worker.schedule.batcher import Batch, Batcher, Closed, best_window
 
 LIMITS = BatchLimits(max_size=8, max_cost=100, launch_cost=10, max_wait_s=0.0)
 
