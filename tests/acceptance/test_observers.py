@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import redis
 from pipeq import Client, State
 
 from tests.worker_process import worker
@@ -61,8 +62,12 @@ def test_it_is_told_what_happens(redis_url: str, tmp_path: Path) -> None:
         for task_id in (good, bad, first, gone):
             client.wait(task_id, timeout_s=60)
         assert client.status(good).state is State.SUCCEEDED
+        with redis.Redis.from_url(redis_url) as db:
+            db.lpush("constant", "no message at all", '{"headers": {"id": "unusable"}}')
         deadline = time.monotonic() + 30
-        while not {good, bad, first, gone} <= {event[1] for event in told(told_file) if event[0] == "task_ended"}:
+        while not {good, bad, first, gone, "unusable"} <= {
+            event[1] for event in told(told_file) if event[0] == "task_ended"
+        }:
             assert time.monotonic() < deadline, told_file.read_text()
             time.sleep(0.1)
     events = told(told_file)
@@ -71,6 +76,8 @@ def test_it_is_told_what_happens(redis_url: str, tmp_path: Path) -> None:
     assert ended[bad] == ["constant", "failed", "invalid_params"]
     assert ended[first] == ["slow", "succeeded", None]
     assert ended[gone][1:] == ["dropped", None]
+    assert ended["unusable"] == ["constant", "failed", "invalid_message"]
+    assert [event[1] for event in events if event[0] == "message_refused"] == ["constant"] * 2
     assert ["task_accepted", good, "constant"] in events
     assert {event[3] for event in events if event[0] == "stage_ended" and event[1] == good} == {
         "prepare",
@@ -78,7 +85,10 @@ def test_it_is_told_what_happens(redis_url: str, tmp_path: Path) -> None:
         "infer",
         "deliver",
     }
-    assert [event[1] for event in events if event[0] == "batch_ran"].count("constant") == 1
+    assert events.count(["batch_began", "constant", 1]) == 1
+    ((_, name, size, padding, seconds, cost),) = [event for event in events if event[:2] == ["batch_ran", "constant"]]
+    assert (name, size, padding, cost) == ("constant", 1, 0.0, 1)
+    assert 0 <= seconds < 1
 
 
 def told(path: Path) -> list[list[Any]]:

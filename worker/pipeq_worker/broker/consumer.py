@@ -22,6 +22,7 @@ from celery.worker.consumer.consumer import logger as celery_logger
 from kombu.exceptions import OperationalError
 from kombu.utils import json as kombu_json
 from pipeq.contract import keys, shown
+from pipeq.contract.errors import ErrorCode
 from pipeq.contract.reading import UnreadableError, json_value
 from redis.exceptions import RedisError, ResponseError
 
@@ -84,6 +85,7 @@ class Consumer(CeleryConsumer):
         leases.on_unreadable = self._unreadable
         if self._runtime is not None:
             leases.on_lost, leases.on_stalled = self.pool.on_lost_leases, self.pool.on_stalled
+            leases.observer = self._runtime.observer
 
     @property
     def _runtime(self) -> Runtime | None:
@@ -180,12 +182,22 @@ class Consumer(CeleryConsumer):
     def _refuse(self, message: Any, reason: str) -> None:
         queue = (message.delivery_info or {}).get("routing_key") or ""
         reason = f"the message is not ours: {reason}"
-        refuse(self.app, self.hostname, queue, message.headers.get("id"), reason, raw_frame(message))
+        task_id = message.headers.get("id")
+        refuse(self.app, self.hostname, queue, task_id, reason, raw_frame(message))
+        self._tell_refused(queue, task_id, reason)
         message.ack_log_error(logger, self.connection_errors)
+
+    def _tell_refused(self, queue: str, task_id: Any, reason: str) -> None:
+        if (runtime := self._runtime) is not None:
+            runtime.observer.message_refused(queue, reason)
+            if keys.is_readable_id(task_id):
+                name = queue if queue in runtime.pipelines else None
+                runtime.observer.task_ended(task_id, name, "failed", ErrorCode.INVALID_MESSAGE, {})
 
     def _unreadable(self, one: Reserved, task_id: str, reason: str, text: str) -> bool:
         """Ends a message that is not a kombu frame, but in which an id was found."""
         refuse(self.app, self.hostname, one.queue, task_id, reason, text)
+        self._tell_refused(one.queue, task_id, reason)
         self.task_consumer.channel.leases.acknowledge(one.tag)
         return True
 

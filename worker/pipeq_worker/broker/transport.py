@@ -359,6 +359,7 @@ class Channel(kombu_redis.Channel):
         logger.error("on %s: %s", one.queue, reason, extra={"action": "dead_letter"})
         letter = dead_letter(message.task_id, ErrorCode.INVALID_MESSAGE, reason, text)
         self.leases.bury(one.tag, keys.dead_letter_key(one.queue), letter, MOST)
+        self.leases.observer.message_refused(one.queue, reason)
 
 
 class Transport(kombu_redis.Transport):

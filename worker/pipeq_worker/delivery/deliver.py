@@ -146,7 +146,7 @@ class Deliverer:
         code = delivery.error.code if delivery.error is not None else None
         if delivery.is_dropped:
             ended, code = "dropped", None
-        self._observer.task_ended(delivery.id, name, ended, code, delivery.timing_ms)
+        self._observer.task_ended(delivery.id, name, ended, code, _timing(delivery))
 
     def _claim(self, deliveries: list[Delivery]) -> None:
         """Renews the leases now, so that the tracer runs links and chords only for tasks that are still ours."""
@@ -258,23 +258,28 @@ def body(*_: Any, **__: Any) -> Any:
 def _part(delivery: Delivery, *, retrying: bool) -> Part:
     """Returns the part of the task's record that pipeq adds to Celery's: its status, without the result."""
     now, before, pipeline = time.time(), delivery.before or Before(), delivery.pipeline
-    submitted_at = before.submitted_at
-    timing = {"queue": round((delivery.received_at - submitted_at) * 1000, 3)} if submitted_at else {}
     return Part(
         pipeline=pipeline.name if pipeline else (delivery.message.pipeline if delivery.message else None),
-        submitted_at=submitted_at,
+        submitted_at=before.submitted_at,
         expires_at=before.expires_at,
         message_sha256=before.message_sha256,
         started_at=delivery.started_at,
         finished_at=None if retrying else now,
         attempts=delivery.attempt or delivery.retries + 1,
         worker=delivery.request.hostname,
-        timing_ms={**timing, **delivery.timing_ms},
+        timing_ms=_timing(delivery),
         batch=delivery.batch,
         model=pipeline.model if pipeline else None,
         result_uri=delivery.result_uri,
         error=delivery.error,
     )
+
+
+def _timing(delivery: Delivery) -> dict[str, float]:
+    """Returns the milliseconds in each stage, and first those in the queue, if its producer said when it submitted."""
+    submitted_at = delivery.before.submitted_at if delivery.before is not None else None
+    queue = {"queue": round((delivery.received_at - submitted_at) * 1000, 3)} if submitted_at else {}
+    return {**queue, **delivery.timing_ms}
 
 
 def _dead_letter(delivery: Delivery) -> str:

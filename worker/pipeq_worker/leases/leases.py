@@ -27,6 +27,7 @@ from redis.exceptions import RedisError, ResponseError
 from pipeq_worker.leases import celery_internals, lua
 from pipeq_worker.leases.reserved import Reserved, Wanted, taken
 from pipeq_worker.leases.server import Server
+from pipeq_worker.observe.observer import Observer
 from pipeq_worker.observe.outage import is_wrong_type, outage
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,8 @@ class Leases:
         #: Called with an unreadable message, the task's id found in it, the reason as a sentence, and its text. Returns
         #: whether it ended the task, that is, stored an error under the id and acknowledged the message.
         self.on_unreadable: Callable[[Reserved, str, str, str], bool] = lambda one, task_id, reason, text: False
+        #: Told of leases that lapsed, and of messages that were put back.
+        self.observer = Observer()
         #: Queue -> its lists, and their lifetime after messages were asked for, in milliseconds. It is set again when
         #: messages are put back, because Redis forgets the lifetime of a list that became empty.
         self.lifetimes: dict[str, tuple[list[str], int]] = {}
@@ -124,6 +127,8 @@ class Leases:
         self._quiet_until = time.monotonic() + lease_s
         #: When Redis last answered.
         self._heard_at = time.monotonic()
+        #: When the thread last completed a turn, successful or not.
+        self.turned_at = time.monotonic()
 
     def start(self) -> None:
         """Starts the thread, unless it runs. It renews leases, and puts back messages of lapsed ones."""
@@ -260,6 +265,8 @@ class Leases:
             self._renew_lifetimes(lasting)
         except RedisError as error:
             logger.warning("%d messages go back when their leases lapse: %s", len(ours) - back, error)
+        if back:
+            self.observer.given_back(back)
         return back
 
     def _renew_lifetimes(self, names: Iterable[str]) -> None:
@@ -321,6 +328,7 @@ class Leases:
             lost = set(self.release(tag for tag in tags if tag in self._held and not self._held[tag].is_ending))
         if lost:
             logger.warning("%d leases are gone: their work is dropped", len(lost), extra={"action": "lease_lost"})
+            self.observer.leases_lost(len(lost))
             self.on_lost(lost)
 
     def close(self) -> None:
@@ -347,6 +355,7 @@ class Leases:
         now = self._heard_at = time.monotonic()
         renew_at, sweep_at = now + self.lease_s / 3, now
         while not self.is_closed():
+            self.turned_at = time.monotonic()
             left = min(renew_at, max(sweep_at, self._quiet_until)) - time.monotonic()
             self._put_back_orphans(max(left, 0))
             if self.is_closed():
@@ -390,6 +399,7 @@ class Leases:
             logger.warning(
                 "%d messages of a worker that is gone are back on their queues", back, extra={"action": "sweep"}
             )
+            self.observer.leases_lapsed(back)
 
     def _was_away(self) -> bool:
         """Whether Redis, or this process, was silent for so long that other workers may have failed to renew, too."""

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 class Log(Observer):
     """Logs one line for each event. Lines about single tasks are logged at ``DEBUG`` only, because there are many."""
 
-    def batch_ran(self, pipeline: str, size: int, padding: float, seconds: float) -> None:
+    def batch_ran(self, pipeline: str, size: int, padding: float, seconds: float, cost: int) -> None:
         """Logs at ``DEBUG``."""
         logger.debug(
             "batch of %d, %.0f%% padding, %.1f ms",

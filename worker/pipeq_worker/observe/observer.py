@@ -47,14 +47,24 @@ class Observer:
             seconds: the time in the stage, summed over all of the task's inputs and items.
         """
 
-    def batch_ran(self, pipeline: str, size: int, padding: float, seconds: float) -> None:
-        """Called after a forward pass.
+    def batch_began(self, pipeline: str, size: int) -> None:
+        """Called before a forward pass of ``size`` items."""
+
+    def batch_ran(self, pipeline: str, size: int, padding: float, seconds: float, cost: int) -> None:
+        """Called after a forward pass, also after one that failed.
 
         Args:
             pipeline: the pipeline's name.
             size: number of items in the batch.
             padding: share of the batch's cost that was padding, 0 to 1.
-            seconds: duration of the forward pass.
+            seconds: duration of the forward pass; if the batch was halved, of all passes together.
+            cost: padded cost of the batch, in the unit of the task type (tokens, frames, patches).
+        """
+
+    def batch_split(self, pipeline: str, size: int, code: str) -> None:
+        """Called when a batch of ``size`` items failed, and its halves are tried.
+
+        ``code`` is ``inference_failed`` or ``out_of_memory``.
         """
 
     def child_died(self, reason: str, task_ids: list[str]) -> None:
@@ -72,6 +82,18 @@ class Observer:
             code: the code of its error, one of :class:`pipeq.ErrorCode`, if it failed or is retried.
             timing_ms: milliseconds in each stage.
         """
+
+    def message_refused(self, queue: str, reason: str) -> None:
+        """Called when a message from this queue cannot be used; it is among the dead letters now."""
+
+    def leases_lapsed(self, messages: int) -> None:
+        """Called when this worker has put back messages of workers that are gone."""
+
+    def leases_lost(self, messages: int) -> None:
+        """Called when leases of this worker lapsed although it lives; the work on their messages is dropped."""
+
+    def given_back(self, messages: int) -> None:
+        """Called when this worker has put messages back on their queues that it held and has not ended."""
 
     def worker_could_not(self, what: str, reason: str) -> None:
         """Called once when the worker cannot do something that it should: reach Redis, take messages from a queue."""

@@ -54,8 +54,13 @@ class Batch(Generic[T]):
     @property
     def padding(self) -> float:
         """Share of the padded cost that is padding, 0 to 1."""
-        padded = max(item.cost for item in self.items) * len(self.items)
+        padded = self.padded_cost
         return 1 - sum(item.cost for item in self.items) / padded if padded else 0.0
+
+    @property
+    def padded_cost(self) -> int:
+        """Cost of the pass: each item costs as much as the longest one."""
+        return max(item.cost for item in self.items) * len(self.items)
 
 
 @dataclass

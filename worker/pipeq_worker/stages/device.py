@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Generic
 
 from pipeq.contract.errors import ErrorCode, PipeqError
@@ -113,10 +114,11 @@ class Device(Generic[T]):
         assert pipeline is not None
         info = BatchInfo(size=len(items), padding=round(batch.padding, 4))
         tasks = _tasks_of(items)
+        self._observer.batch_began(pipeline.name, info.size)
         started = time.monotonic()
         try:
             with self._watchdog.watch(lambda after: self._on_lost(_stuck(pipeline, items, after), tasks)):
-                infer(pipeline, items)
+                infer(pipeline, items, partial(self._observer.batch_split, pipeline.name))
         except DeviceLostError as error:
             self._on_lost(f"the device is beyond use: {error}", tasks)
             raise
@@ -132,7 +134,7 @@ class Device(Generic[T]):
                 item.task.fail(PipeqError(item.error.code, where + item.error.message, item.error.retryable))
             else:
                 item.task.outputs[item.index][item.chunk] = item.output
-        self._observer.batch_ran(pipeline.name, info.size, info.padding, spent)
+        self._observer.batch_ran(pipeline.name, info.size, info.padding, spent, batch.padded_cost)
 
     def _tell(self, tasks: list[T]) -> None:
         for task in tasks:

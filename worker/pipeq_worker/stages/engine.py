@@ -17,8 +17,8 @@ from typing import Generic
 
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.observe.observer import Observer
-from pipeq_worker.settings.read import Settings
 from pipeq_worker.schedule.batcher import Batcher
+from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.device import Device
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stages.look import Lookout

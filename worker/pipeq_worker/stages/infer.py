@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeq.contract.errors import ErrorCode, PipeqError
@@ -19,11 +19,20 @@ class DeviceLostError(Exception):
     """From now on the device returns only errors; only a new process helps."""
 
 
-def infer(pipeline: Pipeline, items: Sequence[Item[Any]]) -> None:
+def _ignore(size: int, code: str) -> None:
+    """The default of ``on_split``."""
+
+
+def infer(pipeline: Pipeline, items: Sequence[Item[Any]], on_split: Callable[[int, str], None] = _ignore) -> None:
     """Runs one batch, and sets each item's output or error.
 
     A batch that raises is halved until only the offending item fails; one that exceeds the device's memory is halved
     until it fits.
+
+    Args:
+        pipeline: runs the pass.
+        items: one or more of one group.
+        on_split: called with the size and the error's code of each batch that is halved.
 
     Raises:
         DeviceLostError: a fault after which the process cannot use the device, such as an assertion inside a CUDA
@@ -41,7 +50,7 @@ def infer(pipeline: Pipeline, items: Sequence[Item[Any]]) -> None:
             pipeline.release_memory()
             code = ErrorCode.OUT_OF_MEMORY
         _recover(pipeline)
-        _halve(pipeline, items, error, code)
+        _halve(pipeline, items, error, code, on_split)
     else:
         for item, output in zip(items, outputs, strict=True):
             if isinstance(output, PipeqError):
@@ -59,8 +68,15 @@ def _recover(pipeline: Pipeline) -> None:
         raise DeviceLostError(sentence) from error
 
 
-def _halve(pipeline: Pipeline, items: Sequence[Item[Any]], error: Exception, code: ErrorCode) -> None:
+def _halve(
+    pipeline: Pipeline,
+    items: Sequence[Item[Any]],
+    error: Exception,
+    code: ErrorCode,
+    on_split: Callable[[int, str], None],
+) -> None:
     if len(items) > 1:
+        on_split(len(items), code)
         logger.info(
             "a batch of %d for %s raised %s, trying its halves",
             len(items),
@@ -69,8 +85,8 @@ def _halve(pipeline: Pipeline, items: Sequence[Item[Any]], error: Exception, cod
             extra={"action": "split", "pipeline": pipeline.name},
         )
         middle = len(items) // 2
-        infer(pipeline, items[:middle])
-        infer(pipeline, items[middle:])
+        infer(pipeline, items[:middle], on_split)
+        infer(pipeline, items[middle:], on_split)
         return
     text = str(error).strip().partition("\n")[0]
     items[0].error = PipeqError(code, f"{pipeline.name!r} failed on this input: {type(error).__name__}: {text}")

@@ -21,10 +21,10 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq_worker.media.decoded import Decoded
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.observe.observer import Observer
+from pipeq_worker.schedule.batcher import Batcher, Closed
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages import decode, prepare
 from pipeq_worker.stages.accept import read_inputs
-from pipeq_worker.schedule.batcher import Batcher, Closed
 from pipeq_worker.stages.fetch import Fetcher, ref_name
 from pipeq_worker.stages.lane import Lane
 from pipeq_worker.stages.look import Lookout

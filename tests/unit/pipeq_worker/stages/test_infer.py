@@ -65,6 +65,15 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
     assert max(size for size in model.sizes if size <= 2) == 2
 
 
+def test_each_batch_that_is_halved_is_told() -> None:
+    told: list[tuple[int, str]] = []
+    infer(Model(fits=2), rows(*map(str, range(8))), lambda size, code: told.append((size, code)))
+    assert told == [(8, "out_of_memory"), (4, "out_of_memory"), (4, "out_of_memory")]
+    told.clear()
+    infer(Model(), rows("a", "bad"), lambda size, code: told.append((size, code)))
+    assert told == [(2, "inference_failed")]
+
+
 def test_one_that_does_not_fit_alone_is_out_of_memory() -> None:
     items = rows("a")
     infer(Model(fits=0), items)
