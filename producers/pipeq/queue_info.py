@@ -19,6 +19,8 @@ from pipeq.server import replies
 
 #: A worker that claims more tasks than this is not believed.
 _MOST_IN_FLIGHT = 10**9
+#: The numbers in a heartbeat about what a pipeline's forward passes take.
+COSTS = ("launch_s", "cost_s", "task_s", "max_batch_cost", "memory_limit")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class QueueInfo:
     dead: int
     #: Worker -> why it takes no messages although it serves the pipeline; empty if all is well.
     deaf: dict[str, str] = field(default_factory=dict)
+    #: Worker -> what it has measured: ``launch_s`` and ``cost_s`` (seconds of a forward pass, and for each unit of its
+    #: padded cost), ``task_s`` (device time of a task), ``max_batch_cost``, and ``memory_limit`` after a batch had too
+    #: little memory. Empty before the first pass.
+    costs: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def registered(found: Mapping[bytes | str, bytes | str]) -> dict[str, dict[str, Any]]:
@@ -64,6 +70,7 @@ def read_queue(
         *per_list, workers, dead, waiting = replies(pipe)
     workers = workers or []
     beats = client.mget([keys.worker_key("").encode() + name for name in workers]) if workers else []
+    named = list(zip([name.decode("utf-8", "replace") for name in workers], beats, strict=True))
     oldest = [_task_id(raw) for raw in per_list[len(lists) :] if raw]
     times = [s.submitted_at for s in status_many(filter(None, oldest)) if s.submitted_at is not None]
     return QueueInfo(
@@ -74,11 +81,8 @@ def read_queue(
         in_flight=sum(_in_flight(beat, pipeline) for beat in beats),
         workers=len(workers),
         dead=dead or 0,
-        deaf={
-            name.decode("utf-8", "replace"): reason
-            for name, beat in zip(workers, beats, strict=True)
-            if (reason := _deaf(beat, pipeline)) is not None
-        },
+        deaf={name: reason for name, beat in named if (reason := _deaf(beat, pipeline)) is not None},
+        costs={name: costs for name, beat in named if (costs := _costs(beat, pipeline))},
     )
 
 
@@ -93,6 +97,13 @@ def _deaf(beat: bytes | str | None, pipeline: str) -> str | None:
     deaf = (json_object(beat) or {}).get("deaf")
     about = deaf.get(pipeline) if isinstance(deaf, dict) else None
     return shown.line(str(about.get("reason"))) if isinstance(about, dict) else None
+
+
+def _costs(beat: bytes | str | None, pipeline: str) -> dict[str, float]:
+    costs = (json_object(beat) or {}).get("costs")
+    about = costs.get(pipeline) if isinstance(costs, dict) else None
+    found = {name: number(about.get(name)) for name in COSTS} if isinstance(about, dict) else {}
+    return {name: value for name, value in found.items() if value is not None and value >= 0}
 
 
 def _task_id(raw: bytes) -> str | None:

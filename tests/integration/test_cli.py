@@ -321,7 +321,7 @@ def test_queues_is_a_table(client: Client) -> None:
     assert done.exit_code == 0
     header, row = done.stdout.strip().splitlines()
     assert header.split()[:3] == ["pipeline", "depth", "waiting"]
-    assert row.split() == [PIPELINE, "2", "0", "0", "s", "0", "1", "0"]
+    assert row.split() == [PIPELINE, "2", "0", "0", "s", "0", "1", "0", "-"]
 
 
 def test_queues_as_json(client: Client) -> None:
@@ -336,7 +336,20 @@ def test_queues_as_json(client: Client) -> None:
         "workers": 1,
         "dead": 0,
         "deaf": {},
+        "costs": {},
     }
+
+
+def test_queues_shows_what_workers_have_measured(client: Client, db: redis.Redis) -> None:
+    """Only numbers are believed: any client may have written the heartbeat."""
+    costs = {"launch_s": 0.01, "cost_s": 1e-4, "task_s": 0.02, "max_batch_cost": 1024, "memory_limit": "much", "x": 1}
+    db.set(names.worker_key("w1"), json.dumps({"costs": {PIPELINE: costs, "other": 5}}))
+    queue = json.loads(run("queues", "--json").stdout)
+    assert queue["costs"] == {"w1": {"launch_s": 0.01, "cost_s": 1e-4, "task_s": 0.02, "max_batch_cost": 1024}}
+    assert run("queues").stdout.strip().splitlines()[1].split()[-2:] == ["20", "ms"]
+    for wrong in (None, 5, [], {"task_s": "fast"}, {"task_s": -1}, {"task_s": True}):
+        db.set(names.worker_key("w1"), json.dumps({"costs": {PIPELINE: wrong}}))
+        assert json.loads(run("queues", "--json").stdout)["costs"] == {}
 
 
 def test_no_queues_at_all(db: redis.Redis) -> None:

@@ -96,13 +96,18 @@ def print_queues(queues: Sequence[QueueInfo]) -> None:
     from rich.table import Table
 
     table = Table("pipeline", box=None)
-    for title in ("depth", "waiting", "oldest", "in flight", "workers", "dead"):
+    for title in ("depth", "waiting", "oldest", "in flight", "workers", "dead", "device time"):
         table.add_column(title, justify="right")
     for queue in queues:
         counts = (queue.in_flight, queue.workers, queue.dead)
         oldest = "-" if queue.oldest_age_s is None else _duration(queue.oldest_age_s)
         table.add_row(
-            escape(shown.line(queue.pipeline)), str(queue.depth), str(queue.waiting), oldest, *map(str, counts)
+            escape(shown.line(queue.pipeline)),
+            str(queue.depth),
+            str(queue.waiting),
+            oldest,
+            *map(str, counts),
+            _task_time(queue),
         )
     # A pipe has no width, and 80 columns would cut names that a script searches for.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
@@ -111,6 +116,15 @@ def print_queues(queues: Sequence[QueueInfo]) -> None:
         for name, reason in sorted(queue.deaf.items()):
             text = f"{shown.line(queue.pipeline)}: {shown.line(name)} takes no messages: {shown.line(reason)}"
             console.print(text, markup=False, soft_wrap=True)
+
+
+def _task_time(queue: QueueInfo) -> str:
+    """Device time of a task: the mean of the workers that have measured it."""
+    times = [costs["task_s"] for costs in queue.costs.values() if "task_s" in costs]
+    if not times:
+        return "-"
+    mean = sum(times) / len(times)
+    return f"{mean:.1f} s" if mean >= 1 else f"{mean * 1000:.3g} ms"
 
 
 def _duration(seconds: float) -> str:

@@ -8,7 +8,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any
 
 import redis
 from pipeq.contract import keys, shown
@@ -31,6 +32,7 @@ class Heartbeat:
         worker: str,
         pipelines: Mapping[str, Pipeline],
         in_flight: Callable[[], dict[str, int]],
+        costs: Callable[[], dict[Hashable, dict[str, Any]]],
         retries: Retries,
         waiting: Iterable[str],
         receiving: Receiving,
@@ -39,6 +41,8 @@ class Heartbeat:
         self._worker = worker
         self._pipelines = pipelines
         self._in_flight = in_flight
+        #: Pipeline -> what its forward passes take.
+        self._costs = costs
         self._retries = retries
         #: Queues whose waiting messages are put back when they are due.
         self._waiting = list(waiting)
@@ -95,6 +99,8 @@ class Heartbeat:
     def _beat(self) -> None:
         now = time.time()
         about = {"host": socket.gethostname(), "pid": os.getpid(), "in_flight": self._in_flight(), "at": now}
+        if costs := self._costs():
+            about["costs"] = costs
         if deaf := self._receiving.deaf():
             about["deaf"] = deaf
         written = []

@@ -110,7 +110,14 @@ class Runtime:
         self.engine.start()
         receiving = Receiving(self.queues, lambda: app.amqp.queues.consume_from, on_deaf, self.observer)
         self._heartbeat = Heartbeat(
-            client, self.hostname, self.pipelines, self.engine.in_flight, retries, self.queues, receiving
+            client,
+            self.hostname,
+            self.pipelines,
+            self.engine.in_flight,
+            self.engine.costs.shown,
+            retries,
+            self.queues,
+            receiving,
         )
         threading.Thread(target=self._fetcher.warm_up, name="warm-up", daemon=True).start()
         self._has_started = True

@@ -30,7 +30,7 @@ class ConstantPipeline(Pipeline):
         self.model = ModelInfo(id=RESULT)
         self.limits = BatchLimits(
             max_size=settings.max_batch_size,
-            max_cost=settings.max_batch_cost or settings.max_batch_size,
+            max_cost=settings.max_batch_size if settings.max_batch_cost == "auto" else settings.max_batch_cost,
             max_wait_s=settings.max_wait_ms / 1000,
         )
 

@@ -26,6 +26,8 @@ class BatchLimits:
     launch_cost: int = 64
     #: How long a ready item may wait for others while the device is idle, in seconds.
     max_wait_s: float = 0.005
+    #: Whether ``max_cost`` is only where to start, and measurements choose it from then on.
+    is_auto: bool = False
 
 
 @dataclass(frozen=True)

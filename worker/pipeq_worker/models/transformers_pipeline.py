@@ -35,11 +35,12 @@ from pipeq_worker.settings.sections import ParamLimits, PipelineSettings
 
 logger = logging.getLogger(__name__)
 
-#: Most padded cost of a batch, in tokens, if the settings give none. A CPU is no faster beyond 1024, and padding grows
-#: (docs/decisions/batching.md); a GPU needs more.
+#: Most padded cost of a batch, in tokens, until measured passes choose it. A CPU is no faster beyond 1024, and padding
+#: grows (docs/decisions/batching.md); a GPU needs more.
 DEFAULT_COST = {"cpu": 1024}
 DEFAULT_COST_ACCELERATOR = 32768
-#: Cost of launching a forward pass, in tokens (MiniLM on one CPU thread: 6 ms, beside 0.2 ms for each token).
+#: Cost of launching a forward pass, in tokens, until it is measured (MiniLM on one CPU thread: 6 ms, beside 0.2 ms for
+#: each token).
 LAUNCH_COST = {"cpu": 64}
 LAUNCH_COST_ACCELERATOR = 4096
 #: Estimate of what an item's Python objects take in addition to its tensors, in bytes.
@@ -75,9 +76,12 @@ class TransformersPipeline(Pipeline):
         )
         self.limits = BatchLimits(
             max_size=settings.max_batch_size,
-            max_cost=settings.max_batch_cost or DEFAULT_COST.get(self.device.type, DEFAULT_COST_ACCELERATOR),
+            max_cost=DEFAULT_COST.get(self.device.type, DEFAULT_COST_ACCELERATOR)
+            if settings.max_batch_cost == "auto"
+            else settings.max_batch_cost,
             launch_cost=LAUNCH_COST.get(self.device.type, LAUNCH_COST_ACCELERATOR),
             max_wait_s=settings.max_wait_ms / 1000,
+            is_auto=settings.max_batch_cost == "auto",
         )
         extractor = pipe.feature_extractor
         self.sampling_rate = getattr(extractor, "sampling_rate", self.sampling_rate)

@@ -17,6 +17,7 @@ from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
 from pipeq_worker.models.pipeline import BatchLimits
+from pipeq_worker.schedule.costs import Costs, Learned
 
 
 class Batchable(Protocol):
@@ -93,7 +94,7 @@ _by_cost = attrgetter("cost")
 
 @dataclass(eq=False)
 class _Group(Generic[T]):
-    limits: BatchLimits
+    learned: Learned
     by_cost: list[_Waiting[T]] = field(default_factory=list)
     #: Insertion-ordered, so that the first key has waited longest.
     by_age: dict[_Waiting[T], None] = field(default_factory=dict)
@@ -101,6 +102,11 @@ class _Group(Generic[T]):
     def add(self, waiting: _Waiting[T]) -> None:
         insort(self.by_cost, waiting, key=_by_cost)
         self.by_age[waiting] = None
+
+    @property
+    def limits(self) -> BatchLimits:
+        """Limits of the next batch."""
+        return self.learned.limits
 
     @property
     def oldest(self) -> _Waiting[T]:
@@ -164,10 +170,12 @@ class Batcher(Generic[T]):
     Args:
         max_bytes: :meth:`put` blocks while an item's lane holds this much, which slows down the thread that cuts a long
             audio into chunks.
+        costs: what was learned of each lane; it sets the limits of batches.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, costs: Costs | None = None) -> None:
         self._max_bytes = max_bytes
+        self._costs = costs or Costs()
         self._lanes: dict[Hashable, _Lane] = defaultdict(_Lane)
         self._groups: dict[Hashable, _Group[T]] = {}
         self._order = 0
@@ -187,7 +195,9 @@ class Batcher(Generic[T]):
         Raises:
             Closed: the batcher was closed.
         """
+        learned = self._costs.of(item.lane, limits)
         with self._changed:
+            limits = learned.limits
             lane = self._lanes[item.lane]
             self._changed.wait_for(lambda: self._closed or not self._is_full(lane, item, limits))
             if self._closed:
@@ -196,7 +206,7 @@ class Batcher(Generic[T]):
             lane.add(item)
             group = self._groups.get(item.group)
             if group is None:
-                group = self._groups[item.group] = _Group(limits)
+                group = self._groups[item.group] = _Group(learned)
             group.add(_Waiting(item, item.cost, time.monotonic(), self._order))
             self._changed.notify_all()
             return self._is_full(lane, item, limits)

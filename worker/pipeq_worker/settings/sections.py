@@ -168,8 +168,9 @@ class PipelineSettings(_Section):
     allow_missing_weights: bool = False
     #: Most items in one batch.
     max_batch_size: int = Field(default=64, gt=0)
-    #: Most padded cost in one batch (tokens, frames or pixels: see the task type); by default it depends on the device.
-    max_batch_cost: int | None = Field(default=None, gt=0)
+    #: Most padded cost in one batch (tokens, frames or patches: see the task type), or ``auto``: chosen from measured
+    #: forward passes, so that launching them takes little of the time.
+    max_batch_cost: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     #: Most bytes that the forward pass of one item may take beside the model, as estimated from the model's
     #: configuration: attention looks at each pair of tokens, beams and sequences keep what they read. 4 GiB on a CPU, a
     #: quarter of the device's memory elsewhere where it is absent.

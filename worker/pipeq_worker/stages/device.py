@@ -19,6 +19,7 @@ from pipeq.contract.status import BatchInfo
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.observe.observer import Observer
 from pipeq_worker.schedule.batcher import Batch, Batcher
+from pipeq_worker.schedule.costs import Costs
 from pipeq_worker.stages.infer import DeviceLostError, infer
 from pipeq_worker.stages.look import Lookout
 from pipeq_worker.stages.task import Item, T
@@ -32,6 +33,7 @@ class Device(Generic[T]):
 
     Args:
         batcher: the source of batches.
+        costs: learns what forward passes take.
         begin: called with tasks before their first batch, and with whether a task runs alone; sets ``started_at`` and
             ``deaths``, and marks dropped tasks; never raises.
         lookout: checks which tasks have been cancelled.
@@ -45,6 +47,7 @@ class Device(Generic[T]):
     def __init__(
         self,
         batcher: Batcher[Item[T]],
+        costs: Costs,
         begin: Callable[[list[T], bool], None],
         lookout: Lookout[T],
         done: Callable[[list[T]], None],
@@ -54,6 +57,7 @@ class Device(Generic[T]):
         observer: Observer,
     ) -> None:
         self._batcher = batcher
+        self._costs = costs
         self._begin_them = begin
         self._lookout = lookout
         self._done = done
@@ -79,6 +83,8 @@ class Device(Generic[T]):
                 for task in tasks:
                     task.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
             done = [item.task for item in batch.items if item.task.closed()]
+            if (learned := self._costs.find(batch.items[0].lane)) is not None:
+                learned.ended(len(done))
             if done:
                 self._tell(done)
                 self._done(done)
@@ -118,7 +124,8 @@ class Device(Generic[T]):
         started = time.monotonic()
         try:
             with self._watchdog.watch(lambda after: self._on_lost(_stuck(pipeline, items, after), tasks)):
-                infer(pipeline, items, partial(self._observer.batch_split, pipeline.name))
+                learned = self._costs.of(pipeline.name, pipeline.limits)
+                infer(pipeline, items, partial(self._observer.batch_split, pipeline.name), learned.add)
         except DeviceLostError as error:
             self._on_lost(f"the device is beyond use: {error}", tasks)
             raise

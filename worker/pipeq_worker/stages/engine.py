@@ -18,6 +18,7 @@ from typing import Generic
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.observe.observer import Observer
 from pipeq_worker.schedule.batcher import Batcher
+from pipeq_worker.schedule.costs import Costs
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.device import Device
 from pipeq_worker.stages.fetch import Fetcher
@@ -75,13 +76,16 @@ class Engine(Generic[T]):
         #: Number of calls of ``deliver`` that are running or scheduled.
         self._finishing = 0
         window = min(WINDOW_BYTES // len(pipelines), share_of(settings, len(pipelines)))
-        self._batcher: Batcher[Item[T]] = Batcher(window)
+        #: What forward passes take, and what the next ones will.
+        self.costs = Costs()
+        self._batcher: Batcher[Item[T]] = Batcher(window, self.costs)
         lookout = Lookout(look)
         self._preparation = Preparation(
             pipelines, settings, fetcher, self._batcher, lookout, self._finish_here, prepare_threads, observer
         )
         self._device = Device(
             self._batcher,
+            self.costs,
             begin,
             lookout,
             self._finish_later,

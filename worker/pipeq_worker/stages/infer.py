@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 
 from pipeq_worker.models.faults import is_fatal, is_out_of_memory
 from pipeq_worker.models.pipeline import Pipeline
+from pipeq_worker.schedule.costs import Pass
 from pipeq_worker.stages.task import Item
 
 logger = logging.getLogger(__name__)
@@ -19,11 +21,16 @@ class DeviceLostError(Exception):
     """From now on the device returns only errors; only a new process helps."""
 
 
-def _ignore(size: int, code: str) -> None:
-    """The default of ``on_split``."""
+def _ignore(*_: object) -> None:
+    """The default of the callbacks."""
 
 
-def infer(pipeline: Pipeline, items: Sequence[Item[Any]], on_split: Callable[[int, str], None] = _ignore) -> None:
+def infer(
+    pipeline: Pipeline,
+    items: Sequence[Item[Any]],
+    on_split: Callable[[int, str], None] = _ignore,
+    on_pass: Callable[[Pass], None] = _ignore,
+) -> None:
     """Runs one batch, and sets each item's output or error.
 
     A batch that raises is halved until only the offending item fails; one that exceeds the device's memory is halved
@@ -33,11 +40,13 @@ def infer(pipeline: Pipeline, items: Sequence[Item[Any]], on_split: Callable[[in
         pipeline: runs the pass.
         items: one or more of one group.
         on_split: called with the size and the error's code of each batch that is halved.
+        on_pass: called with each forward pass that came to an end, or had too little memory.
 
     Raises:
         DeviceLostError: a fault after which the process cannot use the device, such as an assertion inside a CUDA
             kernel.
     """
+    began, padded = time.monotonic(), max(item.cost for item in items) * len(items)
     try:
         outputs = pipeline.forward([item.features for item in items], items[0].task.call)
         if len(outputs) != len(items):
@@ -49,9 +58,11 @@ def infer(pipeline: Pipeline, items: Sequence[Item[Any]], on_split: Callable[[in
         if is_out_of_memory(error):
             pipeline.release_memory()
             code = ErrorCode.OUT_OF_MEMORY
+            on_pass(Pass(len(items), padded, time.monotonic() - began, fits=False))
         _recover(pipeline)
-        _halve(pipeline, items, error, code, on_split)
+        _halve(pipeline, items, error, code, on_split, on_pass)
     else:
+        on_pass(Pass(len(items), padded, time.monotonic() - began))
         for item, output in zip(items, outputs, strict=True):
             if isinstance(output, PipeqError):
                 item.error = output
@@ -74,6 +85,7 @@ def _halve(
     error: Exception,
     code: ErrorCode,
     on_split: Callable[[int, str], None],
+    on_pass: Callable[[Pass], None],
 ) -> None:
     if len(items) > 1:
         on_split(len(items), code)
@@ -85,8 +97,8 @@ def _halve(
             extra={"action": "split", "pipeline": pipeline.name},
         )
         middle = len(items) // 2
-        infer(pipeline, items[:middle], on_split)
-        infer(pipeline, items[middle:], on_split)
+        infer(pipeline, items[:middle], on_split, on_pass)
+        infer(pipeline, items[middle:], on_split, on_pass)
         return
     text = str(error).strip().partition("\n")[0]
     items[0].error = PipeqError(code, f"{pipeline.name!r} failed on this input: {type(error).__name__}: {text}")

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from pipeq_worker.models.constant_pipeline import ConstantPipeline
+from pipeq_worker.schedule.costs import Pass
 from pipeq_worker.settings.sections import PipelineSettings
 from pipeq_worker.stages.infer import DeviceLostError, infer
 from pipeq_worker.stages.task import Item, Task
@@ -102,3 +103,14 @@ def test_after_each_pass_that_raised_the_model_recovers() -> None:
     model.spoilt = True
     with pytest.raises(DeviceLostError, match="could not be loaded anew after a failed pass: OSError: no such model"):
         infer(model, rows("bad"))
+
+
+def test_each_pass_is_reported_with_whether_it_had_enough_memory() -> None:
+    passes: list[Pass] = []
+    items = rows(*"abcde")
+    items[4].cost = 3
+    infer(Model(fits=3), items, on_pass=passes.append)
+    assert [(one.items, one.padded, one.fits) for one in passes] == [(5, 15, False), (2, 2, True), (3, 9, True)]
+    assert all(one.seconds >= 0 for one in passes)
+    infer(Model(), rows("bad"), on_pass=passes.append)  # another fault says nothing about the time of a pass
+    assert len(passes) == 3
