@@ -13,9 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"pipeq": ROOT / "producers/pipeq", "pipeq_worker": ROOT / "worker/pipeq_worker"}
 #: The districts of the worker: each may import those before it, and none after it.
-DISTRICTS = (
-    "settings observe media stores models schedule stages leases delivery host broker process doctor".split()  # bottom to top
-)
+#: From the bottom to the top.
+DISTRICTS = "settings observe media stores models schedule stages leases delivery host broker process doctor".split()
 #: Districts before it that a district may nevertheless not import.
 APART = {
     "media": {"observe"},
