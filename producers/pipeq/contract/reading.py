@@ -3,6 +3,9 @@
 Any client with write access to Redis can store anything there: text that is no JSON, 50,000 brackets, numbers of 5,000
 digits. The values that these functions return are plain Python of bounded depth, and their numbers fit into a float.
 Their fields are not checked yet.
+
+msgspec reads nearly every text, in a quarter of the time of Python's json. It accepts less: no NaN, no lone surrogates,
+no number beyond a float. What it refuses is read again by json, so that its rules, which are Python's, hold for all.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 #: Deepest nesting that is read. json, pydantic and cjson have limits of their own, each with another error.
 MAX_DEPTH = 200
 #: Most digits of an integer: the largest float has 309.
@@ -22,6 +27,8 @@ _LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BRACKET = re.compile(rb"[\[{\]}]")
+_DIGITS = b"0123456789"
+_decode = msgspec.json.Decoder().decode
 
 
 class UnreadableError(ValueError):
@@ -42,13 +49,19 @@ def json_value(raw: bytes | str | None, object_hook: Callable[[dict[str, Any]], 
         raise UnreadableError("there is nothing")
     if isinstance(raw, str):
         raw = raw.encode("utf-8", "surrogatepass")
-    # Decoded strictly, because json would also accept UTF-16 and UTF-32, whose brackets and digits are not counted
-    # below.
     if _depth_is_over(raw):
         raise UnreadableError(f"it is nested deeper than {MAX_DEPTH} levels")
+    has_long_number = _has_long_number(raw)
+    if object_hook is None and not has_long_number:
+        try:
+            return _decode(raw)
+        except (ValueError, RecursionError):
+            pass
     try:
         # Calling a function for each integer costs time, so it is used only if there is a long run of digits.
-        parse_int = _integer if _LONG_NUMBER.search(raw) else None
+        parse_int = _integer if has_long_number else None
+        # Decoded strictly, because json would also accept UTF-16 and UTF-32, whose brackets and digits are not counted
+        # above.
         return json.loads(raw.decode(), parse_int=parse_int, object_hook=object_hook)
     except UnreadableError:
         raise
@@ -114,6 +127,11 @@ def _integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise UnreadableError(f"it holds an integer of more than {MAX_DIGITS} digits")
     return int(digits)
+
+
+def _has_long_number(raw: bytes) -> bool:
+    # Few digits make no long number, which settles it for nearly every record and message.
+    return len(raw) - len(raw.translate(None, _DIGITS)) > MAX_DIGITS and _LONG_NUMBER.search(raw) is not None
 
 
 def _depth_is_over(raw: bytes) -> bool:

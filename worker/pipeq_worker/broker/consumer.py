@@ -20,10 +20,9 @@ from celery.worker import state as celery_state
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.consumer.consumer import logger as celery_logger
 from kombu.exceptions import OperationalError
-from kombu.utils import json as kombu_json
 from pipeq.contract import keys, shown
 from pipeq.contract.errors import ErrorCode
-from pipeq.contract.reading import UnreadableError, json_value
+from pipeq.contract.reading import UnreadableError
 from redis.exceptions import RedisError, ResponseError
 
 from pipeq_worker.broker import protocol
@@ -108,10 +107,10 @@ class Consumer(CeleryConsumer):
         if not keys.is_task_id(headers.get("id")):
             return f"its id {str(headers.get('id'))[:100]!r} is not {keys.TASK_ID_WORDS}"
         try:
-            # Reads the body as kombu would, but with a limit on its depth. kombu then does not read it again.
-            payload = json_value(message.body, kombu_json.object_hook)
+            payload = protocol.body_value(message.body)
         except (UnreadableError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
             return f"its body cannot be decoded: {shown.line(str(error))}"
+        # Neither kombu nor Celery decodes the body again.
         celery_internals.set_payload(message, payload)
         return protocol.broken_body(payload)
 

@@ -7,14 +7,20 @@ tasks of a whole batch. Source: celery 5.7, ``app/amqp.py`` (``AMQP.as_task_v2``
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from celery.app.task import Context
-from pipeq.contract.reading import number
+from kombu.utils import json as kombu_json
+from pipeq.contract.reading import json_value, number
 
 #: Whole numbers below this are exact in every JSON reader.
 _LARGEST = 2**53
+
+#: The key of an object that kombu's JSON turns into a date, a UUID, bytes ...; and an escape that may stand for one of
+#: its letters.
+_TYPE, _LETTER = b"__type__", re.compile(rb"\\u00[4-7]")
 
 Check = Callable[[Any], bool]
 
@@ -90,6 +96,17 @@ def broken_headers(headers: dict[str, Any], properties: dict[str, Any]) -> str |
     for name in [name for name in headers if name in _RESERVED]:
         del headers[name]
     return _first_wrong("header", headers, HEADERS) or _first_wrong("property", properties, PROPERTIES)
+
+
+def body_value(body: bytes | str | None) -> Any:
+    """Decodes a body as kombu's JSON does, but with the limits of :mod:`pipeq.contract.reading`.
+
+    Raises:
+        UnreadableError: it is no JSON within the limits.
+        ArithmeticError, AttributeError, LookupError, TypeError: it names one of kombu's types, and its value is none.
+    """
+    plain = isinstance(body, bytes) and _TYPE not in body and not (b"\\u00" in body and _LETTER.search(body))
+    return json_value(body, None if plain else kombu_json.object_hook)
 
 
 def broken_body(payload: Any) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeq.contract import keys, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.writing import to_json
 
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.delivery.outputs import Object, convert
@@ -142,7 +143,7 @@ class Placer:
 def _encode(value: Any) -> bytes:
     """Returns a converted output as JSON."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        return to_json(value)
     except ValueError as error:
         raise PipeqError(
             ErrorCode.INFERENCE_FAILED, "the model's output holds NaN or infinity; is its dtype too narrow?"

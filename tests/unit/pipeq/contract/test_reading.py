@@ -2,6 +2,8 @@
 
 import json
 import math
+import random
+from typing import Any
 
 import pytest
 from pipeq.contract import reading
@@ -63,3 +65,66 @@ def test_lone_surrogates_become_what_can_be_printed() -> None:
     raw = b'{"a\\udc80": ["\\ud800x", "\\ud83d\\ude00", {"k": "\\uDFFF"}], "n": 1}'
     assert readable(raw) == {"a\ufffd": ["\ufffdx", "\U0001f600", {"k": "\ufffd"}], "n": 1}
     assert readable('{"a": "\U0001f600"}') == {"a": "\U0001f600"}
+
+
+def python_says(raw: bytes) -> Any:
+    """What a text means by Python's json; the error's sentence if it means nothing."""
+    try:
+        return json.loads(raw.decode())
+    except (ValueError, RecursionError):
+        return "it is no JSON"
+
+
+def same(found: Any, expected: Any) -> bool:
+    """Whether two values are equal in value and type, NaN included."""
+    if type(found) is not type(expected):
+        return False
+    if isinstance(found, dict):
+        return list(found) == list(expected) and all(same(found[name], expected[name]) for name in found)
+    if isinstance(found, list):
+        return len(found) == len(expected) and all(map(same, found, expected))
+    return repr(found) == repr(expected)
+
+
+#: Texts on which the readers of the world differ.
+DIFFERENT = [
+    *"NaN -Infinity Infinity 1e400 -1e400 1e-400 -0 -0.0 1E5 01 1. .5 +1 - 0x1 tru nul True None /**/1 [ ]".split(),
+    *(str(2**63), str(2**64), str(-(2**64)), "9" * 300, "-" + "9" * 300, "9007199254740993", "1" * 299 + ".5"),
+    *r'"\ud800" "\udc00\ud800" "\ud83d\ude00" "\ud83d\u0041" "\u0000" "\x" "\u12" "'.split(),
+    *('"\t"', '"\x7f"', '"\u2028"', '"\ud7ff\ue000"', "\ufeff1", "\x0c1", "\xa01", " \t\r\n1 \t\r\n", "1\x00"),
+    *('{"a":1,"a":2}', '{"a":1,"\\u0061":2}', "{1:2}", "{'a':1}", "[1,]", '{"a":1,}', "[1 2]", "1 2"),
+]
+
+
+@pytest.mark.parametrize("text", DIFFERENT)
+@pytest.mark.parametrize("around", ["%s", "[%s]", '{"k": [%s, 1]}'])
+def test_the_fast_reader_follows_pythons_rules(text: str, around: str) -> None:
+    raw = (around % text).encode("utf-8", "surrogatepass")
+    expected = python_says(raw)
+    try:
+        found = json_value(raw)
+    except UnreadableError as error:
+        found = str(error)
+    assert same(found, expected)
+
+
+def test_damaged_messages_are_read_as_python_reads_them() -> None:
+    rng = random.Random(10)
+    value = {"pipeline": "ü\ud800\u2028", "inputs": [1, -0.0, 1e300, True, None, '\\"/', {"__type__": "x"}], "n": 2**70}
+    texts = [json.dumps(value).encode(), json.dumps({**value, "pipeline": "ü"}, ensure_ascii=False, indent=1).encode()]
+    read = 0
+    for _ in range(20_000):
+        raw = bytearray(rng.choice(texts))
+        for _ in range(rng.randrange(1, 4)):
+            at = rng.randrange(len(raw))
+            raw[at : at + rng.randrange(3)] = bytes(
+                rng.choice(rb'"\\{}[]:,0123456789.eE+-uNnat \x00\x80\xed\xa0') for _ in range(rng.randrange(3))
+            )
+        expected = python_says(bytes(raw))
+        try:
+            found = json_value(bytes(raw))
+            read += 1
+        except UnreadableError as error:
+            found = str(error)
+        assert same(found, expected), bytes(raw)
+    assert 1000 < read < 19_000  # both kinds were met

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import uuid
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.app.amqp import AMQP
 from celery.app.task import Context
+from kombu.utils import json as kombu_json
+from pipeq.contract.reading import UnreadableError
 from pipeq_worker.broker import protocol
 
 WRONG: list[Any] = [True, 5, -1, 0.5, 10**400, float("inf"), "text", "\ud800", [], [1], [None], {}, {"a": 1}]
@@ -66,3 +71,29 @@ def test_headers_that_would_replace_celerys_own_attributes_are_taken_out() -> No
     headers = {**dict.fromkeys(names, 5), "mine": 1}
     assert protocol.broken_headers(headers, {}) is None
     assert headers == {"mine": 1}
+
+
+#: A value of each type that kombu's JSON adds.
+TYPES = [
+    *(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), date(2026, 1, 2), time(3, 4), Decimal("1.5"), uuid.UUID(int=7)),
+    *(b"text", b"\xff\x00"),
+]
+
+
+@pytest.mark.parametrize("value", TYPES, ids=lambda value: type(value).__name__)
+def test_a_body_keeps_kombus_types(value: Any) -> None:
+    text = kombu_json.dumps([[], {"inputs": {"a": [value]}}, {}])
+    assert protocol.body_value(text.encode()) == [[], {"inputs": {"a": [value]}}, {}]
+    assert protocol.body_value(text) == [[], {"inputs": {"a": [value]}}, {}]
+    # JSON has several ways to write a letter.
+    for at, letter in enumerate("__type__"):
+        name = "__type__"[:at] + f"\\u{ord(letter):04X}" + "__type__"[at + 1 :]
+        assert protocol.body_value(text.replace("__type__", name).encode()) == [[], {"inputs": {"a": [value]}}, {}]
+
+
+def test_a_body_without_them_is_plain_json() -> None:
+    value = [[], {"inputs": "Grüße __value__ \\u005f \U0001f600", "n": 1}, {"callbacks": None}]
+    assert protocol.body_value(kombu_json.dumps(value).encode()) == value
+    for bad in (None, b"", b"[", b"\xff", b'"x"x', b'{"__type__": "none", "__value__": 1}'):
+        with pytest.raises(UnreadableError):
+            protocol.body_value(bad)
