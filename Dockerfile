@@ -55,7 +55,7 @@ USER 10001
 WORKDIR /home/pipeq
 # Models, fetched once.
 VOLUME /models
-# No HEALTHCHECK: a worker has no port; `pipeq queues` shows who is alive.
+# No HEALTHCHECK: whoever sets `metrics.port` knows where /livez is (docs/metrics.md, docker-compose.yml).
 ENTRYPOINT ["pipeq"]
 CMD ["worker", "--config", "/etc/pipeq/pipelines.toml"]
 

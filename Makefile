@@ -61,7 +61,7 @@ demo: install ## Start Redis, S3 and a worker on this machine and run tasks thro
 bench: install ## Run the benchmarks.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
 
-docs: install ## Generate from the code: docs/message.schema.json, task-types.md, schemas, errors.md, tables of README and record.md.
+docs: install ## Generate from the code: docs/message.schema.json, task-types.md, schemas, errors.md, tables of README, record.md and metrics.md.
 	$(BIN)/python -c 'from pipeq.contract.message import json_schema; print(json_schema(), end="")' > docs/message.schema.json
 	$(BIN)/python -m tools.docs
 

@@ -21,7 +21,7 @@ from pipeq_worker.models.task_types import TASK_TYPES
 from pipeq_worker.settings.sections import ParamLimits
 from pipeq_worker.stages.accept import WORDS, shape
 
-from tools import error_docs, picture, record_tables
+from tools import error_docs, metrics_docs, picture, record_tables
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- task types: made by `make docs` -->\n", "<!-- task types end -->\n"
@@ -38,6 +38,7 @@ def files() -> dict[str, str]:
         "docs/errors.md": error_docs.page(),
         "docs/architecture.svg": picture.svg(),
         "docs/record.md": record_tables.page(),
+        "docs/metrics.md": metrics_docs.page(),
     }
     for row in TASK_TYPES.values():
         made[f"docs/schemas/{row.name}.json"] = json.dumps(schema(row), indent=2) + "\n"

@@ -12,15 +12,11 @@ from typing import Any
 
 import redis
 
-from pipeq.contract import keys, shown
-from pipeq.contract.reading import json_object, number, readable_object
+from pipeq.contract import keys
+from pipeq.contract.heartbeat import Beat, drain_s, totals
+from pipeq.contract.reading import json_object, readable_object
 from pipeq.contract.status import TaskStatus
 from pipeq.server import replies
-
-#: A worker that claims more tasks than this is not believed.
-_MOST_IN_FLIGHT = 10**9
-#: The numbers in a heartbeat about what a pipeline's forward passes take.
-COSTS = ("launch_s", "cost_s", "task_s", "max_batch_cost", "memory_limit")
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,13 @@ class QueueInfo:
     dead: int
     #: Worker -> why it takes no messages although it serves the pipeline; empty if all is well.
     deaf: dict[str, str] = field(default_factory=dict)
+    #: Those tasks inside workers that have begun to run.
+    running: int = 0
+    #: Time to drain: how long the live workers need for everything that waits or is inside them, in seconds, by their
+    #: measured rates. None if no worker has a rate yet.
+    drain_s: float | None = None
+    #: Workers that are loading the pipeline, for the first time or again.
+    loading: int = 0
     #: Worker -> what it has measured: ``launch_s`` and ``cost_s`` (seconds of a forward pass, and for each unit of its
     #: padded cost), ``task_s`` (device time of a task), ``max_batch_cost``, and ``memory_limit`` after a batch had too
     #: little memory. Empty before the first pass.
@@ -65,45 +68,41 @@ def read_queue(
         for key in lists:
             pipe.lindex(key, -1)
         pipe.zrangebyscore(keys.workers_key(pipeline), now - keys.WORKER_TTL_S, "+inf")
+        pipe.zrangebyscore(keys.loading_key(pipeline), now - keys.WORKER_TTL_S, "+inf")
         pipe.llen(keys.dead_letter_key(pipeline))
         pipe.zcard(keys.waiting_key(pipeline))
-        *per_list, workers, dead, waiting = replies(pipe)
-    workers = workers or []
-    beats = client.mget([keys.worker_key("").encode() + name for name in workers]) if workers else []
-    named = list(zip([name.decode("utf-8", "replace") for name in workers], beats, strict=True))
+        *per_list, names, loading, dead, waiting = replies(pipe)
+    names = names or []
+    found = client.mget([keys.worker_key("").encode() + name for name in names]) if names else []
+    beats = {name: Beat.read(raw) for name, raw in zip(names, found, strict=True)}
     oldest = [_task_id(raw) for raw in per_list[len(lists) :] if raw]
     times = [s.submitted_at for s in status_many(filter(None, oldest)) if s.submitted_at is not None]
+    depth = sum(int(length or 0) for length in per_list[: len(lists)])
+    in_flight, running = totals(pipeline, list(beats.values()))
+    again = {name for name, beat in beats.items() if pipeline in beat.loading}
     return QueueInfo(
         pipeline=pipeline,
-        depth=sum(int(length or 0) for length in per_list[: len(lists)]),
+        depth=depth,
         waiting=waiting or 0,
         oldest_age_s=now - min(times) if times else None,
-        in_flight=sum(_in_flight(beat, pipeline) for beat in beats),
-        workers=len(workers),
+        in_flight=in_flight,
+        workers=len(names),
         dead=dead or 0,
-        deaf={name: reason for name, beat in named if (reason := _deaf(beat, pipeline)) is not None},
-        costs={name: costs for name, beat in named if (costs := _costs(beat, pipeline))},
+        deaf={
+            name.decode("utf-8", "replace"): reason
+            for name, beat in beats.items()
+            if (reason := beat.takes_nothing(pipeline)) is not None
+        },
+        costs={
+            name.decode("utf-8", "replace"): costs
+            for name, beat in beats.items()
+            if (costs := beat.costs.get(pipeline))
+        },
+        running=running,
+        drain_s=drain_s(depth + in_flight, pipeline, beats.values()),
+        # A worker that serves by now may still be registered as loading.
+        loading=len((set(loading or []) - beats.keys()) | again),
     )
-
-
-def _in_flight(beat: bytes | str | None, pipeline: str) -> int:
-    counts = (json_object(beat) or {}).get("in_flight")
-    count = number(counts.get(pipeline)) if isinstance(counts, dict) else None
-    return int(count) if count is not None and 0 <= count < _MOST_IN_FLIGHT else 0
-
-
-def _deaf(beat: bytes | str | None, pipeline: str) -> str | None:
-    """Why a worker takes no messages of the pipeline; None if it does."""
-    deaf = (json_object(beat) or {}).get("deaf")
-    about = deaf.get(pipeline) if isinstance(deaf, dict) else None
-    return shown.line(str(about.get("reason"))) if isinstance(about, dict) else None
-
-
-def _costs(beat: bytes | str | None, pipeline: str) -> dict[str, float]:
-    costs = (json_object(beat) or {}).get("costs")
-    about = costs.get(pipeline) if isinstance(costs, dict) else None
-    found = {name: number(about.get(name)) for name in COSTS} if isinstance(about, dict) else {}
-    return {name: value for name, value in found.items() if value is not None and value >= 0}
 
 
 def _task_id(raw: bytes) -> str | None:

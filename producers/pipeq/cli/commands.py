@@ -332,8 +332,14 @@ def queues(in_json: bool, redis_url: str | None) -> None:
     waiting    messages that wait for their next try
     oldest     age of the message that has waited longest
     in flight  tasks inside workers
+    running    those of them that have begun to run
+    to drain   time that the live workers need for all of them
     workers    live ones
+    loading    workers that are loading the pipeline
     dead       messages in the dead-letter list
+
+    \b
+    Below the table: the workers that take no messages, and why.
     """
     with _client(redis_url) as client:
         found = client.queues()

@@ -96,17 +96,29 @@ def print_queues(queues: Sequence[QueueInfo]) -> None:
     from rich.table import Table
 
     table = Table("pipeline", box=None)
-    for title in ("depth", "waiting", "oldest", "in flight", "workers", "dead", "device time"):
+    titles = (
+        "depth",
+        "waiting",
+        "oldest",
+        "in flight",
+        "running",
+        "to drain",
+        "workers",
+        "loading",
+        "dead",
+        "device time",
+    )
+    for title in titles:
         table.add_column(title, justify="right")
     for queue in queues:
-        counts = (queue.in_flight, queue.workers, queue.dead)
-        oldest = "-" if queue.oldest_age_s is None else _duration(queue.oldest_age_s)
+        oldest, drain = (
+            "-" if seconds is None else _duration(seconds) for seconds in (queue.oldest_age_s, queue.drain_s)
+        )
         table.add_row(
             escape(shown.line(queue.pipeline)),
-            str(queue.depth),
-            str(queue.waiting),
-            oldest,
-            *map(str, counts),
+            *(str(queue.depth), str(queue.waiting), oldest),
+            *(str(queue.in_flight), str(queue.running), drain),
+            *(str(queue.workers), str(queue.loading), str(queue.dead)),
             _task_time(queue),
         )
     # A pipe has no width, and 80 columns would cut names that a script searches for.

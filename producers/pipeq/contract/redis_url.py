@@ -195,19 +195,20 @@ def plain_url(arguments: dict[str, Any]) -> str:
     return f"redis://{who}{f'[{host}]' if ':' in host else host}:{arguments.get('port', 6379)}/{arguments.get('db', 0)}"
 
 
-def connect(url: str, *, retries: int = 1) -> redis.Redis:
+def connect(url: str, *, retries: int = 1, timeout_s: float = TIMEOUT_S) -> redis.Redis:
     """Makes a client with its own connection pool; it connects at first use.
 
     Args:
         url: see :func:`options`.
         retries: number of reconnects before a command fails; the pool's connections go stale when Redis restarts.
+        timeout_s: how long a reply may take, unless the URL says it.
 
     Raises:
         ValueError: see :func:`options`.
     """
     arguments = {
         "socket_connect_timeout": CONNECT_S,
-        "socket_timeout": TIMEOUT_S,
+        "socket_timeout": timeout_s,
         "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), retries),
         **options(url),
     }

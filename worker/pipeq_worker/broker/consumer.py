@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 #: Messages that are due within this time stay with Celery, which waits for them itself, in seconds.
 SOON_S = 1.0
 RECONNECT_S = 0.5
+#: How often the event loop shows that it turns, in seconds.
+PULSE_S = 1.0
 
 #: Errors of a Redis that is away or refuses commands.
 _AWAY = (RedisError, OSError, OperationalError)
@@ -49,6 +51,9 @@ _AWAY = (RedisError, OSError, OperationalError)
 
 class Consumer(CeleryConsumer):
     """See the module. Celery's setting ``worker_consumer`` names it."""
+
+    #: The timer that shows that the event loop turns.
+    _pulse: Any = None
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Handles all bad messages. Celery's own handler catches three kinds; others would stop the worker."""
@@ -85,6 +90,7 @@ class Consumer(CeleryConsumer):
         if self._runtime is not None:
             leases.on_lost, leases.on_stalled = self.pool.on_lost_leases, self.pool.on_stalled
             leases.observer = self._runtime.observer
+            self._runtime.seen.health.watch(leases.hangs)
 
     @property
     def _runtime(self) -> Runtime | None:
@@ -137,6 +143,7 @@ class Consumer(CeleryConsumer):
         while True:
             celery_state.maybe_shutdown()
             try:
+                self._turned()
                 conn.connect()
             except errors as error:
                 outage.noticed("connect", error)
@@ -147,7 +154,14 @@ class Consumer(CeleryConsumer):
     def loop_args(self) -> Any:
         """Called when all parts have started. Only then is the outage over: Redis may have refused one of them."""
         outage.over("connect")
+        if self._pulse is not None:
+            self._pulse.cancel()
+        self._pulse = self.timer.call_repeatedly(PULSE_S, self._turned)
         return super().loop_args()
+
+    def _turned(self) -> None:
+        if self._runtime is not None:
+            self._runtime.seen.health.loop.turned()
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         """Called when the connection for broadcasts breaks; logs it without Celery's long warning."""

@@ -13,12 +13,15 @@ from typing import Any
 
 import redis
 from pipeq.contract import keys, shown
+from pipeq.contract.heartbeat import Beat
 from redis.exceptions import RedisError
 
 from pipeq_worker.delivery.retries import Retries
+from pipeq_worker.host.health import Health
 from pipeq_worker.leases.receiving import Receiving
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.observe.outage import Episodes, is_wrong_type, outage
+from pipeq_worker.observe.rates import Rates
 
 logger = logging.getLogger(__name__)
 
@@ -31,22 +34,29 @@ class Heartbeat:
         client: redis.Redis,
         worker: str,
         pipelines: Mapping[str, Pipeline],
-        in_flight: Callable[[], dict[str, int]],
+        counts: Callable[[], tuple[Mapping[str, int], Mapping[str, int]]],
         costs: Callable[[], dict[Hashable, dict[str, Any]]],
         retries: Retries,
         waiting: Iterable[str],
         receiving: Receiving,
+        health: Health,
+        rates: Rates,
     ) -> None:
         self._redis = client
         self._worker = worker
         self._pipelines = pipelines
-        self._in_flight = in_flight
+        #: Returns the number of tasks inside, and of those that run, for each pipeline.
+        self._counts = counts
         #: Pipeline -> what its forward passes take.
         self._costs = costs
         self._retries = retries
         #: Queues whose waiting messages are put back when they are due.
         self._waiting = list(waiting)
         self._receiving = receiving
+        self._health = health
+        self._rates = rates
+        #: Queue -> why no messages were taken from it at the last beat.
+        self.deaf: dict[str, str] = {}
         self._log = Episodes(
             "the key %s is not what pipeq keeps there: %s", "the key %s is as it should be", "heartbeat"
         )
@@ -79,9 +89,11 @@ class Heartbeat:
     def _run(self) -> None:
         while True:
             served = False
+            self._health.heartbeat.turned()
             try:
                 self._beat()
                 served = True
+                self._health.redis.turned()
                 self._retries.move_due(self._waiting)
                 outage.over("heartbeat")
             except RedisError as error:
@@ -98,11 +110,21 @@ class Heartbeat:
 
     def _beat(self) -> None:
         now = time.time()
-        about = {"host": socket.gethostname(), "pid": os.getpid(), "in_flight": self._in_flight(), "at": now}
-        if costs := self._costs():
-            about["costs"] = costs
-        if deaf := self._receiving.deaf():
-            about["deaf"] = deaf
+        in_flight, running = self._counts()
+        deaf = self._receiving.deaf()
+        about = Beat(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            at=now,
+            in_flight=dict(in_flight),
+            running=dict(running),
+            rates=self._rates.measure(in_flight),
+            loading=self._health.loading(),
+            stopping=self._health.is_stopping,
+            deaf=deaf,
+            costs={str(name): about for name, about in self._costs().items()},
+        )
+        self.deaf = {queue: one["reason"] for queue, one in deaf.items()}
         written = []
         with self._redis.pipeline(transaction=False) as pipe:
             for name, pipeline in self._pipelines.items():
@@ -111,7 +133,7 @@ class Heartbeat:
                 pipe.zadd(keys.workers_key(name), {self._worker: now})
                 pipe.zremrangebyscore(keys.workers_key(name), "-inf", now - 3600)
                 written += [keys.PIPELINES, keys.workers_key(name), keys.workers_key(name)]
-            pipe.set(keys.worker_key(self._worker), json.dumps(about), ex=int(keys.WORKER_TTL_S))
+            pipe.set(keys.worker_key(self._worker), about.encode(), ex=int(keys.WORKER_TTL_S))
             written.append(keys.worker_key(self._worker))
             # A key of the wrong type must not keep the other keys from being written.
             replies = pipe.execute(raise_on_error=False)

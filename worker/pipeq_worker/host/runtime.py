@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,10 +21,10 @@ from pipeq_worker.delivery.placing import Placer
 from pipeq_worker.delivery.refuse import refuse
 from pipeq_worker.delivery.retries import Retries
 from pipeq_worker.host.heartbeat import Heartbeat
+from pipeq_worker.host.seen import Seen
 from pipeq_worker.leases.receiving import Receiving
 from pipeq_worker.models.pipeline import Pipeline
-from pipeq_worker.observe.logged import Log
-from pipeq_worker.observe.observer import Observer, Observers
+from pipeq_worker.observe.observer import Observer
 from pipeq_worker.observe.outage import outage
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.engine import Engine
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 #: More threads than this slow each other down, waiting for the interpreter's lock.
 MOST_PREPARE_THREADS = 8
+#: How long a stop may last beyond `drain_s`, in seconds.
+END_S = 30.0
 
 
 @dataclass
@@ -47,7 +49,9 @@ class Runtime:
     #: Name of this worker, as Celery shows it.
     hostname: str
     #: Gets the events of this worker.
-    observer: Observer = field(default_factory=lambda: Observers([Log()]))
+    observer: Observer
+    #: What others may see of it.
+    seen: Seen
     #: Set when the device hangs or is unusable, to the tasks that it was running. The process then ends without
     #: waiting.
     lost: list[Delivery] | None = None
@@ -113,18 +117,22 @@ class Runtime:
             client,
             self.hostname,
             self.pipelines,
-            self.engine.in_flight,
+            self._counts,
             self.engine.costs.shown,
             retries,
             self.queues,
             receiving,
+            self.seen.health,
+            self.seen.rates,
         )
+        self._show()
         threading.Thread(target=self._fetcher.warm_up, name="warm-up", daemon=True).start()
         self._has_started = True
 
     def announce(self) -> None:
         """Registers the pipelines, so that producers may submit to them. Called when messages are being taken."""
         self._heartbeat.start()
+        self.seen.health.serves()
         logger.info("ready: serving %s as %s", ", ".join(self.queues), self.hostname, extra={"action": "ready"})
 
     def hurry(self) -> None:
@@ -132,8 +140,18 @@ class Runtime:
         if self._has_started:  # otherwise no task has come in yet
             self.engine.hurry()
 
+    def _counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        return self.engine.in_flight(), self.engine.running()
+
+    def _show(self) -> None:
+        """Tells what others may see where to look."""
+        self.seen.counts(self._counts)
+        self.seen.health.hears(lambda: self._heartbeat.deaf)
+        self.seen.health.watch(self.engine.hangs)
+
     def withdraw(self) -> list[Delivery]:
         """Stops accepting tasks. Returns those that have not reached the device; the caller puts them back."""
+        self.seen.health.stops(self.settings.drain_s + END_S)
         self._heartbeat.leave()
         return self.engine.withdraw()
 

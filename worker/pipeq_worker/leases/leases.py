@@ -38,6 +38,8 @@ LEASE_S = 15.0
 SWEEP_S = 5.0
 #: Most messages that one call of a script handles.
 MESSAGES_PER_CALL = 1000
+#: The thread that renews the leases hangs if it has done nothing for this long beyond its usual pause, in seconds.
+HUNG_S = 60.0
 #: A reply that takes longer than this counts as a broken connection, in seconds.
 TIMEOUT_S = 5.0
 
@@ -344,6 +346,15 @@ class Leases:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(2 * TIMEOUT_S)
         self._redis.close()
+
+    def hangs(self) -> str | None:
+        """Says that the thread that renews the leases hangs or has ended; None if all is well."""
+        if self._thread is None or self.is_closed():
+            return None
+        if not self._thread.is_alive():
+            return "the thread that renews the leases has ended"
+        late_s = time.monotonic() - self.turned_at - self.lease_s / 3
+        return f"the thread that renews the leases hangs for {late_s:.0f} s" if late_s > HUNG_S else None
 
     def is_closed(self) -> bool:
         """Whether it was closed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 
 from redis.exceptions import NoPermissionError, ResponseError
@@ -45,6 +46,11 @@ class Outage:
         self._lock = threading.Lock()
         self._who: set[str] = set()
         self._observer = Observer()
+        self._over_at = float("-inf")
+
+    def quiet_s(self) -> float:
+        """For how many seconds Redis has not been away; 0 while it is, and infinite if it never was."""
+        return 0.0 if self._who else time.monotonic() - self._over_at
 
     def tell(self, observer: Observer) -> None:
         """Sets the observer that is told of outages, in addition to the log."""
@@ -69,6 +75,7 @@ class Outage:
         with self._lock:
             self._who.discard(who)
             last = not self._who
+            self._over_at = time.monotonic()
         if last:
             logger.warning("Redis serves again", extra={"action": "redis_back"})
             self._observer.worker_can_again("redis")

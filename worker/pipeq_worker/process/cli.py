@@ -109,15 +109,18 @@ def run(settings: Settings) -> int:
     from pipeq_worker.broker.app import Worker, build_app
     from pipeq_worker.broker.pool import EXIT_DEVICE_LOST
     from pipeq_worker.host.runtime import Runtime
+    from pipeq_worker.host.seen import Seen
     from pipeq_worker.models.loading import load_pipeline, needs_torch
     from pipeq_worker.observe.logged import Log
     from pipeq_worker.observe.observer import Observers, of_entry_points
 
     # The user's observers are made first, so that a faulty one is reported before models are loaded.
-    observer = Observers([Log(), *of_entry_points()])
-    startup.wait_for_redis(settings.redis_url)
+    own = of_entry_points()
     # In a container the process id and the host are the same after each restart, but a worker's name must be new.
     hostname = f"pipeq-{os.getpid()}-{secrets.token_hex(2)}@{socket.gethostname()}"
+    seen = Seen(settings, hostname)
+    observer = Observers([Log(), *seen.observers, *own])
+    startup.wait_for_redis(settings.redis_url)
     pipelines = {}
     with startup.Loading(settings.redis_url, hostname, settings.pipelines):
         if any(needs_torch(name, section) for name, section in settings.pipelines.items()):
@@ -127,11 +130,12 @@ def run(settings: Settings) -> int:
                 "loading %s (%d of %d)", name, at, len(settings.pipelines), extra={"action": "load", "pipeline": name}
             )
             pipelines[name] = load_pipeline(name, section, settings.device, settings.s3, settings.param_limits)
+            seen.health.loaded(name)
     supervisor.end_with_parent()
     # The loaded models stay until the end, so the collector is told not to walk through them and torch again.
     gc.collect()
     gc.freeze()
-    runtime = Runtime(settings, pipelines, hostname, observer)
+    runtime = Runtime(settings, pipelines, hostname, observer, seen)
     app = build_app(runtime)
     # Celery warns when it runs as root, which is usual in containers. It would matter only if a worker ran code from
     # its producers, and it runs none.

@@ -28,6 +28,8 @@ HEALTHY_S = 60.0
 KILL_AFTER_S = 30.0
 #: Environment variable that tells a child the process id of its supervisor.
 PARENT = "PIPEQ_SUPERVISOR"
+#: Environment variable of the port of a process's metrics.
+METRICS_PORT = "PIPEQ_METRICS__PORT"
 #: Exit codes that a restart would only repeat, because the settings are wrong.
 HOPELESS = frozenset({2})
 
@@ -56,6 +58,8 @@ def devices_of(spec: str) -> list[str]:
 @dataclass
 class _Child:
     device: str
+    #: More variables of its environment.
+    env: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     failures: int = 0
@@ -111,7 +115,7 @@ class _Supervisor:
         )
 
     def _start(self, child: _Child) -> None:
-        env = {**os.environ, "PIPEQ_DEVICE": child.device, PARENT: str(os.getpid())}
+        env = {**os.environ, **child.env, "PIPEQ_DEVICE": child.device, PARENT: str(os.getpid())}
         # In a session of its own, so that Ctrl-C reaches only the supervisor, which passes it on once.
         child.process = subprocess.Popen([sys.executable, "-m", "pipeq", *self.argv], env=env, start_new_session=True)
         child.started_at = time.monotonic()
@@ -148,10 +152,33 @@ def supervise(devices: list[str], argv: list[str], settings: Settings) -> int:
     Args:
         devices: such as ``["cuda:0", "cuda:1"]``.
         argv: this process's command line; the children get it without ``--devices``.
-        settings: for the drain limit and the log.
+        settings: for the drain limit, the ports of the metrics, and the log.
+
+    Raises:
+        SettingsError: there are fewer ports for metrics than devices.
     """
     log.set_up(settings.log_level, settings.log_format)
-    return _Supervisor(without_devices(argv[1:]), settings, [_Child(device) for device in devices]).run()
+    ports = metrics_ports(settings.metrics.port, len(devices))
+    children = [
+        _Child(device, {} if port is None else {METRICS_PORT: str(port)})
+        for device, port in zip(devices, ports, strict=True)
+    ]
+    return _Supervisor(without_devices(argv[1:]), settings, children).run()
+
+
+def metrics_ports(port: int | None, devices: int) -> list[int | None]:
+    """Returns a port for the metrics of each device's process: consecutive ones; 0, any free port, stays 0.
+
+    Raises:
+        SettingsError: there are fewer ports than devices.
+    """
+    if not port:
+        return [port] * devices
+    if port + devices - 1 > 65535:
+        raise SettingsError(
+            f"metrics.port: {devices} devices need as many ports from {port}, and 65535 is the last one"
+        )
+    return [port + at for at in range(devices)]
 
 
 def end_with_parent() -> None:

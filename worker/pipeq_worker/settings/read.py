@@ -31,6 +31,7 @@ from pydantic_settings import SettingsError as EnvironmentVariableError
 from pipeq_worker.settings import errors as settings_errors
 from pipeq_worker.settings.sections import (
     InputSettings,
+    MetricsSettings,
     ParamLimits,
     PipelineSettings,
     ResultSettings,
@@ -56,6 +57,7 @@ class Settings(BaseSettings):
     inputs: InputSettings = InputSettings()
     results: ResultSettings = ResultSettings()
     param_limits: ParamLimits = ParamLimits()
+    metrics: MetricsSettings = MetricsSettings()
     #: Name -> pipeline.
     pipelines: dict[QueueName, PipelineSettings] = Field(default_factory=dict)
     #: Modules with ordinary Celery tasks (``@shared_task``), which run in CPU threads beside the pipelines. Also

@@ -102,6 +102,18 @@ class ResultSettings(_Section):
     dead_letter_max: int = Field(default=10_000, gt=0)
 
 
+class MetricsSettings(_Section):
+    """What others may see of a worker, by HTTP: metrics for Prometheus, and whether it lives and is ready."""
+
+    #: Port of ``/metrics``, ``/livez`` and ``/readyz``; nothing listens where it is absent. 0 takes any free port. With
+    #: ``--devices`` the process of the first device has this port, and each further one the next.
+    port: int | None = Field(default=None, ge=0, le=65535)
+    #: Address to listen on. There are no passwords: anybody who reaches it may read names of pipelines, and numbers.
+    host: str = Field(default="127.0.0.1", min_length=1)
+    #: A part of the worker that has not turned for so long hangs, in seconds: ``/livez`` answers 503 then.
+    hung_s: float = Field(default=60, gt=0)
+
+
 class ParamLimits(_Section):
     """Ceilings of the parameters that a task, or ``[pipelines.x.params]``, may set."""
 

@@ -71,6 +71,13 @@ class Device(Generic[T]):
         """Runs batches until the batcher is closed."""
         self._thread.start()
 
+    def hangs(self) -> str | None:
+        """Says that a forward pass runs although it should have been ended, or that the thread has ended."""
+        if not self._thread.is_alive():
+            return "the device's thread has ended"
+        late_s = self._watchdog.late_s()
+        return f"a forward pass should have ended {late_s:.0f} s ago" if late_s > 0 else None
+
     def _run(self) -> None:
         while (batch := self._batcher.take()) is not None:
             tasks = _tasks_of(batch.items)

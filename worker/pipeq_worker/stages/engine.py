@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic
@@ -109,12 +110,18 @@ class Engine(Generic[T]):
 
     def in_flight(self) -> dict[str, int]:
         """Number of tasks inside, for each pipeline."""
-        counts: dict[str, int] = {}
         with self._changed:
-            for task in self._tasks:
-                if task.pipeline is not None:
-                    counts[task.pipeline.name] = counts.get(task.pipeline.name, 0) + 1
-        return counts
+            return Counter(task.pipeline.name for task in self._tasks if task.pipeline is not None)
+
+    def running(self) -> dict[str, int]:
+        """Number of those whose first batch has begun."""
+        with self._changed:
+            began = [task for task in self._tasks if task.started_at is not None]
+        return Counter(task.pipeline.name for task in began if task.pipeline is not None)
+
+    def hangs(self) -> str | None:
+        """Says that the device hangs or its thread has ended; None if all is well."""
+        return self._device.hangs()
 
     def withdraw(self) -> list[T]:
         """Accepts no more tasks, and returns those that have not reached the device; the caller owns them again."""

@@ -17,6 +17,13 @@ class Watchdog:
         self._deadline: float | None = None
         self._on_breach: Callable[[float], None] | None = None
         self._thread: threading.Thread | None = None
+        #: When the watched block began.
+        self._began: float | None = None
+
+    def late_s(self) -> float:
+        """How long the watched block has gone on beyond its limit, in seconds; 0 or less if it has not."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began - self._limit_s
 
     @contextmanager
     def watch(self, on_breach: Callable[[float], None]) -> Iterator[None]:
@@ -26,14 +33,15 @@ class Watchdog:
             self._thread.start()
         with self._changed:
             idle = self._deadline is None
-            self._deadline, self._on_breach = time.monotonic() + self._limit_s, on_breach
+            self._began = time.monotonic()
+            self._deadline, self._on_breach = self._began + self._limit_s, on_breach
             if idle:
                 self._changed.notify()
         try:
             yield
         finally:
             with self._changed:
-                self._deadline = self._on_breach = None
+                self._began = self._deadline = self._on_breach = None
 
     def _run(self) -> None:
         while True:

@@ -411,11 +411,12 @@ def test_a_status_block_of_nothing_is_one_line() -> None:
 
 def test_the_table_of_queues_keeps_long_names(capsys: pytest.CaptureFixture[str]) -> None:
     name = "zero-shot-object-detection-" + "x" * 60
-    cli_show.print_queues([QueueInfo(name, 12, 3, 3725.0, 4, 2, 1), QueueInfo("asr", 0, 0, None, 0, 0, 0)])
+    busy = QueueInfo(name, 12, 3, 3725.0, 4, 2, 1, running=3, drain_s=95.0, loading=1)
+    cli_show.print_queues([busy, QueueInfo("asr", 0, 0, None, 0, 0, 0)])
     header, first, second = (line.split() for line in capsys.readouterr().out.strip().splitlines())
-    assert header == ["pipeline", "depth", "waiting", "oldest", "in", "flight", "workers", "dead"]
-    assert first == [name, "12", "3", "1", "h", "2", "min", "4", "2", "1"]
-    assert second == ["asr", "0", "0", "-", "0", "0", "0"]
+    assert header == "pipeline depth waiting oldest in flight running to drain workers loading dead device time".split()
+    assert first == [name, *"12 3 1 h 2 min 4 3 1 min 35 s 2 1 1 -".split()]
+    assert second == ["asr", *"0 0 - 0 0 - 0 0 0 -".split()]
 
 
 class Terminal:

@@ -1,0 +1,306 @@
+"""Seen from outside: metrics, health and queues of real workers that load, serve, lose Redis, hang and stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from pipeq import Client
+from pipeq.contract import keys
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.worker_process import WorkerProcess, worker
+
+CONFIG = """
+[metrics]
+port = {port}
+hung_s = 3
+[pipelines.constant]
+[pipelines.slow]
+task = "constant"
+max_batch_size = 1
+params = {{ seconds = 0.1 }}
+"""
+#: Celery calls this on its event loop, which then turns no more.
+HANGS = """
+import time
+from celery import shared_task
+from celery.signals import task_received
+
+@shared_task(name="hang")
+def task():
+    pass
+
+@task_received.connect(weak=False)
+def hang(request=None, **_):
+    if request.task_name == "hang":
+        time.sleep(300)
+"""
+
+
+def free_port(count: int = 1) -> int:
+    """The first of some consecutive ports that are free now."""
+    while True:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port: int = one.getsockname()[1]
+        if port + count < 65535 and all(_is_free(port + at) for at in range(count)):
+            return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as one:
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+class Page:
+    """Reads a worker's pages."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=15) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def series(self) -> dict[tuple[str, ...], float]:
+        """Name and labels' values, in the order of their names -> value."""
+        status, text = self.get("/metrics")
+        assert status == 200
+        found = {}
+        for family in text_string_to_metric_families(text):
+            for one in family.samples:
+                found[one.name, *(value for _, value in sorted(one.labels.items()))] = one.value
+        return found
+
+
+def until(met: Callable[[], Any], within_s: float = 60) -> None:
+    deadline = time.monotonic() + within_s
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def server_pid(url: str) -> int:
+    with redis.Redis.from_url(url) as db:
+        return int(db.info("server")["process_id"])
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> tuple[Path, Page]:
+    page = Page(free_port(2))
+    path = tmp_path / "pipelines.toml"
+    path.write_text(CONFIG.format(port=page.port))
+    return path, page
+
+
+@pytest.fixture
+def served(redis_url: str, tmp_path: Path, config: tuple[Path, Page]) -> Iterator[tuple[Client, WorkerProcess, Page]]:
+    path, page = config
+    with worker(tmp_path, redis_url, "--config", path, lease_s=3, sweep_s=1) as process, Client(redis_url) as client:
+        # It answers while it is loading, and is then live and not ready.
+        until(lambda: page.get("/livez")[0])
+        process.wait_ready(client, "constant", "slow")
+        until(lambda: page.get("/readyz") == (200, "ok\n"))
+        yield client, process, page
+
+
+def test_tasks_batches_and_queues(served: tuple[Client, WorkerProcess, Page], redis_url: str) -> None:
+    client, process, page = served
+    ids = client.submit_many("constant", range(50))
+    bad = client.submit("constant", 1, params={"no_such_parameter": 1})
+    with redis.Redis.from_url(redis_url) as db:
+        db.lpush("constant", "no message", '{"headers": {"id": "unusable"}}')
+    with Celery(broker=redis_url, backend=redis_url) as app:
+        # A message that names a pipeline that nobody serves.
+        message = {"pipeline": "nobody's", "inputs": 1}
+        lost = app.send_task(keys.TASK_NAME, kwargs=message, queue="constant").id
+    for task_id in (*ids, bad, "unusable", lost):
+        client.wait(task_id, timeout_s=60)
+    until(lambda: page.series()["pipeq_tasks_total", "", "constant", "succeeded"] == 50)
+    found = page.series()
+    assert found["pipeq_tasks_total", "invalid_params", "constant", "failed"] == 1
+    assert found["pipeq_messages_refused_total", "constant"] >= 2
+    assert found["pipeq_tasks_accepted_total", "constant"] == 50
+    assert found["pipeq_tasks_accepted_total", "slow"] == 0
+    assert found["pipeq_queue_wait_seconds_count", "constant"] >= 50
+    assert found["pipeq_batch_items_sum", "constant"] == found["pipeq_batch_padded_cost_total", "constant"] == 50
+    assert (
+        0
+        < found["pipeq_device_busy_seconds_total",]
+        == pytest.approx(found["pipeq_batch_seconds_sum", "constant"], abs=0.01)
+    )
+    for stage in ("prepare", "batch", "infer", "deliver"):
+        assert found["pipeq_stage_seconds_count", "constant", stage] == 50
+    assert found["pipeq_queue_dead_letters", "constant"] == 4
+    assert not any("nobody's" in key for key in found)
+    assert found["pipeq_process_pid", "0", "host"] == process.process.pid
+    resident = found["pipeq_process_resident_memory_bytes", "0", "host"]
+    assert resident == pytest.approx(process.resident_mib() * 2**20, rel=0.2)
+    assert found["pipeq_worker_live",] == found["pipeq_worker_ready",] == found["pipeq_redis_up",] == 1
+
+
+def test_backlog_and_time_to_drain(served: tuple[Client, WorkerProcess, Page]) -> None:
+    client, _, page = served
+    total = 700  # more than a worker takes at once
+    ids = client.submit_many("slow", range(total))
+    client.wait(ids[20], timeout_s=60)
+    until(lambda: page.series().get(("pipeq_queue_drain_seconds", "slow"), 0) > 0)
+    found, (queue,) = page.series(), [one for one in client.queues() if one.pipeline == "slow"]
+    left = found["pipeq_queue_waiting_messages", "slow"] + found["pipeq_queue_leased_messages", "slow"]
+    assert found["pipeq_queue_waiting_messages", "slow"] > 0
+    assert found["pipeq_queue_leased_messages", "slow"] > 0
+    assert 0 < left < total
+    assert queue.depth + queue.in_flight == pytest.approx(left, abs=60)
+    assert queue.running >= 1
+    # A tenth of a second each, one at a time.
+    assert found["pipeq_queue_drain_seconds", "slow"] == pytest.approx(left / 10, rel=0.5)
+    assert queue.drain_s == pytest.approx(left / 10, rel=0.5)
+    assert found["pipeq_running_tasks", "slow"] >= 1
+    # A measured promise: what is left after some seconds.
+    began, before = time.monotonic(), queue.drain_s
+    time.sleep(5)
+    (queue,) = (one for one in client.queues() if one.pipeline == "slow")
+    passed_s = time.monotonic() - began
+    assert queue.drain_s is not None
+    assert before is not None
+    assert before - queue.drain_s == pytest.approx(passed_s, rel=0.6)
+
+
+def test_without_redis_it_lives_and_is_not_ready(served: tuple[Client, WorkerProcess, Page], redis_url: str) -> None:
+    client, _, page = served
+    pid = server_pid(redis_url)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        until(lambda: page.get("/readyz") == (503, "Redis does not answer\n"))
+        # For longer than a part may hang.
+        deadline = time.monotonic() + 8
+        while time.monotonic() < deadline:
+            assert page.get("/livez") == (200, "ok\n")
+            time.sleep(0.2)
+        found = page.series()
+        assert found["pipeq_redis_up",] == found["pipeq_worker_ready",] == 0
+        assert not [key for key in found if key[0].startswith("pipeq_queue_waiting")]
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: page.get("/readyz") == (200, "ok\n"))
+    assert client.wait(client.submit("constant", 1, check=False), timeout_s=60).error is None
+    until(lambda: page.series()["pipeq_redis_up",] == 1)
+
+
+def test_a_queue_that_it_cannot_take_from(served: tuple[Client, WorkerProcess, Page], redis_url: str) -> None:
+    _, _, page = served
+    with redis.Redis.from_url(redis_url) as db:
+        db.set("slow", "no list")
+        until(lambda: page.series()["pipeq_queue_deaf", "slow"] == 1)
+        # It still takes from the other one.
+        assert page.get("/readyz") == (200, "ok\n")
+        db.set("constant", "no list")
+        until(lambda: page.get("/readyz")[0] == 503)
+        assert "no messages are taken from constant: the key 'constant': WRONGTYPE" in page.get("/readyz")[1]
+        db.delete("slow", "constant")
+    until(lambda: page.get("/readyz") == (200, "ok\n"))
+    until(lambda: page.series()["pipeq_queue_deaf", "slow"] == 0)
+
+
+def test_stopping(served: tuple[Client, WorkerProcess, Page]) -> None:
+    client, process, page = served
+    client.submit_many("constant", range(2), params={"seconds": 6})
+    until(lambda: page.series()["pipeq_running_tasks", "constant"])
+    process.process.send_signal(signal.SIGTERM)
+    until(lambda: page.get("/readyz") == (503, "the worker is stopping\n"))
+    assert page.get("/livez") == (200, "ok\n")
+    until(lambda: {one for queue in client.queues() for one in queue.deaf.values()}, 5)
+    reasons = {one for queue in client.queues() for one in queue.deaf.values()}
+    assert reasons == {"it is stopping: it ends the tasks that run"}
+    assert process.stop() == 0
+    assert page.get("/livez")[0] == 0
+
+
+def test_an_event_loop_that_hangs_is_not_live(redis_url: str, tmp_path: Path, config: tuple[Path, Page]) -> None:
+    path, page = config
+    (tmp_path / "hangs.py").write_text(HANGS)
+    import_path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with (
+        worker(tmp_path, redis_url, "--config", path, "--include", "hangs", PYTHONPATH=import_path) as process,
+        Client(redis_url) as client,
+    ):
+        process.wait_ready(client, "constant")
+        until(lambda: page.get("/readyz")[0] == 200)
+        hang(redis_url)
+        until(lambda: page.get("/livez")[0] == 503)
+        assert page.get("/livez")[1].startswith("Celery's event loop has not turned for ")
+        found = page.series()
+        assert found["pipeq_worker_live",] == found["pipeq_worker_ready",] == 0
+        process.process.kill()
+
+
+def hang(url: str) -> None:
+    with Celery(broker=url, backend=url) as app:
+        app.send_task("hang", queue="celery")
+
+
+def test_each_device_has_a_port_of_its_own(redis_url: str, tmp_path: Path, config: tuple[Path, Page]) -> None:
+    path, page = config
+    other = Page(page.port + 1)
+    with worker(tmp_path, redis_url, "--config", path, "--devices", "cpu,cpu"), Client(redis_url) as client:
+        until(lambda: page.get("/readyz")[0] == other.get("/readyz")[0] == 200, 240)
+        ids = client.submit_many("slow", range(60))
+        for task_id in ids:
+            client.wait(task_id, timeout_s=60)
+        until(
+            lambda: (
+                sum(one.series().get(("pipeq_tasks_total", "", "slow", "succeeded"), 0) for one in (page, other)) == 60
+            ),
+            20,
+        )
+        pids = {one.series()["pipeq_process_pid", "0", "host"] for one in (page, other)}
+        assert len(pids) == 2
+        assert page.series()["pipeq_queue_workers", "slow"] == 2
+
+
+def test_a_port_that_is_taken_stops_the_start(redis_url: str, tmp_path: Path, config: tuple[Path, Page]) -> None:
+    path, page = config
+    with socket.create_server(("127.0.0.1", page.port)):
+        with worker(tmp_path, redis_url, "--config", path) as process:
+            assert process.process.wait(120) == 2
+        assert f"metrics.port: cannot listen on 127.0.0.1:{page.port}" in process.text()
+
+
+def test_loading_is_seen(client_of_nobody: Client, redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as db:
+        db.hset(keys.PIPELINES, "constant", "{}")
+        now = time.time()
+        db.zadd(keys.loading_key("constant"), {"w1": now, "w2": now, "gone": now - 60})
+        db.zadd(keys.workers_key("constant"), {"w2": now, "w3": now})
+        db.set(keys.worker_key("w3"), json.dumps({"in_flight": {}, "loading": ["constant"]}))
+    (queue,) = client_of_nobody.queues()
+    # w2 serves by now; w3 loads again.
+    assert (queue.loading, queue.workers) == (2, 2)
+    assert queue.deaf == {"w3": "it is loading the pipeline"}
+
+
+@pytest.fixture
+def client_of_nobody(redis_url: str) -> Iterator[Client]:
+    with Client(redis_url) as client:
+        yield client

@@ -1,0 +1,67 @@
+"""Rates: tasks a second while there is work, whether the worker is busy or mostly idle."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from pipeq_worker.observe.rates import HALF_LIFE_S, Rates
+
+
+class Clock:
+    """Measures once a second, as the heartbeat does."""
+
+    def __init__(self) -> None:
+        self.rates = Rates(["a", "b"])
+        self.now = time.monotonic()
+
+    def second(self, ended: int, forward_s: float, in_flight: int, pipeline: str = "a") -> float | None:
+        for _ in range(ended):
+            self.rates.task_ended("t", pipeline, "succeeded", None, {})
+        if forward_s:
+            self.rates.batch_ran(pipeline, 1, 0.0, forward_s, 1)
+        self.now += 1
+        return self.rates.measure({pipeline: in_flight}, self.now).get(pipeline)
+
+
+def test_a_busy_worker() -> None:
+    clock = Clock()
+    for _ in range(20):
+        found = clock.second(ended=50, forward_s=0.4, in_flight=100)
+    # The rest of each second goes into something else, and is no less needed.
+    assert found == pytest.approx(50, rel=0.1)
+
+
+def test_an_idle_worker_is_not_slow() -> None:
+    clock = Clock()
+    for _ in range(20):
+        found = clock.second(ended=2, forward_s=0.1, in_flight=0)
+    assert found == pytest.approx(20, rel=0.05)
+    for _ in range(1000):
+        assert clock.second(ended=0, forward_s=0, in_flight=0) == found
+
+
+def test_a_change_of_speed_shows_within_a_half_life() -> None:
+    clock = Clock()
+    for _ in range(200):
+        clock.second(ended=100, forward_s=1, in_flight=10)
+    for _ in range(round(HALF_LIFE_S)):
+        found = clock.second(ended=10, forward_s=1, in_flight=10)
+    assert found == pytest.approx(55, rel=0.1)
+
+
+def test_nothing_is_known_before_anything_has_run() -> None:
+    clock = Clock()
+    assert clock.second(ended=0, forward_s=0, in_flight=0) is None
+    clock.rates.task_ended("t", "no such pipeline", "failed", None, {})
+    clock.rates.task_ended("t", None, "failed", None, {})
+    clock.rates.batch_ran("no such pipeline", 1, 0.0, 1.0, 1)
+    assert clock.rates.measure({"no such pipeline": 3}, clock.now + 1) == {}
+
+
+def test_pipelines_are_apart() -> None:
+    clock = Clock()
+    for _ in range(10):
+        clock.second(ended=10, forward_s=1, in_flight=5, pipeline="a")
+        found = clock.rates.measure({"a": 5}, clock.now)
+    assert set(found) == {"a"}
