@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,27 @@ class WorkerProcess:
         """Resident set now, in MiB."""
         return self._memory_mib("VmRSS")
 
+    def children(self) -> list[int]:
+        """Process ids of the worker's children, and of theirs."""
+        parents = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it has ended meanwhile
+                pid, _, rest = path.read_text().partition(" (")
+                parents[int(pid)] = int(rest.rpartition(") ")[2].split()[1])
+        found, new = [], [self.process.pid]
+        while new:
+            new = [pid for pid, parent in parents.items() if parent in new]
+            found += new
+        return found
+
     def _memory_mib(self, name: str) -> float:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(name))
+        """Of the worker and its children together."""
+        total = 0.0
+        for pid in (self.process.pid, *self.children()):
+            with suppress(OSError, StopIteration):  # it has just ended
+                status = Path(f"/proc/{pid}/status").read_text()
+                total += next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(name))
+        return total
 
 
 @contextmanager

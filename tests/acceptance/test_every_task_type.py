@@ -16,11 +16,11 @@ import pytest
 import torch
 from PIL import Image
 from pipeq import Ref
-from pipeq_worker.delivery.outputs import convert
 from pipeq_worker.media.video import Video
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.sections import PipelineSettings
+from pipeq_worker.stages.outputs import convert
 
 from tests import samples, tiny_models
 from tests.parity import assert_same

@@ -14,14 +14,16 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = {"pipeq": ROOT / "producers/pipeq", "pipeq_worker": ROOT / "worker/pipeq_worker"}
 #: The districts of the worker: each may import those before it, and none after it.
 #: From the bottom to the top.
-DISTRICTS = "settings observe media stores models schedule stages leases delivery host broker process doctor".split()
+DISTRICTS = (
+    "settings observe media stores models schedule stages children leases delivery host broker process doctor".split()
+)
 #: Districts before it that a district may nevertheless not import.
 APART = {
     "media": {"observe"},
     "stores": {"media"},
     "models": {"observe"},
     "schedule": {"media", "stores", "observe"},
-    "leases": {"media", "stores", "models", "schedule", "stages"},
+    "leases": {"media", "stores", "models", "schedule", "stages", "children"},
 }
 #: For each folder of ``pipeq``: the other folders that it may import. "" stands for the files at the top.
 PRODUCERS = {"contract": set[str](), "": {"contract"}, "cli": {"", "contract"}, "demo": {"", "contract"}}

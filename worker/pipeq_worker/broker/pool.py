@@ -102,11 +102,12 @@ class TaskPool(BasePool):
             delivery.accept = partial(_accept, request, partial(accept_callback, number))
         try:
             delivery.message = self._read(request)
+            delivery.pipeline = self._runtime.pipelines[delivery.message.pipeline]
         except PipeqError as error:
             delivery.fail(error)
         except Exception as error:
             delivery.fail(PipeqError(ErrorCode.INVALID_MESSAGE, f"{type(error).__name__}: {error}"))
-        self._runtime.engine.submit(delivery)
+        self._runtime.dispatcher.submit(delivery)
         return _Handle(delivery)
 
     def _read(self, request: Any) -> TaskMessage:
@@ -132,8 +133,10 @@ class TaskPool(BasePool):
             raise PipeqError(
                 ErrorCode.INVALID_MESSAGE, f"a message for pipeline {message.pipeline!r} lay on the queue {queue!r}"
             )
-        if message.output is not None:
-            self._runtime.writer.check_allowed(message.output.uri)
+        if message.pipeline not in self._runtime.pipelines:
+            served = ", ".join(sorted(self._runtime.pipelines))
+            sentence = f"this worker serves no pipeline {message.pipeline!r} (it serves {served})"
+            raise PipeqError(ErrorCode.UNKNOWN_PIPELINE, sentence)
         return message
 
     def _delivered(self, deliveries: list[Delivery]) -> None:
@@ -152,8 +155,8 @@ class TaskPool(BasePool):
 
     def on_stalled(self, reason: str) -> None:
         """Ends the process if no messages come in and only a new process helps. Runs on the leases' thread."""
-        if self._runtime.lost is None:
-            self._on_lost(reason, [])
+        if not self._runtime.lost:
+            self._on_lost(reason)
 
     def on_lost_leases(self, tags: set[str]) -> None:
         """Marks deliveries whose leases are lost. Runs on the leases' thread."""
@@ -178,14 +181,14 @@ class TaskPool(BasePool):
             assert leases is not None
             leases.requeue(delivery.tag for delivery in back if delivery.leases is leases)
         self._plain.shutdown(wait=False, cancel_futures=True)
-        running = sum(self._runtime.engine.in_flight().values()) + len(self._plain_futures)
+        running = sum(self._runtime.dispatcher.in_flight().values()) + len(self._plain_futures)
         logger.info(
             "stopping: %d tasks go back on their queues, %d that run have %g s (`drain_s`)",
             *(len(back), running, drain_s),
             extra={"action": "drain"},
         )
         left = len(self._runtime.stop(drain_s))
-        wait_s = 0 if self._runtime.engine.is_hurried else max(0, until - time.monotonic())
+        wait_s = 0 if self._runtime.dispatcher.is_hurried else max(0, until - time.monotonic())
         left += len(wait(list(self._plain_futures), wait_s).not_done)
         if left:
             logger.warning("%d tasks did not end in time and go back on their queues", left, extra={"action": "drain"})
@@ -198,19 +201,15 @@ class TaskPool(BasePool):
             self._serving.stop(0)
         self._plain.shutdown(wait=False, cancel_futures=True)
 
-    def _on_lost(self, reason: str, deliveries: list[Delivery]) -> None:
-        """Ends the process, the only way to free a device that hangs. Runs on the watchdog's or the device's thread."""
-        self._runtime.observer.child_died(reason, [one.id for one in deliveries])
-        self._runtime.lost = deliveries
+    def _on_lost(self, reason: str) -> None:
+        """Ends the process, because only a new one helps. May be called on any thread."""
+        logger.critical("%s; ending this process", reason, extra={"action": "device_lost"})
+        self._runtime.lost = True
         # If the orderly stop hangs, too, the process is killed, so that its leases lapse soon.
         backstop = threading.Timer(LOST_EXIT_S, os._exit, (EXIT_DEVICE_LOST,))
         backstop.daemon = True
         backstop.start()
-        if len(deliveries) == 1:
-            # The task ran alone, so it caused the fault. Running it again would end the next worker, too.
-            deliveries[0].fail(PipeqError(ErrorCode.TIMEOUT, reason))
-            self._runtime.deliverer.deliver(deliveries)
-        # Stops like any SIGTERM, but without waiting for the device: the tasks inside go back on their queues.
+        # Stops like any SIGTERM, but without waiting: the tasks inside go back on their queues.
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _get_info(self) -> dict[str, Any]:
@@ -222,7 +221,7 @@ class TaskPool(BasePool):
 
     def _pipeline_info(self) -> dict[str, Any]:
         return {
-            "in-flight": self._runtime.engine.in_flight(),
+            "in-flight": self._runtime.dispatcher.in_flight(),
             "pipelines": {name: one.model.model_dump() for name, one in self._runtime.pipelines.items()},
         }
 

@@ -52,6 +52,16 @@ class Beginning:
         else:
             outage.over("mark")
 
+    def died(self, deliveries: list[Delivery]) -> None:
+        """Notes that a process of this worker has died with these tasks."""
+        for one in deliveries:
+            one.is_marked = False
+        try:
+            self._marks.died(deliveries)
+        except RedisError as error:
+            # This worker counts them itself; only if it died, too, would the next one not know.
+            outage.noticed("mark", error)
+
     def look(self, deliveries: list[Delivery]) -> None:
         """Finds the deliveries whose tasks were cancelled. If Redis is away, a later check finds them."""
         with suppress(RedisError):

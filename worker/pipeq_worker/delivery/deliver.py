@@ -27,7 +27,6 @@ from pipeq_worker.delivery.backend import Annotation, Buffer, Retry, annotation
 from pipeq_worker.delivery.dead_letter import dead_letter, raw_frame
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.delivery.messages import drop, let_go, put_back
-from pipeq_worker.delivery.placing import Placer
 from pipeq_worker.delivery.retries import Retries
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.leases.server import place
@@ -52,14 +51,12 @@ class Deliverer:
         self,
         app: Celery,
         settings: Settings,
-        placer: Placer,
         retries: Retries,
         client: redis.Redis,
         observer: Observer,
     ) -> None:
         self._app = app
         self._settings = settings
-        self._placer = placer
         self._retries = retries
         self._redis = client
         self._observer = observer
@@ -103,7 +100,6 @@ class Deliverer:
     ) -> tuple[list[tuple[Delivery, Any]], list[tuple[Delivery, Exception]], Buffer]:
         """Stores the results. Returns Celery's outcome of each task, tasks that it cannot end, and what was stored."""
         self._read_records(deliveries)
-        self._placer.place(deliveries)
         traced: list[tuple[Delivery, Any]] = []
         broken: list[tuple[Delivery, Exception]] = []
         for delivery in deliveries:
@@ -192,13 +188,13 @@ class Deliverer:
             _dead_letter(delivery) if delivery.error is not None and retry is None else "",
             fence,
             delivery.tag if fence is not None else "",
-            None if delivery.handed_on is None else (delivery.result,),
+            None if delivery.handed_on_json is None else (delivery.result,),
             retry,
         )
 
         def end() -> Any:
             if error is None:
-                return delivery.result if delivery.handed_on is None else delivery.handed_on
+                return delivery.result if delivery.handed_on_json is None else delivery.handed_on
             # A new exception: raising adds frames to it, and the frames refer to the other deliveries of the batch.
             problem = PipeqError(error.code, error.message, error.retryable)
             if retry is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,9 +13,10 @@ from pipeq.contract import keys
 from pipeq.contract.reading import number
 from pipeq.contract.record import Before
 
+from pipeq_worker.children.keeper import Served
 from pipeq_worker.leases import celery_internals
 from pipeq_worker.leases.leases import Leases
-from pipeq_worker.stages.task import Task
+from pipeq_worker.schedule.waiting import Task
 
 #: Larger than any real number of retries, and small enough for every counter.
 MOST_RETRIES = 1_000_000
@@ -40,11 +42,8 @@ class Delivery(Task):
     leases: Leases | None = None
     tag: str = ""
 
-    #: What the task's caller reads: the pipeline's output, or the URI that it was written to.
-    result: Any = None
-    result_uri: str | None = None
-    #: What the next task of a chain or the body of a chord gets instead, if the result refers to objects in the store.
-    handed_on: Any = None
+    #: Its pipeline; None if this worker does not serve it, or if its message is not readable.
+    pipeline: Served | None = None
     #: What the task's record said before this worker changed it; None until it is read.
     before: Before | None = None
     #: Set if the record says that the task has ended already: cancelled, or finished by another worker.
@@ -60,6 +59,16 @@ class Delivery(Task):
     is_marked: bool = False
     #: Further deliveries of the same message, which end with this one.
     again: list[Any] = field(default_factory=list)
+
+    @property
+    def result(self) -> Any:
+        """What the task's caller reads: the pipeline's output, or the URI that it was written to."""
+        return json.loads(self.result_json)
+
+    @property
+    def handed_on(self) -> Any:
+        """What the next task of a chain or the body of a chord gets; None if it gets the result."""
+        return None if self.handed_on_json is None else json.loads(self.handed_on_json)
 
     @property
     def is_dropped(self) -> bool:

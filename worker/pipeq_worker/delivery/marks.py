@@ -49,10 +49,20 @@ class Marks:
             delivery.before = Before.read(record)
             delivery.is_over = died == ENDED
             delivery.is_lost = delivery.is_lost or died == LOST
-            delivery.deaths = max(died, 0)
+            # Those in this worker are counted here, too, if Redis could not be told.
+            delivery.deaths = max(died, delivery.deaths)
             delivery.is_marked = died >= 0 and (alone or not delivery.deaths)
             delivery.started_at = now
             delivery.attempt = delivery.retries + delivery.deaths + 1
+
+    def died(self, deliveries: Iterable[Delivery]) -> None:
+        """Notes the deaths of tasks with which a process of this worker has died, also for the next worker."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for delivery in deliveries:
+                attempt = delivery.retries + delivery.deaths
+                mark = Mark.back_on_its_queue(since=time.time(), deaths=delivery.deaths, attempt=attempt)
+                pipe.hset(keys.RUNNING, delivery.id, mark.encode())
+            pipe.execute()
 
     def look(self, deliveries: Iterable[Delivery]) -> None:
         """Sets ``is_over`` of tasks that have ended meanwhile, usually because they were cancelled."""

@@ -96,7 +96,7 @@ def _batched(
     shuffle: int | None,
     progress: Callable[[str, int, int], None],
 ) -> dict[int, Any]:
-    items: list[Item[Task]] = []
+    items: list[Item] = []
     task = Task(id="doctor", pipeline=pipeline, call=call)
     for index, value in enumerate(values):
         try:
@@ -107,7 +107,7 @@ def _batched(
         items += [Item(task, index, at, r.features, r.group, r.cost, r.nbytes) for at, r in enumerate(rows)]
     if shuffle is not None:
         random.Random(shuffle).shuffle(items)  # noqa: S311 - no secret
-    batcher: Batcher[Item[Task]] = Batcher(2**62)
+    batcher: Batcher[Item] = Batcher(2**62)
     for item in items:
         batcher.put(item, limits)
     while len(batcher):
@@ -116,7 +116,7 @@ def _batched(
         report.batches.append(len(batch.items))
         infer(pipeline, batch.items)
         progress("in batches", len(items) - len(batcher), len(items))
-    outputs: dict[int, list[Item[Task]]] = {}
+    outputs: dict[int, list[Item]] = {}
     for item in sorted(items, key=lambda one: one.chunk):
         outputs.setdefault(item.index, []).append(item)
     return dict(_results(pipeline, values, call, outputs, report))
@@ -126,7 +126,7 @@ def _results(
     pipeline: TransformersPipeline,
     values: list[Any],
     call: Call,
-    outputs: dict[int, list[Item[Task]]],
+    outputs: dict[int, list[Item]],
     report: Report,
 ) -> Iterable[tuple[int, Any]]:
     for index, chunks in outputs.items():

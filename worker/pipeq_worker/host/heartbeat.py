@@ -16,10 +16,10 @@ from pipeq.contract import keys, shown
 from pipeq.contract.heartbeat import Beat
 from redis.exceptions import RedisError
 
+from pipeq_worker.children.keeper import Served
 from pipeq_worker.delivery.retries import Retries
 from pipeq_worker.host.health import Health
 from pipeq_worker.leases.receiving import Receiving
-from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.observe.outage import Episodes, is_wrong_type, outage
 from pipeq_worker.observe.rates import Rates
 
@@ -33,7 +33,7 @@ class Heartbeat:
         self,
         client: redis.Redis,
         worker: str,
-        pipelines: Mapping[str, Pipeline],
+        pipelines: Mapping[str, Served],
         counts: Callable[[], tuple[Mapping[str, int], Mapping[str, int]]],
         costs: Callable[[], dict[Hashable, dict[str, Any]]],
         retries: Retries,
@@ -128,7 +128,7 @@ class Heartbeat:
         written = []
         with self._redis.pipeline(transaction=False) as pipe:
             for name, pipeline in self._pipelines.items():
-                info = {"task": pipeline.task_type.name, "model": pipeline.model.model_dump()}
+                info = {"task": pipeline.task_type, "model": pipeline.model.model_dump()}
                 pipe.hset(keys.PIPELINES, name, json.dumps(info))
                 pipe.zadd(keys.workers_key(name), {self._worker: now})
                 pipe.zremrangebyscore(keys.workers_key(name), "-inf", now - 3600)

@@ -1,11 +1,10 @@
-"""The state of a worker process besides Celery: settings, pipelines, and the stages after they have started."""
+"""The state of a worker's host process besides Celery: settings, pipelines, and what runs their tasks."""
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,29 +12,24 @@ from celery import Celery
 from pipeq.contract.redis_url import connect
 from redis.exceptions import RedisError
 
+from pipeq_worker.children.dispatcher import Dispatcher, Hooks
+from pipeq_worker.children.keeper import Served
+from pipeq_worker.children.process import ChildProcess
 from pipeq_worker.delivery.begin import Beginning
 from pipeq_worker.delivery.deliver import Deliverer
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.delivery.marks import Marks
-from pipeq_worker.delivery.placing import Placer
 from pipeq_worker.delivery.refuse import refuse
 from pipeq_worker.delivery.retries import Retries
 from pipeq_worker.host.heartbeat import Heartbeat
 from pipeq_worker.host.seen import Seen
 from pipeq_worker.leases.receiving import Receiving
-from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.observe.observer import Observer
 from pipeq_worker.observe.outage import outage
 from pipeq_worker.settings.read import Settings
-from pipeq_worker.stages.engine import Engine
-from pipeq_worker.stages.fetch import Fetcher
-from pipeq_worker.stores.signed import Signatures
-from pipeq_worker.stores.writer import Writer
 
 logger = logging.getLogger(__name__)
 
-#: More threads than this slow each other down, waiting for the interpreter's lock.
-MOST_PREPARE_THREADS = 8
 #: How long a stop may last beyond `drain_s`, in seconds.
 END_S = 30.0
 
@@ -45,22 +39,22 @@ class Runtime:
     """Created before Celery starts; the pool starts and stops it."""
 
     settings: Settings
-    pipelines: dict[str, Pipeline]
     #: Name of this worker, as Celery shows it.
     hostname: str
     #: Gets the events of this worker.
     observer: Observer
     #: What others may see of it.
     seen: Seen
-    #: Set when the device hangs or is unusable, to the tasks that it was running. The process then ends without
-    #: waiting.
-    lost: list[Delivery] | None = None
-    engine: Engine[Delivery] = field(init=False)
+    #: What the child has loaded, by name.
+    pipelines: dict[str, Served] = field(default_factory=dict)
+    #: Set when only a new process helps: nothing is waited for then.
+    lost: bool = False
+    dispatcher: Dispatcher[Delivery] = field(init=False)
     deliverer: Deliverer = field(init=False)
-    writer: Writer = field(init=False)
-    _placer: Placer = field(init=False)
+    _beginning: Beginning = field(init=False)
+    _deliver: Callable[[list[Delivery]], None] = field(init=False)
+    _lose: Callable[[str], None] = field(init=False)
     _heartbeat: Heartbeat = field(init=False)
-    _fetcher: Fetcher = field(init=False)
     _marks: Marks = field(init=False)
     #: Whether :meth:`start` has finished.
     _has_started: bool = field(init=False, default=False)
@@ -70,29 +64,43 @@ class Runtime:
         """The queues that messages are taken from: one for each pipeline, and those of ordinary Celery tasks."""
         return [*self.pipelines, *(self.settings.celery_queues if self.settings.include else ())]
 
+    def load(self) -> None:
+        """Starts the child process, and waits until it has loaded the pipelines.
+
+        Raises:
+            PipeqError: one cannot be loaded.
+        """
+        settings = self.settings
+        # Until `start`, no task comes in, so none of these is called.
+        hooks: Hooks[Delivery] = Hooks(
+            begin=lambda tasks, alone: self._beginning.begin(tasks, alone),
+            look=lambda tasks: self._beginning.look(tasks),
+            deliver=lambda tasks: self._deliver(tasks),
+            died=lambda tasks: self._beginning.died(tasks),
+            hopeless=lambda reason: self._lose(reason),
+        )
+        start = partial(ChildProcess, settings)
+        health = self.seen.health
+        self.dispatcher = Dispatcher(
+            list(settings.pipelines), settings, start, hooks, self.observer, loads=health.loads, loaded=health.loaded
+        )
+        if settings.pipelines:
+            self.pipelines = self.dispatcher.load()
+
     def start(
         self,
         app: Celery,
-        on_lost: Callable[[str, list[Delivery]], None],
+        on_lost: Callable[[str], None],
         on_delivered: Callable[[list[Delivery]], None],
     ) -> None:
-        """Starts the stages."""
+        """Starts the threads."""
         settings = self.settings
         client = connect(settings.redis_url, retries=3)
         retries = Retries(client, settings, partial(refuse, app, self.hostname))
 
-        def on_deaf(reason: str) -> None:
-            if self.lost is None:
-                on_lost(reason, [])
-
-        self._marks = Marks(client, self.hostname)
-        beginning = Beginning(self._marks)
-        signatures = Signatures(client, settings.results)
-        self.writer = Writer(settings.results, settings.s3)
-        self._fetcher = Fetcher(settings.inputs, settings.s3, settings.fetch_threads * len(self.pipelines), signatures)
-        self._placer = Placer(settings.results, self.writer, signatures)
-        self.deliverer = Deliverer(app, settings, self._placer, retries, client, self.observer)
-        outage.tell(self.observer)
+        def lose(reason: str) -> None:
+            if not self.lost:
+                on_lost(reason)
 
         def deliver(deliveries: list[Delivery]) -> None:
             try:
@@ -100,25 +108,19 @@ class Runtime:
             finally:
                 on_delivered(deliveries)
 
-        self.engine = Engine(
-            self.pipelines,
-            settings,
-            self._fetcher,
-            begin=beginning.begin,
-            look=beginning.look,
-            deliver=deliver,
-            on_lost=on_lost,
-            prepare_threads=settings.prepare_threads or min(os.cpu_count() or 1, MOST_PREPARE_THREADS),
-            observer=self.observer,
-        )
-        self.engine.start()
-        receiving = Receiving(self.queues, lambda: app.amqp.queues.consume_from, on_deaf, self.observer)
+        self._lose, self._deliver = lose, deliver
+        self._marks = Marks(client, self.hostname)
+        self._beginning = Beginning(self._marks)
+        self.deliverer = Deliverer(app, settings, retries, client, self.observer)
+        outage.tell(self.observer)
+        self.dispatcher.start()
+        receiving = Receiving(self.queues, lambda: app.amqp.queues.consume_from, lose, self.observer)
         self._heartbeat = Heartbeat(
             client,
             self.hostname,
             self.pipelines,
             self._counts,
-            self.engine.costs.shown,
+            self.dispatcher.costs.shown,
             retries,
             self.queues,
             receiving,
@@ -126,7 +128,6 @@ class Runtime:
             self.seen.rates,
         )
         self._show()
-        threading.Thread(target=self._fetcher.warm_up, name="warm-up", daemon=True).start()
         self._has_started = True
 
     def announce(self) -> None:
@@ -138,33 +139,35 @@ class Runtime:
     def hurry(self) -> None:
         """Ends the waiting of a stop, now or later: what still runs then goes back on its queue."""
         if self._has_started:  # otherwise no task has come in yet
-            self.engine.hurry()
+            self.dispatcher.hurry()
 
     def _counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
-        return self.engine.in_flight(), self.engine.running()
+        return self.dispatcher.in_flight(), self.dispatcher.running()
+
+    def _processes(self) -> Iterable[tuple[str, int]]:
+        return [("host", os.getpid()), *self.dispatcher.pids.items()]
 
     def _show(self) -> None:
         """Tells what others may see where to look."""
         self.seen.counts(self._counts)
+        self.seen.processes(self._processes)
         self.seen.health.hears(lambda: self._heartbeat.deaf)
-        self.seen.health.watch(self.engine.hangs)
+        self.seen.health.watch(self.dispatcher.hangs)
 
     def withdraw(self) -> list[Delivery]:
         """Stops accepting tasks. Returns those that have not reached the device; the caller puts them back."""
         self.seen.health.stops(self.settings.drain_s + END_S)
         self._heartbeat.leave()
-        return self.engine.withdraw()
+        return self.dispatcher.withdraw()
 
     def stop(self, timeout_s: float) -> list[Delivery]:
         """Waits up to ``timeout_s`` for tasks to end, or less after :meth:`hurry`. Returns those that did not end."""
         self._heartbeat.leave()
-        left = self.engine.drain(0 if self.lost else timeout_s)
+        left = self.dispatcher.drain(0 if self.lost else timeout_s)
         try:
-            self._marks.take_back([delivery for delivery in left if delivery not in (self.lost or [])])
+            self._marks.take_back(left)
         except RedisError as error:
             logger.warning("cannot take back %d marks: %s", len(left), error, extra={"action": "drain"})
         self._heartbeat.close()
-        self._placer.close()
-        self.writer.close()
-        self._fetcher.close()
+        self.dispatcher.close()
         return left

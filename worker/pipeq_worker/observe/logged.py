@@ -24,8 +24,15 @@ class Log(Observer):
         )
 
     def child_died(self, reason: str, task_ids: list[str]) -> None:
-        """Logs the cause; the tasks are retried or end, and are logged then."""
-        logger.critical("%s; ending this process", reason, extra={"action": "device_lost"})
+        """Logs the cause; the tasks are tried again or end, and are logged then."""
+        logger.error(
+            "%s; %s; starting another one",
+            reason,
+            f"it was working on {len(task_ids)} tasks, which run alone now"
+            if task_ids
+            else "it was working on no task",
+            extra={"action": "child_died", "tasks": task_ids[:100]},
+        )
 
     def task_ended(
         self, task_id: str, pipeline: str | None, ended: Ended, code: str | None, timing_ms: Mapping[str, float]

@@ -68,7 +68,7 @@ class Observer:
         """
 
     def child_died(self, reason: str, task_ids: list[str]) -> None:
-        """Called when the device hangs or is unusable, and its process ends with these tasks in the batch."""
+        """Called when a child process has died, or was ended because it hung, while it worked on these tasks."""
 
     def task_ended(
         self, task_id: str, pipeline: str | None, ended: Ended, code: str | None, timing_ms: Mapping[str, float]

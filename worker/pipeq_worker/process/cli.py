@@ -110,7 +110,6 @@ def run(settings: Settings) -> int:
     from pipeq_worker.broker.pool import EXIT_DEVICE_LOST
     from pipeq_worker.host.runtime import Runtime
     from pipeq_worker.host.seen import Seen
-    from pipeq_worker.models.loading import load_pipeline, needs_torch
     from pipeq_worker.observe.logged import Log
     from pipeq_worker.observe.observer import Observers, of_entry_points
 
@@ -121,21 +120,12 @@ def run(settings: Settings) -> int:
     seen = Seen(settings, hostname)
     observer = Observers([Log(), *seen.observers, *own])
     startup.wait_for_redis(settings.redis_url)
-    pipelines = {}
+    runtime = Runtime(settings, hostname, observer, seen)
     with startup.Loading(settings.redis_url, hostname, settings.pipelines):
-        if any(needs_torch(name, section) for name, section in settings.pipelines.items()):
-            _import_torch(settings)
-        for at, (name, section) in enumerate(settings.pipelines.items(), 1):
-            logger.info(
-                "loading %s (%d of %d)", name, at, len(settings.pipelines), extra={"action": "load", "pipeline": name}
-            )
-            pipelines[name] = load_pipeline(name, section, settings.device, settings.s3, settings.param_limits)
-            seen.health.loaded(name)
+        runtime.load()
     supervisor.end_with_parent()
-    # The loaded models stay until the end, so the collector is told not to walk through them and torch again.
     gc.collect()
     gc.freeze()
-    runtime = Runtime(settings, pipelines, hostname, observer, seen)
     app = build_app(runtime)
     # Celery warns when it runs as root, which is usual in containers. It would matter only if a worker ran code from
     # its producers, and it runs none.
@@ -150,16 +140,3 @@ def run(settings: Settings) -> int:
     # Ends at once, as threads that still read from a slow store would delay the exit. Their tasks are back on their
     # queues.
     os._exit(EXIT_DEVICE_LOST if runtime.lost else celery_worker.exitcode or 0)
-
-
-def _import_torch(settings: Settings) -> None:
-    logger.info("importing torch and transformers", extra={"action": "start"})
-    import torch
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    # One thread for each tokenizer, because our own threads already run in parallel.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if settings.torch_threads:
-        torch.set_num_threads(settings.torch_threads)

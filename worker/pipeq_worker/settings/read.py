@@ -95,8 +95,11 @@ class Settings(BaseSettings):
     lease_s: float = Field(default=15, gt=0)
     #: ... plus at most this long, in seconds.
     sweep_s: float = Field(default=5, gt=0)
-    #: A forward pass beyond this ends the process, in seconds.
+    #: A forward pass beyond this ends the process that holds the model, and another one is started, in seconds.
     hard_timeout_s: float = Field(default=600, gt=0)
+    #: The same for one step of preparing or finishing a task: decoding one input, preparing one item, making the
+    #: result, in seconds.
+    step_timeout_s: float = Field(default=300, gt=0)
     #: How long what runs may go on after SIGTERM, in seconds. What does not run yet goes back on its queue at once, and
     #: in the end what runs still.
     drain_s: float = Field(default=20, ge=0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 
 class Budget:
@@ -24,17 +26,28 @@ class Budget:
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._used < self._limit)
 
-    def add(self, held: int, more: int) -> None:
+    def add(self, held: int, more: int, waiting: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Adds ``more`` bytes for a task that holds ``held``; if it holds none, waits for room first.
 
         A task larger than the limit is admitted when no other task holds bytes.
+
+        Args:
+            held: bytes that the task holds already.
+            more: bytes to add; negative to give some back.
+            waiting: entered while there is no room.
         """
+        if not held and more > 0 and not self._has_room(more):
+            with waiting(), self._changed:
+                self._changed.wait_for(lambda: self._has_room(more))
         with self._changed:
             if not held and more > 0:
-                self._changed.wait_for(lambda: self._closed or not self._used or self._used + more <= self._limit)
+                self._changed.wait_for(lambda: self._has_room(more))
             self._used += more
             if more < 0:
                 self._changed.notify_all()
+
+    def _has_room(self, more: int) -> bool:
+        return self._closed or not self._used or self._used + more <= self._limit
 
     def close(self) -> None:
         """Lets all waiting threads through, so that they can end."""

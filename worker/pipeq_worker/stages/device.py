@@ -1,7 +1,6 @@
 """DEVICE: batches -> forward passes, one after the other, on the only thread that uses the device.
 
-Before: batcher. After: delivery. A task with which a worker has died runs alone, and is marked as running only while it
-does, so that other tasks cannot die with it.
+Before: shelf. After: finish. Which items form a batch was decided by the process that holds the leases.
 """
 
 from __future__ import annotations
@@ -9,157 +8,154 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Generic
+from dataclasses import dataclass, field
 
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.status import BatchInfo
 
-from pipeq_worker.models.pipeline import Pipeline
-from pipeq_worker.observe.observer import Observer
-from pipeq_worker.schedule.batcher import Batch, Batcher
-from pipeq_worker.schedule.costs import Costs
+from pipeq_worker.schedule.costs import Pass
 from pipeq_worker.stages.infer import DeviceLostError, infer
-from pipeq_worker.stages.look import Lookout
-from pipeq_worker.stages.task import Item, T
-from pipeq_worker.stages.watchdog import Watchdog
+from pipeq_worker.stages.shelf import Shelf
+from pipeq_worker.stages.steps import Stage, Steps
+from pipeq_worker.stages.task import Item, Task
 
 logger = logging.getLogger(__name__)
 
 
-class Device(Generic[T]):
+@dataclass(frozen=True)
+class Run:
+    """A batch to run."""
+
+    number: int
+    #: Numbers of its items on the shelf.
+    items: list[int]
+    #: Whether nothing else may run in this process meanwhile.
+    alone: bool
+
+
+@dataclass
+class Ran:
+    """A batch that has run."""
+
+    number: int
+    #: Items that really ran, without those of cancelled tasks.
+    size: int = 0
+    #: Cost of its longest item, times the number of items.
+    padded_cost: int = 0
+    #: Share of that cost that was padding, 0 to 1.
+    padding: float = 0.0
+    seconds: float = 0.0
+    #: Tasks that have no items left to run.
+    ended: int = 0
+    #: Its forward passes: one, unless it was halved.
+    passes: list[Pass] = field(default_factory=list)
+    #: Size of each part that was halved, and the code of the error.
+    splits: list[tuple[int, str]] = field(default_factory=list)
+
+
+class Device:
     """Owns the device's thread.
 
     Args:
-        batcher: the source of batches.
-        costs: learns what forward passes take.
-        begin: called with tasks before their first batch, and with whether a task runs alone; sets ``started_at`` and
-            ``deaths``, and marks dropped tasks; never raises.
-        lookout: checks which tasks have been cancelled.
+        shelf: where the items lie.
+        steps: what the thread does is noted there.
+        ran: called after each batch.
         done: called with tasks that have no items left to run.
-        on_lost: called with a reason, and the tasks in the batch, when the device hangs or cannot be used any more.
-        max_deaths: a task with which this many workers died is not run again.
-        hard_timeout_s: a forward pass that takes longer counts as hanging.
-        observer: told of batches, and of the ends of stages.
+        lost: called with a reason when the device cannot be used any more.
     """
 
     def __init__(
         self,
-        batcher: Batcher[Item[T]],
-        costs: Costs,
-        begin: Callable[[list[T], bool], None],
-        lookout: Lookout[T],
-        done: Callable[[list[T]], None],
-        on_lost: Callable[[str, list[T]], None],
-        max_deaths: int,
-        hard_timeout_s: float,
-        observer: Observer,
+        shelf: Shelf,
+        steps: Steps,
+        ran: Callable[[Ran], None],
+        done: Callable[[list[Task]], None],
+        lost: Callable[[str], None],
     ) -> None:
-        self._batcher = batcher
-        self._costs = costs
-        self._begin_them = begin
-        self._lookout = lookout
+        self._shelf = shelf
+        self._steps = steps
+        self._ran = ran
         self._done = done
-        self._on_lost = on_lost
-        self._max_deaths = max_deaths
-        self._observer = observer
-        self._watchdog = Watchdog(hard_timeout_s)
-        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+        self._lost = lost
+        self._runs: deque[Run] = deque()
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
 
     def start(self) -> None:
-        """Runs batches until the batcher is closed."""
+        """Runs batches until it is closed."""
         self._thread.start()
 
-    def hangs(self) -> str | None:
-        """Says that a forward pass runs although it should have been ended, or that the thread has ended."""
-        if not self._thread.is_alive():
-            return "the device's thread has ended"
-        late_s = self._watchdog.late_s()
-        return f"a forward pass should have ended {late_s:.0f} s ago" if late_s > 0 else None
+    def run(self, run: Run) -> None:
+        """Runs a batch after those that were given before. Returns at once."""
+        with self._changed:
+            self._runs.append(run)
+            self._changed.notify()
 
-    def _run(self) -> None:
-        while (batch := self._batcher.take()) is not None:
-            tasks = _tasks_of(batch.items)
+    def close(self) -> None:
+        """Begins no more batches. Returns at once."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._runs or self._closed)
+                if self._closed:
+                    return
+                run = self._runs.popleft()
             try:
-                self._run_batch(batch, tasks)
-            except DeviceLostError:
+                self._run(run)
+            except DeviceLostError as error:
+                self._lost(f"the device is beyond use: {error}")
                 return
-            except Exception as error:
-                logger.exception("a batch failed inside pipeq", extra={"action": "batch"})
-                for task in tasks:
-                    task.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
-            done = [item.task for item in batch.items if item.task.closed()]
-            if (learned := self._costs.find(batch.items[0].lane)) is not None:
-                learned.ended(len(done))
-            if done:
-                self._tell(done)
-                self._done(done)
 
-    def _run_batch(self, batch: Batch[Item[T]], tasks: list[T]) -> None:
-        began = time.monotonic()
-        self._begin([task for task in tasks if task.started_at is None and not task.needs_no_device], alone=False)
-        # A task with many items runs in many batches, and may have been cancelled since the first one.
-        self._lookout.again(tasks)
-        together = [item for item in batch.items if not item.task.deaths and not item.task.needs_no_device]
-        if together:
-            self._run_items(Batch(together), began)
-        for item in batch.items:
-            task = item.task
-            if task.deaths and not task.needs_no_device:
-                if task.deaths >= self._max_deaths:
-                    sentence = f"{task.deaths} workers died while they had this task in a batch"
-                    task.fail(PipeqError(ErrorCode.WORKER_LOST, sentence))
-                    continue
-                self._begin([task], alone=True)
-                if not task.needs_no_device:
-                    self._run_items(Batch([item]), began)
+    def _run(self, run: Run) -> None:
+        found = self._shelf.find(run.items)
+        items = [item for item in found if not item.task.needs_no_device]
+        began, ran = time.monotonic(), Ran(run.number, len(items))
+        if items:
+            with self._steps.step(Stage.FORWARD, run.number, alone=run.alone):
+                began = time.monotonic()
+                try:
+                    self._infer(items, ran)
+                except DeviceLostError:
+                    raise
+                except Exception as error:
+                    logger.exception("a batch failed inside pipeq", extra={"action": "batch"})
+                    for item in items:
+                        item.error = PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
+        ran.seconds = time.monotonic() - began
+        ran.padded_cost = max((item.cost for item in items), default=0) * len(items)
+        ran.padding = 1 - sum(item.cost for item in items) / ran.padded_cost if ran.padded_cost else 0.0
+        self._note(items, ran, began)
+        # A cancelled task's items may have been removed, and closed, meanwhile.
+        done = [item.task for item in self._shelf.remove(found) if item.task.closed()]
+        ran.ended = len(done)
+        self._ran(ran)
+        if done:
+            self._done(done)
 
-    def _begin(self, tasks: list[T], *, alone: bool) -> None:
-        tasks = [task for task in tasks if task.begins()]
-        for task in tasks:
-            task.looked_at = time.monotonic()
-        if tasks:
-            self._begin_them(tasks, alone)
-
-    def _run_items(self, batch: Batch[Item[T]], began: float) -> None:
-        items, pipeline = batch.items, batch.items[0].task.pipeline
+    def _infer(self, items: list[Item], ran: Ran) -> None:
+        pipeline = items[0].task.pipeline
         assert pipeline is not None
-        info = BatchInfo(size=len(items), padding=round(batch.padding, 4))
-        tasks = _tasks_of(items)
-        self._observer.batch_began(pipeline.name, info.size)
-        started = time.monotonic()
-        try:
-            with self._watchdog.watch(lambda after: self._on_lost(_stuck(pipeline, items, after), tasks)):
-                learned = self._costs.of(pipeline.name, pipeline.limits)
-                infer(pipeline, items, partial(self._observer.batch_split, pipeline.name), learned.add)
-        except DeviceLostError as error:
-            self._on_lost(f"the device is beyond use: {error}", tasks)
-            raise
-        spent = time.monotonic() - started
-        for task in tasks:
+        infer(pipeline, items, lambda size, code: ran.splits.append((size, code)), ran.passes.append)
+
+    def _note(self, items: list[Item], ran: Ran, began: float) -> None:
+        """Gives each task its outputs, its errors, and its share of the times."""
+        info = BatchInfo(size=ran.size, padding=round(ran.padding, 4))
+        for task in dict.fromkeys(item.task for item in items):
             if task.batch is None or info.size > task.batch.size:
                 task.batch = info
-            task.add_time("infer", spent)
+            task.add_time("infer", ran.seconds)
         for item in items:
             item.task.add_time("batch", began - item.ready_at)
+            item.features = None
             if item.error is not None:
                 where = f"inputs[{item.index}]: " if item.task.is_list else ""
                 item.task.fail(PipeqError(item.error.code, where + item.error.message, item.error.retryable))
             else:
                 item.task.outputs[item.index][item.chunk] = item.output
-        self._observer.batch_ran(pipeline.name, info.size, info.padding, spent, batch.padded_cost)
-
-    def _tell(self, tasks: list[T]) -> None:
-        for task in tasks:
-            for stage in ("batch", "infer"):
-                if task.pipeline is not None and stage in task.timing_ms:
-                    self._observer.stage_ended(task.id, task.pipeline.name, stage, task.timing_ms[stage] / 1000)
-
-
-def _tasks_of(items: list[Item[T]]) -> list[T]:
-    return list(dict.fromkeys(item.task for item in items))
-
-
-def _stuck(pipeline: Pipeline, items: list[Item[Any]], after_s: float) -> str:
-    return f"a forward pass of {len(items)} items through {pipeline.name!r} took over hard_timeout_s ({after_s:g} s)"

@@ -1,54 +1,68 @@
-"""ENGINE: joins the stages. Before: the pool. After: delivery. Imports no Celery, Redis, leases or records.
+"""ENGINE: joins the stages inside one process. Before and after: the process that holds the leases.
 
-    accept -> fetch -> decode -> prepare -> | batch -> infer | -> deliver
-              preparation.py                  device.py           deliver threads
+    accept -> fetch -> decode -> prepare -> | shelf -> infer | -> finish
+              preparation.py                  device.py          finish threads
 
-CPU threads prepare the next batch and finish the last one while the device runs the current one. Celery's prefetch
-bounds the tasks inside, a :class:`Budget` their bytes, and the batcher the prepared items.
+CPU threads prepare and finish while the device runs. Which prepared items run together, and when, is decided by the
+process that holds the leases; it bounds the number of tasks inside, a :class:`Budget` their bytes. Imports no Celery.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic
+from dataclasses import dataclass
+
+from pipeq.contract.errors import ErrorCode, PipeqError
 
 from pipeq_worker.models.pipeline import Pipeline
-from pipeq_worker.observe.observer import Observer
-from pipeq_worker.schedule.batcher import Batcher
-from pipeq_worker.schedule.costs import Costs
 from pipeq_worker.settings.read import Settings
-from pipeq_worker.stages.device import Device
+from pipeq_worker.stages.device import Device, Ran, Run
 from pipeq_worker.stages.fetch import Fetcher
-from pipeq_worker.stages.look import Lookout
+from pipeq_worker.stages.placing import UPLOAD_THREADS, Placer, Uploads
 from pipeq_worker.stages.preparation import Preparation, share_of
-from pipeq_worker.stages.task import Item, T
+from pipeq_worker.stages.shelf import Shelf
+from pipeq_worker.stages.steps import Stage, Steps
+from pipeq_worker.stages.task import Item, Task
 
 logger = logging.getLogger(__name__)
 
 #: Most bytes of prepared items that wait for the device: a window of 256 images, or an hour of audio in chunks.
 WINDOW_BYTES = 256 * 2**20
-DELIVER_THREADS = 2
-#: How long results may still take to be stored when the stages end, in seconds.
-STORE_S = 2.0
+FINISH_THREADS = 2
 
 
-class Engine(Generic[T]):
-    """Takes tasks through the stages.
+@dataclass(frozen=True)
+class Listener:
+    """Is told what happens to tasks. Its functions are called on the stages' threads and return at once.
+
+    Attributes:
+        ready: an item lies on the shelf.
+        prepared: all items of a task do, or have run already.
+        ran: a batch has run.
+        ended: a task has its result, or an error.
+        lost: the device cannot be used any more; the reason.
+    """
+
+    ready: Callable[[Item], None]
+    prepared: Callable[[Task], None]
+    ran: Callable[[Ran], None]
+    ended: Callable[[Task], None]
+    lost: Callable[[str], None]
+
+
+class Engine:
+    """Takes tasks through the stages of this process.
 
     Args:
         pipelines: the loaded pipelines by name.
         settings: the worker's settings.
         fetcher: reads references.
-        begin: called with tasks before their first batch, and with whether a task runs alone; never raises.
-        look: marks those tasks that have ended in the meantime; never raises.
-        deliver: called with tasks that have passed the stages; ends them.
-        on_lost: called with a reason, and the tasks in the batch, when the device hangs or cannot be used any more.
-        prepare_threads: number of threads for each pipeline.
-        observer: told what happens to tasks and batches.
+        placer: turns outputs into results, and writes those that do not stay in a record.
+        listener: told what happens.
+        steps: what each thread does is noted there.
     """
 
     def __init__(
@@ -56,135 +70,95 @@ class Engine(Generic[T]):
         pipelines: dict[str, Pipeline],
         settings: Settings,
         fetcher: Fetcher,
-        *,
-        begin: Callable[[list[T], bool], None],
-        look: Callable[[list[T]], None],
-        deliver: Callable[[list[T]], None],
-        on_lost: Callable[[str, list[T]], None],
-        prepare_threads: int,
-        observer: Observer | None = None,
+        placer: Placer,
+        listener: Listener,
+        steps: Steps | None = None,
     ) -> None:
-        observer = observer or Observer()
-        self._deliver = deliver
-        self._tasks: set[T] = set()
-        self._changed = threading.Condition()
-        #: Set once no more tasks are accepted.
-        self._draining = False
-        #: Set once a drain must not wait any more.
-        self._hurried = False
-        #: Set once no more results are delivered, not even those of the last batch.
-        self._ended = False
-        #: Number of calls of ``deliver`` that are running or scheduled.
-        self._finishing = 0
+        self._listener = listener
+        self._placer = placer
+        self._steps = steps or Steps()
+        #: Number -> task, from its acceptance to its end.
+        self._tasks: dict[int, Task] = {}
+        self._lock = threading.Lock()
         window = min(WINDOW_BYTES // len(pipelines), share_of(settings, len(pipelines)))
-        #: What forward passes take, and what the next ones will.
-        self.costs = Costs()
-        self._batcher: Batcher[Item[T]] = Batcher(window, self.costs)
-        lookout = Lookout(look)
+        self._shelf = Shelf(window)
         self._preparation = Preparation(
-            pipelines, settings, fetcher, self._batcher, lookout, self._finish_here, prepare_threads, observer
+            pipelines,
+            settings,
+            fetcher,
+            self._shelf,
+            self._steps,
+            ready=listener.ready,
+            prepared=listener.prepared,
+            finish=lambda task: self._finish_later([task]),
+            check_output=placer.check_output,
         )
-        self._device = Device(
-            self._batcher,
-            self.costs,
-            begin,
-            lookout,
-            self._finish_later,
-            on_lost,
-            settings.max_deaths,
-            settings.hard_timeout_s,
-            observer,
-        )
-        self._delivering = ThreadPoolExecutor(DELIVER_THREADS, "deliver")
+        self._device = Device(self._shelf, self._steps, listener.ran, self._finish_later, listener.lost)
+        self._finishing = ThreadPoolExecutor(FINISH_THREADS, "finish")
+        self._placing = ThreadPoolExecutor(UPLOAD_THREADS, "place")
 
     def start(self) -> None:
         """Starts the device thread; the other threads start with the first task."""
         self._device.start()
 
-    def submit(self, task: T) -> None:
-        """Accepts a task, and returns at once. Once the stages are ending, the task is ignored."""
-        with self._changed:
-            if not self._draining:
-                self._tasks.add(task)
-                self._preparation.submit(task)
+    def submit(self, task: Task) -> None:
+        """Accepts a task, and returns at once."""
+        with self._lock:
+            self._tasks[task.number] = task
+        self._preparation.submit(task)
 
-    def in_flight(self) -> dict[str, int]:
-        """Number of tasks inside, for each pipeline."""
-        with self._changed:
-            return Counter(task.pipeline.name for task in self._tasks if task.pipeline is not None)
+    def run(self, run: Run) -> None:
+        """Runs a batch of items that are ready. Returns at once."""
+        self._device.run(run)
 
-    def running(self) -> dict[str, int]:
-        """Number of those whose first batch has begun."""
-        with self._changed:
-            began = [task for task in self._tasks if task.started_at is not None]
-        return Counter(task.pipeline.name for task in began if task.pipeline is not None)
-
-    def hangs(self) -> str | None:
-        """Says that the device hangs or its thread has ended; None if all is well."""
-        return self._device.hangs()
-
-    def withdraw(self) -> list[T]:
-        """Accepts no more tasks, and returns those that have not reached the device; the caller owns them again."""
-        with self._changed:
-            self._draining = True
-            idle = [task for task in self._tasks if task.withdraw()]
-            self._tasks.difference_update(idle)
-            self._changed.notify_all()
-        return idle
-
-    def drain(self, timeout_s: float) -> list[T]:
-        """Finishes the tasks inside, for at most ``timeout_s``, then stops.
-
-        A forward pass that still runs then is abandoned.
-
-        Returns:
-            The tasks that were not finished.
-        """
-        with self._changed:
-            self._draining = True
-            self._changed.wait_for(lambda: self._hurried or not self._tasks, timeout_s)
-        # Tasks that are still inside are not delivered any more, whatever happens to them here.
-        self._preparation.close()
-        self._batcher.close()
-        with self._changed:
-            self._changed.wait_for(lambda: self._hurried or not self._finishing, STORE_S)
-            self._ended = True
-            self._delivering.shutdown(wait=False)
-            return list(self._tasks)
-
-    def hurry(self) -> None:
-        """Ends a drain, now or later, without waiting. May be called from any thread."""
-        with self._changed:
-            self._hurried = True
-            self._changed.notify_all()
-
-    @property
-    def is_hurried(self) -> bool:
-        """Whether a drain must not wait any more."""
-        return self._hurried
-
-    def _finish_later(self, tasks: list[T]) -> None:
-        """Delivers tasks on another thread. Called on the device's thread, which must not wait for it."""
-        with self._changed:
-            if not self._ended:
-                self._finishing += 1
-                self._delivering.submit(self._finish, tasks)
-
-    def _finish_here(self, task: T) -> None:
-        """Delivers a task on the calling thread: it needs no device, or its last item has already run."""
-        with self._changed:
-            self._finishing += 1
-        self._finish([task])
-
-    def _finish(self, tasks: list[T]) -> None:
-        try:
-            self._deliver([task for task in tasks if task.begins()])
-        except Exception:
-            logger.exception("%d tasks could not be delivered", len(tasks), extra={"action": "deliver"})
+    def cancel(self, numbers: Iterable[int]) -> None:
+        """Stops working on tasks; of those nothing more is told."""
+        with self._lock:
+            tasks = [self._tasks[number] for number in numbers if number in self._tasks]
         for task in tasks:
-            self._preparation.hold(task, -task.held_bytes)
-        with self._changed:
-            self._tasks.difference_update(tasks)
-            self._finishing -= 1
-            if not self._tasks or not self._finishing:
-                self._changed.notify_all()
+            task.is_cancelled = True
+        closed = [item.task for item in self._shelf.remove_of(tasks) if item.task.closed()]
+        if closed:
+            self._finish_later(closed)
+
+    def close(self) -> None:
+        """Stops all work. Returns at once; what runs is abandoned."""
+        self._device.close()
+        self._preparation.close()
+        for pool in (self._finishing, self._placing):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._placer.close()
+
+    def _finish_later(self, tasks: list[Task]) -> None:
+        """Finishes tasks on other threads: the device's must not wait for it."""
+        for task in tasks:
+            self._finishing.submit(self._finish, task)
+
+    def _finish(self, task: Task) -> None:
+        try:
+            with self._steps.step(Stage.FINISH, task.number, alone=task.alone):
+                uploads = self._placer.convert(task)
+        except BaseException as error:  # a panic inside a tokenizer is not an Exception
+            logger.exception("task %s", task.id, extra={"action": "finish"})
+            task.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
+            uploads = Uploads()
+        if uploads.parts or uploads.result is not None:
+            # Stores answer slowly, and many writes may wait for them at the same time.
+            self._placing.submit(self._upload, task, uploads)
+        else:
+            self._end(task)
+
+    def _upload(self, task: Task, uploads: Uploads) -> None:
+        try:
+            self._placer.upload(task, uploads)
+        except Exception as error:
+            logger.exception("task %s", task.id, extra={"action": "deliver"})
+            task.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
+        self._end(task)
+
+    def _end(self, task: Task) -> None:
+        self._preparation.hold(task, -task.held_bytes)
+        with self._lock:
+            self._tasks.pop(task.number, None)
+        if not task.is_cancelled:
+            self._listener.ended(task)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from pipeq.contract.errors import ErrorCode, PipeqError
 
@@ -27,7 +26,7 @@ def _ignore(*_: object) -> None:
 
 def infer(
     pipeline: Pipeline,
-    items: Sequence[Item[Any]],
+    items: Sequence[Item],
     on_split: Callable[[int, str], None] = _ignore,
     on_pass: Callable[[Pass], None] = _ignore,
 ) -> None:
@@ -81,7 +80,7 @@ def _recover(pipeline: Pipeline) -> None:
 
 def _halve(
     pipeline: Pipeline,
-    items: Sequence[Item[Any]],
+    items: Sequence[Item],
     error: Exception,
     code: ErrorCode,
     on_split: Callable[[int, str], None],

@@ -1,4 +1,4 @@
-"""PREPARATION: the stages before the device, and the threads that run them. Before: engine. After: batcher.
+"""PREPARATION: the stages before the device, and the threads that run them. Before: stages. After: shelf.
 
     accept -> fetch -> decode -> prepare
     prepare   fetch    prepare threads
@@ -10,47 +10,51 @@ others. A task with many inputs or items is prepared in slices, and other tasks 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Generic
+from typing import Any
 
 from pipeq.contract.errors import ErrorCode, PipeqError
 
 from pipeq_worker.media.decoded import Decoded
 from pipeq_worker.models.pipeline import Pipeline
-from pipeq_worker.observe.observer import Observer
-from pipeq_worker.schedule.batcher import Batcher, Closed
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages import decode, prepare
 from pipeq_worker.stages.accept import read_inputs
 from pipeq_worker.stages.fetch import Fetcher, ref_name
 from pipeq_worker.stages.lane import Lane
-from pipeq_worker.stages.look import Lookout
-from pipeq_worker.stages.task import Item, Slot, T, Task
+from pipeq_worker.stages.shelf import Shelf
+from pipeq_worker.stages.steps import Stage, Steps
+from pipeq_worker.stages.task import Item, Slot, Task
 from pipeq_worker.stores.signed import looks_like_result
 
 logger = logging.getLogger(__name__)
 
+#: More threads than this slow each other down, waiting for the interpreter's lock.
+MOST_PREPARE_THREADS = 8
 #: How long one task may keep a thread while other tasks of its pipeline wait for it, in seconds.
 SLICE_S = 0.05
+_END = object()
 #: Most items of one task between preparation and the device's answer, in batches; items of other tasks fit in between.
 OPEN_BATCHES = 8
 
 
-class Preparation(Generic[T]):
-    """Takes tasks from their messages to items in the batcher.
+class Preparation:
+    """Takes tasks from their messages to items on the shelf.
 
     Args:
         pipelines: the loaded pipelines by name.
         settings: the worker's settings.
         fetcher: reads references.
-        batcher: receives the items.
-        lookout: checks which tasks have been cancelled.
+        shelf: receives the items.
+        steps: what the threads do is noted there.
+        ready: called with each item, once it lies on the shelf.
+        prepared: called with a task whose items are all made.
         finish: called with a task that needs no device, or whose items have all run.
-        prepare_threads: number of threads for each pipeline.
-        observer: told of accepted tasks, and of the ends of stages.
+        check_output: raises if a producer may not have output written to a URI.
     """
 
     def __init__(
@@ -58,19 +62,24 @@ class Preparation(Generic[T]):
         pipelines: dict[str, Pipeline],
         settings: Settings,
         fetcher: Fetcher,
-        batcher: Batcher[Item[T]],
-        lookout: Lookout[T],
-        finish: Callable[[T], None],
-        prepare_threads: int,
-        observer: Observer,
+        shelf: Shelf,
+        steps: Steps,
+        *,
+        ready: Callable[[Item], None],
+        prepared: Callable[[Task], None],
+        finish: Callable[[Task], None],
+        check_output: Callable[[str], None],
     ) -> None:
         self._pipelines = pipelines
         self._settings = settings
         self._fetcher = fetcher
-        self._batcher = batcher
-        self._lookout = lookout
+        self._shelf = shelf
+        self._steps = steps
+        self._ready = ready
+        self._prepared = prepared
         self._finish = finish
-        self._observer = observer
+        self._check_output = check_output
+        prepare_threads = threads_of(settings)
         share = share_of(settings, len(pipelines))
         self._lanes = {name: Lane(name, share, settings.fetch_threads, prepare_threads) for name in pipelines}
         #: For tasks that name none of our pipelines; they only fail.
@@ -79,7 +88,7 @@ class Preparation(Generic[T]):
         self._large = threading.Lock()
         self._closed = False
 
-    def submit(self, task: T) -> None:
+    def submit(self, task: Task) -> None:
         """Accepts a task. Returns at once."""
         self._lane(task).preparing.submit(partial(self._guarded, task, self._accept))
 
@@ -89,14 +98,14 @@ class Preparation(Generic[T]):
         for lane in self._lanes.values():
             lane.close()
 
-    def hold(self, task: T, more: int) -> None:
+    def hold(self, task: Task, more: int) -> None:
         """Counts bytes that a task takes, or, if negative, gives back."""
-        self._lane(task).budget.add(task.held_bytes, more)
+        self._lane(task).budget.add(task.held_bytes, more, self._steps.paused)
         task.held_bytes += more
 
     # -- stages, in the order of the data's way -----------------------------------------------------------------------
 
-    def _accept(self, task: T) -> None:
+    def _accept(self, task: Task) -> None:
         message = task.message
         assert message is not None
         pipeline = self._pipelines.get(message.pipeline)
@@ -106,15 +115,16 @@ class Preparation(Generic[T]):
                 f"this worker serves no pipeline {message.pipeline!r} (it serves {', '.join(sorted(self._pipelines))})",
             )
         task.pipeline = pipeline
+        if message.output is not None:
+            self._check_output(message.output.uri)
         task.call = pipeline.merge(message.params)
-        self._observer.task_accepted(task.id, pipeline.name)
         task.given = message.inputs
         if any(map(looks_like_result, task.given if isinstance(task.given, list) else [task.given])):
             self._lane(task).fetching.submit(self._guarded, task, self._fetch_results)
         else:
             self._read(task)
 
-    def _fetch_results(self, task: T) -> None:
+    def _fetch_results(self, task: Task) -> None:
         """Reads results of earlier tasks (of a chain, or of a chord's header) back from the store."""
         if not task.held_bytes:
             self._lane(task).budget.wait_for_room()
@@ -124,13 +134,13 @@ class Preparation(Generic[T]):
             task.given = self._fetch_result(task, task.given)
         self._lane(task).preparing.submit(partial(self._guarded, task, self._read))
 
-    def _fetch_result(self, task: T, value: Any) -> Any:
-        if self._lookout.is_in_vain(task) or (ref := self._fetcher.result_ref(value)) is None:
+    def _fetch_result(self, task: Task, value: Any) -> Any:
+        if task.needs_no_device or (ref := self._fetcher.result_ref(value)) is None:
             return value
         with task.timed("fetch"):
             return self._fetcher.fetch_result(ref, lambda size: self.hold(task, size))
 
-    def _read(self, task: T) -> None:
+    def _read(self, task: Task) -> None:
         pipeline = task.pipeline
         assert pipeline is not None
         task.inputs, task.is_list = read_inputs(pipeline.task_type, task.given, self._settings.inputs)
@@ -142,12 +152,12 @@ class Preparation(Generic[T]):
         else:
             self._prepare(task)
 
-    def _fetch(self, task: T) -> None:
+    def _fetch(self, task: Task) -> None:
         lane, until = self._lane(task), time.monotonic() + SLICE_S
         if not task.held_bytes:
             lane.budget.wait_for_room()
         for at, slot in [(at, slot) for at, one in enumerate(task.inputs) for slot in one.slots if slot.data is None]:
-            if self._lookout.is_in_vain(task):
+            if task.needs_no_device:
                 break
             if time.monotonic() > until:
                 # Other tasks wait for this thread.
@@ -155,14 +165,13 @@ class Preparation(Generic[T]):
                 return
             with task.timed("fetch"), _located(task, at):
                 slot.data = self._fetcher.fetch(slot.ref, lambda size: self.hold(task, size))
-        self._told(task, "fetch")
         lane.preparing.submit(partial(self._guarded, task, self._prepare))
 
-    def _prepare(self, task: T) -> None:
+    def _prepare(self, task: Task) -> None:
         task.rows, task.thread = self._rows(task), self._lane(task).preparing.here()
         self._go_on(task)
 
-    def _rows(self, task: T) -> Iterator[Item[T] | None]:
+    def _rows(self, task: Task) -> Iterator[Item | None]:
         """Decodes and prepares step by step: yields None for each decoded value, then the items."""
         assert task.pipeline is not None
         answer = task.pipeline.picture_memory(task.call)
@@ -174,7 +183,6 @@ class Preparation(Generic[T]):
                     self._decode(task, at, slot, decoded)
                 decoded.end()
                 yield None
-            self._told(task, "decode")
             for item in prepare.items(task):
                 # Ended before other tasks get this thread, because they may be large, too.
                 decoded.end()
@@ -182,7 +190,7 @@ class Preparation(Generic[T]):
         finally:
             decoded.end()
 
-    def _decode(self, task: T, at: int, slot: Slot, decoded: Decoded) -> None:
+    def _decode(self, task: Task, at: int, slot: Slot, decoded: Decoded) -> None:
         assert task.pipeline is not None
         assert slot.data is not None
         with _located(task, at):
@@ -194,35 +202,42 @@ class Preparation(Generic[T]):
         slot.fill(value)
         task.echoes[id(value)] = slot.ref.model_dump(exclude_none=True, exclude={"signature"})
 
-    def _go_on(self, task: T) -> None:
+    def _go_on(self, task: Task) -> None:
         """Runs the next slice of a task's preparation."""
         pipeline, rows, began = task.pipeline, task.rows, time.monotonic()
         assert pipeline is not None
         assert rows is not None
-        until, is_full = began + SLICE_S, False
-        for item in rows:
-            if item is not None:
-                task.add_time("prepare", time.monotonic() - began)
-            if self._lookout.is_in_vain(task):
+        go_on = partial(self._lane(task).preparing.go_on, task.thread, partial(self._guarded, task, self._go_on))
+        until, first = began + SLICE_S, True
+        while True:
+            if first and self._shelf.is_full(pipeline.name, pipeline.limits):
+                # Nothing is made that could not lie anywhere.
+                self._shelf.when_room(pipeline.name, pipeline.limits, go_on)
+                return
+            first = False
+            held_up, task.held_up = task.held_up, None
+            item = held_up or next(rows, _END)
+            if item is _END or task.needs_no_device:
                 break
-            if item is not None:
-                task.items += 1
-                self._check_items(task.items)
+            if isinstance(item, Item):
+                if held_up is None:
+                    task.add_time("prepare", time.monotonic() - began)
+                    task.items += 1
+                    self._check_items(task.items)
+                    if self._shelf.is_full(pipeline.name, pipeline.limits):
+                        task.held_up = item
+                        self._shelf.when_room(pipeline.name, pipeline.limits, go_on)
+                        return
                 task.outputs[item.index].append(None)
-                many = task.opened() >= OPEN_BATCHES * pipeline.limits.max_size
-                try:
-                    is_full = self._batcher.put(item, pipeline.limits) or many
-                except Closed:
-                    return  # draining: the message goes back on its queue
-            began = time.monotonic()
-            if is_full or began > until:
-                go_on = partial(
-                    self._lane(task).preparing.go_on, task.thread, partial(self._guarded, task, self._go_on)
-                )
-                if is_full:
+                has_many = task.opened() >= OPEN_BATCHES * pipeline.limits.max_size
+                self._shelf.put(item)
+                self._ready(item)
+                if has_many:
                     task.pause(go_on)
-                else:
-                    go_on()
+                    return
+            began = time.monotonic()
+            if began > until:
+                go_on()
                 return
         self._end(task)
 
@@ -236,13 +251,15 @@ class Preparation(Generic[T]):
                 f"{most} (`max_items`): send it in parts",
             )
 
-    def _guarded(self, task: T, stage: Callable[[T], None]) -> None:
+    def _guarded(self, task: Task, stage: Callable[[Task], None]) -> None:
         """Runs a stage. An error ends the task, not the thread."""
         try:
             if self._closed:
                 return
             if not task.needs_no_device:
-                stage(task)
+                what = Stage.FETCH if stage in (self._fetch, self._fetch_results) else Stage.PREPARE
+                with self._steps.step(what, task.number, alone=task.alone):
+                    stage(task)
                 return
         except PipeqError as error:
             task.fail(error)
@@ -253,19 +270,21 @@ class Preparation(Generic[T]):
             task.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
         self._end(task)
 
-    def _end(self, task: T) -> None:
+    def _end(self, task: Task) -> None:
         """Marks a task's preparation as complete."""
         task.rows = None
-        self._told(task, "prepare")
         if task.prepared():
             self._finish(task)
+        else:
+            self._prepared(task)
 
-    def _told(self, task: T, stage: str) -> None:
-        if task.pipeline is not None and stage in task.timing_ms:
-            self._observer.stage_ended(task.id, task.pipeline.name, stage, task.timing_ms[stage] / 1000)
-
-    def _lane(self, task: T) -> Lane:
+    def _lane(self, task: Task) -> Lane:
         return self._lanes.get(task.message.pipeline, self._no_lane) if task.message else self._no_lane
+
+
+def threads_of(settings: Settings) -> int:
+    """Threads that prepare, for each pipeline."""
+    return settings.prepare_threads or min(os.cpu_count() or 1, MOST_PREPARE_THREADS)
 
 
 def share_of(settings: Settings, pipelines: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from pipeq.contract.errors import PipeqError
 
 from pipeq_worker.models.pipeline import Prepared
-from pipeq_worker.stages.task import Input, Item, T
+from pipeq_worker.stages.task import Input, Item, Task
 
 #: Parameters and fields whose entries each give a row for each input, or as much work as a row.
 _MULTIPLIERS = ("candidate_labels", "targets", "query", "questions")
@@ -25,7 +25,7 @@ def _entries(value: Any) -> int:
     return max(1, len(value)) if isinstance(value, list | dict) else 1
 
 
-def items(task: T) -> Iterator[Item[T]]:
+def items(task: Task) -> Iterator[Item]:
     """Yields a task's items (tokens, features, chunks) one by one, so a long audio is never in memory as a whole.
 
     Raises:

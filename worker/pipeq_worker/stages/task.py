@@ -1,7 +1,7 @@
 """TASK: what moves through the stages: a task, its inputs, and the items that they become. Imports no Celery or Redis.
 
-The owner of a task knows where it came from and how it ends. In a worker the task is a
-:class:`pipeq_worker.delivery.delivery.Delivery`, which adds a message's request and a lease.
+A task lives in the process that has its inputs. Where it came from and how it ends is the business of the process that
+holds its lease, which knows it by its number (:class:`pipeq_worker.schedule.waiting.Task`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from pipeq.contract.errors import PipeqError
 from pipeq.contract.message import Ref, TaskMessage
@@ -67,8 +67,14 @@ class Task:
     """
 
     id: str
+    #: The number by which the process that holds its lease knows it.
+    number: int = 0
     message: TaskMessage | None = None
     pipeline: Pipeline | None = None
+    #: Whether a process died while it worked on this task: each of its steps then runs alone in this process.
+    alone: bool = False
+    #: Whether another task gets its result, which then needs signatures.
+    has_next: bool = False
     #: The pipeline's own parameters, overridden by the task's.
     call: Call = field(default_factory=Call)
     #: The message's inputs, in which references to results of other tasks have been replaced by the results.
@@ -82,11 +88,16 @@ class Task:
     #: For each input the model's outputs, one for each chunk.
     outputs: list[list[Any]] = field(default_factory=list)
     error: PipeqError | None = None
+    #: Whether its result is no longer wanted.
+    is_cancelled: bool = False
 
-    #: When its first batch began, in seconds since the epoch; set by the engine's ``begin``.
-    started_at: float | None = None
-    #: How many workers died while they ran it. A task with deaths shares no batch.
-    deaths: int = 0
+    #: What its caller reads, as JSON: the pipeline's output, or the URI that it was written to.
+    result: bytes = b"null"
+    result_uri: str | None = None
+    #: What the next task of a chain or the body of a chord gets instead, as JSON, if the result refers to objects in
+    #: the store.
+    handed_on: bytes | None = None
+    #: The largest batch that it had items in.
     batch: BatchInfo | None = None
     #: Milliseconds in each stage.
     timing_ms: dict[str, float] = field(default_factory=dict)
@@ -94,45 +105,23 @@ class Task:
     held_bytes: int = 0
     #: The rest of its preparation while there is more: yields items, and None for each decoded value; and the number of
     #: the thread that runs it.
-    rows: Iterator[Item[Any] | None] | None = None
+    rows: Iterator[Item | None] | None = None
     thread: int = 0
+    #: An item that was made when there was no room for it.
+    held_up: Item | None = None
     #: Number of items prepared so far.
     items: int = 0
-    #: When it was last checked for having ended in the meantime (monotonic clock).
-    looked_at: float = field(default_factory=time.monotonic)
 
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _open_items: int = 0
     _all_prepared: bool = False
     #: Function that resumes its preparation, and the number of open items at which it is called.
     _resume: tuple[Callable[[], None], int] | None = None
-    #: Whether it has reached the device or is being delivered; and whether it was withdrawn before that.
-    _has_begun: bool = False
-    _is_withdrawn: bool = False
-
-    @property
-    def is_dropped(self) -> bool:
-        """Whether its result is no longer wanted. Subclasses know."""
-        return False
 
     @property
     def needs_no_device(self) -> bool:
         """Whether running its items would be useless."""
-        return self.error is not None or self._is_withdrawn or self.is_dropped
-
-    def begins(self) -> bool:
-        """Marks it as begun. Returns whether it may run or be delivered; False once it was withdrawn."""
-        with self._lock:
-            self._has_begun = not self._is_withdrawn
-            return self._has_begun
-
-    def withdraw(self) -> bool:
-        """Withdraws it, unless it has begun. Returns whether it was withdrawn; it then belongs to the caller again."""
-        with self._lock:
-            if self._has_begun or self._is_withdrawn:
-                return False
-            self._is_withdrawn = True
-            return True
+        return self.error is not None or self.is_cancelled
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -189,14 +178,11 @@ class Task:
             self.error = PipeqError(error.code, error.message, error.retryable)
 
 
-T = TypeVar("T", bound=Task)
-
-
 @dataclass(eq=False)
-class Item(Generic[T]):
+class Item:
     """One row of model input."""
 
-    task: T
+    task: Task
     #: Index of the input that it belongs to, and index of its chunk in that input.
     index: int
     chunk: int
@@ -205,6 +191,8 @@ class Item(Generic[T]):
     group: Hashable
     cost: int
     nbytes: int
+    #: Its number in this process, given when it is ready.
+    number: int = 0
     ready_at: float = field(default_factory=time.monotonic)
     #: The model's output for this item, as if it had run alone; or the reason why there is none.
     output: Any = None

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 
 from pipeq_worker.stages.budget import Budget
 from pipeq_worker.stages.lane import Threads
-from pipeq_worker.stages.watchdog import Watchdog
 
 
 def test_the_budget_holds_back_who_holds_nothing() -> None:
@@ -40,19 +38,6 @@ def test_a_closed_budget_lets_everybody_through() -> None:
     for waiter in waiters:
         waiter.join(5)
     assert not any(waiter.is_alive() for waiter in waiters)
-
-
-def test_the_watchdog_barks_once_and_only_when_late() -> None:
-    barks: list[float] = []
-    watchdog = Watchdog(limit_s=0.15)
-    for _ in range(5):
-        with watchdog.watch(barks.append):
-            time.sleep(0.05)
-    time.sleep(0.2)
-    assert barks == []
-    with watchdog.watch(barks.append):
-        time.sleep(0.5)
-    assert barks == [0.15]
 
 
 def test_steps_go_on_where_they_began_in_turn_with_new_ones() -> None:

@@ -1,8 +1,9 @@
-"""The stages without Celery and Redis, and how pipelines affect each other."""
+"""Tasks through a child, without Celery and Redis, and how pipelines affect each other."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,18 +12,19 @@ from typing import Any
 import pytest
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import Ref, TaskMessage
+from pipeq_worker.children import dispatcher as dispatcher_module
+from pipeq_worker.children.dispatcher import Dispatcher, Hooks
 from pipeq_worker.models.constant_pipeline import ConstantPipeline
-from pipeq_worker.models.pipeline import Prepared
+from pipeq_worker.models.pipeline import Pipeline, Prepared
 from pipeq_worker.models.task_types import find
+from pipeq_worker.schedule.waiting import Task
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.settings.sections import PipelineSettings
-from pipeq_worker.stages import look as look_module
 from pipeq_worker.stages.accept import read_inputs
-from pipeq_worker.stages.engine import Engine
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stages.prepare import least_items
-from pipeq_worker.stages.task import Task
 
+from tests.thread_child import starter
 from tests.unit.media import image_bytes, picture
 
 
@@ -40,6 +42,9 @@ class SlowStore(Fetcher):
 
     def __init__(self) -> None:
         self.answers = threading.Event()
+
+    def warm_up(self) -> None:
+        pass
 
     def fetch(self, ref: Ref, reserve: Callable[[int], None] = lambda size: None) -> bytes:
         data = image_bytes(picture(8, 8), "PNG")
@@ -67,9 +72,29 @@ class ManyRows(ConstantPipeline):
         time.sleep(0.002)
         return super().forward(features, call)
 
+    def postprocess(self, outputs: list[Any], call: Any) -> Any:
+        return len(outputs)
+
+
+def dispatcher(
+    pipelines: dict[str, Pipeline],
+    settings: Settings,
+    fetcher: Fetcher,
+    deliver: Callable[[list[Task]], None],
+    look: Callable[[list[Task]], None] = look,
+) -> Dispatcher[Task]:
+    """One that runs, with a child in a thread."""
+    sections = {name: PipelineSettings(task="constant") for name in pipelines}
+    settings = settings.model_copy(update={"pipelines": sections})
+    hooks = Hooks(begin=begin, look=look, deliver=deliver, died=lambda _: None, hopeless=lambda _: None)
+    made = Dispatcher(list(pipelines), settings, starter(pipelines, settings, fetcher), hooks)
+    made.load()
+    made.start()
+    return made
+
 
 class Stages:
-    """An engine with one pipeline, and the tasks that it has finished."""
+    """A dispatcher with one pipeline, and the tasks that it has finished."""
 
     def __init__(
         self,
@@ -80,17 +105,13 @@ class Stages:
     ) -> None:
         self.done: list[Task] = []
         self._changed = threading.Condition()
-        self.engine: Engine[Task] = Engine(
+        self.engine = dispatcher(
             {pipeline.name: pipeline},
-            Settings(**settings),
+            Settings(prepare_threads=2, **settings),
             fetcher or SlowStore(),
-            begin=begin,
-            look=look,
-            deliver=self._deliver,
-            on_lost=lambda *_: None,
-            prepare_threads=2,
+            self._deliver,
+            look,
         )
-        self.engine.start()
 
     def _deliver(self, tasks: list[Task]) -> None:
         with self._changed:
@@ -123,18 +144,9 @@ def image_pipeline(name: str) -> ConstantPipeline:
 def test_a_pipeline_whose_store_is_slow_holds_up_no_other(store: SlowStore) -> None:
     """Neither by waiting threads nor by held bytes."""
     done: list[Task] = []
-    settings = Settings(fetch_threads=2, prefetch_bytes=2000)
-    engine: Engine[Task] = Engine(
-        {name: image_pipeline(name) for name in ("slow", "quick")},
-        settings,
-        store,
-        begin=begin,
-        look=look,
-        deliver=done.extend,
-        on_lost=lambda *_: None,
-        prepare_threads=1,
-    )
-    engine.start()
+    settings = Settings(fetch_threads=2, prefetch_bytes=2000, prepare_threads=1)
+    pipelines = {name: image_pipeline(name) for name in ("slow", "quick")}
+    engine = dispatcher(pipelines, settings, store, done.extend)
     number = itertools.count()
 
     def submit(name: str, count: int) -> None:
@@ -167,7 +179,7 @@ def test_tasks_of_many_items_hold_up_nobody() -> None:
     stages.wait_for(*small)
     assert not set(large) & set(stages.done)
     stages.wait_for(*large)
-    assert [len(task.outputs[0]) for task in large] == [3000, 3001]
+    assert [json.loads(task.result_json) for task in large] == [3000, 3001]
     assert not any(task.error for task in (*large, *small))
     # A task continues on the thread where it began, because that holds its tokenizer.
     assert [len(pipeline.threads[one]) for one in (3000, 3001)] == [1, 1]
@@ -225,7 +237,7 @@ class Cancelled:
 
 
 def test_a_cancelled_task_stops_between_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look_module, "LOOK_S", 0.01)
+    monkeypatch.setattr(dispatcher_module, "LOOK_S", 0.01)
     pipeline, cancelled = ManyRows("it"), Cancelled()
     stages = Stages(pipeline, look=cancelled.look, max_items=10**9)
     task = stages.submit("a", 10**8)
@@ -240,7 +252,7 @@ def test_a_cancelled_task_stops_between_items(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_cancelled_task_stops_between_references(monkeypatch: pytest.MonkeyPatch, store: SlowStore) -> None:
-    monkeypatch.setattr(look_module, "LOOK_S", 0.01)
+    monkeypatch.setattr(dispatcher_module, "LOOK_S", 0.01)
     fetched: list[Ref] = []
 
     class Counted(SlowStore):

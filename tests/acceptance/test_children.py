@@ -1,0 +1,141 @@
+"""Child processes that die or hang, from outside and from within: who is charged, who waits, and what comes after.
+
+The inputs that kill come from a pipeline of the test's own, put into the child by a ``sitecustomize`` module: models
+that can be made to kill a process at every stage are not to be had.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from pipeq import Client, State, TaskStatus
+
+from tests.worker_process import WorkerProcess, worker
+
+#: In the child only: a constant pipeline whose inputs say what goes wrong, and at which stage.
+EVIL = """
+import sys
+
+if "pipeq_worker.children.child" in sys.orig_argv:
+    import ctypes, os, re, signal, time
+    from pipeq_worker.models import constant_pipeline
+    from pipeq_worker.models.pipeline import Prepared
+
+    class Evil(constant_pipeline.ConstantPipeline):
+        def prepare(self, value, call):
+            happen(value, "prepare")
+            yield Prepared(value, (self.name, call.key), 1, 1)
+
+        def forward(self, features, call):
+            time.sleep(0.01)
+            for value in features:
+                happen(value, "forward")
+            return features
+
+        def postprocess(self, outputs, call):
+            happen(outputs[0], "finish")
+            return outputs[0]
+
+    def happen(value, stage):
+        what, _, where = str(value).partition(" at ")
+        if where != stage:
+            return
+        if what == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "breaks":
+            ctypes.string_at(0)
+        if what == "spins":  # with Python's lock held
+            re.match("(a+)+$", "a" * 64 + "b")
+
+    constant_pipeline.ConstantPipeline = Evil
+"""
+STAGES = ("prepare", "forward", "finish")
+
+
+@contextmanager
+def serving(folder: Path, redis_url: str, **settings: object) -> Iterator[tuple[WorkerProcess, Client]]:
+    """A worker with that pipeline, named ``constant``."""
+    (folder / "sitecustomize.py").write_text(EVIL)
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    with (
+        Client(redis_url) as client,
+        worker(folder, redis_url, "constant", PYTHONPATH=path, **settings) as process,
+    ):
+        process.wait_ready(client, "constant")
+        yield process, client
+
+
+def child_of(process: WorkerProcess) -> int:
+    """Process id of the worker's child, once it has one."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if found := process.children():
+            return found[0]
+        time.sleep(0.01)
+    raise AssertionError(process.text())
+
+
+def ends(client: Client, ids: list[str]) -> list[TaskStatus]:
+    return [client.wait(one, timeout_s=120) for one in ids]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("what", ["dies", "breaks", "spins"])
+def test_a_task_that_ends_its_process_ends_alone(redis_url: str, tmp_path: Path, what: str, stage: str) -> None:
+    limits = {"hard_timeout_s": 1, "step_timeout_s": 1}
+    with serving(tmp_path, redis_url, **limits) as (process, client):
+        before = client.submit_many("constant", [f"good {at}" for at in range(40)])
+        evil = client.submit("constant", f"{what} at {stage}")
+        after = client.submit_many("constant", [f"good {at}" for at in range(40)])
+        status = client.wait(evil, timeout_s=120)
+        assert status.state is State.FAILED, process.text()
+        assert status.error is not None
+        assert status.error.code == ("timeout" if what == "spins" else "worker_lost"), process.text()
+        good = ends(client, [*before, *after])
+        assert [one.state for one in good] == [State.SUCCEEDED] * 80, process.text()
+        # Nobody else has met more than the one death that they could not be told apart at.
+        assert max(one.attempts for one in good) <= 2
+        # The host stays: it is the same worker, and no lease has lapsed.
+        assert process.process.poll() is None
+        assert process.text().count("ready: serving") == 1
+        died = re.findall(r"ERROR +.*starting another one", process.text())
+        assert 1 <= len(died) <= (2 if what == "spins" else 3), died
+
+
+def test_kills_from_outside_lose_nothing(redis_url: str, tmp_path: Path) -> None:
+    with (
+        serving(tmp_path, redis_url, max_deaths=50) as (process, client),
+        redis.Redis.from_url(redis_url) as db,
+    ):
+        ids: list[str] = []
+        for at in range(10):
+            ids += client.submit_many("constant", [f"good {at} {one}" for one in range(200)])
+            time.sleep(0.05 * at)
+            os.kill(child_of(process), signal.SIGKILL)
+        statuses = ends(client, ids)
+        assert [one.state for one in statuses] == [State.SUCCEEDED] * 2000, process.text()
+        assert [client.result(one) for one in ids[:3]] == [f"good 0 {at}" for at in range(3)]
+        assert process.process.poll() is None
+        assert db.hlen("pipeq:running") == 0
+
+
+def test_a_worker_that_dies_takes_its_child_with_it(redis_url: str, tmp_path: Path) -> None:
+    with serving(tmp_path, redis_url) as (process, client):
+        spinning = client.submit("constant", "spins at forward")
+        child = child_of(process)
+        while client.status(spinning).state is not State.RUNNING:
+            time.sleep(0.01)
+        process.process.kill()
+        process.process.wait()
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{child}/stat").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not Path(f"/proc/{child}/stat").exists()

@@ -1,0 +1,437 @@
+"""DISPATCHER: takes tasks through a child: which goes in, which items run together, what happens when the child dies.
+
+    submit -> queue -> prepare (child) -> window -> begin -> forward (child) -> ended -> deliver
+
+It holds no input: of a task it knows its place and the cost of its items. Before: the pool. After: delivery.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.status import BatchInfo
+
+from pipeq_worker.children import protocol
+from pipeq_worker.children.delivering import Delivering
+from pipeq_worker.children.keeper import Death, Keeper, Served
+from pipeq_worker.children.process import Starter
+from pipeq_worker.children.runs import Runs
+from pipeq_worker.models.pipeline import BatchLimits
+from pipeq_worker.observe.observer import Observer
+from pipeq_worker.schedule.batcher import Batcher, Closed
+from pipeq_worker.schedule.costs import Costs, Pass
+from pipeq_worker.schedule.waiting import Item, Place, T
+from pipeq_worker.settings.read import Settings
+from pipeq_worker.stages.steps import Stage
+
+logger = logging.getLogger(__name__)
+
+#: Tasks of one pipeline that a child has and of which no item is ready yet. The others wait in the host.
+FEED = 64
+#: How often a task that takes long is checked for having been cancelled, in seconds.
+LOOK_S = 1.0
+#: How long results may still take to be stored when a drain ends, in seconds.
+STORE_S = 2.0
+#: Stages whose times are told to observers, in the order of a task's way.
+_STAGES = ("fetch", "decode", "prepare", "batch", "infer", "deliver")
+
+
+def _ignore(_: Any) -> None:
+    """The default, if nobody wants to know."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks(Generic[T]):
+    """What the dispatcher calls, on its threads. None of them raises.
+
+    Attributes:
+        begin: called with tasks before their first batch, and with whether a task runs alone; sets ``started_at`` and
+            ``deaths``, and marks dropped tasks.
+        look: marks those tasks that have ended in the meantime.
+        deliver: called with tasks that have ended; ends them.
+        died: called with tasks with which a child has just died; ``deaths`` counts it already.
+        hopeless: called with a sentence when no child can be had any more.
+    """
+
+    begin: Callable[[list[T], bool], None]
+    look: Callable[[list[T]], None]
+    deliver: Callable[[list[T]], None]
+    died: Callable[[list[T]], None]
+    hopeless: Callable[[str], None]
+
+
+class Dispatcher(Generic[T]):
+    """Owns the tasks inside a worker, from their acceptance to their delivery.
+
+    Args:
+        names: the pipelines that the child serves.
+        settings: the worker's settings.
+        start: starts a child.
+        hooks: what is called.
+        observer: told what happens to tasks and batches.
+        loads: called with the pipelines that have to be loaded again.
+        loaded: called with each pipeline that is loaded.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        settings: Settings,
+        start: Starter,
+        hooks: Hooks[T],
+        observer: Observer | None = None,
+        *,
+        loads: Callable[[Sequence[str]], None] = _ignore,
+        loaded: Callable[[str], None] = _ignore,
+    ) -> None:
+        self._settings = settings
+        self._hooks = hooks
+        self._observer = observer or Observer()
+        #: Ticket -> task.
+        self._tasks: dict[int, T] = {}
+        self._tickets = itertools.count(1)
+        #: Tasks that no child has yet, for each pipeline; and tasks that a child has without any item being ready.
+        self._queues: dict[str, deque[T]] = {}
+        self._fed: set[int] = set()
+        self._changed = threading.Condition()
+        self._draining = False
+        self._hurried = False
+        self._stopped = False
+        # The items' bytes are bounded where they lie, in the child.
+        #: What forward passes take, and what the next ones will.
+        self.costs = Costs()
+        self._window: Batcher[Item[T]] = Batcher(2**62, self.costs)
+        self._delivering: Delivering[T] = Delivering(hooks.deliver, self._delivered)
+        self._keeper = Keeper(
+            names,
+            settings,
+            start,
+            heard=self._hear,
+            serving=self._feed,
+            died=self._died,
+            hopeless=hooks.hopeless,
+            loads=loads,
+            loaded=loaded,
+        )
+        self._runs: Runs[T] = Runs(self._window, hooks.begin, self._keeper.send, self._drop, settings, self._observer)
+
+    # -- for the worker -----------------------------------------------------------------------------------------------
+
+    def load(self) -> dict[str, Served]:
+        """Starts the child, and waits until it serves. Returns the pipelines.
+
+        Raises:
+            PipeqError: a pipeline cannot be loaded.
+        """
+        self._keeper.start()
+        try:
+            return self._keeper.wait_until_loaded()
+        except PipeqError:
+            self._keeper.close()
+            raise
+
+    def start(self) -> None:
+        """Starts the threads that take tasks through."""
+        self._runs.start()
+        self._delivering.start()
+        threading.Thread(target=self._look, name="look", daemon=True).start()
+
+    @property
+    def loading(self) -> list[str]:
+        """The pipelines that do not run at the moment, because their process is being started."""
+        return self._keeper.loading
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Role -> process id of each child that lives."""
+        return self._keeper.pids
+
+    def submit(self, task: T) -> None:
+        """Accepts a task, and returns at once. Once the stages are ending, the task is ignored."""
+        with self._changed:
+            if self._draining:
+                return
+            task.ticket = next(self._tickets)
+            self._tasks[task.ticket] = task
+            has_error = task.error is not None
+            if not has_error:
+                self._queue_of(task).append(task)
+        if has_error:
+            self._end(task)
+        else:
+            if (name := task.lane) is not None:
+                self._observer.task_accepted(task.id, name)
+            self._feed()
+
+    def in_flight(self) -> dict[str, int]:
+        """Number of tasks inside, for each pipeline."""
+        with self._changed:
+            return Counter(task.lane for task in self._tasks.values() if task.lane is not None)
+
+    def running(self) -> dict[str, int]:
+        """Number of those whose first batch has begun."""
+        with self._changed:
+            began = [task.lane for task in self._tasks.values() if task.started_at is not None]
+        return Counter(name for name in began if name is not None)
+
+    def hangs(self) -> str | None:
+        """Says that the child hangs although it should have been ended; None if all is well."""
+        return self._keeper.hangs()
+
+    def withdraw(self) -> list[T]:
+        """Accepts no more tasks, and returns those that have not reached the device; the caller owns them again."""
+        with self._changed:
+            self._draining = True
+            idle = [task for task in self._tasks.values() if task.withdraw()]
+            for task in idle:
+                self._forget(task)
+            self._changed.notify_all()
+        self._keeper.send(protocol.Cancel([task.ticket for task in idle]))
+        return idle
+
+    def drain(self, timeout_s: float) -> list[T]:
+        """Finishes the tasks inside, for at most ``timeout_s``, then stops.
+
+        A forward pass that still runs then is abandoned.
+
+        Returns:
+            The tasks that were not finished.
+        """
+        with self._changed:
+            self._draining = True
+            self._changed.wait_for(lambda: self._hurried or not self._tasks, timeout_s)
+            # Tasks that are still inside are not delivered any more, whatever happens to them here.
+            self._stopped = True
+        self._window.close()
+        self._runs.close()
+        self._delivering.settle(0 if self._hurried else STORE_S)
+        with self._changed:
+            return list(self._tasks.values())
+
+    def close(self) -> None:
+        """Ends the child."""
+        self._keeper.close()
+
+    def hurry(self) -> None:
+        """Ends a drain, now or later, without waiting. May be called from any thread."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
+
+    @property
+    def is_hurried(self) -> bool:
+        """Whether a drain must not wait any more."""
+        return self._hurried
+
+    # -- into the child -----------------------------------------------------------------------------------------------
+
+    def _queue_of(self, task: T) -> deque[T]:
+        return self._queues.setdefault(task.lane or "", deque())
+
+    def _feed(self) -> None:
+        """Gives the child as many tasks as it needs to stay busy. Which of the others is next can still change."""
+        with self._changed:
+            if not self._keeper.is_serving:
+                return
+            counts: dict[str, int] = {}
+            for ticket in self._fed:
+                name = self._tasks[ticket].lane or ""
+                counts[name] = counts.get(name, 0) + 1
+            messages = []
+            for name, queue in self._queues.items():
+                for _ in range(min(len(queue), FEED - counts.get(name, 0))):
+                    task = queue.popleft()
+                    task.moved(Place.PREPARING)
+                    self._fed.add(task.ticket)
+                    messages.append(_prepare(task))
+            # Sent under the lock, so that a cancel that follows does not overtake it.
+            if messages:
+                self._keeper.send(*messages)
+
+    def _forget(self, task: T) -> None:
+        """Removes a task. Call it with the lock held."""
+        self._tasks.pop(task.ticket, None)
+        self._fed.discard(task.ticket)
+        if task.place is Place.HOST:
+            queue = self._queue_of(task)
+            if task in queue:
+                queue.remove(task)
+
+    # -- out of the child ---------------------------------------------------------------------------------------------
+
+    def _hear(self, messages: Sequence[protocol.ToHost]) -> None:
+        """Hears messages of the child, on its thread."""
+        for message in messages:
+            match message:
+                case protocol.Ready():
+                    self._ready(message)
+                case protocol.Prepared():
+                    self._unfed(message.task, Place.PREPARED)
+                case protocol.Ran():
+                    self._ran(message)
+                case protocol.Ended():
+                    self._ended(message)
+        self._feed()
+
+    def _unfed(self, ticket: int, place: Place) -> T | None:
+        """Notes that the child is further with a task. Returns the task, unless it is not ours any more."""
+        with self._changed:
+            task = self._tasks.get(ticket)
+            self._fed.discard(ticket)
+            if task is not None and task.place in (Place.PREPARING, Place.PREPARED):
+                task.moved(place)
+        return task
+
+    def _ready(self, ready: protocol.Ready) -> None:
+        task = self._unfed(ready.task, Place.PREPARING)
+        if task is None:
+            return
+        assert task.lane is not None
+        # A task with deaths shares no batch.
+        group = (ready.task, ready.item) if task.deaths else ready.group
+        item = Item(task, ready.task, ready.item, group, task.lane, ready.cost, ready.nbytes)
+        try:
+            self._window.put(item, self._limits(task.lane))
+        except Closed:
+            return  # draining: the message goes back on its queue
+
+    def _limits(self, name: str) -> BatchLimits:
+        return self._keeper.served[name].limits
+
+    def _ran(self, ran: protocol.Ran) -> None:
+        batch = self._runs.ran(ran.number)
+        if not batch or not ran.size:
+            return
+        name = batch[0].lane
+        learned = self.costs.of(name, self._limits(name))
+        for one in ran.passes:
+            learned.add(Pass(*one))
+        learned.ended(ran.ended)
+        for size, code in ran.splits:
+            self._observer.batch_split(name, size, code)
+        self._observer.batch_ran(name, ran.size, ran.padding, ran.seconds, ran.padded_cost)
+
+    def _ended(self, ended: protocol.Ended) -> None:
+        task = self._unfed(ended.task, Place.PREPARED)
+        if task is None:
+            return
+        if ended.error is not None:
+            task.fail(PipeqError(ended.error.code, ended.error.message, ended.error.retryable))
+        task.result_json, task.result_uri = ended.result, ended.result_uri
+        task.handed_on_json = ended.handed_on
+        task.timing_ms = ended.timing_ms
+        if ended.batch is not None:
+            task.batch = BatchInfo(size=ended.batch[0], padding=ended.batch[1])
+        self._end(task)
+
+    def _end(self, task: T) -> None:
+        """Delivers a task soon."""
+        with self._changed:
+            if self._stopped or task.place is Place.ENDED or self._tasks.get(task.ticket) is not task:
+                return
+            self._fed.discard(task.ticket)
+            task.moved(Place.ENDED)
+        if task.lane is not None:
+            for stage in _STAGES[:-1]:
+                if stage in task.timing_ms:
+                    self._observer.stage_ended(task.id, task.lane, stage, task.timing_ms[stage] / 1000)
+        self._delivering.put([task])
+
+    def _drop(self, task: T) -> None:
+        """Ends a task that needs no more work: cancelled, expired, or failed here. The child stops working on it."""
+        is_inside = task.place in (Place.PREPARING, Place.PREPARED)
+        with self._changed:
+            if task.place is Place.HOST and task in (queue := self._queue_of(task)):
+                queue.remove(task)
+        self._end(task)
+        if is_inside:
+            self._keeper.send(protocol.Cancel([task.ticket]))
+
+    def _delivered(self, tasks: list[T]) -> None:
+        with self._changed:
+            for task in tasks:
+                self._tasks.pop(task.ticket, None)
+            if not self._tasks:
+                self._changed.notify_all()
+
+    def _look(self) -> None:
+        """Finds out which tasks that take long have been cancelled, on a thread of its own."""
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: self._stopped, LOOK_S):
+                    return
+                now = time.monotonic()
+                # A task that lies ready is looked at when its batch begins.
+                late = [
+                    task
+                    for task in self._tasks.values()
+                    if now - max(task.looked_at, task.since) >= LOOK_S
+                    and (
+                        task.place is Place.PREPARING or (task.place is Place.PREPARED and task.started_at is not None)
+                    )
+                ]
+                for task in late:
+                    task.looked_at = now
+            if late:
+                self._hooks.look(late)
+                for task in late:
+                    if task.needs_no_device:
+                        self._drop(task)
+
+    # -- when the child dies ------------------------------------------------------------------------------------------
+
+    def _died(self, death: Death) -> None:
+        """Counts a death for the tasks that the child was working on; all that it had start over in the next one."""
+        with self._changed:
+            running = self._runs.abandon()
+            suspects = self._suspects(death, running)
+            inside = [task for task in self._tasks.values() if task.place in (Place.PREPARING, Place.PREPARED)]
+            self._fed.clear()
+            for task in inside:
+                # Its items, its batches and whatever else was said of it belong to the old number.
+                del self._tasks[task.ticket]
+                task.ticket = next(self._tickets)
+                self._tasks[task.ticket] = task
+                task.starts_over()
+            for task in reversed(inside):
+                self._queue_of(task).appendleft(task)
+            was_alone = len(suspects) == 1 and suspects[0].deaths > 0
+            for task in suspects:
+                task.deaths += 1
+        self._observer.child_died(death.reason, [task.id for task in suspects])
+        if suspects:
+            self._hooks.died(suspects)
+        for task in suspects:
+            if death.overdue is not None and (was_alone or len(suspects) == 1):
+                task.fail(PipeqError(ErrorCode.TIMEOUT, death.reason))
+            elif task.deaths >= self._settings.max_deaths:
+                sentence = f"{task.deaths} processes died while they worked on this task"
+                task.fail(PipeqError(ErrorCode.WORKER_LOST, sentence))
+            if task.error is not None:
+                self._drop(task)
+
+    def _suspects(self, death: Death, running: dict[int, list[Item[T]]]) -> list[T]:
+        """The tasks that the child was working on; those that were only being read from a store if there are none."""
+        if death.overdue is not None and death.overdue.stage is Stage.FORWARD:
+            entries = [death.overdue]
+        else:
+            entries = [one for one in death.doing if one.stage is not Stage.FETCH] or death.doing
+        found: dict[T, Any] = {}
+        for entry in entries:
+            if entry.stage is Stage.FORWARD:
+                found |= {item.task: None for item in running.get(entry.number, ()) if not item.is_gone}
+            elif (task := self._tasks.get(entry.number)) is not None and task.place is not Place.ENDED:
+                found[task] = None
+        return list(found)
+
+
+def _prepare(task: Any) -> protocol.Prepare:
+    return protocol.Prepare(task.ticket, task.id, protocol.packed(vars(task.message)), task.deaths > 0, task.has_next)

@@ -1,0 +1,274 @@
+"""KEEPER: keeps a child running: loads it, ends it when it hangs, starts another one when it dies.
+
+start -> loading -> serving -> dead -> loading -> ...
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.status import ModelInfo
+
+from pipeq_worker.children import board, protocol
+from pipeq_worker.children.process import End, Member, Starter
+from pipeq_worker.models.pipeline import BatchLimits
+from pipeq_worker.settings.read import Settings
+from pipeq_worker.stages.steps import Stage
+
+logger = logging.getLogger(__name__)
+
+#: A child that dies this often while it loads will never serve.
+MOST_CRASHES = 3
+#: How often the clock of what a child does is looked at, in seconds.
+WATCH_S = 0.25
+#: A step that goes on for so long after it should have been ended hangs, in seconds.
+HANGS_S = 5.0
+#: Waits before a child is started that has died while it loaded, in seconds.
+_BACKOFF_S = 1.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the host knows of a pipeline that a child has loaded."""
+
+    name: str
+    #: Name of its task type.
+    task_type: str
+    model: ModelInfo
+    limits: BatchLimits
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a child died."""
+
+    #: A sentence that begins with a verb.
+    reason: str
+    #: What its threads were doing.
+    doing: list[board.Entry]
+    #: What took too long, if that is why it was ended.
+    overdue: board.Entry | None
+
+
+class Keeper:
+    """Owns one child at a time.
+
+    Args:
+        names: the pipelines that it serves.
+        settings: the worker's settings, for the limits of each stage.
+        start: starts a child.
+        heard: called with a child's messages about tasks.
+        serving: called when a child serves all pipelines, the first one and every later one.
+        died: called when a child has died that has served or loaded.
+        hopeless: called with a sentence when no child can be had any more.
+        loads: called with the pipelines that have to be loaded again.
+        loaded: called with each pipeline that is loaded.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        settings: Settings,
+        start: Starter,
+        *,
+        heard: Callable[[Sequence[protocol.ToHost]], None],
+        serving: Callable[[], None],
+        died: Callable[[Death], None],
+        hopeless: Callable[[str], None],
+        loads: Callable[[Sequence[str]], None],
+        loaded: Callable[[str], None],
+    ) -> None:
+        self._names = list(names)
+        self._settings = settings
+        self._start = start
+        self._heard = heard
+        self._serving = serving
+        self._died = died
+        self._hopeless = hopeless
+        self._tell_loads = loads
+        self._tell_loaded = loaded
+        self._child: Member | None = None
+        #: What the child has loaded so far; what it served is kept while the next one loads.
+        self._loaded: set[str] = set()
+        self.served: dict[str, Served] = {}
+        self._failed: PipeqError | None = None
+        self._crashes = 0
+        self._lost = ""
+        self._overdue: board.Entry | None = None
+        self._closed = False
+        self._restart_at: float | None = None
+        self._changed = threading.Condition()
+        self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
+
+    # -- for the dispatcher -------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Starts the child, and its watch. Returns at once."""
+        # The kernel ends a child with the *thread* that started it, so that must be one that stays.
+        self._begin()
+        self._watcher.start()
+
+    def wait_until_loaded(self) -> dict[str, Served]:
+        """Waits until the first child serves. Returns the pipelines.
+
+        Raises:
+            PipeqError: a pipeline cannot be loaded.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self.is_serving or self._failed is not None)
+            if self._failed is not None:
+                raise self._failed
+            return self.served
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether the child takes tasks."""
+        return self._child is not None and len(self._loaded) == len(self._names)
+
+    @property
+    def loading(self) -> list[str]:
+        """The pipelines that are being loaded at the moment."""
+        return [] if self.is_serving else [name for name in self._names if name not in self._loaded]
+
+    def hangs(self) -> str | None:
+        """Says that a step of the child should have been ended, or that the watch has ended; None if all is well."""
+        if not self._watcher.is_alive() and not self._closed:
+            return "the watch over the process that holds the models has ended"
+        child, now = self._child, time.monotonic()
+        for entry in child.doing() if child is not None else ():
+            late_s = now - entry.since - self._limit(entry.stage) - HANGS_S
+            if entry.stage is not Stage.FETCH and late_s > 0:
+                return f"a step of {entry.stage.name.lower()} should have been ended {late_s:.0f} s ago"
+        return None
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Role -> process id, of the processes that live."""
+        child = self._child
+        return {} if child is None else {"device": child.pid}
+
+    def send(self, *messages: protocol.ToChild) -> None:
+        """Sends messages to the child. If there is none they are dropped: it would not know the tasks."""
+        child = self._child
+        if child is not None:
+            child.send(*messages)
+
+    def close(self) -> None:
+        """Ends the child, and starts no other."""
+        with self._changed:
+            self._closed = True
+            child = self._child
+            self._changed.notify_all()
+        if child is not None:
+            child.close()
+
+    # -- life and death -----------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._loaded, self._lost, self._overdue = set(), "", None
+        with self._changed:  # so that it is known before it can die
+            child = self._child = self._start(self._take, self._gone)
+        child.send(protocol.Load(self._names))
+
+    def _take(self, messages: Sequence[protocol.ToHost]) -> None:
+        """Hears messages of the child, on its thread."""
+        about_tasks: list[protocol.ToHost] = []
+        for message in messages:
+            match message:
+                case protocol.Loaded():
+                    self._note(message)
+                case protocol.Failed():
+                    with self._changed:
+                        self._failed = PipeqError(message.code, message.message)
+                        self._changed.notify_all()
+                    self._give_up(message.message)
+                case protocol.Lost():
+                    self._lost = message.reason
+                case _:
+                    about_tasks.append(message)
+        if about_tasks:
+            self._heard(about_tasks)
+
+    def _note(self, loaded: protocol.Loaded) -> None:
+        limits = BatchLimits(loaded.max_size, loaded.max_cost, loaded.launch_cost, loaded.max_wait_s, loaded.is_auto)
+        model = ModelInfo.model_validate_json(loaded.model)
+        with self._changed:
+            self.served[loaded.name] = Served(loaded.name, loaded.task_type, model, limits)
+            self._loaded.add(loaded.name)
+            is_complete = self.is_serving
+            if is_complete:
+                self._crashes = 0
+            self._changed.notify_all()
+        self._tell_loaded(loaded.name)
+        if is_complete:
+            self._serving()
+
+    def _gone(self, end: End) -> None:
+        """Called when the child is dead, on its thread."""
+        with self._changed:
+            child, self._child = self._child, None
+            if self._closed or child is None or self._failed is not None:
+                return
+            was_serving = len(self._loaded) == len(self._names)
+        death = Death(self._lost or self._reason(end.how, child.pid), child.doing(), self._overdue)
+        if not was_serving and not end.is_from_outside:
+            self._crashes += 1
+            if self._crashes >= MOST_CRASHES:
+                sentence = f"the process that holds the models died {self._crashes} times while loading: {death.reason}"
+                with self._changed:
+                    self._failed = PipeqError(ErrorCode.INTERNAL, sentence)
+                    self._changed.notify_all()
+                self._give_up(sentence)
+                return
+        self._tell_loads(self._names)
+        self._died(death)
+        with self._changed:
+            self._restart_at = time.monotonic() + (0 if was_serving else _BACKOFF_S)
+            self._changed.notify_all()
+
+    def _give_up(self, sentence: str) -> None:
+        if self.served and len(self.served) == len(self._names):
+            self._hopeless(sentence)  # before the first child has served, whoever waits for it is told
+
+    def _reason(self, how: str, pid: int) -> str:
+        if (entry := self._overdue) is None:
+            return f"process {pid} {how}"
+        setting = "hard_timeout_s" if entry.stage is Stage.FORWARD else "step_timeout_s"
+        what = "a forward pass" if entry.stage is Stage.FORWARD else f"a step of {entry.stage.name.lower()}"
+        return f"{what} took over {setting} ({self._limit(entry.stage):g} s), and process {pid} was ended"
+
+    # -- the watch ----------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._is_due(), WATCH_S)
+                if self._closed:
+                    return
+                is_due = self._is_due()
+                if is_due:
+                    self._restart_at = None
+                child = self._child
+            if is_due:
+                self._begin()
+            elif child is not None:
+                self._look(child)
+
+    def _is_due(self) -> bool:
+        return self._restart_at is not None and time.monotonic() >= self._restart_at
+
+    def _look(self, child: Member) -> None:
+        now = time.monotonic()
+        for entry in child.doing():
+            if entry.stage is not Stage.FETCH and now - entry.since > self._limit(entry.stage):
+                self._overdue = entry
+                child.kill()
+                return
+
+    def _limit(self, stage: Stage) -> float:
+        return self._settings.hard_timeout_s if stage is Stage.FORWARD else self._settings.step_timeout_s

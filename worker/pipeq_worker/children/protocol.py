@@ -1,0 +1,198 @@
+"""PROTOCOL: what the host and its child processes say to each other. Messages travel in lists, as MessagePack.
+
+    host -> child   start, load, unload, prepare, forward, cancel
+    child -> host   loaded, failed, ready, prepared, ran, ended, lost
+
+A child answers ``prepare`` with one ``ready`` for each item and then ``prepared``, ``forward`` with ``ran``, and sends
+``ended`` once for each task, unless it was cancelled. It answers in any order. What a producer sent goes to a child as
+bytes that only the child reads; what comes back is numbers, and results that are JSON already. There is no ``stats``:
+what a child is doing stands on its board (:mod:`pipeq_worker.children.board`), which can also be read when it is dead,
+and its memory in ``/proc``.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+
+class Start(msgspec.Struct, tag="start", frozen=True):
+    """The first message to a child."""
+
+    #: The worker's :class:`Settings`, pickled.
+    settings: bytes
+
+
+class Load(msgspec.Struct, tag="load", frozen=True):
+    """Loads pipelines, one after the other."""
+
+    pipelines: list[str]
+
+
+class Unload(msgspec.Struct, tag="unload", frozen=True):
+    """Forgets pipelines, and gives their memory back as far as this process can."""
+
+    pipelines: list[str]
+
+
+class Prepare(msgspec.Struct, tag="prepare", frozen=True):
+    """Takes a task in: accept, fetch, decode, prepare; and finish, once its items have run."""
+
+    #: By which host and child know the task.
+    number: int
+    id: str
+    #: The fields of its :class:`TaskMessage`, pickled.
+    message: bytes
+    #: Whether a process died with it: nothing else runs in the child while it does.
+    alone: bool = False
+    #: Whether another task gets its result.
+    has_next: bool = False
+
+
+class Forward(msgspec.Struct, tag="forward", frozen=True):
+    """Runs one batch; batches run in the order in which they come."""
+
+    number: int
+    #: Numbers of its items, as ``ready`` gave them.
+    items: list[int]
+    alone: bool = False
+
+
+class Cancel(msgspec.Struct, tag="cancel", frozen=True):
+    """Stops working on tasks; nothing more is said of them."""
+
+    tasks: list[int]
+
+
+class Loaded(msgspec.Struct, tag="loaded", frozen=True):
+    """A pipeline is loaded and warmed up."""
+
+    name: str
+    task_type: str
+    #: Its :class:`ModelInfo`, as JSON.
+    model: bytes
+    max_size: int
+    max_cost: int
+    launch_cost: int
+    max_wait_s: float
+    #: Whether measured passes choose ``max_cost``.
+    is_auto: bool
+
+
+class Failed(msgspec.Struct, tag="failed", frozen=True):
+    """A pipeline cannot be loaded; its settings or its model must be changed."""
+
+    code: str
+    message: str
+
+
+class Ready(msgspec.Struct, tag="ready", frozen=True):
+    """An item lies ready for a batch."""
+
+    task: int
+    item: int
+    #: Items with equal groups may share a forward pass.
+    group: bytes
+    cost: int
+    nbytes: int
+
+
+class Prepared(msgspec.Struct, tag="prepared", frozen=True):
+    """All items of a task have been made."""
+
+    task: int
+
+
+class Ran(msgspec.Struct, tag="ran", frozen=True):
+    """A batch has run; each of its items has an output or an error, which the child keeps."""
+
+    number: int
+    #: Items that ran, without those of cancelled tasks.
+    size: int
+    padded_cost: int
+    padding: float
+    seconds: float
+    #: Tasks that have no items left to run.
+    ended: int
+    #: Items, padded cost and seconds of each forward pass, and whether it had enough memory.
+    passes: list[tuple[int, int, float, bool]]
+    #: Size and error code of each part that was halved.
+    splits: list[tuple[int, str]]
+
+
+class Error(msgspec.Struct, frozen=True):
+    """A :class:`PipeqError`."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+class Ended(msgspec.Struct, tag="ended", frozen=True):
+    """A task has its result, or its error. The child has forgotten it."""
+
+    task: int
+    error: Error | None
+    #: JSON: what its caller reads.
+    result: bytes
+    timing_ms: dict[str, float]
+    result_uri: str | None = None
+    #: JSON: what the next task gets, if that is something else.
+    handed_on: bytes | None = None
+    #: Size and padding of its largest batch.
+    batch: tuple[int, float] | None = None
+
+
+class Lost(msgspec.Struct, tag="lost", frozen=True):
+    """The child cannot use its device any more, and ends."""
+
+    reason: str
+
+
+ToChild: TypeAlias = Start | Load | Unload | Prepare | Forward | Cancel
+ToHost: TypeAlias = Loaded | Failed | Ready | Prepared | Ran | Ended | Lost
+
+_encoder = msgspec.msgpack.Encoder()
+_to_child = msgspec.msgpack.Decoder(list[ToChild])
+_to_host = msgspec.msgpack.Decoder(list[ToHost])
+
+
+def encode(messages: Sequence[ToChild | ToHost]) -> bytes:
+    """Messages -> bytes."""
+    return _encoder.encode(messages)
+
+
+def for_child(data: bytes) -> list[ToChild]:
+    """Bytes from the host -> messages."""
+    return _to_child.decode(data)
+
+
+def for_host(data: bytes) -> list[ToHost]:
+    """Bytes from a child -> messages.
+
+    Raises:
+        msgspec.DecodeError: they are none: the child's memory is damaged.
+    """
+    return _to_host.decode(data)
+
+
+def packed(value: Any) -> bytes:
+    """A value for a child. Only the host may make one, because reading it may run code."""
+    return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+
+
+def unpacked(data: bytes) -> Any:
+    """A value from the host."""
+    return pickle.loads(data)  # noqa: S301 - the host started this process
+
+
+def text(value: str) -> str:
+    """A text that MessagePack can hold: half of a surrogate pair, which UTF-8 has no bytes for, is escaped."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value

@@ -1,0 +1,147 @@
+"""RUNS: takes batches out of the window, tells that their tasks begin, and gives them to the child.
+
+A task with which a process has died runs alone, and is marked as running only while it does, so that other tasks cannot
+die with it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable
+from typing import Generic
+
+from pipeq.contract.errors import ErrorCode, PipeqError
+
+from pipeq_worker.children import protocol
+from pipeq_worker.observe.observer import Observer
+from pipeq_worker.schedule.batcher import Batcher
+from pipeq_worker.schedule.waiting import Item, T
+from pipeq_worker.settings.read import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Runs(Generic[T]):
+    """Owns the thread that starts batches.
+
+    Args:
+        window: the items that are ready.
+        begin: see :class:`pipeq_worker.children.dispatcher.Hooks`.
+        send: sends messages to the child.
+        drop: ends a task that has failed, or is not wanted any more.
+        settings: for ``max_deaths``.
+        observer: told of batches that begin.
+    """
+
+    def __init__(
+        self,
+        window: Batcher[Item[T]],
+        begin: Callable[[list[T], bool], None],
+        send: Callable[..., None],
+        drop: Callable[[T], None],
+        settings: Settings,
+        observer: Observer,
+    ) -> None:
+        self._window = window
+        self._begin_them = begin
+        self._send = send
+        self._drop = drop
+        self._observer = observer
+        self._max_deaths = settings.max_deaths
+        #: Number -> items of each batch that the child has.
+        self._open: dict[int, list[Item[T]]] = {}
+        self._numbers = itertools.count(1)
+        #: Counts the children that have died.
+        self._life = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def start(self) -> None:
+        """Starts batches until the window is closed."""
+        threading.Thread(target=self._run, name="runs", daemon=True).start()
+
+    def ran(self, number: int) -> list[Item[T]]:
+        """Notes that a batch has run. Returns its items."""
+        with self._changed:
+            items = self._open.pop(number, [])
+            self._changed.notify_all()
+        return items
+
+    def abandon(self) -> dict[int, list[Item[T]]]:
+        """Forgets the batches of a child that has died, and returns them."""
+        with self._changed:
+            lost, self._open = self._open, {}
+            self._life += 1
+            self._changed.notify_all()
+        return lost
+
+    def close(self) -> None:
+        """Starts no more batches. Returns at once."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while self._has_room() and (batch := self._window.take()) is not None:
+            try:
+                self._start_batch(batch.items)
+            except Exception as error:
+                logger.exception("a batch failed inside pipeq", extra={"action": "batch"})
+                for task in _tasks_of(batch.items):
+                    task.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
+                    self._drop(task)
+
+    def _has_room(self) -> bool:
+        """Waits until the child needs another batch. Returns False once this is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._open)
+            return not self._closed
+
+    def _start_batch(self, items: list[Item[T]]) -> None:
+        life = self._life
+        items = [item for item in items if not item.is_gone]
+        tasks = _tasks_of(items)
+        self._begin([task for task in tasks if task.started_at is None and not task.needs_no_device], alone=False)
+        for task in tasks:
+            if task.needs_no_device:
+                self._drop(task)
+        items = [item for item in items if not item.task.needs_no_device]
+        if together := [item for item in items if not item.task.deaths]:
+            self._give(together, life, alone=False)
+        for item in items:
+            if item.task.deaths and not item.task.needs_no_device:
+                self._start_alone(item, life)
+
+    def _start_alone(self, item: Item[T], life: int) -> None:
+        task = item.task
+        if task.deaths >= self._max_deaths:
+            sentence = f"{task.deaths} workers died while they had this task in a batch"
+            task.fail(PipeqError(ErrorCode.WORKER_LOST, sentence))
+        else:
+            self._begin([task], alone=True)
+        if task.needs_no_device:
+            self._drop(task)
+        else:
+            self._give([item], life, alone=True)
+
+    def _begin(self, tasks: list[T], *, alone: bool) -> None:
+        tasks = [task for task in tasks if task.begins()]
+        if tasks:
+            self._begin_them(tasks, alone)
+
+    def _give(self, items: list[Item[T]], life: int, *, alone: bool) -> None:
+        with self._changed:
+            # If the child has died since the batch was taken, its tasks have started over.
+            if life != self._life:
+                return
+            number = next(self._numbers)
+            self._open[number] = items
+            # Sent under the lock, so that it cannot reach the child that comes after that one.
+            self._send(protocol.Forward(number, [item.number for item in items], alone))
+        self._observer.batch_began(items[0].lane, len(items))
+
+
+def _tasks_of(items: list[Item[T]]) -> list[T]:
+    return list(dict.fromkeys(item.task for item in items))

@@ -1,0 +1,146 @@
+"""WAITING: what the host knows of a task while it is inside: its number, its stage, and the costs of its items.
+
+It knows nothing of what a producer sent, apart from the bytes that it passes on. In a worker the task is a
+:class:`pipeq_worker.delivery.delivery.Delivery`, which adds a message's request and a lease.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Generic, TypeVar
+
+from pipeq.contract.errors import PipeqError
+from pipeq.contract.message import TaskMessage
+from pipeq.contract.status import BatchInfo
+
+
+class Place(Enum):
+    """Where a task is."""
+
+    #: In the host, before any child has it.
+    HOST = "host"
+    #: In a child that prepares it.
+    PREPARING = "preparing"
+    #: In a child, where all its items lie ready or have run.
+    PREPARED = "prepared"
+    #: It has a result or an error, and is being delivered.
+    ENDED = "ended"
+
+
+@dataclass(eq=False, kw_only=True)
+class Task:
+    """One task, from its message to its result."""
+
+    id: str
+    message: TaskMessage | None = None
+    error: PipeqError | None = None
+
+    #: By which the host and its children know it, for one try in one child; a new try has a new number.
+    ticket: int = 0
+    place: Place = Place.HOST
+    #: When it came to that place (monotonic clock).
+    since: float = field(default_factory=time.monotonic)
+    #: When its first batch began, in seconds since the epoch.
+    started_at: float | None = None
+    #: How many processes died while they worked on it. A task with deaths runs alone.
+    deaths: int = 0
+    #: When it was last checked for having ended in the meantime (monotonic clock).
+    looked_at: float = field(default_factory=time.monotonic)
+
+    #: What its caller reads, as JSON: the pipeline's output, or the URI that it was written to.
+    result_json: bytes = b"null"
+    result_uri: str | None = None
+    #: What the next task of a chain or the body of a chord gets instead, as JSON, if the result refers to objects in
+    #: the store.
+    handed_on_json: bytes | None = None
+    #: Size and padding of its largest batch.
+    batch: BatchInfo | None = None
+    #: Milliseconds in each stage.
+    timing_ms: dict[str, float] = field(default_factory=dict)
+
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    #: Whether it has reached the device or is being delivered; and whether it was withdrawn before that.
+    _has_begun: bool = False
+    _is_withdrawn: bool = False
+
+    @property
+    def lane(self) -> str | None:
+        """The name of its pipeline; None if its message is not readable."""
+        return None if self.message is None else self.message.pipeline
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether its result is no longer wanted. Subclasses know."""
+        return False
+
+    @property
+    def has_next(self) -> bool:
+        """Whether another task gets its result. Subclasses know."""
+        return False
+
+    @property
+    def needs_no_device(self) -> bool:
+        """Whether running its items would be useless."""
+        return self.error is not None or self._is_withdrawn or self.is_dropped
+
+    def moved(self, place: Place) -> None:
+        """Notes that it is somewhere else now."""
+        self.place, self.since = place, time.monotonic()
+
+    def begins(self) -> bool:
+        """Marks it as begun. Returns whether it may run or be delivered; False once it was withdrawn."""
+        with self._lock:
+            self._has_begun = not self._is_withdrawn
+            return self._has_begun
+
+    def starts_over(self) -> None:
+        """Forgets its try in a child that has died."""
+        with self._lock:
+            self._has_begun = False
+        self.started_at = None
+        self.moved(Place.HOST)
+
+    def withdraw(self) -> bool:
+        """Withdraws it, unless it has begun. Returns whether it was withdrawn; it then belongs to the caller again."""
+        with self._lock:
+            if self._has_begun or self._is_withdrawn:
+                return False
+            self._is_withdrawn = True
+            return True
+
+    def fail(self, error: PipeqError) -> None:
+        """Keeps the first error's content.
+
+        The exception itself is not kept, because it refers to the frames that it passed through, and they refer to this
+        task.
+        """
+        if self.error is None:
+            self.error = PipeqError(error.code, error.message, error.retryable)
+
+
+T = TypeVar("T", bound=Task)
+
+
+@dataclass(eq=False, slots=True)
+class Item(Generic[T]):
+    """One row of model input, which lies ready in a child."""
+
+    task: T
+    #: The number of its task when it became ready: if the task has another one now, the item is gone.
+    ticket: int
+    #: Its number in the child.
+    number: int
+    group: Hashable
+    #: Its pipeline's name: items of one lane share its part of the window.
+    lane: str
+    cost: int
+    nbytes: int
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its task has ended, or has started over."""
+        return self.ticket != self.task.ticket

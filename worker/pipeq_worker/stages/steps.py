@@ -1,0 +1,103 @@
+"""STEPS: what each thread of this process is working on, for whoever watches it from outside; and who works alone.
+
+A process that dies or hangs cannot say with which task. So each step of a task is written onto a board before it
+begins, which the process outside reads when this one is gone. A task that was on the board when a process died may be
+the cause, or may only have been there: its steps run alone from then on, so that the next death tells.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Protocol
+
+
+class Stage(IntEnum):
+    """What a thread does with a task."""
+
+    FETCH = 1
+    PREPARE = 2
+    FORWARD = 3
+    FINISH = 4
+
+
+class Board(Protocol):
+    """Where steps are noted."""
+
+    def begin(self, stage: Stage, number: int) -> None:
+        """Notes that the calling thread begins a step: of the task with this number, or, for FORWARD, of the batch."""
+
+    def end(self) -> None:
+        """Notes that the calling thread's step has ended."""
+
+
+class NoBoard:
+    """For a process that nobody watches."""
+
+    def begin(self, stage: Stage, number: int) -> None:
+        """Notes nothing."""
+
+    def end(self) -> None:
+        """Notes nothing."""
+
+
+class Steps:
+    """Runs steps side by side, and those of tasks under suspicion alone. Safe for any number of threads."""
+
+    def __init__(self, board: Board | None = None) -> None:
+        self._board = board or NoBoard()
+        self._running = 0
+        self._is_alone = False
+        #: Steps that wait to run alone; others do not begin meanwhile, so that these get their turn.
+        self._waiting = 0
+        self._changed = threading.Condition()
+        self._here = threading.local()
+
+    @contextmanager
+    def step(self, stage: Stage, number: int, *, alone: bool = False) -> Iterator[None]:
+        """Runs the block as a step. FETCH only reads, often for long, so it runs beside any other step."""
+        if stage is not Stage.FETCH:
+            self._enter(alone)
+        self._here.stage, self._here.alone = stage, alone
+        self._board.begin(stage, number)
+        try:
+            yield
+        finally:
+            self._board.end()
+            if stage is not Stage.FETCH:
+                self._leave(alone)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Lets others run while the calling thread waits inside its step."""
+        if self._here.stage is Stage.FETCH:
+            yield
+            return
+        alone = self._here.alone
+        self._leave(alone)
+        try:
+            yield
+        finally:
+            self._enter(alone)
+
+    def _enter(self, alone: bool) -> None:
+        with self._changed:
+            if alone:
+                self._waiting += 1
+                self._changed.wait_for(lambda: not self._running and not self._is_alone)
+                self._waiting -= 1
+                self._is_alone = True
+            else:
+                self._changed.wait_for(lambda: not self._is_alone and not self._waiting)
+                self._running += 1
+
+    def _leave(self, alone: bool) -> None:
+        with self._changed:
+            if alone:
+                self._is_alone = False
+            else:
+                self._running -= 1
+            if not self._running:
+                self._changed.notify_all()
