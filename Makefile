@@ -58,8 +58,8 @@ lint: install ## Check style, format and types.
 demo: install ## Start Redis, S3 and a worker on this machine and run tasks through them.
 	$(BIN)/pipeq demo
 
-bench: install ## Run the benchmarks.
-	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
+bench: install ## Run the benchmarks; BENCH_ARGS goes to them, for instance BENCH_ARGS="a c --rounds 5 --save".
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 docs: install ## Generate from the code: docs/message.schema.json, task-types.md, schemas, errors.md, tables of README, record.md and metrics.md.
 	$(BIN)/python -c 'from pipeq.contract.message import json_schema; print(json_schema(), end="")' > docs/message.schema.json

@@ -1,21 +1,61 @@
-"""``python -m benchmarks``: every benchmark, or those named on the command line."""
+"""``python -m benchmarks``: every benchmark, or those named on the command line; ``--help`` lists them."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
+from collections.abc import Callable
 
-from benchmarks import batching, delivery
+from benchmarks import batching, death, delivery, devices, forward, late_worker, latency, one_length, page
+from benchmarks.report import Options, Result, machine
 
-BENCHMARKS = {"batching": batching.main, "delivery": delivery.main}
+#: Letter of the table -> what runs it. A benchmark returns what it found; ``delivery`` only prints.
+BENCHMARKS: dict[str, Callable[[Options], list[Result]]] = {
+    "a": batching.main,
+    "b": one_length.main,
+    "c": devices.main,
+    "d": forward.main,
+    "f": latency.main,
+    "g": late_worker.main,
+    "j": death.main,
+    "delivery": delivery.main,
+}
 
 
 def main() -> None:
     """Runs the benchmarks named on the command line, or all."""
-    names = sys.argv[1:] or list(BENCHMARKS)
-    for name in names:
-        if name not in BENCHMARKS:
-            sys.exit(f"no benchmark {name!r}; there are: {', '.join(BENCHMARKS)}")
-        BENCHMARKS[name]()
+    parser = argparse.ArgumentParser("python -m benchmarks", epilog=_epilog())
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which ones; by default all")
+    parser.add_argument("--rounds", type=int, default=Options.rounds, help="rounds of all arms (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=Options.seconds, help="about how long an arm of one round runs (%(default)g)"
+    )
+    parser.add_argument("--save", action="store_true", help="keep the results, and make the page of benchmarks anew")
+    given = parser.parse_args()
+    if unknown := [name for name in given.names if name not in BENCHMARKS]:
+        sys.exit(f"no benchmark {unknown[0]!r}; there are: {', '.join(BENCHMARKS)}")
+    # Nothing here asks the Hub, neither this process nor a worker.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    options = Options(given.rounds, given.seconds)
+    for name in given.names or BENCHMARKS:
+        before = machine()
+        for result in BENCHMARKS[name](options):
+            result.show()
+            if given.save:
+                result.machine = before
+                result.save()
+    if given.save:
+        page.write()
+
+
+def _epilog() -> str:
+    lines = ["benchmarks:"]
+    for name, run in BENCHMARKS.items():
+        about = sys.modules[run.__module__].__doc__ or ""
+        lines.append(f"  {name:<10} {about.partition(chr(10))[0]}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from pipeq.demo.embedded import valkey
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.report import Options, Result
 from tests.proxy import proxy
 
 MESSAGES = 10_000
@@ -236,8 +237,9 @@ def show(title: str, runs: list[Measured], reference: str | None = None) -> None
     Console().print(shown)
 
 
-def main(rounds: int = 3) -> None:
-    """Runs all arms in turn, ``rounds`` times; the slow ones once."""
+def main(options: Options) -> list[Result]:
+    """Runs all arms in turn; the slow ones once. Prints, and keeps no results."""
+    rounds = options.rounds
     runs: list[Measured] = []
     published: list[Measured] = []
     with valkey() as url, proxy(url) as (between, slow_url):
@@ -261,3 +263,4 @@ def main(rounds: int = 3) -> None:
     show("Publishing from one process", published, "apply_async loop")
     for run in single:
         show(run.benchmark, [run])
+    return []
