@@ -56,7 +56,7 @@ def main(options: Options) -> list[Result]:
                 Ratio("makespan / ideal", [one / other for one, other in zip(spans, ideals, strict=True)], "<= 1.15"),
                 Ratio("share of the worker with fewer tasks", shares),
             ],
-            f"Batches of one. The second worker is started {LATE_S:g} s after the tasks are submitted, and counts from when "
+            f"Batches of one. The second worker is started {LATE_S:g} s after the submit, and counts from when "
             "it is ready.",
         )
     ]

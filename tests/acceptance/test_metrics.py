@@ -141,7 +141,7 @@ def test_tasks_batches_and_queues(served: tuple[Client, WorkerProcess, Page], re
     found = page.series()
     assert found["pipeq_tasks_total", "invalid_params", "constant", "failed"] == 1
     assert found["pipeq_messages_refused_total", "constant"] >= 2
-    assert found["pipeq_tasks_accepted_total", "constant"] == 50
+    assert found["pipeq_tasks_accepted_total", "constant"] == 51
     assert found["pipeq_tasks_accepted_total", "slow"] == 0
     assert found["pipeq_queue_wait_seconds_count", "constant"] >= 50
     assert found["pipeq_batch_items_sum", "constant"] == found["pipeq_batch_padded_cost_total", "constant"] == 50
@@ -155,7 +155,7 @@ def test_tasks_batches_and_queues(served: tuple[Client, WorkerProcess, Page], re
     assert found["pipeq_queue_dead_letters", "constant"] == 4
     assert not any("nobody's" in key for key in found)
     assert found["pipeq_process_pid", "0", "host"] == process.process.pid
-    resident = found["pipeq_process_resident_memory_bytes", "0", "host"]
+    resident = sum(value for key, value in found.items() if key[0] == "pipeq_process_resident_memory_bytes")
     assert resident == pytest.approx(process.resident_mib() * 2**20, rel=0.2)
     assert found["pipeq_worker_live",] == found["pipeq_worker_ready",] == found["pipeq_redis_up",] == 1
 
@@ -235,6 +235,31 @@ def test_stopping(served: tuple[Client, WorkerProcess, Page]) -> None:
     assert reasons == {"it is stopping: it ends the tasks that run"}
     assert process.stop() == 0
     assert page.get("/livez")[0] == 0
+
+
+def test_a_child_that_dies_is_seen(served: tuple[Client, WorkerProcess, Page]) -> None:
+    client, process, page = served
+    before = page.series()
+    pid = int(before["pipeq_process_pid", "0", "device"])
+    assert int(before["pipeq_process_pid", "0", "host"]) == process.process.pid != pid
+    assert before["pipeq_process_resident_memory_bytes", "0", "device"] > 2**20
+    ids = client.submit_many("slow", range(30))
+    until(lambda: page.series()["pipeq_running_tasks", "slow"])
+    os.kill(pid, signal.SIGKILL)
+    seen = []
+    until(lambda: seen.append(page.get("/readyz")) or seen[-1][0] == 503)
+    assert page.get("/livez") == (200, "ok\n")
+    until(lambda: [queue.loading for queue in client.queues()] == [1, 1], 10)
+    until(lambda: page.get("/readyz") == (200, "ok\n"))
+    for task_id in ids:
+        assert client.wait(task_id, timeout_s=60).error is None
+    found = page.series()
+    assert found["pipeq_child_deaths_total",] == found["pipeq_task_deaths_total",] == 1
+    assert found["pipeq_process_pid", "0", "device"] not in (pid, process.process.pid)
+    assert found["pipeq_device_busy_seconds_total",] == pytest.approx(
+        found["pipeq_batch_seconds_sum", "slow"] + found["pipeq_batch_seconds_sum", "constant"], abs=0.2
+    )
+    assert seen[-1][1].startswith("loading ")
 
 
 def test_an_event_loop_that_hangs_is_not_live(redis_url: str, tmp_path: Path, config: tuple[Path, Page]) -> None:

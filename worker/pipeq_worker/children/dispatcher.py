@@ -308,9 +308,12 @@ class Dispatcher(Generic[T]):
 
     def _ran(self, ran: protocol.Ran) -> None:
         batch = self._runs.ran(ran.number)
-        if not batch or not ran.size:
+        if not batch:
             return
         name = batch[0].lane
+        if not ran.size:
+            self._observer.batch_ran(name, 0, 0.0, 0.0, 0)
+            return
         learned = self.costs.of(name, self._limits(name))
         for one in ran.passes:
             learned.add(Pass(*one))

@@ -138,9 +138,10 @@ class Runs(Generic[T]):
                 return
             number = next(self._numbers)
             self._open[number] = items
+            # Under the lock, so that its end, or the death of the child, is told after it.
+            self._observer.batch_began(items[0].lane, len(items))
             # Sent under the lock, so that it cannot reach the child that comes after that one.
             self._send(protocol.Forward(number, [item.number for item in items], alone))
-        self._observer.batch_began(items[0].lane, len(items))
 
 
 def _tasks_of(items: list[Item[T]]) -> list[T]:

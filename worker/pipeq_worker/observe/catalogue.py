@@ -29,9 +29,7 @@ class Metric:
 #: Group of the page -> its metrics.
 GROUPS: dict[str, tuple[Metric, ...]] = {
     "Tasks": (
-        Metric(
-            "pipeq_tasks_accepted_total", "counter", ("pipeline",), "Tasks whose message is valid for the pipeline."
-        ),
+        Metric("pipeq_tasks_accepted_total", "counter", ("pipeline",), "Tasks that came in with a readable message."),
         Metric(
             "pipeq_tasks_total",
             "counter",

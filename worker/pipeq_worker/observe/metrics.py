@@ -62,7 +62,8 @@ class Metrics(Observer):
                     self._of(one.name, name)
         self._lock = threading.Lock()
         self._busy_s = 0.0
-        #: When the pass that runs now began.
+        #: Number of batches that the device has, and since when it has been working on the first of them.
+        self._open = 0
         self._began: float | None = None
         #: Pipeline -> weighted sums of seconds and of padded cost.
         self._costs: dict[str, tuple[float, float]] = {}
@@ -103,14 +104,20 @@ class Metrics(Observer):
         self._of("pipeq_messages_refused_total", self._known(queue)).inc()
 
     def batch_began(self, pipeline: str, size: int) -> None:
-        """Notes that the device is busy."""
-        self._began = time.monotonic()
+        """Notes that the device is busy. The next batch may be given to it before the last one has ended."""
+        with self._lock:
+            self._open += 1
+            if self._began is None:
+                self._began = time.monotonic()
 
     def batch_ran(self, pipeline: str, size: int, padding: float, seconds: float, cost: int) -> None:
         """Counts the batch, its time and its cost."""
         name = self._known(pipeline)
         with self._lock:
-            self._busy_s, self._began = self._busy_s + seconds, None
+            self._busy_s, self._open = self._busy_s + seconds, max(0, self._open - 1)
+            self._began = time.monotonic() if self._open else None
+            if not size:
+                return
             old_s, old_cost = self._costs.get(name, (0.0, 0.0))
             self._costs[name] = old_s * COST_KEPT + seconds, old_cost * COST_KEPT + cost
         self._of("pipeq_batch_items", name).observe(size)
@@ -127,6 +134,7 @@ class Metrics(Observer):
         with self._lock:
             if self._began is not None:
                 self._busy_s, self._began = self._busy_s + time.monotonic() - self._began, None
+            self._open = 0
         self._of("pipeq_child_deaths_total").inc()
         self._of("pipeq_task_deaths_total").inc(len(task_ids))
 

@@ -35,7 +35,7 @@ class Observer:
     """
 
     def task_accepted(self, task_id: str, pipeline: str) -> None:
-        """Called when a task has come in and its message is valid for the pipeline."""
+        """Called when a task has come in, and its message can be read. Inputs and parameters are checked later."""
 
     def stage_ended(self, task_id: str, pipeline: str, stage: str, seconds: float) -> None:
         """Called when a task has passed a stage.
@@ -55,7 +55,7 @@ class Observer:
 
         Args:
             pipeline: the pipeline's name.
-            size: number of items in the batch.
+            size: number of items in the batch; 0 if all of its tasks were cancelled before it ran.
             padding: share of the batch's cost that was padding, 0 to 1.
             seconds: duration of the forward pass; if the batch was halved, of all passes together.
             cost: padded cost of the batch, in the unit of the task type (tokens, frames, patches).
