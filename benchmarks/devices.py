@@ -43,12 +43,12 @@ def run_stock(for_s: float) -> float:
 
 def main(options: Options) -> list[Result]:
     """Runs all devices with one and two workers, and the stock worker, in turn."""
-    arms: dict[str, Callable[[], float]] = {STOCK: partial(run_stock, options.seconds / 2)}
+    arms: dict[str, Callable[[], float]] = {STOCK: partial(run_stock, options.seconds / 4)}
     ceilings: dict[str, float] = {}
     for seconds, size in DEVICES:
         for count in (1, 2):
             name = f"{seconds * 1000:g} ms for {size}, {'one worker' if count == 1 else 'two workers'}"
-            arms[name] = partial(run, count, seconds, size, options.seconds / 2)
+            arms[name] = partial(run, count, seconds, size, options.seconds / 4)
             ceilings[name] = count * size / seconds
     found = alternate(arms, options.rounds)
     ratios = [

@@ -125,6 +125,10 @@ def print_queues(queues: Sequence[QueueInfo]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     console.print(table)
     for queue in queues:
+        if queue.depth and not queue.workers:
+            loading = f"; {queue.loading} load it" if queue.loading else ""
+            text = f"{shown.line(queue.pipeline)}: no worker takes its messages{loading}"
+            console.print(text, markup=False, soft_wrap=True)
         for name, reason in sorted(queue.deaf.items()):
             text = f"{shown.line(queue.pipeline)}: {shown.line(name)} takes no messages: {shown.line(reason)}"
             console.print(text, markup=False, soft_wrap=True)

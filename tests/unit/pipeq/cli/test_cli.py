@@ -419,6 +419,22 @@ def test_the_table_of_queues_keeps_long_names(capsys: pytest.CaptureFixture[str]
     assert second == ["asr", *"0 0 - 0 0 - 0 0 0 -".split()]
 
 
+def test_below_the_table_stands_why_nothing_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    cli_show.print_queues(
+        [
+            QueueInfo("a", 5, 0, None, 0, 0, 0),
+            QueueInfo("b", 5, 0, None, 0, 0, 0, loading=2),
+            QueueInfo("c", 0, 0, None, 0, 0, 0),
+            QueueInfo("d", 5, 0, None, 0, 1, 0, deaf={"w1": "it is stopping"}),
+        ]
+    )
+    assert capsys.readouterr().out.splitlines()[5:] == [
+        "a: no worker takes its messages",
+        "b: no worker takes its messages; 2 load it",
+        "d: w1 takes no messages: it is stopping",
+    ]
+
+
 class Terminal:
     """A stderr that claims to be a terminal, and records what is written."""
 
