@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import signal
 import subprocess
 import sys
@@ -58,6 +59,26 @@ app.conf.update(
     broker_url="{transport}{url}", result_backend="{backend}{url}", worker_pool="{pool}", task_acks_late=True,
     worker_concurrency=4, broker_connection_retry_on_startup=True, worker_consumer="{consumer}",
 )
+"""
+
+#: A module of a user who listens to Celery's signals.
+LISTENERS = """
+import redis
+from celery import signals
+
+db = redis.Redis.from_url("{url}")
+
+@signals.task_prerun.connect
+def prerun(**_):
+    db.rpush("heard", "task_prerun")
+
+@signals.task_success.connect
+def success(**_):
+    db.rpush("heard", "task_success")
+
+@signals.task_postrun.connect
+def postrun(**_):
+    db.rpush("heard", "task_postrun")
 """
 
 OURS = {
@@ -187,13 +208,61 @@ def test_everything_a_stock_producer_may_ask_for(mixed: tuple[WorkerProcess, Cli
     assert [one.get(timeout=30) for one in queued[1:]] == ["constant"] * 2
 
 
+def test_a_task_that_ends_without_the_tracer_leaves_what_the_tracer_would(mixed: tuple[WorkerProcess, Client]) -> None:
+    _, client = mixed
+    app = Celery("producer", broker=client.redis_url, backend=client.redis_url)
+    kwargs = {"pipeline": "constant", "inputs": 1}
+    plain, traced = (
+        app.send_task("pipeq.infer", kwargs=kwargs, queue="constant", group_id="g", parent_id="p", root_id="r", **more)
+        for more in ({}, {"link": named(app, "shout", "x", immutable=True)})
+    )
+    found = []
+    for one in (plain, traced):
+        assert one.get(timeout=30) == "constant"
+        assert (one.state, one.traceback, one.date_done.tzinfo is not None) == ("SUCCESS", None, True)
+        with redis.Redis.from_url(client.redis_url) as db:
+            found.append(json.loads(db.get(f"celery-task-meta-{one.id}")))
+    mine, celerys = found
+    assert len(celerys.pop("children")) == 1
+    assert mine.pop("children") == []
+    for name in ("started_at", "finished_at", "timing_ms"):
+        assert type(mine["pipeq"].pop(name)) is type(celerys["pipeq"].pop(name))
+    for record in found:
+        assert datetime.fromisoformat(record.pop("date_done")).utcoffset() == timedelta(0)
+        assert record.pop("task_id") in (plain.id, traced.id)
+    assert mine == celerys
+    # Nothing of either is left in the worker.
+    inspect = app.control.inspect(timeout=10, limit=1)
+    assert [next(iter(one.values())) for one in (inspect.active(), inspect.reserved())] == [[], []]
+    assert next(iter(inspect.stats().values()))["total"]["pipeq.infer"] == 2
+
+
+def test_receivers_of_signals_are_called(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "listeners.py").write_text(LISTENERS.format(url=redis_url))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with (
+        worker(tmp_path, redis_url, "constant", "--include", "listeners") as process,
+        Client(redis_url) as client,
+        redis.Redis.from_url(redis_url, decode_responses=True) as db,
+    ):
+        process.wait_ready(client, "constant")
+        tasks = client.submit_many("constant", range(3))
+        assert [client.wait(one, 30).result for one in tasks] == ["constant"] * 3
+        while db.llen("heard") < 9:
+            time.sleep(0.05)
+        assert sorted(db.lrange("heard", 0, -1)) == sorted(["task_prerun", "task_success", "task_postrun"] * 3)
+
+
 def test_events_as_flower_reads_them(mixed: tuple[WorkerProcess, Client]) -> None:
     _, client = mixed
     app = Celery("producer", broker=client.redis_url, backend=client.redis_url)
     seen: dict[str, set[str]] = {}
+    succeeded: list[dict[str, Any]] = []
 
     def note(event: dict[str, Any]) -> None:
         seen.setdefault(event.get("uuid", event.get("hostname", "")), set()).add(event["type"])
+        if event["type"] == "task-succeeded":
+            succeeded.append(event)
 
     def send() -> None:
         time.sleep(1)
@@ -211,6 +280,9 @@ def test_events_as_flower_reads_them(mixed: tuple[WorkerProcess, Client]) -> Non
                 break
     thread.join()
     assert any("worker-heartbeat" in kinds for kinds in seen.values())
+    assert seen["watched"] >= {"task-received", "task-started", "task-succeeded"}
+    assert [(one["uuid"], one["result"]) for one in succeeded] == [("watched", "'constant'")]
+    assert 0 <= succeeded[0]["runtime"] < 10
 
 
 def test_control_shutdown(mixed: tuple[WorkerProcess, Client]) -> None:

@@ -16,7 +16,7 @@ from pipeq.contract.errors import PipeqError
 
 from pipeq_worker.broker import transport
 from pipeq_worker.broker.serving import ServingApp, runtime_of
-from pipeq_worker.delivery import deliver
+from pipeq_worker.delivery import tracing
 from pipeq_worker.host import signals
 from pipeq_worker.host.runtime import Runtime
 from pipeq_worker.leases.redis_arguments import plain as redis_arguments_of
@@ -114,7 +114,7 @@ class Worker(CeleryWorker):
 
 
 class _Infer(Task):
-    """The Celery task ``pipeq.infer``. Its body runs after the stages; see :mod:`pipeq_worker.delivery.deliver`."""
+    """The Celery task ``pipeq.infer``. Its body runs after the stages; see :mod:`pipeq_worker.delivery.tracing`."""
 
     name = keys.TASK_NAME
     # Celery logs these errors as one line, without a traceback.
@@ -122,4 +122,4 @@ class _Infer(Task):
     ignore_result = False
 
     def run(self, *args: object, **kwargs: object) -> object:
-        return deliver.body(*args, **kwargs)
+        return tracing.body(*args, **kwargs)

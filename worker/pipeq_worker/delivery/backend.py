@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery import states
 from celery.backends.redis import RedisBackend
@@ -68,15 +68,20 @@ class Annotation:
 annotation: ContextVar[Annotation | None] = ContextVar("annotation", default=None)
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
+    """What is stored of one task, and the message that is acknowledged with it."""
+
     id: str
     key: str
-    record: str
+    record: str | bytes
     lifetime_s: int
-    note: Annotation
-    #: Whether the task failed, so that its dead letter is stored.
-    failed: bool
+    #: Its lease, if the script can check it; otherwise None and empty.
+    leases: Leases | None = None
+    tag: str = ""
+    #: A dead letter and its list; empty if there is none.
+    letters: str = ""
+    letter: str = ""
+    retry: Retry | None = None
 
 
 @dataclass
@@ -129,22 +134,40 @@ class Backend(RedisBackend):
         # Celery itself ends a task of ours that was revoked or has expired before it reaches a batch.
         by_celery = note is None and state in (states.REVOKED, states.FAILURE)
         complete(meta, task_id, note.part if note else None, self._before(key) if by_celery else None)
+        record = _text(self.encode(meta))
+        note = note or Annotation(Part())
         entry = _Entry(
             id=task_id,
             key=key,
-            record=_text(self.encode(meta)),
+            record=record,
             lifetime_s=self._lifetime_s(state),
-            note=note or Annotation(Part()),
-            failed=state == states.FAILURE,
+            leases=note.leases,
+            tag=note.tag,
+            letters=note.dead_letter_list,
+            letter=note.dead_letter if state == states.FAILURE else "",
+            retry=note.retry,
         )
         # A text that redis-py cannot encode fails here, for this task alone, and not in the call for the whole batch.
-        for text in (entry.id, entry.record, entry.note.dead_letter_list, entry.note.dead_letter):
+        for text in (task_id, record, entry.letters, entry.letter):
             text.encode()
         if self._buffer is None:
             self._store([entry], Buffer())
         else:
             self._buffer.entries.append(entry)
         return result
+
+    def store_record(self, task_id: str, record: bytes, leases: Leases | None, tag: str) -> None:
+        """Stores the record of a task that has succeeded, at the end of :meth:`buffered`.
+
+        Args:
+            task_id: the task's id.
+            record: from :func:`pipeq.contract.record.succeeded`.
+            leases: what holds the task's message, if the script can check it; otherwise None.
+            tag: the message's tag there; otherwise empty.
+        """
+        assert self._buffer is not None
+        entry = _Entry(task_id, keys.record_key(task_id), record, int(self.expires or 0), leases, tag)
+        self._buffer.entries.append(entry)
 
     def _store(self, entries: list[_Entry], buffer: Buffer) -> None:
         for start in range(0, len(entries), RESULTS_PER_CALL):
@@ -153,14 +176,14 @@ class Backend(RedisBackend):
     def _finish(self, entries: list[_Entry], buffer: Buffer) -> None:
         if self._finish_script is None:
             self._finish_script = self.client.register_script(lua.source("finish", LUA))
-        leases = next((entry.note.leases for entry in entries if entry.note.leases is not None), None)
+        leases = next((entry.leases for entry in entries if entry.leases is not None), None)
         # Without leases, name keys that a restricted Redis user may use; the script does not touch them.
         redis_keys = [keys.RUNNING, *((leases.unacked_key, leases.key) if leases else (keys.UNACKED, keys.LEASES))]
         args: list[Any] = [self.app.conf.get("pipeq_dead_letter_max", 10_000)]
         for entry in entries:
-            note, retry = entry.note, entry.note.retry
-            redis_keys += (entry.key, note.dead_letter_list or entry.key, retry.waiting_key if retry else entry.key)
-            args += (entry.id, note.tag, entry.record, entry.lifetime_s, note.dead_letter if entry.failed else "")
+            retry = entry.retry
+            redis_keys += (entry.key, entry.letters or entry.key, retry.waiting_key if retry else entry.key)
+            args += (entry.id, entry.tag, entry.record, entry.lifetime_s, entry.letter)
             args += (retry.due, retry.message) if retry else ("", "")
         reply = self._finish_script(keys=redis_keys, args=args)
         outage.over("results")
@@ -170,8 +193,9 @@ class Backend(RedisBackend):
             elif done == CANNOT_WAIT:
                 buffer.cannot_wait.add(entry.id)
             elif done == NO_LETTER:
-                where = shown.line(entry.note.dead_letter_list)
-                logger.error("%s is no list: a dead letter is lost", where, extra={"action": "dead_letter"})
+                logger.error(
+                    "%s is no list: a dead letter is lost", shown.line(entry.letters), extra={"action": "dead_letter"}
+                )
 
     def on_connection_error(self, max_retries: Any, exc: BaseException, intervals: Any, retries: Any) -> Any:
         """Called between two tries. Celery's own method logs each try; this one logs the outage once."""

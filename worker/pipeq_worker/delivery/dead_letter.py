@@ -9,6 +9,8 @@ from typing import Any
 import redis
 from pipeq.contract import keys
 
+from pipeq_worker.delivery.delivery import Delivery
+
 #: Length of a dead-letter list where the settings are not available.
 MOST = 10_000
 #: Number of characters that are kept of a message that cannot be read.
@@ -30,6 +32,12 @@ def dead_letter(task_id: str | None, code: str, reason: str, message: Any) -> st
         return json.dumps(entry, default=repr)
     except (ValueError, TypeError, RecursionError) as error:
         return json.dumps({**entry, "message": f"not JSON: {error}"})
+
+
+def letter_of(delivery: Delivery) -> str:
+    """Returns the dead letter of a task that has failed."""
+    assert delivery.error is not None
+    return dead_letter(delivery.id, delivery.error.code, delivery.error.message, raw_frame(delivery.request.message))
 
 
 def raw_frame(message: Any) -> Any:

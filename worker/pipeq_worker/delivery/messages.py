@@ -1,9 +1,15 @@
-"""What happens to a task's message: it goes back on its queue, is acknowledged, or is left to its new holder."""
+"""What happens to a task's message: it goes back on its queue, is acknowledged, or is left to its new holder.
+
+In Redis, the script that stores a result acknowledges the message in the same step. Celery must still be told.
+"""
 
 from __future__ import annotations
 
 import logging
+import time
+from typing import Any
 
+from celery.utils.saferepr import saferepr
 from celery.worker import state as celery_state
 
 from pipeq_worker.delivery.delivery import Delivery
@@ -20,6 +26,35 @@ def put_back(delivery: Delivery) -> None:
         logger.exception("task %s goes back when its lease lapses", delivery.id, extra={"action": "deliver"})
         if delivery.leases is not None:
             delivery.leases.release([delivery.tag])
+
+
+def tell(delivery: Delivery, ended: Any) -> None:
+    """Tells Celery how a task ended by its tracer; Celery acknowledges the message if that has not been done."""
+    delivery.acknowledge(ended)
+
+
+def tell_success(delivery: Delivery, *, is_acknowledged: bool) -> None:
+    """Tells Celery that a task has succeeded, as the end of its tracer would.
+
+    Args:
+        delivery: the task.
+        is_acknowledged: whether its message is acknowledged in Redis.
+    """
+    request = delivery.request
+    if not is_acknowledged or _has_events(request.eventer):
+        runtime_s = time.time() - (delivery.started_at or delivery.received_at)
+        delivery.acknowledge((0, saferepr(delivery.result, request.task.resultrepr_maxsize), runtime_s))
+        return
+    # Without events this is all of it. Celery would wake its event loop for each message, to acknowledge it there.
+    celery_state.task_ready(request, successful=True)
+    if not request.acknowledged:
+        request.message.ack_log_error(logger, request.connection_errors)
+        request.acknowledged = True
+
+
+def _has_events(eventer: Any) -> bool:
+    """Whether events of tasks are sent: by ``enable_events``, for instance. Heartbeats of workers always are."""
+    return eventer is not None and eventer.enabled and (not eventer.groups or "task" in eventer.groups)
 
 
 def let_go(delivery: Delivery) -> None:

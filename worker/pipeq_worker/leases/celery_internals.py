@@ -9,8 +9,10 @@ version of Celery or kombu therefore fails there first. Pinned versions: ``const
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
+from celery.app import trace
 from celery.backends.redis import RedisBackend
 from celery.concurrency.base import BasePool
 from kombu.transport import redis as kombu_redis
@@ -28,6 +30,12 @@ def embed_of(request: Any) -> Any:
     """
     _, _, embed = request._payload
     return embed
+
+
+def has_stock_tracer() -> bool:
+    """Whether Celery's tracer is its own. Packages that watch tasks (Sentry, New Relic) replace what builds it."""
+    built_by = trace.build_tracer
+    return isinstance(built_by, FunctionType) and built_by.__code__.co_filename == trace.__file__
 
 
 def set_payload(message: Any, payload: Any) -> None:

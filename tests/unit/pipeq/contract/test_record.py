@@ -5,10 +5,14 @@ import json
 import re
 import time
 from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
+from celery.app.task import Context
+from celery.backends.redis import RedisBackend
 from pipeq.contract import record as records
 from pipeq.contract.errors import PipeqError
 from pipeq.contract.message import TaskMessage
@@ -344,3 +348,46 @@ def test_the_reader_on_the_page_agrees_with_ours(word: str | None, part: Any, ma
 @pytest.mark.parametrize("reason", ["cancelled", "expired", "revoked", "terminated", ""])
 def test_the_reader_on_the_page_knows_why_a_task_was_revoked(reason: str, mark: Any) -> None:
     assert read_as_the_page_says(revoked(reason), mark, 1000.0) == status_of(revoked(reason), mark).state
+
+
+def full_part() -> Part:
+    """A part of which every field is set."""
+    part = Part(
+        pipeline="asr",
+        submitted_at=100.0,
+        expires_at=900.5,
+        message_sha256="ab" * 32,
+        started_at=105.25,
+        finished_at=1_700_000_000.123456,
+        attempts=2,
+        worker="pipeq-1@host",
+        timing_ms={"queue": 1.5, "infer": 0.001},
+        batch=BatchInfo(size=3, padding=0.25),
+        model=ModelInfo(id="m", revision=None, dtype="float16"),
+        result_uri="s3://results/t.json",
+        error=PipeqError("internal", "no", False),
+    )
+    assert all(getattr(part, one.name) is not None for one in fields(part))
+    return part
+
+
+@pytest.mark.parametrize("part", [full_part(), Part(finished_at=5.0)], ids=["full", "empty"])
+@pytest.mark.parametrize("result", [b"null", b'"constant"', b'{"a": [1.5, "\xc3\xbc", 1e400]}', b"1" * 300])
+@pytest.mark.parametrize("more", [{}, {"group_id": "g"}, {"group_id": "g", "parent_id": "p"}], ids=len)
+def test_the_record_of_a_success_is_what_celerys_backend_would_make(
+    part: Part, result: bytes, more: dict[str, str]
+) -> None:
+    built = json.loads(records.succeeded("t", result, part, **more))
+    backend = RedisBackend(app=Celery(set_as_current=False))
+    request = Context(group=more.get("group_id"), parent_id=more.get("parent_id"), children=[])
+    expected = backend._get_result_meta(json.loads(result), "SUCCESS", None, request)
+    records.complete(expected, "t", part)
+    assert part.finished_at is not None
+    assert datetime.fromisoformat(built.pop("date_done")).timestamp() == part.finished_at
+    assert datetime.fromisoformat(expected.pop("date_done")).tzinfo == UTC
+    assert built == json.loads(json.dumps(expected))
+
+
+def test_a_success_with_half_a_character_can_be_read() -> None:
+    text = records.succeeded("t", b"1", Part(finished_at=5.0, result_uri="s3://b/\ud800"))
+    assert json.loads(text)["pipeq"]["result_uri"] == "s3://b/\ud800"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from celery.app import trace
 from celery.worker.request import Request
 from kombu import Connection, Consumer, Queue
 from kombu.asynchronous import Hub
@@ -111,6 +113,21 @@ def test_a_request_has_read_what_follows_the_task() -> None:
 
     request = Request(message_of([[], {"a": 1}, embed]), app=app, task=infer)
     assert celery_internals.embed_of(request) == embed
+
+
+def test_a_tracer_that_somebody_has_replaced_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert celery_internals.has_stock_tracer()
+    stock = trace.build_tracer
+
+    class Wrapper:
+        __module__ = stock.__module__
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return stock(*args, **kwargs)
+
+    for other in (lambda *args, **kwargs: stock(*args, **kwargs), functools.wraps(stock)(lambda: None), Wrapper()):
+        monkeypatch.setattr(trace, "build_tracer", other)
+        assert not celery_internals.has_stock_tracer()
 
 
 def test_a_message_is_not_decoded_again() -> None:

@@ -1,0 +1,36 @@
+"""PART: a delivery -> what pipeq adds to its task's record: the status, without the result."""
+
+from __future__ import annotations
+
+import time
+
+from pipeq.contract.record import Before, Part
+
+from pipeq_worker.delivery.delivery import Delivery
+
+
+def part_of(delivery: Delivery, *, retrying: bool = False) -> Part:
+    """Returns the part of the task's record; ``retrying`` if it waits for its next try instead of having ended."""
+    now, before, pipeline = time.time(), delivery.before or Before(), delivery.pipeline
+    return Part(
+        pipeline=pipeline.name if pipeline else (delivery.message.pipeline if delivery.message else None),
+        submitted_at=before.submitted_at,
+        expires_at=before.expires_at,
+        message_sha256=before.message_sha256,
+        started_at=delivery.started_at,
+        finished_at=None if retrying else now,
+        attempts=delivery.attempt or delivery.retries + 1,
+        worker=delivery.request.hostname,
+        timing_ms=timing_of(delivery),
+        batch=delivery.batch,
+        model=pipeline.model if pipeline else None,
+        result_uri=delivery.result_uri,
+        error=delivery.error,
+    )
+
+
+def timing_of(delivery: Delivery) -> dict[str, float]:
+    """Returns the milliseconds in each stage, and first those in the queue, if its producer said when it submitted."""
+    submitted_at = delivery.before.submitted_at if delivery.before is not None else None
+    queue = {"queue": round((delivery.received_at - submitted_at) * 1000, 3)} if submitted_at else {}
+    return {**queue, **delivery.timing_ms}

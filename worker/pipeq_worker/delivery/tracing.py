@@ -1,0 +1,101 @@
+"""TRACE: a task that has passed the stages -> Celery's tracer. Used by deliver.
+
+The tracer calls the body of the Celery task, which returns the outcome of the stages or raises it. The tracer then runs
+links, chords, signals and hooks, and stores the result by way of :class:`pipeq_worker.delivery.backend.Backend`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from celery.exceptions import Retry as CeleryRetry
+from pipeq.contract import keys
+from pipeq.contract.errors import ErrorCode, PipeqError
+
+from pipeq_worker.delivery.backend import Annotation, Retry, annotation
+from pipeq_worker.delivery.dead_letter import letter_of
+from pipeq_worker.delivery.delivery import Delivery
+from pipeq_worker.delivery.part import part_of
+from pipeq_worker.delivery.retries import Retries
+from pipeq_worker.leases.leases import Leases
+from pipeq_worker.observe.frames import forget
+
+logger = logging.getLogger(__name__)
+
+#: What the task's body calls while the tracer runs it; it returns the result, or raises the error.
+outcome: ContextVar[Callable[[], Any] | None] = ContextVar("outcome", default=None)
+
+
+class Tracing:
+    """Runs the tracer.
+
+    Args:
+        retries: decides when a task is tried again.
+        max_attempts: number of tries that a task gets.
+    """
+
+    def __init__(self, retries: Retries, max_attempts: int) -> None:
+        self._retries = retries
+        self._max_attempts = max_attempts
+
+    def run(self, delivery: Delivery, fence: Leases | None) -> Any:
+        """Runs Celery's tracer, which calls :func:`body`, and so the function in :data:`outcome`.
+
+        Args:
+            delivery: the task.
+            fence: what holds its message, if the script that stores the result can check it; otherwise None.
+
+        Returns:
+            What :attr:`Delivery.acknowledge` takes.
+        """
+        retry, error = self._next_try(delivery), delivery.error
+        delivery.is_retried = retry is not None
+        note = Annotation(
+            part_of(delivery, retrying=retry is not None),
+            keys.dead_letter_key(delivery.queue),
+            letter_of(delivery) if delivery.error is not None and retry is None else "",
+            fence,
+            delivery.tag if fence is not None else "",
+            None if delivery.handed_on_json is None else (delivery.result,),
+            retry,
+        )
+
+        def end() -> Any:
+            if error is None:
+                return delivery.result if delivery.handed_on_json is None else delivery.handed_on
+            # A new exception: raising adds frames to it, and the frames refer to the other deliveries of the batch.
+            problem = PipeqError(error.code, error.message, error.retryable)
+            if retry is not None:
+                raise CeleryRetry(str(problem), exc=problem, when=retry.due - time.time())
+            raise problem
+
+        tokens = outcome.set(end), annotation.set(note)
+        try:
+            ended = delivery.trace()
+            if ended[0]:  # it failed, and the next item is Celery's ExceptionInfo
+                forget(ended[1].exception)
+            return ended
+        finally:
+            outcome.reset(tokens[0])
+            annotation.reset(tokens[1])
+
+    def _next_try(self, delivery: Delivery) -> Retry | None:
+        error = delivery.error
+        if error is None or not error.retryable or delivery.retries + 1 >= self._max_attempts:
+            return None
+        retry = self._retries.next_try(delivery)
+        delay_s = retry.due - time.time()
+        logger.info("task %s retries in %.1f s: %s", delivery.id, delay_s, error, extra={"action": "retry"})
+        return retry
+
+
+def body(*_: Any, **__: Any) -> Any:
+    """The body of the Celery task ``pipeq.infer``. The stages have already run; it returns or raises their outcome."""
+    end = outcome.get()
+    if end is None:
+        raise PipeqError(ErrorCode.INTERNAL, "pipeq.infer runs only in pipeq's own pool: start it with `pipeq worker`")
+    return end()
