@@ -125,13 +125,14 @@ class Consumer(CeleryConsumer):
 
     def _postpone(self, message: Any) -> bool:
         """Puts a message that is not due yet into the waiting set. Celery would keep it, its memory and its credit."""
+        if (eta := _seconds(message.headers.get("eta"))) is None:
+            return False
         leases = getattr(message.channel, "leases", None)
-        eta = _seconds(message.headers.get("eta"))
         queue = (message.delivery_info or {}).get("routing_key", "")
         # Only `pipeq worker` puts waiting messages back; in another app the message would wait for ever.
         if self._runtime is None or queue not in self._runtime.queues:
             return False
-        if leases is None or eta is None or eta - time.time() < SOON_S:
+        if leases is None or eta - time.time() < SOON_S:
             return False
         leases.postpone(message.delivery_tag, keys.waiting_key(queue), eta)
         message.ack_log_error(logger, self.connection_errors)  # only in this process: in Redis, the message waits

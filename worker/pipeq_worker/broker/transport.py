@@ -180,6 +180,7 @@ class Channel(kombu_redis.Channel):
         self.reserver: Reserver | None = None
         self._leases: Leases | None = None
         self._no_ack: set[str] = set()
+        self._limits_of: dict[str, Limits] = {}
         super().__init__(*args, **kwargs)
 
     @property
@@ -330,7 +331,11 @@ class Channel(kombu_redis.Channel):
         return [self._q_for_pri(queue, step) for step in self.priority_steps]
 
     def _limits(self, queue: str) -> Limits:
-        return Limits.of_body(self.queue_body_bytes.get(queue, UNLIMITED_BYTES), frozenset(self.content_types) or None)
+        if (found := self._limits_of.get(queue)) is None:
+            types = frozenset(self.content_types) or None
+            found = Limits.of_body(self.queue_body_bytes.get(queue, UNLIMITED_BYTES), types)
+            self._limits_of[queue] = found
+        return found
 
     def _wanted(self, queue: str, sharing: int) -> Wanted:
         """Returns how much may be taken from a queue now; ``sharing`` is the number of queues that share the limit."""

@@ -10,6 +10,7 @@ import redis
 from pipeq.contract import keys
 
 from pipeq_worker.delivery.delivery import Delivery
+from pipeq_worker.leases.frame import as_sent
 
 #: Length of a dead-letter list where the settings are not available.
 MOST = 10_000
@@ -40,9 +41,10 @@ def letter_of(delivery: Delivery) -> str:
     return dead_letter(delivery.id, delivery.error.code, delivery.error.message, raw_frame(delivery.request.message))
 
 
-def raw_frame(message: Any) -> Any:
+def raw_frame(message: Any) -> dict[str, Any]:
     """Returns the frame that a kombu message arrived in."""
-    return getattr(message, "_raw", None) or message.serializable()
+    frame = getattr(message, "_raw", None)
+    return message.serializable() if frame is None else as_sent(frame)
 
 
 def push(client: redis.Redis, queue: str, letter: str, most: int = MOST) -> None:

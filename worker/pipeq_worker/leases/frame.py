@@ -9,18 +9,17 @@ linear time, and that unpacks to no more than the limit. The content of the head
 from __future__ import annotations
 
 import base64
-import bz2
 import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pipeq.contract import shown
 from pipeq.contract.reading import UnreadableError, json_object, json_value, number
 
+from pipeq_worker.leases import packed
 from pipeq_worker.leases.reserved import Reserved
 
 #: Most bytes of a message, and of its unpacked body, if no limit is set.
@@ -43,16 +42,6 @@ _CONTROL: dict[str, type] = {
     "ticket": str,
     "reply_to": dict,
 }
-#: kombu's names for its compressions.
-_COMPRESSIONS = {
-    **dict.fromkeys(("application/x-gzip", "gzip", "zlib"), "zlib"),
-    **dict.fromkeys(("application/x-bz2", "bzip2", "bzip"), "bz2"),
-    **dict.fromkeys(("application/x-lzma", "lzma", "xz"), "lzma"),
-}
-#: Most memory for the dictionary of an LZMA stream, whose size the stream declares.
-_LZMA_MEMORY = 32 * 2**20
-_CHUNK = 64 * 2**10
-
 _HEADERS = re.compile(rb'"headers"')
 _ID = re.compile(rb'"id"\s*:\s*"((?:[^"\\\x00-\x1f]|\\.){1,1200})"')
 
@@ -104,6 +93,15 @@ def read(one: Reserved, limits: Limits) -> dict[str, Any] | Unreadable:
     except UnreadableError as error:
         return Unreadable(str(error), _id_of(message))
     return message
+
+
+def as_sent(message: dict[str, Any]) -> dict[str, Any]:
+    """Returns a frame from :func:`read` as JSON can hold it: its body is text again."""
+    body = message.get("body")
+    if not isinstance(body, bytes):
+        return message
+    properties = {**message["properties"], "body_encoding": "base64"}
+    return {**message, "body": base64.b64encode(body).decode("ascii"), "properties": properties}
 
 
 def broadcast(data: bytes | str, is_control: bool) -> dict[str, Any] | Unreadable:
@@ -169,7 +167,11 @@ def _complete(message: dict[str, Any], one: Reserved, limits: Limits) -> None:
     if one.raw.startswith(b" "):
         # requeue.lua puts a blank in front of a message that was delivered before.
         headers["redelivered"] = properties["delivery_info"]["redelivered"] = True
-    _check_body(message, limits)
+    body = _check_body(message, limits)
+    if isinstance(message.get("body"), str) and properties.get("body_encoding") is not None:
+        # Decoded once: kombu takes bytes as they are.
+        message["body"] = body
+        del properties["body_encoding"]
 
 
 def _check_body(message: dict[str, Any], limits: Limits) -> bytes:
@@ -212,8 +214,8 @@ def _body(body: Any, encoding: Any) -> bytes:
 
 
 def _check_unpacked(body: bytes, compression: Any, limits: Limits) -> None:
-    kind = _COMPRESSIONS.get(compression) if isinstance(compression, str) else None
-    if kind is None:
+    chunks = packed.CHUNKS.get(compression) if isinstance(compression, str) else None
+    if chunks is None:
         # An app that accepts any content type may have more of kombu's compressions installed.
         if isinstance(compression, str) and limits.content_types is None:
             return
@@ -223,7 +225,7 @@ def _check_unpacked(body: bytes, compression: Any, limits: Limits) -> None:
         )
     size = 0
     try:
-        for chunk in _UNPACK[kind](body):
+        for chunk in chunks(body):
             size += len(chunk)
             if size > limits.body_bytes:
                 raise UnreadableError(_too_large("unpacks to more", limits))
@@ -231,38 +233,6 @@ def _check_unpacked(body: bytes, compression: Any, limits: Limits) -> None:
         if isinstance(error, UnreadableError):
             raise
         raise UnreadableError(f"its body cannot be unpacked: {error}") from error
-
-
-def _unzipped(data: bytes) -> Iterator[bytes]:
-    one = zlib.decompressobj()
-    while data:
-        yield one.decompress(data, _CHUNK)
-        data = one.unconsumed_tail
-    yield one.flush(_CHUNK)
-    if not one.eof:
-        raise EOFError("it is cut off")
-
-
-def _streams(make: Callable[[], Any]) -> Callable[[bytes], Iterator[bytes]]:
-    def unpack(data: bytes) -> Iterator[bytes]:
-        while data:
-            one = make()
-            yield one.decompress(data, _CHUNK)
-            while not one.eof:
-                if one.needs_input:
-                    raise EOFError("it is cut off")
-                yield one.decompress(b"", _CHUNK)
-            # kombu reads all streams that follow each other.
-            data = one.unused_data
-
-    return unpack
-
-
-_UNPACK: dict[str, Callable[[bytes], Iterator[bytes]]] = {
-    "zlib": _unzipped,
-    "bz2": _streams(bz2.BZ2Decompressor),
-    "lzma": _streams(lambda: lzma.LZMADecompressor(memlimit=_LZMA_MEMORY)),
-}
 
 
 def _too_large(what: str, limits: Limits) -> str:

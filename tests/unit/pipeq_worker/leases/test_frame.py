@@ -12,7 +12,9 @@ import zlib
 from typing import Any
 
 import pytest
-from pipeq_worker.leases.frame import HEADERS_BYTES, JSON, Limits, Unreadable, broadcast, read
+from kombu import Connection
+from kombu.transport.virtual import Message
+from pipeq_worker.leases.frame import HEADERS_BYTES, JSON, Limits, Unreadable, as_sent, broadcast, read
 from pipeq_worker.leases.reserved import Reserved
 
 LIMITS = Limits.of_body(256 * 1024, JSON)
@@ -40,6 +42,25 @@ def test_a_good_frame_is_told_where_it_lay() -> None:
     assert message["properties"]["delivery_tag"] == "tag"
     assert message["properties"]["delivery_info"] == {"exchange": "", "routing_key": "q"}
     assert isinstance(read_json(frame(None, properties={})), dict)
+
+
+@pytest.mark.parametrize("body", [b"[[], {}, {}]", b"", b"\xff\x00" * 1000])
+def test_a_body_is_decoded_once_and_can_be_sent_again(body: bytes) -> None:
+    sent = frame(body)
+    message = read_json(sent)
+    assert isinstance(message, dict)
+    assert message["body"] == body
+    assert Message(message, channel=channel_of_no_server()).body == body
+    again = json.loads(json.dumps(as_sent(message)))
+    assert (again["body"], again["properties"]["body_encoding"]) == (sent["body"], "base64")
+    assert Message(again, channel=channel_of_no_server()).body == body
+    plain = read_json({**sent, "body": "[[], {}, {}]", "properties": {}})
+    assert isinstance(plain, dict)
+    assert as_sent(plain) is plain
+
+
+def channel_of_no_server() -> Any:
+    return Connection("memory://").channel()
 
 
 PACKERS = {
