@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from benchmarks import batching, death, delivery, devices, forward, late_worker, latency, one_length, page
+from benchmarks import batching, death, delivery, devices, forward, late_worker, latency, noop, one_length, page
 from benchmarks.report import Options, Result, machine
 
 #: Letter of the table -> what runs it. A benchmark returns what it found; ``delivery`` only prints.
@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Result]]] = {
     "b": one_length.main,
     "c": devices.main,
     "d": forward.main,
+    "e": noop.main,
     "f": latency.main,
     "g": late_worker.main,
     "j": death.main,

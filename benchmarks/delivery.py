@@ -119,14 +119,16 @@ def throughput(arm: str, at: int, url: str, worker_url: str, count: int) -> Meas
     with redis.Redis.from_url(url) as db, tempfile.TemporaryDirectory() as folder:
         db.flushall()
         (submit if queue == "constant" else submit_stock)(url, count)
-        with start(worker_url, Path(folder)):
+        with start(worker_url, Path(folder)) as child:
             while db.llen(queue) == count:
                 time.sleep(0.001)
             began, taken = time.perf_counter(), db.llen(queue)
+            before = _cpu_s(child.pid)
             db.config_resetstat()
             while not drained(db, queue):
                 time.sleep(0.05)
             seconds = time.perf_counter() - began
+            cpu_s = _cpu_s(child.pid) - before
             commands = sum(value["calls"] for value in db.info("commandstats").values())
             reads = db.info("stats")["total_reads_processed"]
             # The commands of this loop itself.
@@ -136,6 +138,7 @@ def throughput(arm: str, at: int, url: str, worker_url: str, count: int) -> Meas
         "messages/s": done / seconds,
         "commands/message": (commands - 3 * asked) / done,
         "round trips/message": (reads - 3 * asked) / done,
+        "worker's CPU, ms/message": cpu_s / done * 1000,
     }
     return Measured("delivery", arm, at, values)
 
