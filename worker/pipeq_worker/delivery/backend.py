@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 #: Number of results that one call of the script stores at most.
 RESULTS_PER_CALL = 500
 #: What finish.lua returns for a task if it did not simply store the result.
-LOST, CANNOT_WAIT, NO_LETTER = -1, -2, 2
+OVER, LOST, CANNOT_WAIT, NO_LETTER = 0, -1, -2, 2
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ class Buffer:
     """The results that :meth:`Backend.buffered` holds back, and, after it, the tasks of which nothing was stored."""
 
     entries: list[_Entry] = field(default_factory=list)
-    #: Ids of tasks of which nothing was stored, because they have ended or another worker has their message.
+    #: Ids of tasks of which nothing was stored, because they had ended before; their messages are acknowledged.
+    over: set[str] = field(default_factory=set)
+    #: Ids of tasks of which nothing was stored, because another worker has their message.
     lost: set[str] = field(default_factory=set)
     #: Ids of tasks of which nothing was stored, because their message could not be put into the waiting set.
     cannot_wait: set[str] = field(default_factory=set)
@@ -188,7 +190,9 @@ class Backend(RedisBackend):
         reply = self._finish_script(keys=redis_keys, args=args)
         outage.over("results")
         for entry, done in zip(entries, reply, strict=True):
-            if done == LOST:
+            if done == OVER:
+                buffer.over.add(entry.id)
+            elif done == LOST:
                 buffer.lost.add(entry.id)
             elif done == CANNOT_WAIT:
                 buffer.cannot_wait.add(entry.id)

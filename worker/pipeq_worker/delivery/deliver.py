@@ -92,6 +92,7 @@ class Deliverer:
                 sentence = f"it cannot wait for its next try: {keys.waiting_key(delivery.queue)} is no sorted set"
                 broken.append((delivery, PipeqError(ErrorCode.INTERNAL, sentence)))
             else:
+                delivery.is_over = delivery.id in stored.over
                 self._end(delivery, last_step)
         for delivery, cause in broken:
             self._end(delivery, partial(self._give_up, cause=cause))
