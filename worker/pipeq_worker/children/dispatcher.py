@@ -21,6 +21,7 @@ from pipeq.contract.status import BatchInfo
 
 from pipeq_worker.children import protocol
 from pipeq_worker.children.delivering import Delivering
+from pipeq_worker.children.fed import Fed
 from pipeq_worker.children.keeper import Death, Keeper, Served
 from pipeq_worker.children.process import Starter
 from pipeq_worker.children.runs import Runs
@@ -100,7 +101,7 @@ class Dispatcher(Generic[T]):
         self._tickets = itertools.count(1)
         #: Tasks that no child has yet, for each pipeline; and tasks that a child has without any item being ready.
         self._queues: dict[str, deque[T]] = {}
-        self._fed: set[int] = set()
+        self._fed = Fed()
         self._changed = threading.Condition()
         self._draining = False
         self._hurried = False
@@ -241,16 +242,12 @@ class Dispatcher(Generic[T]):
         with self._changed:
             if not self._keeper.is_serving:
                 return
-            counts: dict[str, int] = {}
-            for ticket in self._fed:
-                name = self._tasks[ticket].lane or ""
-                counts[name] = counts.get(name, 0) + 1
             messages = []
             for name, queue in self._queues.items():
-                for _ in range(min(len(queue), FEED - counts.get(name, 0))):
+                for _ in range(min(len(queue), FEED - self._fed.count(name))):
                     task = queue.popleft()
                     task.moved(Place.PREPARING)
-                    self._fed.add(task.ticket)
+                    self._fed.add(task.ticket, name)
                     messages.append(_prepare(task))
             # Sent under the lock, so that a cancel that follows does not overtake it.
             if messages:
