@@ -7,6 +7,7 @@ what the argument must be.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -86,6 +87,25 @@ def priority(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 9:
         _refuse(f"priority {shown.value(value)} is not 0 (first) to 9 (last)")
     return value
+
+
+def fair_key(value: Any) -> str | None:
+    """Checks the name of a tenant; None stays None."""
+    if value is None:
+        return None
+    if not keys.is_readable_id(value) or len(value) > keys.FAIR_KEY_MAX:
+        _refuse(f"fair_key {shown.value(value)} is not text of 1 to {keys.FAIR_KEY_MAX} characters")
+    return str(value)
+
+
+def urgency(deadline_s: Any, key: Any) -> dict[str, Any]:
+    """Checks a deadline and a tenant, and returns the headers that carry them."""
+    found: dict[str, Any] = {}
+    if (wished := seconds("deadline_s", deadline_s)) is not None:
+        found |= {keys.DEADLINE_HEADER: wished, keys.SUBMITTED_AT_HEADER: round(time.time(), 3)}
+    if (named := fair_key(key)) is not None:
+        found[keys.FAIR_KEY_HEADER] = named
+    return found
 
 
 def output(value: Any, *, many: bool) -> str | None:

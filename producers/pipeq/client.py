@@ -104,6 +104,8 @@ class Client:
         priority: int = keys.DEFAULT_PRIORITY,
         expires_s: float | None = None,
         delay_s: float | None = None,
+        deadline_s: float | None = None,
+        fair_key: str | None = None,
         headers: Mapping[str, Any] | None = None,
         check: bool = True,
     ) -> str:
@@ -120,6 +122,10 @@ class Client:
             priority: 0 is served first, 9 last.
             expires_s: seconds from now after which no worker may begin the task.
             delay_s: seconds from now before which no worker may begin the task.
+            deadline_s: a wish: seconds from now within which the task should be done. Among tasks of equal priority
+                that a worker holds, the one with the next deadline goes first. A task that is late still runs.
+            fair_key: whose task it is, for instance a customer. Of tasks with equal priority, those of different keys
+                take turns, so that many tasks of one do not delay those of another.
             headers: additional message headers, for instance ``traceparent``.
             check: whether to refuse a pipeline that no worker has ever served.
 
@@ -136,6 +142,7 @@ class Client:
         with submit_errors() as submitted:
             items = [(inputs, checks.new_task_id(task_id))]
             output = checks.output(output, many=False)
+            headers = checks.headers(headers) | checks.urgency(deadline_s, fair_key)
             self._submit_all(submitted, pipeline, items, params, output, priority, expires_s, delay_s, headers, check)
         return submitted[0]
 
@@ -149,6 +156,8 @@ class Client:
         priority: int = keys.DEFAULT_PRIORITY,
         expires_s: float | None = None,
         delay_s: float | None = None,
+        deadline_s: float | None = None,
+        fair_key: str | None = None,
         headers: Mapping[str, Any] | None = None,
         check: bool = True,
     ) -> list[str]:
@@ -166,6 +175,7 @@ class Client:
         """
         with submit_errors() as submitted:
             output = checks.output(output, many=True)
+            headers = checks.headers(headers) | checks.urgency(deadline_s, fair_key)
             items = ((item, None) for item in checks.several("inputs", inputs, "inputs", ErrorCode.INVALID_INPUT))
             self._submit_all(submitted, pipeline, items, params, output, priority, expires_s, delay_s, headers, check)
         return submitted
@@ -180,14 +190,13 @@ class Client:
         priority: int,
         expires_s: float | None,
         delay_s: float | None,
-        headers: Mapping[str, Any] | None,
+        headers: Mapping[str, Any],
         check: bool,
     ) -> None:
         """Submits in chunks; appends each id to ``submitted`` as soon as its task is queued."""
         pipeline = checks.pipeline(pipeline)
         place = Place(pipeline, keys.list_key(pipeline, checks.priority(priority)), checks.seconds("delay_s", delay_s))
         expires_s = checks.seconds("expires_s", expires_s)
-        headers = checks.headers(headers)
         shared = {"params": checks.params(params), "output": {"uri": output} if output else None}
         chunk = Chunk()
         served: Served | None = None

@@ -67,6 +67,10 @@ def read_queue(
             pipe.llen(key)
         for key in lists:
             pipe.lindex(key, -1)
+        for key in lists:
+            pipe.zcard(keys.fair_key(key))
+        for key in lists:
+            pipe.zrange(keys.fair_key(key), 0, 0)
         pipe.zrangebyscore(keys.workers_key(pipeline), now - keys.WORKER_TTL_S, "+inf")
         pipe.zrangebyscore(keys.loading_key(pipeline), now - keys.WORKER_TTL_S, "+inf")
         pipe.llen(keys.dead_letter_key(pipeline))
@@ -75,9 +79,10 @@ def read_queue(
     names = names or []
     found = client.mget([keys.worker_key("").encode() + name for name in names]) if names else []
     beats = {name: Beat.read(raw) for name, raw in zip(names, found, strict=True)}
-    oldest = [_task_id(raw) for raw in per_list[len(lists) :] if raw]
+    lengths, ends, moved, firsts = (per_list[at : at + len(lists)] for at in range(0, len(per_list), len(lists)))
+    oldest = [_task_id(raw) for raw in (*ends, *(one[0][keys.FAIR_NUMBER_DIGITS :] for one in firsts if one)) if raw]
     times = [s.submitted_at for s in status_many(filter(None, oldest)) if s.submitted_at is not None]
-    depth = sum(int(length or 0) for length in per_list[: len(lists)])
+    depth = sum(int(length or 0) for length in (*lengths, *moved))
     in_flight, running = totals(pipeline, list(beats.values()))
     again = {name for name, beat in beats.items() if pipeline in beat.loading}
     return QueueInfo(

@@ -113,6 +113,17 @@ def test_submit_prints_an_id_for_each_input(client: Client) -> None:
     assert client.queues()[0].depth == 2
 
 
+def test_submit_sends_deadline_and_tenant(client: Client, db: redis.Redis) -> None:
+    done = run("submit", PIPELINE, "x", "--deadline", "1.5", "--fair-key", "acme")
+    assert (done.exit_code, done.stderr) == (0, "")
+    headers = json.loads(db.lindex(PIPELINE, 0))["headers"]
+    assert (headers["deadline_s"], headers["fair_key"]) == (1.5, "acme")
+    for wrong in ("nan", "-1"):
+        done = run("submit", PIPELINE, "x", "--deadline", wrong)
+        assert done.exit_code != 0
+        assert "deadline" in done.stderr
+
+
 def test_submit_as_json_prints_statuses(client: Client) -> None:
     done = run("submit", PIPELINE, "x", "y", "--json")
     lines = [json.loads(line) for line in done.stdout.splitlines()]

@@ -146,6 +146,36 @@ def test_an_id_that_is_no_text_or_too_long_is_refused(client: Client, task_id: A
         client.submit(PIPELINE, "x", task_id=task_id)
 
 
+def test_urgency_travels_in_headers(client: Client, db: redis.Redis) -> None:
+    before = time.time()
+    client.submit(PIPELINE, "x", deadline_s=2.5, fair_key="acme", headers={"traceparent": "00", "fair_key": "other"})
+    client.submit_many(PIPELINE, ["y", "z"], fair_key="ümit")
+    client.submit(PIPELINE, "x")
+    one, *two, plain = [message["headers"] for message in messages(db)]
+    assert (one["deadline_s"], one["fair_key"], one["traceparent"]) == (2.5, "acme", "00")
+    assert before - 0.01 <= one["submitted_at"] <= time.time() + 0.01
+    for headers in two:
+        assert headers["fair_key"] == "ümit"
+        assert not headers.keys() & {"deadline_s", "submitted_at"}
+    assert not plain.keys() & {"deadline_s", "submitted_at", "fair_key"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"fair_key": value} for value in ("", "x" * 201, 5, b"x", ["a"], "\ud800")),
+        *({"deadline_s": value} for value in (-1, "2", True, float("nan"), float("inf"))),
+    ],
+    ids=str,
+)
+def test_wrong_urgency_is_refused_by_name(client: Client, db: redis.Redis, wrong: dict[str, Any]) -> None:
+    for call in (client.submit, client.submit_many):
+        with pytest.raises(SubmitError, match=next(iter(wrong))) as raised:
+            call(PIPELINE, ["x"], **wrong)
+        assert raised.value.code == "invalid_message"
+    assert not messages(db)
+
+
 def test_headers_are_carried_but_cannot_replace_celerys(client: Client, db: redis.Redis) -> None:
     task_id = client.submit(PIPELINE, "x", headers={"traceparent": "00-ab-cd-01", "task": "evil", "id": "other"})
     headers = messages(db)[0]["headers"]

@@ -289,7 +289,7 @@ def test_the_messages_of_a_dead_process_come_back(url: str, db: redis.Redis) -> 
     publish(url, "q", 5)
     dead = leases_of(url, lease_s=0.6, sweep_s=0.2)
     _, (number, *rest) = dead.reserve_command([wanted("q", 5)])
-    messages, _ = dead._reserve(keys=rest[:number], args=rest[number:])
+    messages, *_ = dead._reserve(keys=rest[:number], args=rest[number:])
     assert len(messages) == 5 * 4  # taken, and nobody renews
     assert db.llen("q") == 0
     living = leases_of(url, lease_s=0.6, sweep_s=0.2)

@@ -153,6 +153,8 @@ def _write_params(text: str) -> str:
     metavar="S",
     help="Drop a task that no worker has begun after this many seconds.",
 )
+@click.option("--deadline", type=float, metavar="S", help="Wish for the result within this many seconds.")
+@click.option("--fair-key", metavar="NAME", help="Whose tasks these are; tasks of different keys take turns.")
 @click.option("--text", is_flag=True, help="Take every INPUT as plain text.")
 @click.option("--no-check", is_flag=True, help="Queue even for a pipeline that no worker has ever served.")
 @_wait
@@ -167,6 +169,8 @@ def submit(
     output: str | None,
     priority: int,
     expires: float | None,
+    deadline: float | None,
+    fair_key: str | None,
     text: bool,
     no_check: bool,
     wait: bool,
@@ -189,6 +193,8 @@ def submit(
         "output": output,
         "priority": priority,
         "expires_s": expires,
+        "deadline_s": deadline,
+        "fair_key": fair_key,
         "check": not no_check,
     }
     waits = wait or timeout is not None

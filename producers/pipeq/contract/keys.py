@@ -21,6 +21,15 @@ DEFAULT_PRIORITY: Final = 0
 #: For bulk jobs, so that interactive callers overtake them.
 JOB_PRIORITY: Final = 6
 
+#: Headers of a message beside Celery's own: the tenant that the task belongs to ...
+FAIR_KEY_HEADER: Final = "fair_key"
+#: ... a wish, within how many seconds of its submission the task should be done ...
+DEADLINE_HEADER: Final = "deadline_s"
+#: ... and when it was submitted, in seconds since the epoch. Without it, a worker counts from its receipt.
+SUBMITTED_AT_HEADER: Final = "submitted_at"
+#: Most characters of a tenant's name.
+FAIR_KEY_MAX: Final = 200
+
 #: kombu's separator between a queue's name and its priority.
 PRIORITY_SEPARATOR: Final = "\x06\x16"
 
@@ -70,6 +79,20 @@ def list_key(queue: str, priority: int = DEFAULT_PRIORITY) -> str:
 def list_keys(queue: str) -> list[str]:
     """All lists of a queue, first served first."""
     return [list_key(queue, step) for step in PRIORITY_STEPS]
+
+
+#: Digits in front of each message in a sorted set of a fair list.
+FAIR_NUMBER_DIGITS: Final = 13
+
+
+def fair_key(list_name: str) -> str:
+    """Sorted set: the messages of a list on which tenants take turns, as workers moved them here -> their order."""
+    return f"pipeq:fair:{list_name}"
+
+
+def fair_times_key(list_name: str) -> str:
+    """Hash: the state of the turns on a list."""
+    return f"pipeq:fair-times:{list_name}"
 
 
 def is_readable_id(value: object) -> TypeGuard[str]:

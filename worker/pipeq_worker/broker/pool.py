@@ -26,6 +26,7 @@ from redis.exceptions import RedisError
 
 from pipeq_worker.broker.serving import runtime_of
 from pipeq_worker.delivery.delivery import Delivery
+from pipeq_worker.delivery.urgency import urgency_of
 from pipeq_worker.host.runtime import Runtime
 from pipeq_worker.observe.outage import outage
 
@@ -93,6 +94,7 @@ class TaskPool(BasePool):
             request=request,
             trace=partial(target, *args, **(kwargs or {})),
             acknowledge=callback,
+            **urgency_of(request),
             leases=leases,
             tag=request.message.delivery_tag if leases is not None else "",
         )

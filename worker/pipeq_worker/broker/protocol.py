@@ -13,6 +13,7 @@ from typing import Any
 
 from celery.app.task import Context
 from kombu.utils import json as kombu_json
+from pipeq.contract import keys
 from pipeq.contract.reading import json_value, number
 
 #: Whole numbers below this are exact in every JSON reader.
@@ -41,6 +42,15 @@ def _flag(value: Any) -> bool:
 
 def _count(most: int) -> Check:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _fair_key(value: Any) -> bool:
+    return _text(value) and 1 <= len(value) <= keys.FAIR_KEY_MAX
+
+
+def _seconds(value: Any) -> bool:
+    found = number(value)
+    return found is not None and found >= 0
 
 
 def _limits(value: Any) -> bool:
@@ -72,6 +82,9 @@ HEADERS: dict[str, tuple[str, Check]] = {
     **dict.fromkeys(("ignore_result", "redelivered"), ("true or false", _flag)),
     "stamped_headers": ("a list of texts", _texts),
     "stamps": ("an object", _object),
+    keys.FAIR_KEY_HEADER: (f"a text of 1 to {keys.FAIR_KEY_MAX} characters", _fair_key),
+    keys.DEADLINE_HEADER: ("a number of seconds from 0", _seconds),
+    keys.SUBMITTED_AT_HEADER: ("a number of seconds since the epoch", _seconds),
 }
 #: Property -> the same; the properties that the transport sets itself are not included.
 PROPERTIES: dict[str, tuple[str, Check]] = {

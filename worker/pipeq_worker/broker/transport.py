@@ -330,6 +330,21 @@ class Channel(kombu_redis.Channel):
     def _lists(self, queue: str) -> list[str]:
         return [self._q_for_pri(queue, step) for step in self.priority_steps]
 
+    def _size(self, queue: str) -> int:
+        """Number of messages that wait, with those that fair lists hold elsewhere."""
+        return int(super()._size(queue)) + self.leases.moved(self._lists(queue))
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        return bool(super()._has_queue(queue, **kwargs)) or self.leases.moved(self._lists(queue)) > 0
+
+    def _purge(self, queue: str) -> int:
+        """Deletes the messages that wait. Returns their number."""
+        return int(super()._purge(queue)) + self.leases.drop_moved(self._lists(queue))
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        super()._delete(queue, *args, **kwargs)
+        self.leases.drop_moved(self._lists(queue))
+
     def _limits(self, queue: str) -> Limits:
         if (found := self._limits_of.get(queue)) is None:
             types = frozenset(self.content_types) or None

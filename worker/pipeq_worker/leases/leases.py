@@ -38,6 +38,8 @@ LEASE_S = 15.0
 SWEEP_S = 5.0
 #: Most messages that one call of a script handles.
 MESSAGES_PER_CALL = 1000
+#: Calls that put messages of one fair list back when a worker stops.
+UNMOVE_CALLS = 200
 #: The thread that renews the leases hangs if it has done nothing for this long beyond its usual pause, in seconds.
 HUNG_S = 60.0
 #: A reply that takes longer than this counts as a broken connection, in seconds.
@@ -120,8 +122,9 @@ class Leases:
         self._unsent: list[str] = []
         self._orphans: SimpleQueue[str] = SimpleQueue()
         self._redis = server.connect()
-        self._reserve, self._renew, self._requeue, self._postpone = (
-            self._redis.register_script(lua.source(name)) for name in ("reserve", "renew", "requeue", "postpone")
+        self._reserve, self._renew, self._requeue, self._postpone, self._unmove = (
+            self._redis.register_script(lua.source(name))
+            for name in ("reserve", "renew", "requeue", "postpone", "unmove")
         )
         self._tags, self._batch = os.urandom(6).hex(), count()
         self._thread: threading.Thread | None = None
@@ -147,7 +150,9 @@ class Leases:
         Read its reply with :func:`taken`.
         """
         prefix = self.server.prefix
-        names = [self.unacked_key, self.key, *(prefix + name for one in wanted for name in one.lists)]
+        lists = [name for one in wanted for name in one.lists]
+        fair = [key for name in lists for key in (keys.fair_key(name), keys.fair_times_key(name))]
+        names = [self.unacked_key, self.key, *(prefix + name for name in (*lists, *fair))]
         args: list[Any] = [self.lease_s, f"{self._tags}-{next(self._batch):010d}-", len(wanted[0].lists)]
         for one in wanted:
             args += (one.messages, one.nbytes, one.largest, one.lifetime_ms, *one.shares)
@@ -156,7 +161,7 @@ class Leases:
     def reserve_one(self, wanted: Wanted) -> Reserved | None:
         """Takes the next message of a queue; None if there is none."""
         _, (number, *rest) = self.reserve_command([wanted])
-        reserved, _, _ = taken(self._reserve(keys=rest[:number], args=rest[number:]), [wanted])
+        reserved, *_ = taken(self._reserve(keys=rest[:number], args=rest[number:]), [wanted])
         self.add(reserved)
         return reserved[0] if reserved else None
 
@@ -193,6 +198,35 @@ class Leases:
     def holds(self, tag: str) -> bool:
         """Whether this process holds a message, as far as it knows."""
         return tag in self._held
+
+    # -- fair lists ---------------------------------------------------------------------------------------------------
+
+    def moved(self, lists: Iterable[str]) -> int:
+        """Number of messages of these lists that wait in the sorted sets of fair lists."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name in lists:
+                pipe.zcard(self.server.prefix + keys.fair_key(name))
+            return sum(one for one in pipe.execute(raise_on_error=False) if isinstance(one, int))
+
+    def drop_moved(self, lists: Iterable[str]) -> int:
+        """Deletes them. Returns their number."""
+        lists = list(lists)
+        found = self.moved(lists)
+        fair = [key for name in lists for key in (keys.fair_key(name), keys.fair_times_key(name))]
+        self._redis.delete(*(self.server.prefix + key for key in fair))
+        return found
+
+    def unmove(self, lists: Iterable[str]) -> None:
+        """Puts them back onto their lists, for consumers that read only those. Other workers move them again.
+
+        Raises:
+            RedisError: Redis is away; they stay where they are, for the next worker.
+        """
+        for name in lists:
+            fair = (keys.fair_key(name), keys.fair_times_key(name))
+            for _ in range(UNMOVE_CALLS):
+                if not self._unmove(keys=[self.server.prefix + one for one in (name, *fair)], args=[MESSAGES_PER_CALL]):
+                    break
 
     # -- ending -------------------------------------------------------------------------------------------------------
 

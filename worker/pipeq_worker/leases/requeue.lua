@@ -1,6 +1,7 @@
 -- Puts messages back at the end of their lists that is served next, in the order in which they were taken. Messages
 -- that a worker has looked at and sent back ('last') go to the other end, so that the others are served first.
--- Each gets a blank in front, which keeps it valid JSON and tells its next worker that it was delivered before.
+-- Each gets a blank in front, or two if it goes to the other end. They keep it valid JSON, and tell its next worker that
+-- it was delivered before.
 --
 -- KEYS[1]  hash of unacknowledged messages     KEYS[2] sorted set of leases
 -- ARGV[1]  'tags': the tags that follow, in the order in which they were taken
@@ -41,9 +42,8 @@ for i = first, last, step do
     local length = tonumber(string.sub(entry, 1, colon - 1)) or 0
     if length >= 1 and colon + length <= #entry then
       local message = string.sub(entry, colon + length + 1)
-      if string.sub(message, 1, 1) ~= ' ' then
-        message = ' ' .. message
-      end
+      -- A second blank tells a fair list that the message is not served first (see reserve.lua).
+      message = (push == 'LPUSH' and '  ' or ' ') .. string.gsub(message, '^ +', '')
       local pushed = redis.pcall(push, string.sub(entry, colon + 1, colon + length), message)
       if type(pushed) ~= 'table' then
         reply[1] = reply[1] + 1

@@ -37,14 +37,15 @@ class Wanted:
     lifetime_ms: int = 0
 
 
-def taken(reply: Any, wanted: list[Wanted]) -> tuple[list[Reserved], list[tuple[str, int]], dict[str, str]]:
+def taken(reply: Any, wanted: list[Wanted]) -> tuple[list[Reserved], list[tuple[str, int]], dict[str, str], bool]:
     """Reads the reply of the script that takes messages.
 
     Returns:
         The messages that were taken; for each of them its queue and the index of its list there; and for each queue
-        with a key that is not a list, the key and the error.
+        with a key that is not a list, the key and the error. Then whether messages of fair lists are left that the
+        script has not put in order yet.
     """
-    messages, refused = reply
+    messages, refused, unmoved = reply
     lists = [(one.queue, at) for one in wanted for at in range(len(one.lists))]
     fields = zip(messages[::4], messages[1::4], messages[2::4], messages[3::4], strict=True)
     reserved = [Reserved(lists[at - 1][0], tag.decode(), raw, size) for at, tag, size, raw in fields]
@@ -53,4 +54,4 @@ def taken(reply: Any, wanted: list[Wanted]) -> tuple[list[Reserved], list[tuple[
         lists[at - 1][0]: f"the key {names[at - 1]!r}: {shown.line(error.decode('utf-8', 'replace'))}"
         for at, error in zip(refused[::2], refused[1::2], strict=True)
     }
-    return reserved, [lists[at - 1] for at in messages[::4]], problems
+    return reserved, [lists[at - 1] for at in messages[::4]], problems, bool(unmoved)

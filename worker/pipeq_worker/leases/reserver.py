@@ -39,6 +39,8 @@ GATHER_S = 0.02
 LOOK_S = 1.0
 #: ... and this often if Redis cannot report changes, or if a queue waits for credit.
 POLL_S = 0.1
+#: Pause between two calls that only put messages in order, in seconds.
+MOVE_PAUSE_S = 0.005
 #: A thread, or an event loop, that has done nothing for this long hangs, in seconds.
 STALLED_S = 60.0
 #: Delay after a fault, doubled after each further one up to ``RETRY_MAX_S``, in seconds.
@@ -98,6 +100,8 @@ class Reserver:
         self._fault: BaseException | None = None
         #: Queue -> Redis' error about one of its keys, in the last reserve.
         self._refused: dict[str, str] = {}
+        #: Whether the script has more messages to put in order, for which it needs no credit.
+        self._is_unmoved = False
         leases.readers.add(self)
         self._thread = threading.Thread(target=self._run, name="reserve", daemon=True)
         self._thread.start()
@@ -154,6 +158,7 @@ class Reserver:
         if self._closing.is_set():
             return
         self._leases.readers.discard(self)
+        lists = [name for queue in self._queues for name in self._terms.wanted(queue, 1).lists]
         self.take_from(())
         self._closing.set()
         self._nudge()
@@ -164,6 +169,8 @@ class Reserver:
         if not self._thread.is_alive():
             for end in (self.doorbell, self._ring, self._woken, self._wake):
                 os.close(end)
+        with suppress(RedisError):
+            self._leases.unmove(lists)
 
     def _nudge(self) -> None:
         with suppress(BlockingIOError):
@@ -200,10 +207,14 @@ class Reserver:
             self._sleep(LOOK_S)
             return
         free = sum(one.messages for one in self._wanted(queues))
-        if free < ENOUGH and not self._gathered(queues, free):
+        if not self._is_unmoved and free < ENOUGH and not self._gathered(queues, free):
             return
         wanted = self._wanted(queues)
         if self._reserve(queues, wanted):
+            return
+        if self._is_unmoved:
+            # Redis serves others in between.
+            self._sleep(MOVE_PAUSE_S)
             return
         starved = any(not one.messages or not one.nbytes for one in wanted)
         self._wait_for_bell(LOOK_S if self._line.rings and not starved else POLL_S)
@@ -233,7 +244,7 @@ class Reserver:
             for one in (*wanted[self._rotation :], *wanted[: self._rotation])
         ]
         script, arguments = self._leases.reserve_command(wanted)
-        reserved, places, self._refused = taken(self._line.call(script, arguments), wanted)
+        reserved, places, self._refused, self._is_unmoved = taken(self._line.call(script, arguments), wanted)
         self.seen_at = time.monotonic()
         if not reserved:
             return False

@@ -32,6 +32,7 @@ class ConstantPipeline(Pipeline):
             max_size=settings.max_batch_size,
             max_cost=settings.max_batch_size if settings.max_batch_cost == "auto" else settings.max_batch_cost,
             max_wait_s=settings.max_wait_ms / 1000,
+            weight=settings.weight,
         )
 
     def merge(self, params: Mapping[str, Any]) -> Call:

@@ -28,6 +28,8 @@ class BatchLimits:
     max_wait_s: float = 0.005
     #: Whether ``max_cost`` is only where to start, and measurements choose it from then on.
     is_auto: bool = False
+    #: Its pipeline's share of the device's time, beside the weights of the others.
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

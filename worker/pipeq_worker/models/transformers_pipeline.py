@@ -82,6 +82,7 @@ class TransformersPipeline(Pipeline):
             launch_cost=LAUNCH_COST.get(self.device.type, LAUNCH_COST_ACCELERATOR),
             max_wait_s=settings.max_wait_ms / 1000,
             is_auto=settings.max_batch_cost == "auto",
+            weight=settings.weight,
         )
         extractor = pipe.feature_extractor
         self.sampling_rate = getattr(extractor, "sampling_rate", self.sampling_rate)

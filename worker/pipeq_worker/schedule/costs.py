@@ -88,6 +88,8 @@ class Learned:
         self._fit = LineFit(seed.launch_cost)
         self._line: Line | None = None
         self._largest = 0
+        #: Seconds that all passes took beyond what was predicted for them.
+        self.surprise_s = 0.0
         #: Seconds and tasks of the last passes; older ones count less.
         self._seconds = self._tasks = 0.0
         self._lock = threading.Lock()
@@ -95,6 +97,8 @@ class Learned:
     def add(self, one: Pass) -> None:
         """Learns from a forward pass."""
         with self._lock:
+            expected = self._line.at(one.padded) if one.fits and self._line is not None else 0.0
+            self.surprise_s += one.seconds - expected
             if not one.fits:
                 # One item alone says nothing about batches of smaller ones.
                 if one.items > 1:
@@ -121,6 +125,13 @@ class Learned:
         """Seconds of a forward pass of ``items`` items, the longest of which has this cost; None if it is unknown."""
         line = self._line
         return None if line is None else line.at(cost * items)
+
+    def cost_within(self, seconds: float) -> float | None:
+        """Padded cost of the largest pass that takes no longer; None if it is unknown."""
+        line = self._line
+        if line is None:
+            return None
+        return (seconds - line.launch_s) / line.cost_s if line.cost_s > 0 else math.inf
 
     def seconds_of_task(self) -> float | None:
         """Device time of a task in seconds, its share of its batches: the mean of the last ones; None if unknown."""

@@ -103,8 +103,8 @@ def _solve(points: list[tuple[float, float, float]], before: Line, assumed: floa
         total_y += weight * seconds
         total_xx += weight * cost * cost
         total_xy += weight * cost * seconds
-    # One more equation, launch = assumed * cost_s, whose error counts relative to the mean pass.
-    prior = PRIOR / before.at(total_x / total) ** 2
+    # One more equation, launch = assumed * cost_s, whose error counts relative to a pass of that cost.
+    prior = PRIOR / max(before.at(assumed), 1e-12) ** 2
     aa, ab, bb = total + prior, total_x - prior * assumed, total_xx + prior * assumed * assumed
     determinant = aa * bb - ab * ab
     launch = (total_y * bb - total_xy * ab) / determinant

@@ -6,6 +6,7 @@ It knows nothing of what a producer sent, apart from the bytes that it passes on
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Hashable
@@ -41,6 +42,12 @@ class Task:
 
     #: By which the host and its children know it, for one try in one child; a new try has a new number.
     ticket: int = 0
+    #: 0 is served first, 9 last.
+    priority: int = 0
+    #: When it should be done, by the monotonic clock; infinite if its producer set no deadline.
+    deadline: float = math.inf
+    #: Tasks of equal priority are served by turns of their tenants; None if its producer named none.
+    fair_key: str | None = None
     place: Place = Place.HOST
     #: When it came to that place (monotonic clock).
     since: float = field(default_factory=time.monotonic)
@@ -139,6 +146,23 @@ class Item(Generic[T]):
     lane: str
     cost: int
     nbytes: int
+    #: When it was ready (monotonic clock). Items of a large task are as young as those of later tasks.
+    arrived: float = field(default_factory=time.monotonic)
+
+    @property
+    def priority(self) -> int:
+        """Its task's priority."""
+        return self.task.priority
+
+    @property
+    def deadline(self) -> float:
+        """Its task's deadline, by the monotonic clock."""
+        return self.task.deadline
+
+    @property
+    def tenant(self) -> str | None:
+        """Its task's tenant."""
+        return self.task.fair_key
 
     @property
     def is_gone(self) -> bool:

@@ -190,8 +190,10 @@ class PipelineSettings(_Section):
     #: Most tokens of one item. Where it is absent, as many as `max_item_bytes` is enough for, 32,768 at most. A model's
     #: table of positions is a bound of its own.
     max_input_tokens: int | None = Field(default=None, gt=0)
-    #: How long a ready item may wait for company while the device is idle, in milliseconds.
+    #: How long a ready item may wait for company while the device is idle and company is likely, in milliseconds.
     max_wait_ms: float = Field(default=5, ge=0)
+    #: Share of the device's time that it gets while several pipelines have work, beside the weights of the others.
+    weight: float = Field(default=1, gt=0, allow_inf_nan=False)
     #: Parameters of the pipeline's call, each overridden by a task's own.
     params: dict[str, JsonValue] = Field(default_factory=dict)
 

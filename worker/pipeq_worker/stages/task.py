@@ -6,6 +6,7 @@ holds its lease, which knows it by its number (:class:`pipeq_worker.schedule.wai
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
@@ -197,6 +198,12 @@ class Item:
     #: The model's output for this item, as if it had run alone; or the reason why there is none.
     output: Any = None
     error: PipeqError | None = None
+
+    #: How urgent it is (see schedule/batchable.py); the host knows, and here all are equal.
+    priority: int = 0
+    deadline: float = math.inf
+    tenant: str | None = None
+    arrived: float = 0.0
 
     @property
     def lane(self) -> Hashable:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from pipeq_worker.models.pipeline import BatchLimits
-from pipeq_worker.schedule.batcher import Batch, Batcher, Closed, best_window
+from pipeq_worker.schedule.batcher import Batch, Batcher, Closed
+from pipeq_worker.schedule.best_window import best_window
 
 LIMITS = BatchLimits(max_size=8, max_cost=100, launch_cost=10, max_wait_s=0.0)
 
@@ -18,6 +20,10 @@ class Row:
     group: str = "a"
     nbytes: int = 1
     lane: str = "a"
+    priority: int = 0
+    deadline: float = math.inf
+    tenant: str | None = None
+    arrived: float = field(default_factory=time.monotonic)
 
 
 def test_a_batch_holds_similar_lengths_and_the_oldest() -> None:
@@ -176,3 +182,56 @@ def test_beyond_two_batches_little_more_is_kept() -> None:
     batcher.take()
     late.join(5)
     assert not late.is_alive()
+
+
+def test_a_lone_item_does_not_wait_once_company_was_not_seen() -> None:
+    batcher: Batcher[Row] = Batcher(10**6)
+    limits = BatchLimits(max_size=8, max_cost=100, max_wait_s=0.1)
+    batcher.put(Row(5), limits)
+    batcher.take()  # of the first item nothing is known: it waits
+    for _ in range(3):
+        time.sleep(0.15)
+        batcher.put(Row(5), limits)
+        began = time.monotonic()
+        batch = batcher.take()
+        assert batch is not None
+        assert len(batch.items) == 1
+        assert time.monotonic() - began < 0.05
+
+
+def test_company_is_waited_for_again_when_it_comes() -> None:
+    batcher: Batcher[Row] = Batcher(10**6)
+    limits = BatchLimits(max_size=8, max_cost=100, max_wait_s=0.2)
+    for pause in (0, 0.25, 0.25):
+        time.sleep(pause)
+        batcher.put(Row(5), limits)
+        batcher.take()
+    for _ in range(3):
+        batcher.put(Row(5), limits)
+    threading.Timer(0.05, batcher.put, (Row(5), limits)).start()
+    batch = batcher.take()
+    assert batch is not None
+    assert len(batch.items) == 4
+
+
+def test_a_busy_device_gets_only_what_cannot_become_better() -> None:
+    batcher: Batcher[Row] = Batcher(10**6)
+    limits = BatchLimits(max_size=2, max_cost=100, max_wait_s=60)
+    assert batcher.take(is_idle=False) is None
+    batcher.put(Row(5), limits)
+    assert batcher.take(is_idle=False) is None
+    batcher.put(Row(5), limits)
+    batch = batcher.take(is_idle=False)
+    assert batch is not None
+    assert len(batch.items) == 2
+    batcher.close()
+    assert batcher.take(is_idle=False) is None
+
+
+def test_a_wait_ends_for_a_deadline() -> None:
+    batcher: Batcher[Row] = Batcher(10**6)
+    limits = BatchLimits(max_size=8, max_cost=100, max_wait_s=60)
+    began = time.monotonic()
+    batcher.put(Row(5, deadline=began + 0.2), limits)
+    assert batcher.take() is not None
+    assert 0.1 < time.monotonic() - began < 2
