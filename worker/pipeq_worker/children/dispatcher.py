@@ -11,7 +11,7 @@ import itertools
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
@@ -29,6 +29,7 @@ from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.observe.observer import Observer
 from pipeq_worker.schedule.batcher import Batcher, Closed
 from pipeq_worker.schedule.costs import Costs, Pass
+from pipeq_worker.schedule.task_queue import TaskQueue
 from pipeq_worker.schedule.waiting import Item, Place, T
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.steps import Stage
@@ -100,7 +101,7 @@ class Dispatcher(Generic[T]):
         self._tasks: dict[int, T] = {}
         self._tickets = itertools.count(1)
         #: Tasks that no child has yet, for each pipeline; and tasks that a child has without any item being ready.
-        self._queues: dict[str, deque[T]] = {}
+        self._queues: dict[str, TaskQueue[T]] = {}
         self._fed = Fed()
         self._changed = threading.Condition()
         self._draining = False
@@ -164,7 +165,7 @@ class Dispatcher(Generic[T]):
             self._tasks[task.ticket] = task
             has_error = task.error is not None
             if not has_error:
-                self._queue_of(task).append(task)
+                self._queue_of(task).add(task)
         if has_error:
             self._end(task)
         else:
@@ -234,8 +235,8 @@ class Dispatcher(Generic[T]):
 
     # -- into the child -----------------------------------------------------------------------------------------------
 
-    def _queue_of(self, task: T) -> deque[T]:
-        return self._queues.setdefault(task.lane or "", deque())
+    def _queue_of(self, task: T) -> TaskQueue[T]:
+        return self._queues.setdefault(task.lane or "", TaskQueue())
 
     def _feed(self) -> None:
         """Gives the child as many tasks as it needs to stay busy. Which of the others is next can still change."""
@@ -245,7 +246,7 @@ class Dispatcher(Generic[T]):
             messages = []
             for name, queue in self._queues.items():
                 for _ in range(min(len(queue), FEED - self._fed.count(name))):
-                    task = queue.popleft()
+                    task = queue.pop()
                     task.moved(Place.PREPARING)
                     self._fed.add(task.ticket, name)
                     messages.append(_prepare(task))
@@ -258,9 +259,7 @@ class Dispatcher(Generic[T]):
         self._tasks.pop(task.ticket, None)
         self._fed.discard(task.ticket)
         if task.place is Place.HOST:
-            queue = self._queue_of(task)
-            if task in queue:
-                queue.remove(task)
+            self._queue_of(task).discard(task)
 
     # -- out of the child ---------------------------------------------------------------------------------------------
 
@@ -349,8 +348,8 @@ class Dispatcher(Generic[T]):
         """Ends a task that needs no more work: cancelled, expired, or failed here. The child stops working on it."""
         is_inside = task.place in (Place.PREPARING, Place.PREPARED)
         with self._changed:
-            if task.place is Place.HOST and task in (queue := self._queue_of(task)):
-                queue.remove(task)
+            if task.place is Place.HOST:
+                self._queue_of(task).discard(task)
         self._end(task)
         if is_inside:
             self._keeper.send(protocol.Cancel([task.ticket]))
@@ -401,8 +400,9 @@ class Dispatcher(Generic[T]):
                 task.ticket = next(self._tickets)
                 self._tasks[task.ticket] = task
                 task.starts_over()
-            for task in reversed(inside):
-                self._queue_of(task).appendleft(task)
+            for task in inside:
+                # It is due before those that came later.
+                self._queue_of(task).add(task)
             was_alone = len(suspects) == 1 and suspects[0].deaths > 0
             for task in suspects:
                 task.deaths += 1

@@ -21,7 +21,7 @@ def urgency_of(request: Any) -> dict[str, Any]:
     return {
         "priority": _priority((request.delivery_info or {}).get("priority")),
         "deadline": time.monotonic() + min(_wished(headers, now), _expires(request)) - now,
-        "fair_key": fair_key if isinstance(fair_key, str) else None,
+        "tenant": fair_key if isinstance(fair_key, str) else None,
     }
 
 

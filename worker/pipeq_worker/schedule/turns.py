@@ -1,4 +1,4 @@
-"""TURNS: who comes next among several that share something, by fair queueing. Used by window and ranks.
+"""TURNS: who comes next among several that share something, by fair queueing. Used by window and urgency.
 
 Each sharer has a virtual time, which grows by what it takes, and the one whose time is least comes next. One that was
 away starts at the present time, so it neither catches up on what it did not use nor waits for what others did. What the

@@ -47,7 +47,9 @@ class Task:
     #: When it should be done, by the monotonic clock; infinite if its producer set no deadline.
     deadline: float = math.inf
     #: Tasks of equal priority are served by turns of their tenants; None if its producer named none.
-    fair_key: str | None = None
+    tenant: str | None = None
+    #: When it came in (monotonic clock).
+    arrived: float = field(default_factory=time.monotonic)
     place: Place = Place.HOST
     #: When it came to that place (monotonic clock).
     since: float = field(default_factory=time.monotonic)
@@ -162,7 +164,7 @@ class Item(Generic[T]):
     @property
     def tenant(self) -> str | None:
         """Its task's tenant."""
-        return self.task.fair_key
+        return self.task.tenant
 
     @property
     def is_gone(self) -> bool:

@@ -4,7 +4,7 @@ Which batch is next:
 
 1. The pipelines take turns by device time and weight. A more urgent item of a pipeline lets it go first, until the
    pipeline is ``LEAD_S`` ahead of its share.
-2. In the pipeline, the most urgent item (see ranks.py) is the batch's first member.
+2. In the pipeline, the most urgent item (see urgency.py) is the batch's first member.
 3. Those of its group whose lengths use the pass best fill the batch (see best_window.py); at equal use, the most urgent
    ones. A batch that must meet its first member's deadline gets no more than the time allows.
 
@@ -22,8 +22,9 @@ from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.schedule.arrivals import Arrivals
 from pipeq_worker.schedule.best_window import best_window, use
 from pipeq_worker.schedule.costs import Learned
+from pipeq_worker.schedule.ranks import T, Waitings
 from pipeq_worker.schedule.turns import Turns
-from pipeq_worker.schedule.ranks import T, Waiting, Waitings
+from pipeq_worker.schedule.urgency import Waiting
 
 #: Device time by which urgent items may bring their pipeline ahead of the others, in seconds.
 LEAD_S = 5.0

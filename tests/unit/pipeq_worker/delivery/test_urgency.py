@@ -27,12 +27,12 @@ def test_priority(said: Any, priority: int) -> None:
 
 @pytest.mark.parametrize("said", [None, 5, [], {}])
 def test_only_text_is_a_tenant(said: Any) -> None:
-    assert urgency_of(request(fair_key=said))["fair_key"] is None
-    assert urgency_of(request(fair_key="acme"))["fair_key"] == "acme"
+    assert urgency_of(request(fair_key=said))["tenant"] is None
+    assert urgency_of(request(fair_key="acme"))["tenant"] == "acme"
 
 
 def test_without_a_wish_there_is_no_deadline() -> None:
-    assert urgency_of(request()) == {"priority": 0, "deadline": math.inf, "fair_key": None}
+    assert urgency_of(request()) == {"priority": 0, "deadline": math.inf, "tenant": None}
 
 
 def test_a_wish_counts_from_the_submission_or_else_from_the_receipt() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.schedule.costs import Learned, Pass
-from pipeq_worker.schedule.ranks import EVERY, PATIENCE_S
+from pipeq_worker.schedule.urgency import EVERY, PATIENCE_S
 from pipeq_worker.schedule.window import LEAD_S, Window
 
 LIMITS = BatchLimits(max_size=6, max_cost=120, launch_cost=20, max_wait_s=0)

@@ -1,0 +1,135 @@
+"""URGENCY: who is the most urgent of those that wait. Used by ranks, and by the queue of tasks that no child has yet.
+
+First the priority, where each lower one still gets a share; then the tenants take turns; then the one that is due
+first. It is due at its deadline, or ``PATIENCE_S`` after its arrival if that is sooner. So without deadlines the oldest
+comes first, and no stream of items with deadlines delays another one for long.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from pipeq_worker.schedule.turns import Turns
+
+#: What has no deadline is due so long after its arrival, in seconds.
+PATIENCE_S = 10.0
+#: A waiting priority comes first once after so many times that a more urgent one did.
+EVERY = 10
+
+
+class Urgent(Protocol):
+    """What is served by urgency: an item or a task. See batchable.py."""
+
+    @property
+    def priority(self) -> int: ...  # noqa: D102
+    @property
+    def deadline(self) -> float: ...  # noqa: D102
+    @property
+    def tenant(self) -> Hashable: ...  # noqa: D102
+    @property
+    def arrived(self) -> float: ...  # noqa: D102
+
+
+U = TypeVar("U", bound=Urgent)
+
+
+@dataclass(slots=True, eq=False)
+class Waiting(Generic[U]):
+    """One that waits."""
+
+    item: U
+    cost: int
+    #: When it was put in, and when it is due, by the monotonic clock.
+    since: float
+    due: float
+    order: int
+    is_taken: bool = False
+
+    def __lt__(self, other: Waiting[U]) -> bool:
+        return (self.due, self.order) < (other.due, other.order)
+
+
+def waiting(item: U, cost: int, now: float, order: int) -> Waiting[U]:
+    """Makes the entry of one that begins to wait now."""
+    return Waiting(item, cost, now, min(item.deadline, item.arrived + PATIENCE_S), order)
+
+
+@dataclass(eq=False)
+class _Tenant(Generic[U]):
+    #: Those that were taken in the meantime are dropped when they come to the front.
+    heap: list[Waiting[U]] = field(default_factory=list)
+    count: int = 0
+
+
+@dataclass(eq=False)
+class _Priority(Generic[U]):
+    tenants: dict[Hashable, _Tenant[U]] = field(default_factory=dict)
+    turns: Turns[Hashable] = field(default_factory=Turns)
+    #: How often a more urgent one came first while it waited.
+    passed_over: int = 0
+
+
+class Urgency(Generic[U]):
+    """Those that wait, by urgency. Not safe for threads."""
+
+    def __init__(self) -> None:
+        self._priorities: dict[int, _Priority[U]] = {}
+
+    def add(self, one: Waiting[U]) -> None:
+        """Adds one."""
+        priority = self._priorities.setdefault(one.item.priority, _Priority())
+        tenant = priority.tenants.setdefault(one.item.tenant, _Tenant())
+        priority.turns.join(one.item.tenant)
+        heapq.heappush(tenant.heap, one)
+        tenant.count += 1
+
+    def head(self) -> Waiting[U]:
+        """The most urgent one. Some must wait."""
+        waiting = {at: one for at, one in self._priorities.items() if one.tenants}
+        at = min(waiting, key=lambda at: (waiting[at].passed_over < EVERY, at))
+        priority = waiting[at]
+        tenant = min(priority.tenants, key=lambda name: (priority.turns.time(name), self._first(priority, name)))
+        return self._first(priority, tenant)
+
+    def _first(self, priority: _Priority[U], tenant: Hashable) -> Waiting[U]:
+        heap = priority.tenants[tenant].heap
+        while heap[0].is_taken:
+            heapq.heappop(heap)
+        return heap[0]
+
+    def time(self, one: Waiting[U]) -> float:
+        """The virtual time of the tenant of one that waits."""
+        return self._priorities[one.item.priority].turns.time(one.item.tenant)
+
+    def serve(self, head: Waiting[U], taken: Iterable[Waiting[U]]) -> None:
+        """Removes some that are served with the head, and counts that as its priority's and as their tenants' turn."""
+        served = self._priorities[head.item.priority]
+        finish = self.time(head) + head.cost
+        for one in taken:
+            self._priorities[one.item.priority].turns.spend(one.item.tenant, one.cost)
+            self.remove(one)
+        served.turns.advance(finish)
+        served.passed_over = 0
+        for at, priority in self._priorities.items():
+            if not priority.tenants:
+                priority.passed_over = 0
+            elif at > head.item.priority:
+                priority.passed_over += 1
+
+    def remove(self, one: Waiting[U]) -> None:
+        """Removes one that is not served."""
+        one.is_taken = True
+        priority = self._priorities[one.item.priority]
+        tenant = priority.tenants[one.item.tenant]
+        tenant.count -= 1
+        if not tenant.count:
+            del priority.tenants[one.item.tenant]
+            priority.turns.leave(one.item.tenant)
+
+    def __iter__(self) -> Iterator[Waiting[U]]:
+        for priority in self._priorities.values():
+            for tenant in priority.tenants.values():
+                yield from (one for one in tenant.heap if not one.is_taken)
