@@ -28,6 +28,9 @@ RIGHT: dict[str, list[Any]] = {
     "1 or 2": [],
     "a list of signatures": [[]],
     "a signature": [{}, {"a": 1}],
+    "a text of 1 to 200 characters": ["text"],
+    "a number of seconds from 0": [5, 0.5],
+    "a number of seconds since the epoch": [5, 0.5],
 }
 
 
@@ -50,6 +53,11 @@ def test_each_with_a_value_of_each_kind(value: Any) -> None:
         body: list[Any] = [[], {}, {}]
         body[at] = value
         assert (protocol.broken_body(body) is None) == (value in ([[], [1], [None]] if at == 0 else [{}, {"a": 1}]))
+
+
+@pytest.mark.parametrize(("key", "is_right"), [("", False), ("x", True), ("ü" * 200, True), ("x" * 201, False)])
+def test_a_tenants_name_is_short_text(key: str, is_right: bool) -> None:
+    assert (protocol.broken_headers({"fair_key": key}, {}) is None) == is_right
 
 
 def test_what_celery_sends_is_right() -> None:
