@@ -174,17 +174,16 @@ def test_backlog_and_time_to_drain(served: tuple[Client, WorkerProcess, Page]) -
     assert queue.depth + queue.in_flight == pytest.approx(left, abs=60)
     assert queue.running >= 1
     # A tenth of a second each, one at a time.
-    assert found["pipeq_queue_drain_seconds", "slow"] == pytest.approx(left / 10, rel=0.5)
-    assert queue.drain_s == pytest.approx(left / 10, rel=0.5)
+    assert left / 10 * 0.9 <= found["pipeq_queue_drain_seconds", "slow"] < left
+    assert queue.drain_s == pytest.approx(found["pipeq_queue_drain_seconds", "slow"], rel=0.3)
     assert found["pipeq_running_tasks", "slow"] >= 1
-    # A measured promise: what is left after some seconds.
-    began, before = time.monotonic(), queue.drain_s
+    # A measured promise: what has been worked off since then says how fast the worker is now.
+    began, before = time.monotonic(), queue.depth + queue.in_flight
     time.sleep(5)
     (queue,) = (one for one in client.queues() if one.pipeline == "slow")
-    passed_s = time.monotonic() - began
-    assert queue.drain_s is not None
-    assert before is not None
-    assert before - queue.drain_s == pytest.approx(passed_s, rel=0.6)
+    now = queue.depth + queue.in_flight
+    rate = (before - now) / (time.monotonic() - began)
+    assert queue.drain_s == pytest.approx(now / rate, rel=0.6)
 
 
 def test_without_redis_it_lives_and_is_not_ready(served: tuple[Client, WorkerProcess, Page], redis_url: str) -> None:
@@ -254,12 +253,27 @@ def test_a_child_that_dies_is_seen(served: tuple[Client, WorkerProcess, Page]) -
     for task_id in ids:
         assert client.wait(task_id, timeout_s=60).error is None
     found = page.series()
-    assert found["pipeq_child_deaths_total",] == found["pipeq_task_deaths_total",] == 1
+    assert found["pipeq_child_deaths_total",] == 1
+    # None if it died between two batches.
+    assert found["pipeq_task_deaths_total",] <= 1
     assert found["pipeq_process_pid", "0", "device"] not in (pid, process.process.pid)
     assert found["pipeq_device_busy_seconds_total",] == pytest.approx(
         found["pipeq_batch_seconds_sum", "slow"] + found["pipeq_batch_seconds_sum", "constant"], abs=0.2
     )
     assert seen[-1][1].startswith("loading ")
+
+
+def test_a_child_that_does_not_answer_is_replaced(served: tuple[Client, WorkerProcess, Page]) -> None:
+    client, process, page = served
+    pid = int(page.series()["pipeq_process_pid", "0", "device"])
+    os.kill(pid, signal.SIGSTOP)
+    waits = client.submit("constant", 1)
+    until(lambda: page.series().get(("pipeq_process_pid", "0", "device"), pid) != pid)
+    assert f"process {pid} did not answer for 3 s, and was ended; it was working on no task" in process.text()
+    assert client.wait(waits, timeout_s=60).error is None
+    found = page.series()
+    assert (found["pipeq_child_deaths_total",], found["pipeq_task_deaths_total",]) == (1, 0)
+    assert page.get("/livez") == (200, "ok\n")
 
 
 def test_an_event_loop_that_hangs_is_not_live(redis_url: str, tmp_path: Path, config: tuple[Path, Page]) -> None:

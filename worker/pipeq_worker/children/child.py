@@ -102,6 +102,8 @@ class Child:
             case protocol.Forward():
                 assert self._engine is not None
                 self._engine.run(Run(message.number, message.items, message.alone))
+            case protocol.Ask():
+                self._link.send(protocol.Answer())
             case protocol.Cancel():
                 assert self._engine is not None
                 self._engine.cancel(message.tasks)

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 MOST_CRASHES = 3
 #: How often the clock of what a child does is looked at, in seconds.
 WATCH_S = 0.25
+#: How often a child that serves is asked for an answer, in looks.
+ASK_LOOKS = 4
 #: A step that goes on for so long after it should have been ended hangs, in seconds.
 HANGS_S = 5.0
 #: Waits before a child is started that has died while it loaded, in seconds.
@@ -100,6 +102,10 @@ class Keeper:
         self._crashes = 0
         self._lost = ""
         self._overdue: board.Entry | None = None
+        #: Looks since the child was asked for an answer, and since when it could have given it.
+        self._looks = 0
+        self._is_asked = False
+        self._silent = 0
         self._closed = False
         self._restart_at: float | None = None
         self._changed = threading.Condition()
@@ -140,6 +146,8 @@ class Keeper:
         if not self._watcher.is_alive() and not self._closed:
             return "the watch over the process that holds the models has ended"
         child, now = self._child, time.monotonic()
+        if child is not None and self._silent * WATCH_S > self._settings.metrics.hung_s + HANGS_S:
+            return f"process {child.pid} does not answer"
         for entry in child.doing() if child is not None else ():
             late_s = now - entry.since - self._limit(entry.stage) - HANGS_S
             if entry.stage is not Stage.FETCH and late_s > 0:
@@ -171,6 +179,7 @@ class Keeper:
 
     def _begin(self) -> None:
         self._loaded, self._lost, self._overdue = set(), "", None
+        self._is_asked, self._silent = False, 0
         with self._changed:  # so that it is known before it can die
             child = self._child = self._start(self._take, self._gone)
         child.send(protocol.Load(self._names))
@@ -187,6 +196,8 @@ class Keeper:
                         self._failed = PipeqError(message.code, message.message)
                         self._changed.notify_all()
                     self._give_up(message.message)
+                case protocol.Answer():
+                    self._is_asked = False
                 case protocol.Lost():
                     self._lost = message.reason
                 case _:
@@ -269,6 +280,27 @@ class Keeper:
                 self._overdue = entry
                 child.kill()
                 return
+        if self.is_serving:
+            self._ask(child)
+
+    def _ask(self, child: Member) -> None:
+        """Asks the child for an answer, and ends it if none comes although it is working on nothing.
+
+        A step has a limit of its own, and may keep the child from answering.
+        """
+        self._looks += 1
+        if not self._is_asked:
+            if self._looks % ASK_LOOKS == 0:
+                self._is_asked, self._silent = True, 0
+                child.send(protocol.Ask())
+        elif any(entry.stage is not Stage.FETCH for entry in child.doing()):
+            self._silent = 0
+        else:
+            # Counted in looks, not by the clock: both processes may have been frozen together.
+            self._silent += 1
+            if self._silent * WATCH_S > (hung_s := self._settings.metrics.hung_s):
+                self._lost = f"process {child.pid} did not answer for {hung_s:g} s, and was ended"
+                child.kill()
 
     def _limit(self, stage: Stage) -> float:
         return self._settings.hard_timeout_s if stage is Stage.FORWARD else self._settings.step_timeout_s

@@ -1,7 +1,7 @@
 """PROTOCOL: what the host and its child processes say to each other. Messages travel in lists, as MessagePack.
 
-    host -> child   start, load, unload, prepare, forward, cancel
-    child -> host   loaded, failed, ready, prepared, ran, ended, lost
+    host -> child   start, load, unload, prepare, forward, cancel, ask
+    child -> host   loaded, failed, ready, prepared, ran, ended, answer, lost
 
 A child answers ``prepare`` with one ``ready`` for each item and then ``prepared``, ``forward`` with ``ran``, and sends
 ``ended`` once for each task, unless it was cancelled. It answers in any order. What a producer sent goes to a child as
@@ -65,6 +65,10 @@ class Cancel(msgspec.Struct, tag="cancel", frozen=True):
     """Stops working on tasks; nothing more is said of them."""
 
     tasks: list[int]
+
+
+class Ask(msgspec.Struct, tag="ask", frozen=True):
+    """Asks for an answer, to know that the child still reads what it is sent."""
 
 
 class Loaded(msgspec.Struct, tag="loaded", frozen=True):
@@ -146,14 +150,18 @@ class Ended(msgspec.Struct, tag="ended", frozen=True):
     batch: tuple[int, float] | None = None
 
 
+class Answer(msgspec.Struct, tag="answer", frozen=True):
+    """The answer to ``ask``."""
+
+
 class Lost(msgspec.Struct, tag="lost", frozen=True):
     """The child cannot use its device any more, and ends."""
 
     reason: str
 
 
-ToChild: TypeAlias = Start | Load | Unload | Prepare | Forward | Cancel
-ToHost: TypeAlias = Loaded | Failed | Ready | Prepared | Ran | Ended | Lost
+ToChild: TypeAlias = Start | Load | Unload | Prepare | Forward | Cancel | Ask
+ToHost: TypeAlias = Loaded | Failed | Ready | Prepared | Ran | Ended | Answer | Lost
 
 _encoder = msgspec.msgpack.Encoder()
 _to_child = msgspec.msgpack.Decoder(list[ToChild])

@@ -110,7 +110,8 @@ class MetricsSettings(_Section):
     port: int | None = Field(default=None, ge=0, le=65535)
     #: Address to listen on. There are no passwords: anybody who reaches it may read names of pipelines, and numbers.
     host: str = Field(default="127.0.0.1", min_length=1)
-    #: A part of the worker that has not turned for so long hangs, in seconds: ``/livez`` answers 503 then.
+    #: A part of the worker that has not turned for so long hangs, in seconds: ``/livez`` answers 503 then. A child that
+    #: does not answer for so long is ended, and another one started.
     hung_s: float = Field(default=60, gt=0)
 
 
