@@ -20,7 +20,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.record import OPEN_MAX_BYTES, Before
 from redis.exceptions import RedisError
 
-from pipeq_worker.delivery.backend import Annotation, Buffer, annotation
+from pipeq_worker.delivery.backend import Annotation, Backend, Buffer, annotation
 from pipeq_worker.delivery.dead_letter import letter_of
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.delivery.messages import drop, let_go, put_back, tell, tell_success
@@ -81,7 +81,8 @@ class Deliverer:
                 put_back(delivery)
             raise
         # Only after the results are stored: a crash in between repeats work, but never loses it.
-        for leases, tags in self._tags([one for one, _ in done if one.id not in stored.lost | stored.cannot_wait]):
+        untouched = stored.lost | stored.cannot_wait
+        for leases, tags in self._tags([delivery for delivery, _ in done if delivery.id not in untouched]):
             # The script that stored the results has acknowledged the messages, too.
             leases.release(tags)
         for delivery, last_step in done:
@@ -109,21 +110,22 @@ class Deliverer:
         broken: list[tuple[Delivery, Exception]] = []
         for leases, tags in self._tags(deliveries):
             leases.end(tags)
-        with self._app.backend.buffered() as stored:
+        backend: Backend = self._app.backend
+        with backend.buffered() as stored:
             for delivery in deliveries:
                 try:
-                    done.append((delivery, self._store(delivery, delivery in plain)))
+                    done.append((delivery, self._store(backend, delivery, delivery in plain)))
                 except Exception as problem:
                     logger.exception("task %s cannot be ended", delivery.id, extra={"action": "deliver"})
                     forget(problem)
                     broken.append((delivery, problem))
         return done, broken, stored
 
-    def _store(self, delivery: Delivery, is_plain: bool) -> Callable[[Delivery], None]:
+    def _store(self, backend: Backend, delivery: Delivery, is_plain: bool) -> Callable[[Delivery], None]:
         fence = self._fence(delivery)
         if not is_plain:
             return partial(tell, ended=self._tracing.run(delivery, fence))
-        self._app.backend.store_record(delivery.id, self._plain.record(delivery), fence, delivery.tag if fence else "")
+        backend.store_record(delivery.id, self._plain.record(delivery), fence, delivery.tag if fence else "")
         return partial(tell_success, is_acknowledged=fence is not None)
 
     def _tags(self, deliveries: list[Delivery]) -> list[tuple[Leases, list[str]]]:
