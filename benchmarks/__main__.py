@@ -7,7 +7,19 @@ import os
 import sys
 from collections.abc import Callable
 
-from benchmarks import batching, death, delivery, devices, forward, late_worker, latency, noop, one_length, page
+from benchmarks import (
+    batching,
+    death,
+    delivery,
+    devices,
+    forward,
+    late_worker,
+    latency,
+    noop,
+    one_length,
+    page,
+    urgency,
+)
 from benchmarks.report import Options, Result, machine
 
 #: Letter of the table -> what runs it. A benchmark returns what it found; ``delivery`` only prints.
@@ -19,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Result]]] = {
     "e": noop.main,
     "f": latency.main,
     "g": late_worker.main,
+    "h": urgency.main,
     "j": death.main,
     "delivery": delivery.main,
 }

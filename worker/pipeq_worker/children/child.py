@@ -193,6 +193,7 @@ def _loaded(pipeline: Pipeline) -> protocol.Loaded:
         limits.launch_cost,
         limits.max_wait_s,
         limits.is_auto,
+        limits.weight,
     )
 
 

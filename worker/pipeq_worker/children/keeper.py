@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.status import ModelInfo
@@ -206,7 +206,7 @@ class Keeper:
             self._heard(about_tasks)
 
     def _note(self, loaded: protocol.Loaded) -> None:
-        limits = BatchLimits(loaded.max_size, loaded.max_cost, loaded.launch_cost, loaded.max_wait_s, loaded.is_auto)
+        limits = BatchLimits(**{one.name: getattr(loaded, one.name) for one in fields(BatchLimits)})
         model = ModelInfo.model_validate_json(loaded.model)
         with self._changed:
             self.served[loaded.name] = Served(loaded.name, loaded.task_type, model, limits)

@@ -84,6 +84,8 @@ class Loaded(msgspec.Struct, tag="loaded", frozen=True):
     max_wait_s: float
     #: Whether measured passes choose ``max_cost``.
     is_auto: bool
+    #: Its share of the device's time, beside the weights of the others.
+    weight: float
 
 
 class Failed(msgspec.Struct, tag="failed", frozen=True):
