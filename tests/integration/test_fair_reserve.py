@@ -72,7 +72,7 @@ class Taker:
         """``at`` and tenant of the messages."""
         wanted = [Wanted("q", self.lists, number, 2**30, [0] * len(self.lists))]
         _, (count, *rest) = self.leases.reserve_command(wanted)
-        reserved, _, refused, self.is_unmoved = taken(
+        reserved, _, refused, self.is_unmoved, _ = taken(
             self.leases._reserve(keys=rest[:count], args=rest[count:]), wanted
         )
         assert not refused

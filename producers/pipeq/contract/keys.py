@@ -155,6 +155,11 @@ def worker_key(worker: str) -> str:
     return f"pipeq:worker:{worker}"
 
 
+def idle_key(pipeline: str) -> str:
+    """Sorted set: the mark of a worker that has no work -> when the mark ends, in seconds since the epoch."""
+    return f"pipeq:idle:{pipeline}"
+
+
 def dead_letter_key(queue: str) -> str:
     """List of this queue's messages that could not succeed, newest first."""
     return f"pipeq:dead:{queue}"

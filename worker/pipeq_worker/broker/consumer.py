@@ -90,6 +90,7 @@ class Consumer(CeleryConsumer):
         if self._runtime is not None:
             leases.on_lost, leases.on_stalled = self.pool.on_lost_leases, self.pool.on_stalled
             leases.observer = self._runtime.observer
+            leases.sharing = self.pool.sharing(leases)
             self._runtime.seen.health.watch(leases.hangs)
 
     @property

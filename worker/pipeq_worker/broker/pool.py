@@ -25,9 +25,11 @@ from pipeq.contract.message import TaskMessage
 from redis.exceptions import RedisError
 
 from pipeq_worker.broker.serving import runtime_of
+from pipeq_worker.broker.sharing import PipelineSharing
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.delivery.urgency import urgency_of
 from pipeq_worker.host.runtime import Runtime
+from pipeq_worker.leases.leases import Leases
 from pipeq_worker.observe.outage import outage
 
 logger = logging.getLogger(__name__)
@@ -154,6 +156,11 @@ class TaskPool(BasePool):
                         request.acknowledge()
                 except Exception:
                     logger.exception("task %s", delivery.id, extra={"action": "deliver"})
+
+    def sharing(self, leases: Leases) -> PipelineSharing:
+        """What the worker takes of its pipelines' queues, and gives back."""
+        runtime = self._runtime
+        return PipelineSharing(leases, runtime.dispatcher, runtime.credit, list(runtime.pipelines), self._delivered)
 
     def on_stalled(self, reason: str) -> None:
         """Ends the process if no messages come in and only a new process helps. Runs on the leases' thread."""

@@ -364,6 +364,8 @@ class Channel(kombu_redis.Channel):
     def _credit(self, queue: str, sharing: int) -> tuple[int, int]:
         held, nbytes = self.leases.held(queue)
         left_bytes = max(0, self.queue_bytes - nbytes)
+        if (worker := self.leases.sharing) is not None and worker.shares(queue):
+            return max(0, worker.most(queue) - held), left_bytes
         if self.queue_prefetch:
             return max(0, self.queue_prefetch - held), left_bytes
         limit = self.qos.prefetch_count or UNLIMITED

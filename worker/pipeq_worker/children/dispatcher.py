@@ -199,6 +199,30 @@ class Dispatcher(Generic[T]):
         self._keeper.send(protocol.Cancel([task.ticket for task in idle]))
         return idle
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a task that is submitted now begins soon."""
+        return self._keeper.is_serving and not self._draining
+
+    def spare(self, name: str) -> list[T]:
+        """The tasks of a pipeline that have not begun. Those with which a process died stay here."""
+        with self._changed:
+            if self._draining:
+                return []
+            return [task for task in self._tasks.values() if task.lane == name and task.is_waiting and not task.deaths]
+
+    def give_back(self, tasks: Sequence[T], most: int) -> list[T]:
+        """Withdraws the first ``most`` of these tasks that have not begun; the caller owns them again."""
+        with self._changed:
+            able = (task for task in tasks if self._tasks.get(task.ticket) is task and task.withdraw())
+            back = list(itertools.islice(able, most))
+            inside = [task.ticket for task in back if task.place is not Place.HOST]
+            for task in back:
+                self._forget(task)
+            if inside:
+                self._keeper.send(protocol.Cancel(inside))
+        return back
+
     def drain(self, timeout_s: float) -> list[T]:
         """Finishes the tasks inside, for at most ``timeout_s``, then stops.
 

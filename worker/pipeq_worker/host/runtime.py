@@ -26,6 +26,7 @@ from pipeq_worker.host.seen import Seen
 from pipeq_worker.leases.receiving import Receiving
 from pipeq_worker.observe.observer import Observer
 from pipeq_worker.observe.outage import outage
+from pipeq_worker.schedule.credit import Credit
 from pipeq_worker.settings.read import Settings
 
 logger = logging.getLogger(__name__)
@@ -135,6 +136,12 @@ class Runtime:
         self._heartbeat.start()
         self.seen.health.serves()
         logger.info("ready: serving %s as %s", ", ".join(self.queues), self.hostname, extra={"action": "ready"})
+
+    @property
+    def credit(self) -> Credit:
+        """How many tasks of each pipeline this worker takes."""
+        settings, costs = self.settings, self.dispatcher.costs
+        return Credit(costs, lambda name: self.pipelines[name].limits, settings.prefetch, settings.prefetch_s)
 
     def hurry(self) -> None:
         """Ends the waiting of a stop, now or later: what still runs then goes back on its queue."""

@@ -27,6 +27,7 @@ from redis.exceptions import RedisError, ResponseError
 from pipeq_worker.leases import celery_internals, lua
 from pipeq_worker.leases.reserved import Reserved, Wanted, taken
 from pipeq_worker.leases.server import Server
+from pipeq_worker.leases.sharing import MARK_S, Sharing
 from pipeq_worker.observe.observer import Observer
 from pipeq_worker.observe.outage import is_wrong_type, outage
 
@@ -107,6 +108,8 @@ class Leases:
         #: Called with an unreadable message, the task's id found in it, the reason as a sentence, and its text. Returns
         #: whether it ended the task, that is, stored an error under the id and acknowledged the message.
         self.on_unreadable: Callable[[Reserved, str, str, str], bool] = lambda one, task_id, reason, text: False
+        #: Says how much the worker takes and gives back; None in apps without pipelines.
+        self.sharing: Sharing | None = None
         #: Told of leases that lapsed, and of messages that were put back.
         self.observer = Observer()
         #: Queue -> its lists, and their lifetime after messages were asked for, in milliseconds. It is set again when
@@ -153,15 +156,19 @@ class Leases:
         lists = [name for one in wanted for name in one.lists]
         fair = [key for name in lists for key in (keys.fair_key(name), keys.fair_times_key(name))]
         names = [self.unacked_key, self.key, *(prefix + name for name in (*lists, *fair))]
-        args: list[Any] = [self.lease_s, f"{self._tags}-{next(self._batch):010d}-", len(wanted[0].lists)]
+        args: list[Any] = [self.lease_s, f"{self._tags}-{next(self._batch):010d}-", len(wanted[0].lists), "", MARK_S]
+        if self.sharing is not None:
+            names += [prefix + keys.idle_key(one.queue) for one in wanted]
+            args[3] = self._tags
         for one in wanted:
-            args += (one.messages, one.nbytes, one.largest, one.lifetime_ms, *one.shares)
+            args += (one.messages, one.nbytes, one.largest, one.lifetime_ms, one.gives)
+            args += (one.is_idle + one.is_marked, *one.shares)
         return lua.source("reserve"), [len(names), *names, *args]
 
     def reserve_one(self, wanted: Wanted) -> Reserved | None:
         """Takes the next message of a queue; None if there is none."""
         _, (number, *rest) = self.reserve_command([wanted])
-        reserved, *_ = taken(self._reserve(keys=rest[:number], args=rest[number:]), [wanted])
+        reserved = taken(self._reserve(keys=rest[:number], args=rest[number:]), [wanted]).messages
         self.add(reserved)
         return reserved[0] if reserved else None
 

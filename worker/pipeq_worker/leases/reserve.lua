@@ -10,16 +10,21 @@
 -- KEYS[1]  hash of unacknowledged messages     KEYS[2] sorted set of leases: tag -> seconds since the epoch of its end
 -- KEYS[3..] lists: those of the first queue by priority, those of the second, ...; then for each list its sorted set
 --          (a number and the message -> its time) and its hash of times ("=" and the key -> the time of its next
---          message, "now" -> the present, "number" -> of the last message moved)
+--          message, "now" -> the present, "number" -> of the last message moved); then, if ARGV[4] is not empty, for
+--          each queue a sorted set of idle workers: name -> seconds since the epoch when its mark ends
 -- ARGV[1]  length of a lease in seconds        ARGV[2] prefix of the new tags
--- ARGV[3]  number of lists of each queue
--- ARGV[4..] of each queue: most messages, most bytes, bytes of the largest message that is returned whole, lifetime of
---          its lists in milliseconds (0: for ever), then the share of each of its lists (messages)
--- Reply: two tables and a number. The first has for each message the number of its list (1 for the first), its tag, 0 and its text,
--- in turn. For a message that is too large it has the size in bytes instead of the 0, and instead of the text the id in
--- it (as JSON without its quotes; empty if none is found), a line break, and its beginning. The second table has for
--- each key that is no list its number and the error, in turn; the other lists are still served. Then 1 if fair lists
--- have messages left that were not moved, otherwise 0.
+-- ARGV[3]  number of lists of each queue       ARGV[4] this worker's name among the idle; empty: it takes no part
+-- ARGV[5]  how long a mark of an idle worker lasts, in seconds
+-- ARGV[6..] of each queue: most messages, most bytes, bytes of the largest message that is returned whole, lifetime of
+--          its lists in milliseconds (0: for ever), idle workers that this one can give messages to, whether it is idle
+--          itself (0: no; 1: yes; 2: yes, and its mark is to be set), then the share of each of its lists (messages)
+-- Reply: two tables, a number and a table. The first has for each message the number of its list (1 for the first), its
+-- tag, 0 and its text, in turn. For a message that is too large it has the size in bytes instead of the 0, and instead
+-- of the text the id in it (as JSON without its quotes; empty if none is found), a line break, and its beginning. The
+-- second table has for each key that is no list its number and the error, in turn; the other lists are still served.
+-- Then 1 if fair lists have messages left that were not moved, otherwise 0. The last table has for each queue the number
+-- of idle workers whose marks were removed, because this worker can give messages to them and there are none on the
+-- lists.
 -- If nothing is taken, the script has read each list by name, and CLIENT TRACKING remembers those keys.
 local GROUP = 128           -- messages that are read together, since their size is known only afterwards
 local USUAL = 1048576       -- expected size of a message in bytes, if larger ones are allowed
@@ -36,7 +41,8 @@ local deadline = time[1] + time[2] / 1e6 + ARGV[1]
 local reply, refused, taken = {}, {}, 0
 local left, left_bytes, largest
 local lists = tonumber(ARGV[3])
-local all = (#KEYS - 2) / 3 -- number of lists
+local queues = (#KEYS - 2) / (3 * lists + (ARGV[4] ~= '' and 1 or 0))
+local all = queues * lists -- number of lists
 local is_unmoved, has_written = 0, false
 
 local function set_of(at)
@@ -45,6 +51,10 @@ end
 
 local function times_of(at)
   return KEYS[2 * at + all - 2]
+end
+
+local function marks_of(queue)
+  return KEYS[3 + 3 * all + queue]
 end
 
 -- The first write of all is a ZREM of nothing: it raises if Redis accepts no writes, and it lets a Redis whose memory is
@@ -239,8 +249,22 @@ local function take(at, most)
   end
 end
 
-for queue = 0, all / lists - 1 do
-  local first, arg = 3 + queue * lists, 4 + queue * (lists + 4)
+-- Takes the marks of idle workers off a set, `most` at most. Reading the set makes CLIENT TRACKING report new marks.
+-- The set is only a hint: a key of another type counts as empty, and so does one that Redis does not change now.
+local function answer(key, most)
+  local marks = redis.pcall('ZCOUNT', key, time[1], '+inf')
+  if type(marks) ~= 'number' or marks == 0 then
+    return 0
+  end
+  redis.pcall('ZREMRANGEBYSCORE', key, '-inf', '(' .. time[1])
+  local popped = redis.pcall('ZPOPMIN', key, most)
+  return popped.err and 0 or #popped / 2
+end
+
+local answered = {}
+for queue = 0, queues - 1 do
+  local first, arg = 3 + queue * lists, 6 + queue * (lists + 6)
+  local before = taken
   left, left_bytes, largest = tonumber(ARGV[arg]), tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
   for at = first, first + lists - 1 do
     fair[at] = is_fair(at)
@@ -249,7 +273,7 @@ for queue = 0, all / lists - 1 do
     end
   end
   for i = 1, lists - 1 do
-    take(first + i, tonumber(ARGV[arg + 4 + i]))
+    take(first + i, tonumber(ARGV[arg + 6 + i]))
   end
   for i = 0, lists - 1 do
     take(first + i, left)
@@ -264,10 +288,22 @@ for queue = 0, all / lists - 1 do
       end
     end
   end
+  local gives = tonumber(ARGV[arg + 4])
+  answered[queue + 1] = gives > 0 and taken == before and answer(marks_of(queue), gives) or 0
+end
+for queue = 0, queues - 1 do
+  local idle, key = ARGV[6 + queue * (lists + 6) + 5], marks_of(queue)
+  if idle ~= '0' and taken > 0 then
+    redis.pcall('ZREM', key, ARGV[4])
+  elseif idle == '2' then
+    -- Not read before, so that Redis does not report the marks of idle workers to each other.
+    redis.pcall('ZADD', key, time[1] + ARGV[5], ARGV[4])
+    redis.pcall('EXPIRE', key, ARGV[5])
+  end
 end
 if taken == 0 then
-  for queue = 0, all / lists - 1 do
-    local arg = 4 + queue * (lists + 4)
+  for queue = 0, queues - 1 do
+    local arg = 6 + queue * (lists + 6)
     if tonumber(ARGV[arg]) > 0 and tonumber(ARGV[arg + 1]) > 0 then
       for i = 0, lists - 1 do
         redis.pcall('LLEN', KEYS[3 + queue * lists + i])
@@ -280,4 +316,4 @@ for at, problem in pairs(refused) do
   errors[#errors + 1] = at - 2
   errors[#errors + 1] = problem
 end
-return {reply, errors, is_unmoved}
+return {reply, errors, is_unmoved, answered}

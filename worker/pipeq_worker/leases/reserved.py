@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeq.contract import shown
 
@@ -35,17 +35,30 @@ class Wanted:
     largest: int = 2**30
     #: Lifetime of its lists, renewed each time that messages are asked for, in milliseconds; 0 for ever.
     lifetime_ms: int = 0
+    #: Number of idle workers that can get messages from this one, if the lists are empty.
+    gives: int = 0
+    #: Whether this worker has no work, and whether others are to be told so now.
+    is_idle: bool = False
+    is_marked: bool = False
 
 
-def taken(reply: Any, wanted: list[Wanted]) -> tuple[list[Reserved], list[tuple[str, int]], dict[str, str], bool]:
-    """Reads the reply of the script that takes messages.
+class Taken(NamedTuple):
+    """What the script that takes messages has done."""
 
-    Returns:
-        The messages that were taken; for each of them its queue and the index of its list there; and for each queue
-        with a key that is not a list, the key and the error. Then whether messages of fair lists are left that the
-        script has not put in order yet.
-    """
-    messages, refused, unmoved = reply
+    messages: list[Reserved]
+    #: For each message its queue, and the index of its list there.
+    places: list[tuple[str, int]]
+    #: Queue -> the key that is not a list, and the error.
+    refused: dict[str, str]
+    #: Whether messages of fair lists are left that the script has not put in order yet.
+    is_unmoved: bool
+    #: Queue -> idle workers that wait for messages of this worker now.
+    idle: dict[str, int]
+
+
+def taken(reply: Any, wanted: list[Wanted]) -> Taken:
+    """Reads the reply of the script that takes messages."""
+    messages, refused, unmoved, answered = reply
     lists = [(one.queue, at) for one in wanted for at in range(len(one.lists))]
     fields = zip(messages[::4], messages[1::4], messages[2::4], messages[3::4], strict=True)
     reserved = [Reserved(lists[at - 1][0], tag.decode(), raw, size) for at, tag, size, raw in fields]
@@ -54,4 +67,5 @@ def taken(reply: Any, wanted: list[Wanted]) -> tuple[list[Reserved], list[tuple[
         lists[at - 1][0]: f"the key {names[at - 1]!r}: {shown.line(error.decode('utf-8', 'replace'))}"
         for at, error in zip(refused[::2], refused[1::2], strict=True)
     }
-    return reserved, [lists[at - 1] for at in messages[::4]], problems, bool(unmoved)
+    idle = {one.queue: int(number) for one, number in zip(wanted, answered, strict=True) if number}
+    return Taken(reserved, [lists[at - 1] for at in messages[::4]], problems, bool(unmoved), idle)

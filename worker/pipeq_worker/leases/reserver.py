@@ -24,6 +24,7 @@ from redis.exceptions import AuthenticationError, MaxConnectionsError, RedisErro
 from pipeq_worker.leases.leases import TIMEOUT_S, Leases
 from pipeq_worker.leases.line import Line, Link
 from pipeq_worker.leases.reserved import Reserved, Wanted, taken
+from pipeq_worker.leases.sharing import LASTS_S, YIELD_S, Looks
 from pipeq_worker.observe.outage import outage
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Reserver:
         self._terms = terms
         self._queues: tuple[str, ...] = ()
         self._rotation = 0
+        self._looks = Looks()
         #: Fractions of messages that are still due to each list, because reserves were too small for its share.
         self._owed: dict[str, list[float]] = {}
         self._lock = threading.Lock()
@@ -196,6 +198,7 @@ class Reserver:
                 else:
                     logger.exception("reserve", extra={"action": "reserve"})
                 self._line.close()
+                self._looks.reported()
                 self._sleep(retry_s)
                 retry_s = min(2 * retry_s, RETRY_MAX_S)
         self._line.close()
@@ -206,10 +209,16 @@ class Reserver:
             self.seen_at = time.monotonic()
             self._sleep(LOOK_S)
             return
+        sharing = self._leases.sharing
+        if sharing is not None and not self._is_unmoved and sharing.lasts_s() >= LASTS_S:
+            self._sleep(YIELD_S)
+        self._rung()
         free = sum(one.messages for one in self._wanted(queues))
-        if not self._is_unmoved and free < ENOUGH and not self._gathered(queues, free):
+        has_credit = self._is_unmoved or free >= ENOUGH or self._gathered(queues, free)
+        # Without credit, the script only looks for the marks of idle workers.
+        if not has_credit and not self._looks.is_due(queues, sharing, self._line.rings):
             return
-        wanted = self._wanted(queues)
+        wanted = self._looks.with_marks(self._wanted(queues), sharing)
         if self._reserve(queues, wanted):
             return
         if self._is_unmoved:
@@ -244,8 +253,12 @@ class Reserver:
             for one in (*wanted[self._rotation :], *wanted[: self._rotation])
         ]
         script, arguments = self._leases.reserve_command(wanted)
-        reserved, places, self._refused, self._is_unmoved = taken(self._line.call(script, arguments), wanted)
+        reserved, places, self._refused, self._is_unmoved, idle = taken(self._line.call(script, arguments), wanted)
         self.seen_at = time.monotonic()
+        for queue, number in idle.items():
+            self._looks.answered([queue])
+            if (sharing := self._leases.sharing) is not None:
+                sharing.give_back(queue, number)
         if not reserved:
             return False
         self._settle(places)
@@ -279,9 +292,15 @@ class Reserver:
                 owed[at] = max(0.0, owed[at] - 1)
 
     def _wait_for_bell(self, timeout_s: float) -> None:
-        if not self._line.rung():
+        if not self._rung():
             self._sleep(timeout_s, *self._line.sockets)
-            self._line.rung()
+            self._rung()
+
+    def _rung(self) -> bool:
+        """Reads the reports of Redis. Returns whether there were any."""
+        if rung := self._line.rung():
+            self._looks.reported()
+        return rung
 
     def _sleep(self, timeout_s: float, *others: Any) -> None:
         """Waits up to ``timeout_s``, until one of the others can be read, or until :meth:`_nudge` is called."""

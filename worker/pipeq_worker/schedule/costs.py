@@ -92,6 +92,8 @@ class Learned:
         self.surprise_s = 0.0
         #: Seconds and tasks of the last passes; older ones count less.
         self._seconds = self._tasks = 0.0
+        #: Their items, and the padded cost of those.
+        self._items = self._padded = 0.0
         self._lock = threading.Lock()
 
     def add(self, one: Pass) -> None:
@@ -107,6 +109,8 @@ class Learned:
                 return
             self._fit.add(one.padded, one.seconds)
             self._seconds += one.seconds
+            self._items += one.items
+            self._padded += one.padded
             if one.items > 1:
                 self.memory.passed(one.padded)
             self._largest = max(self._largest, one.padded)
@@ -119,6 +123,8 @@ class Learned:
         with self._lock:
             fade = 0.5 ** (1 / HALF_LIFE)
             self._seconds *= fade
+            self._items *= fade
+            self._padded *= fade
             self._tasks = (self._tasks + tasks) * fade
 
     def predict(self, cost: int, items: int = 1) -> float | None:
@@ -137,6 +143,17 @@ class Learned:
         """Device time of a task in seconds, its share of its batches: the mean of the last ones; None if unknown."""
         with self._lock:
             return self._seconds / self._tasks if self._tasks else None
+
+    def tasks_in_batch(self) -> float:
+        """How many tasks like the last ones fill a batch; before any has ended, as many as a batch has items at most.
+
+        It is not the number that a batch had: few tasks that waited would then be a reason to fetch few.
+        """
+        with self._lock:
+            limits, items, padded, tasks = self.limits, self._items, self._padded, self._tasks
+        if not tasks:
+            return float(limits.max_size)
+        return min(limits.max_size, limits.max_cost * items / max(padded, 1.0)) * tasks / items
 
     def shown(self) -> dict[str, Any] | None:
         """What ``pipeq queues`` shows: seconds for each launch, unit of cost and task, and the limit in use."""

@@ -96,6 +96,11 @@ class Task:
         """Whether running its items would be useless."""
         return self.error is not None or self._is_withdrawn or self.is_dropped
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it could be withdrawn now."""
+        return not (self._has_begun or self._is_withdrawn or self.place is Place.ENDED)
+
     def moved(self, place: Place) -> None:
         """Notes that it is somewhere else now."""
         self.place, self.since = place, time.monotonic()

@@ -69,8 +69,11 @@ class Settings(BaseSettings):
     device: str = "auto"
     #: Largest message, as JSON. Producers have the same limit.
     max_message_bytes: Bytes = keys.MAX_MESSAGE_BYTES
-    #: Tasks of one pipeline that may be inside a worker at once; they are the window that batches are picked from.
+    #: Most tasks of one pipeline that may be inside a worker at once; they are the window that batches are picked from.
     prefetch: int = Field(default=512, gt=0)
+    #: A worker takes so many tasks of one pipeline at most that the device needs so long for them, as measured, in
+    #: seconds; but at least two batches, and never more than `prefetch`.
+    prefetch_s: float = Field(default=5, gt=0)
     #: Bytes of inputs and prepared items that may be inside a worker at once, shared out evenly among its pipelines; a
     #: task larger than a share is let in alone.
     prefetch_bytes: Bytes = 2 * 2**30

@@ -307,3 +307,52 @@ def test_a_drain_waits_no_longer_than_it_is_told() -> None:
     began = time.monotonic()
     assert stages.engine.drain(0.2) == [task]
     assert 0.2 <= time.monotonic() - began < 10
+
+
+class Gate(ConstantPipeline):
+    """A pipeline of batches of one, whose forward pass waits until it is let through."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, PipelineSettings(task="constant", max_batch_size=1, max_wait_ms=0))
+        self.opens = threading.Event()
+        self.runs = 0
+
+    def forward(self, features: list[Any], call: Any) -> list[Any]:
+        self.runs += 1
+        assert self.opens.wait(30)
+        return super().forward(features, call)
+
+
+def test_what_has_not_begun_can_be_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is: in the host, being prepared, or ready for the device. The rest is done, and it can come again."""
+    monkeypatch.setattr(dispatcher_module, "FEED", 2)
+    pipeline = Gate("it")
+    stages = Stages(pipeline)
+    engine = stages.engine
+    tasks = [stages.submit(str(at), 1) for at in range(10)]
+    deadline = time.monotonic() + 20
+    while not pipeline.runs:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.1)
+    began = [task for task in tasks if task.started_at is not None]
+    spare = engine.spare("it")
+    assert 0 < len(began) <= 2
+    assert spare == [task for task in tasks if task not in began]
+    assert engine.spare("other") == []
+    # Tasks with which a process has died stay.
+    spare[0].deaths = 1
+    assert engine.spare("it") == spare[1:]
+    back = engine.give_back([*began, *spare[1:]], 5)
+    assert back == spare[1:6]
+    assert engine.give_back([*back, *began], 5) == []
+    assert engine.in_flight() == {"it": 5}
+    again = Task(id=back[0].id, message=back[0].message)
+    engine.submit(again)
+    pipeline.opens.set()
+    stages.wait_for(again, *began, spare[0], *spare[6:])
+    assert engine.drain(20) == []
+    assert len(stages.done) == pipeline.runs == 6
+    assert not any(task.error for task in stages.done)
+    assert engine.spare("it") == []
+    assert not engine.is_open
