@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeq.contract.record import Mark, Part, Record
-from pipeq.contract.status import BatchInfo, ErrorInfo, ModelInfo
+from pipeq.contract.status import BatchInfo, ErrorInfo, ModelInfo, Progress
 
 PAGE = Path(__file__).parents[1] / "docs/record.md"
 #: What JSON has for each annotation.
@@ -27,15 +27,20 @@ JSON_TYPES = {
     "BatchInfo": "object",
     "ModelInfo": "object",
     "PipeqError": "object",
+    "Progress": "object",
 }
-#: Fields of a part that are objects, and what is in them.
-NESTED = {"error": ErrorInfo, "batch": BatchInfo, "model": ModelInfo}
+#: Fields that are objects, and what is in them.
+NESTED = {"error": ErrorInfo, "batch": BatchInfo, "model": ModelInfo, "progress": Progress}
 
 
 def page() -> str:
     """The whole page, with its tables made anew."""
     text = PAGE.read_text(encoding="utf-8")
-    for name, rows in {"record": _rows(Record, " or null"), "pipeq": _part(), "mark": _rows(Mark)}.items():
+    for name, rows in {
+        "record": _rows(Record, " or null"),
+        "pipeq": _with_parts(Part),
+        "mark": _with_parts(Mark),
+    }.items():
         begin, end = f"<!-- {name}: made by `make docs` -->\n", f"<!-- {name} end -->\n"
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
@@ -44,8 +49,9 @@ def page() -> str:
     return text
 
 
-def _part() -> Iterator[tuple[str, str, str]]:
-    for name, kind, says in _rows(Part):
+def _with_parts(shape: type) -> Iterator[tuple[str, str, str]]:
+    """The rows of a dataclass, each followed by those of the object in it."""
+    for name, kind, says in _rows(shape):
         yield name, kind, says
         inner = NESTED.get(name.strip("`"))
         for below, its_kind, its_says in _rows(inner, " or null") if inner else ():

@@ -13,6 +13,7 @@ import pytest
 import redis
 from pipeq import Client, State
 from pipeq.contract import keys, record
+from pipeq.contract.status import Progress
 from pipeq.demo import embedded
 from pipeq_worker.delivery.marks import Marks
 
@@ -20,14 +21,35 @@ from tests.plain_reader import read_as_the_page_says
 
 
 @pytest.fixture
-def db() -> Iterator[redis.Redis]:
-    with embedded.valkey() as url, redis.Redis.from_url(url) as client:
-        yield client
+def url() -> Iterator[str]:
+    with embedded.valkey() as found:
+        yield found
+
+
+@pytest.fixture
+def db(url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(url) as found:
+        yield found
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Client]:
+    with Client(url) as found:
+        yield found
 
 
 def delivery(task_id: str = "a") -> Any:
     return SimpleNamespace(
-        id=task_id, retries=0, is_marked=False, deaths=0, started_at=None, leases=None, tag="", is_lost=False
+        id=task_id,
+        retries=0,
+        is_marked=False,
+        deaths=0,
+        started_at=None,
+        leases=None,
+        tag="",
+        is_lost=False,
+        is_over=False,
+        progress=None,
     )
 
 
@@ -145,3 +167,77 @@ def test_a_task_that_ends_while_it_is_looked_up_is_never_seen_back_on_its_queue(
                 seen |= {status.state for status in client.status_many(ids)}
                 thread.join()
     assert seen <= {State.RUNNING, State.SUCCEEDED}
+
+
+def progress(client: Client, task_id: str = "a") -> tuple[int, int | None, str] | None:
+    found = client.status(task_id).progress
+    return None if found is None else (found.done, found.total, found.unit)
+
+
+def test_a_look_says_how_far_a_task_is(db: redis.Redis, client: Client) -> None:
+    mine, marks = delivery(), Marks(db, "w1")
+    marks.begin([mine])
+    before = json.loads(db.hget(keys.RUNNING, "a") or "")
+    assert progress(client) is None
+    for done, total in ((3, 10), (7, None)):
+        mine.progress = Progress(done=done, total=total, unit="tokens")
+        marks.look([mine])
+        assert progress(client) == (done, total, "tokens")
+    mark = json.loads(db.hget(keys.RUNNING, "a") or "")
+    assert mark.pop("progress") == {"done": 7, "total": None, "unit": "tokens"}
+    assert mark == before
+    assert client.status("a").state is State.RUNNING
+
+
+def test_a_look_at_many_tasks_finds_each_that_ended(db: redis.Redis, client: Client) -> None:
+    tasks, marks = [delivery(f"t{number}") for number in range(2100)], Marks(db, "w1")
+    marks.begin(tasks)
+    for at, task in enumerate(tasks):
+        task.progress = Progress(done=at, unit="chunks")
+        if at % 3 == 0:
+            db.set(keys.record_key(task.id), json.dumps({"status": "REVOKED"}))
+    marks.look(tasks)
+    assert [task.is_over for task in tasks] == [at % 3 == 0 for at in range(2100)]
+    assert db.hlen(keys.RUNNING) == 1400, "what has ended does not run any more"
+    assert [progress(client, f"t{at}") for at in (1, 2000, 2099)] == [(at, None, "chunks") for at in (1, 2000, 2099)]
+
+
+@pytest.mark.parametrize(
+    "there", [None, "no JSON", json.dumps({"worker": "w2", "since": 1.0, "deaths": 0, "attempt": 1}), "[]", "9" * 5000]
+)
+def test_a_look_changes_no_mark_but_its_own(db: redis.Redis, there: str | None) -> None:
+    """A task that has ended has no mark any more, and another worker's is another try."""
+    mine = delivery()
+    mine.is_marked, mine.progress = True, Progress(done=1, unit="tokens")
+    if there is not None:
+        db.hset(keys.RUNNING, "a", there)
+    Marks(db, "w1").look([mine])
+    assert db.hget(keys.RUNNING, "a") == (None if there is None else there.encode())
+    assert not mine.is_over
+
+
+@pytest.mark.parametrize("kind", ["list", "hash", "full"])
+def test_a_look_goes_on_whatever_redis_holds(db: redis.Redis, kind: str) -> None:
+    ended, mine, marks = delivery("b"), delivery(), Marks(db, "w1")
+    marks.begin([mine, ended])
+    mine.progress = ended.progress = Progress(done=1, unit="tokens")
+    db.set(keys.record_key("b"), json.dumps({"status": "REVOKED"}))
+    if kind == "list":
+        db.lpush(keys.record_key("a"), "no record")
+    elif kind == "hash":
+        db.delete(keys.RUNNING)
+        db.set(keys.RUNNING, "no hash")
+    else:
+        db.config_set("maxmemory", 1)
+    marks.look([mine, ended])
+    assert (mine.is_over, ended.is_over) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "value", [7, "far", {}, {"done": -1, "unit": "x"}, {"done": 1, "unit": ""}, {"done": 2**60, "unit": "x"}]
+)
+def test_progress_that_is_none_is_left_out(db: redis.Redis, client: Client, value: object) -> None:
+    mark = {"worker": "w1", "since": 1.0, "deaths": 0, "attempt": 1, "progress": value}
+    db.hset(keys.RUNNING, "a", json.dumps(mark))
+    status = client.status("a")
+    assert (status.state, status.worker, status.progress) == (State.RUNNING, "w1", None)

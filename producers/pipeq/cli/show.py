@@ -73,6 +73,9 @@ def _lines(status: TaskStatus) -> Iterator[tuple[str, str]]:
         yield "attempts", str(status.attempts)
     if status.worker is not None:
         yield "worker", shown.line(status.worker)
+    if status.progress is not None:
+        of = "" if status.progress.total is None else f" of {status.progress.total}"
+        yield "progress", shown.line(f"{status.progress.done}{of} {status.progress.unit}")
     if status.model is not None:
         parts = (str(part) for part in status.model.model_dump().values() if part is not None)
         yield "model", shown.line(" ".join(parts))

@@ -7,11 +7,13 @@ The mark is a :class:`Mark`, as JSON in the field ``<id>`` of the hash ``pipeq:r
 What happens                    The record                             The mark
 A client submits                :func:`queued`                         none
 Its first batch begins          stays as it is                         set, by ``begin.lua``
+It runs for seconds             stays as it is                         says how far it is, by ``look.lua``
 Its worker puts the task back   stays as it is                         removed, or :meth:`Mark.back_on_its_queue`
 The task succeeds               :func:`succeeded`, by ``finish.lua``   removed, by ``finish.lua``
 It ends otherwise, or waits     :func:`complete`, by ``finish.lua``    removed, by ``finish.lua``
 for its next try
-A client cancels                :func:`cancelled`                      stays; a mark of an ended task means nothing
+A client cancels                :func:`cancelled`                      stays until the next look; a mark of an ended
+                                                                       task means nothing
 
 Each record except the first is also published, on a channel named like its key. :func:`read` converts record and mark
 to a status. Any client may have written anything under these keys, so reading never raises: a field of a wrong type
@@ -35,7 +37,7 @@ from pydantic import ValidationError
 from pipeq.contract import keys, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.reading import UnreadableError, json_object, number, readable, readable_object
-from pipeq.contract.status import CELERY_STATES, LATEST_S, BatchInfo, ErrorInfo, ModelInfo, State, TaskStatus
+from pipeq.contract.status import CELERY_STATES, LATEST_S, BatchInfo, ErrorInfo, ModelInfo, Progress, State, TaskStatus
 from pipeq.contract.writing import to_json
 
 #: Celery's states of a task that has ended; its record does not change any more.
@@ -137,6 +139,8 @@ class Mark:
     deaths: int
     #: The number of this try, from 1.
     attempt: int
+    #: How far the task is. Absent at first; ``look.lua`` writes it, once a second at most.
+    progress: Progress | None = None
 
     @classmethod
     def back_on_its_queue(cls, *, since: float, deaths: int, attempt: int) -> Mark:
@@ -149,7 +153,10 @@ class Mark:
 
     def encode(self) -> str:
         """Returns the text that is stored in Redis."""
-        return json.dumps(vars(self))
+        found = {name: value for name, value in vars(self).items() if value is not None}
+        if self.progress is not None:
+            found["progress"] = self.progress.model_dump()
+        return json.dumps(found)
 
 
 #: The first lines of each script that reads or writes records and marks; they define the names as Lua variables.
@@ -372,6 +379,7 @@ def _running(mark: bytes | str | None) -> dict[str, Any]:
         "worker": worker,
         "attempts": fields.get("attempt", 1),
         "started_at": fields.get("since"),
+        "progress": fields.get("progress"),
     }
 
 

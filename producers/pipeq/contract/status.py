@@ -85,6 +85,19 @@ class BatchInfo(BaseModel):
     padding: Finite
 
 
+class Progress(BaseModel):
+    """How far a task is that runs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    #: How many steps are done.
+    done: int = Field(ge=0, lt=2**53)
+    #: How many steps there are, at most; null if that is not known.
+    total: int | None = Field(default=None, ge=0, lt=2**53)
+    #: What a step is: ``tokens`` that are generated, ``chunks`` of an input, ``inputs`` of a list.
+    unit: str = Field(min_length=1, max_length=40)
+
+
 class ModelInfo(BaseModel):
     """The model that computed the result."""
 
@@ -125,6 +138,8 @@ class TaskStatus(BaseModel):
     error: ErrorInfo | None = None
     #: Milliseconds in each stage: queue, fetch, decode, prepare, batch, infer, deliver.
     timing_ms: dict[str, Finite] | None = None
+    #: How far it is, while it runs and takes more than a second or two.
+    progress: Progress | None = None
     batch: BatchInfo | None = None
     model: ModelInfo | None = None
 

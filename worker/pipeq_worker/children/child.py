@@ -21,6 +21,7 @@ from pipeq.contract import shown
 from pipeq.contract.errors import PipeqError
 from pipeq.contract.message import TaskMessage
 from pipeq.contract.redis_url import connect
+from pipeq.contract.status import Progress
 
 from pipeq_worker.children import protocol
 from pipeq_worker.children.link import GONE, Link
@@ -132,7 +133,7 @@ class Child:
         signatures = Signatures(client, settings.results)
         fetcher = self._make_fetcher(settings, signatures)
         placer = Placer(settings.results, Writer(settings.results, settings.s3), signatures)
-        listener = Listener(self._ready, self._prepared, self._ran, self._ended, self._lost)
+        listener = Listener(self._ready, self._prepared, self._ran, self._ended, self._lost, self._far)
         self._engine = Engine(pipelines, settings, fetcher, placer, listener, self._steps)
         self._engine.start()
         threading.Thread(target=fetcher.warm_up, name="warm-up", daemon=True).start()
@@ -162,6 +163,9 @@ class Child:
         passes = [(one.items, one.padded, one.seconds, one.fits) for one in ran.passes]
         about = (ran.size, ran.padded_cost, ran.padding, ran.seconds, ran.ended)
         self._link.send(protocol.Ran(ran.number, *about, passes, ran.splits))
+
+    def _far(self, task: Task, far: Progress) -> None:
+        self._link.send(protocol.Far(task.number, far.done, far.total, far.unit))
 
     def _ended(self, task: Task) -> None:
         error = task.error

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Generic
 
 from pipeq.contract.errors import ErrorCode, PipeqError
-from pipeq.contract.status import BatchInfo
+from pipeq.contract.status import BatchInfo, Progress
 
 from pipeq_worker.children import protocol
 from pipeq_worker.children.delivering import Delivering
@@ -57,7 +57,7 @@ class Hooks(Generic[T]):
     Attributes:
         begin: called with tasks before their first batch, and with whether a task runs alone; sets ``started_at`` and
             ``deaths``, and marks dropped tasks.
-        look: marks those tasks that have ended in the meantime.
+        look: marks those tasks that have ended in the meantime, and tells how far the others are.
         deliver: called with tasks that have ended; ends them.
         died: called with tasks with which a child has just died; ``deaths`` counts it already.
         hopeless: called with a sentence when no child can be had any more.
@@ -297,6 +297,8 @@ class Dispatcher(Generic[T]):
                     self._unfed(message.task, Place.PREPARED)
                 case protocol.Ran():
                     self._ran(message)
+                case protocol.Far():
+                    self._far(message)
                 case protocol.Ended():
                     self._ended(message)
         self._feed()
@@ -341,6 +343,11 @@ class Dispatcher(Generic[T]):
         for size, code in ran.splits:
             self._observer.batch_split(name, size, code)
         self._observer.batch_ran(name, ran.size, ran.padding, ran.seconds, ran.padded_cost)
+
+    def _far(self, far: protocol.Far) -> None:
+        with self._changed:
+            if (task := self._tasks.get(far.task)) is not None:
+                task.progress = Progress(done=far.done, total=far.total, unit=far.unit)
 
     def _ended(self, ended: protocol.Ended) -> None:
         task = self._unfed(ended.task, Place.PREPARED)

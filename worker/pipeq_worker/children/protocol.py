@@ -1,13 +1,13 @@
 """PROTOCOL: what the host and its child processes say to each other. Messages travel in lists, as MessagePack.
 
     host -> child   start, load, unload, prepare, forward, cancel, ask
-    child -> host   loaded, failed, ready, prepared, ran, ended, answer, lost
+    child -> host   loaded, failed, ready, prepared, ran, far, ended, answer, lost
 
 A child answers ``prepare`` with one ``ready`` for each item and then ``prepared``, ``forward`` with ``ran``, and sends
-``ended`` once for each task, unless it was cancelled. It answers in any order. What a producer sent goes to a child as
-bytes that only the child reads; what comes back is numbers, and results that are JSON already. There is no ``stats``:
-what a child is doing stands on its board (:mod:`pipeq_worker.children.board`), which can also be read when it is dead,
-and its memory in ``/proc``.
+``ended`` once for each task, unless it was cancelled. A ``cancel`` also stops what runs, between two of its steps. It
+answers in any order. What a producer sent goes to a child as bytes that only the child reads; what comes back is
+numbers, and results that are JSON already. There is no ``stats``: what a child is doing stands on its board
+(:mod:`pipeq_worker.children.board`), which can also be read when it is dead, and its memory in ``/proc``.
 """
 
 from __future__ import annotations
@@ -137,6 +137,17 @@ class Error(msgspec.Struct, frozen=True):
     retryable: bool
 
 
+class Far(msgspec.Struct, tag="far", frozen=True):
+    """How far a task is; said of tasks that take more than a second, once a second at most."""
+
+    task: int
+    done: int
+    #: None if it is not known.
+    total: int | None
+    #: What a step is: ``tokens``, ``chunks`` or ``inputs``.
+    unit: str
+
+
 class Ended(msgspec.Struct, tag="ended", frozen=True):
     """A task has its result, or its error. The child has forgotten it."""
 
@@ -163,7 +174,7 @@ class Lost(msgspec.Struct, tag="lost", frozen=True):
 
 
 ToChild: TypeAlias = Start | Load | Unload | Prepare | Forward | Cancel | Ask
-ToHost: TypeAlias = Loaded | Failed | Ready | Prepared | Ran | Ended | Answer | Lost
+ToHost: TypeAlias = Loaded | Failed | Ready | Prepared | Ran | Far | Ended | Answer | Lost
 
 _encoder = msgspec.msgpack.Encoder()
 _to_child = msgspec.msgpack.Decoder(list[ToChild])

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import redis
 from pipeq.contract import keys
-from pipeq.contract.record import LUA, OPEN_MAX_BYTES, Before, Mark
+from pipeq.contract.record import LUA, Before, Mark
 
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.leases import lua
@@ -25,6 +25,7 @@ class Marks:
         self._redis = client
         self._worker = worker
         self._begin = client.register_script(lua.source("begin", LUA))
+        self._look = client.register_script(lua.source("look", LUA))
 
     def begin(self, deliveries: Iterable[Delivery], *, alone: bool = False) -> None:
         """Marks tasks as running, and reads the state of each.
@@ -65,15 +66,20 @@ class Marks:
             pipe.execute()
 
     def look(self, deliveries: Iterable[Delivery]) -> None:
-        """Sets ``is_over`` of tasks that have ended meanwhile, usually because they were cancelled."""
+        """Sets ``is_over`` of tasks that have ended meanwhile, usually because they were cancelled.
+
+        In the same round trip, the marks of the others learn how far they are.
+        """
         deliveries = list(deliveries)
-        with self._redis.pipeline(transaction=False) as pipe:
-            for delivery in deliveries:
-                pipe.getrange(keys.record_key(delivery.id), 0, OPEN_MAX_BYTES)
-            # For a key that does not hold a string, the reply is an error.
-            records = pipe.execute(raise_on_error=False)
-        for delivery, record in zip(deliveries, records, strict=True):
-            delivery.is_over = delivery.is_over or Before.read(record).has_ended
+        for start in range(0, len(deliveries), MARKS_PER_CALL):
+            some = deliveries[start : start + MARKS_PER_CALL]
+            args = [self._worker]
+            for delivery in some:
+                progress = delivery.progress if delivery.is_marked else None
+                args += (delivery.id, "" if progress is None else progress.model_dump_json())
+            records = self._look(keys=[keys.RUNNING, *(keys.record_key(one.id) for one in some)], args=args)
+            for delivery, record in zip(some, records, strict=True):
+                delivery.is_over = delivery.is_over or Before.read(record).has_ended
 
     def take_back(self, deliveries: Iterable[Delivery]) -> None:
         """Takes back the marks of tasks that go back on their queues unfinished: that does not count as a death."""

@@ -12,12 +12,15 @@ from pipeq.contract.status import ModelInfo
 from pipeq_worker.models.call import Call
 from pipeq_worker.models.params.rules import Number, UnfitError, display
 from pipeq_worker.models.pipeline import BatchLimits, Pipeline, Prepared
+from pipeq_worker.models.running import Running
 from pipeq_worker.models.task_types import find
 from pipeq_worker.settings.sections import PipelineSettings
 
 #: The result of every task.
 RESULT = "constant"
 LONGEST_S = 86_400
+#: A pass of many seconds looks this often whether anybody still wants it.
+STEP_S = 0.05
 
 
 class ConstantPipeline(Pipeline):
@@ -51,9 +54,12 @@ class ConstantPipeline(Pipeline):
     def prepare(self, value: Any, call: Call) -> Iterator[Prepared]:
         yield Prepared(None, (self.name, call.key), 1, 0)
 
-    def forward(self, features: list[Any], call: Call) -> list[Any]:
-        if call.params["seconds"]:
-            time.sleep(call.params["seconds"])
+    def forward(self, features: list[Any], call: Call, running: Running | None = None) -> list[Any]:
+        until = time.monotonic() + call.params["seconds"]
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, STEP_S))
+            if running is not None:
+                running.check()
         return [RESULT] * len(features)
 
     def postprocess(self, outputs: list[Any], call: Call) -> Any:

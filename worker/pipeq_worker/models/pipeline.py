@@ -11,6 +11,7 @@ from pipeq.contract.status import ModelInfo
 
 from pipeq_worker.media.picture_memory import PictureMemory
 from pipeq_worker.models.call import Call
+from pipeq_worker.models.running import Running
 from pipeq_worker.models.task_type import TaskType
 from pipeq_worker.settings.sections import PipelineSettings
 
@@ -77,15 +78,20 @@ class Pipeline(ABC):
         """
 
     @abstractmethod
-    def forward(self, features: list[Any], call: Call) -> list[Any]:
+    def forward(self, features: list[Any], call: Call, running: Running | None = None) -> list[Any]:
         """Runs one forward pass over rows of one group.
 
         Args:
             features: of the rows, as :meth:`prepare` made them.
             call: that of any of the rows: the parameters of the forward pass are equal in a group.
+            running: tells between the steps of the pass which rows are not wanted any more, and is told how far the
+                rows are.
 
-        Returns for each row the output that it would have alone, or its error. Exceptions of the model are passed
-        through.
+        Returns for each row the output that it would have alone, or its error; for a row that is not wanted any more,
+        anything. Exceptions of the model are passed through.
+
+        Raises:
+            AllStoppedError: no row is wanted any more.
         """
 
     @abstractmethod

@@ -21,7 +21,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.status import ModelInfo
 
 from pipeq_worker.media import picture_memory
-from pipeq_worker.models import finite, scaling, word_lengths
+from pipeq_worker.models import finite, scaling, stopping, word_lengths
 from pipeq_worker.models.call import SOLO, Call
 from pipeq_worker.models.faults import is_out_of_memory
 from pipeq_worker.models.known_sample import KnownSample
@@ -30,6 +30,7 @@ from pipeq_worker.models.params.accepted import Accepted
 from pipeq_worker.models.pipeline import BatchLimits, Pipeline, Prepared
 from pipeq_worker.models.quirks.base import Quirks
 from pipeq_worker.models.quirks.vision import image_processor, is_labels, picture
+from pipeq_worker.models.running import AllStoppedError, Running
 from pipeq_worker.models.task_type import Media, TaskType
 from pipeq_worker.settings.sections import ParamLimits, PipelineSettings
 
@@ -88,6 +89,7 @@ class TransformersPipeline(Pipeline):
         self.sampling_rate = getattr(extractor, "sampling_rate", self.sampling_rate)
         self._pipe = pipe
         finite.hook(pipe.model)
+        stopping.hook(pipe.model)
         self._local = threading.local()
         self._copying = threading.Lock()
         #: Loads the pipeline again, for :meth:`recover`.
@@ -202,10 +204,17 @@ class TransformersPipeline(Pipeline):
                 ErrorCode.INVALID_INPUT, f"{main} is a chat, and this model has no chat template: send plain text"
             )
 
-    def forward(self, features: list[Mapping[str, Any]], call: Call) -> list[Any]:
+    def forward(self, features: list[Mapping[str, Any]], call: Call, running: Running | None = None) -> list[Any]:
         self.quirks.rope.forget()
         try:
-            outputs = self._forward(features, call)
+            with stopping.watched(running):
+                outputs = self._forward(features, call)
+            if running is not None:
+                running.check()  # ``generate`` itself ends if all of its rows are over
+        except AllStoppedError:
+            if self._state is not None:  # a pass that was left in its middle did nothing wrong
+                self._state.restore()
+            raise
         except Exception:
             self._put_all_back()
             raise
@@ -314,6 +323,7 @@ class TransformersPipeline(Pipeline):
         self.release_memory()
         pipe = rebuild()
         finite.hook(pipe.model)
+        stopping.hook(pipe.model)
         made, pads = self._quirks_of(pipe), self.quirks.pads
         made.pads = made.pads and pads
         self._pipe, self.quirks, self.accepted.pipe = pipe, made, pipe

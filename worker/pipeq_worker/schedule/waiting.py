@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 from pipeq.contract.errors import PipeqError
 from pipeq.contract.message import TaskMessage
-from pipeq.contract.status import BatchInfo
+from pipeq.contract.status import BatchInfo, Progress
 
 
 class Place(Enum):
@@ -59,6 +59,9 @@ class Task:
     deaths: int = 0
     #: When it was last checked for having ended in the meantime (monotonic clock).
     looked_at: float = field(default_factory=time.monotonic)
+
+    #: How far it is, as its child said last.
+    progress: Progress | None = None
 
     #: What its caller reads, as JSON: the pipeline's output, or the URI that it was written to.
     result_json: bytes = b"null"
@@ -115,7 +118,7 @@ class Task:
         """Forgets its try in a child that has died."""
         with self._lock:
             self._has_begun = False
-        self.started_at = None
+        self.started_at = self.progress = None
         self.moved(Place.HOST)
 
     def withdraw(self) -> bool:

@@ -16,10 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.status import Progress
 
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.device import Device, Ran, Run
+from pipeq_worker.stages.far import Far
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stages.placing import UPLOAD_THREADS, Placer, Uploads
 from pipeq_worker.stages.preparation import Preparation, share_of
@@ -44,6 +46,7 @@ class Listener:
         ran: a batch has run.
         ended: a task has its result, or an error.
         lost: the device cannot be used any more; the reason.
+        far: how far a task is that takes long.
     """
 
     ready: Callable[[Item], None]
@@ -51,6 +54,7 @@ class Listener:
     ran: Callable[[Ran], None]
     ended: Callable[[Task], None]
     lost: Callable[[str], None]
+    far: Callable[[Task, Progress], None]
 
 
 class Engine:
@@ -94,12 +98,14 @@ class Engine:
             check_output=placer.check_output,
         )
         self._device = Device(self._shelf, self._steps, listener.ran, self._finish_later, listener.lost)
+        self._far = Far(self._inside, listener.far)
         self._finishing = ThreadPoolExecutor(FINISH_THREADS, "finish")
         self._placing = ThreadPoolExecutor(UPLOAD_THREADS, "place")
 
     def start(self) -> None:
-        """Starts the device thread; the other threads start with the first task."""
+        """Starts the device thread; those of preparation start with the first task."""
         self._device.start()
+        self._far.start()
 
     def submit(self, task: Task) -> None:
         """Accepts a task, and returns at once."""
@@ -117,17 +123,25 @@ class Engine:
             tasks = [self._tasks[number] for number in numbers if number in self._tasks]
         for task in tasks:
             task.is_cancelled = True
-        closed = [item.task for item in self._shelf.remove_of(tasks) if item.task.closed()]
+        items = self._shelf.remove_of(tasks)
+        for item in items:
+            item.row.stop = True  # in case it runs
+        closed = [item.task for item in items if item.task.closed()]
         if closed:
             self._finish_later(closed)
 
     def close(self) -> None:
         """Stops all work. Returns at once; what runs is abandoned."""
+        self._far.close()
         self._device.close()
         self._preparation.close()
         for pool in (self._finishing, self._placing):
             pool.shutdown(wait=False, cancel_futures=True)
         self._placer.close()
+
+    def _inside(self) -> list[Task]:
+        with self._lock:
+            return list(self._tasks.values())
 
     def _finish_later(self, tasks: list[Task]) -> None:
         """Finishes tasks on other threads: the device's must not wait for it."""

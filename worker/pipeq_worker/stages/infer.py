@@ -10,6 +10,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 
 from pipeq_worker.models.faults import is_fatal, is_out_of_memory
 from pipeq_worker.models.pipeline import Pipeline
+from pipeq_worker.models.running import AllStoppedError, Running
 from pipeq_worker.schedule.costs import Pass
 from pipeq_worker.stages.task import Item
 
@@ -33,7 +34,7 @@ def infer(
     """Runs one batch, and sets each item's output or error.
 
     A batch that raises is halved until only the offending item fails; one that exceeds the device's memory is halved
-    until it fits.
+    until it fits. An item whose row is stopped meanwhile gets neither; one whose deadline passes gets an error.
 
     Args:
         pipeline: runs the pass.
@@ -47,9 +48,13 @@ def infer(
     """
     began, padded = time.monotonic(), max(item.cost for item in items) * len(items)
     try:
-        outputs = pipeline.forward([item.features for item in items], items[0].task.call)
+        running = Running([item.row for item in items])
+        outputs = pipeline.forward([item.features for item in items], items[0].task.call, running)
         if len(outputs) != len(items):
             raise RuntimeError(f"the model gave {len(outputs)} outputs for {len(items)} items")  # noqa: TRY301
+    except AllStoppedError:
+        for item in items:
+            _end_late(pipeline, item)
     except Exception as error:
         if is_fatal(error):
             raise DeviceLostError(f"{type(error).__name__}: {error}") from error
@@ -61,12 +66,24 @@ def infer(
         _recover(pipeline)
         _halve(pipeline, items, error, code, on_split, on_pass)
     else:
-        on_pass(Pass(len(items), padded, time.monotonic() - began))
+        if not any(running.over()):  # otherwise it took less than such a pass takes
+            on_pass(Pass(len(items), padded, time.monotonic() - began))
         for item, output in zip(items, outputs, strict=True):
-            if isinstance(output, PipeqError):
+            if item.row.is_over:
+                _end_late(pipeline, item)
+            elif isinstance(output, PipeqError):
                 item.error = output
             else:
                 item.output = output
+
+
+def _end_late(pipeline: Pipeline, item: Item) -> None:
+    """Gives an item its error if its deadline passed. What a stopped item would get, nobody reads."""
+    if item.row.is_late:
+        row = item.row
+        far = f" after {row.done} {row.unit}" if row.done else ""
+        sentence = f"{pipeline.name!r} stopped at the task's deadline{far}: give it more time, or less to do"
+        item.error = PipeqError(ErrorCode.TIMEOUT, sentence)
 
 
 def _recover(pipeline: Pipeline) -> None:

@@ -35,7 +35,9 @@ def items(task: Task) -> Iterator[Item]:
     for index, one in enumerate(task.inputs):
         rows = task.pipeline.prepare(one.call_value, task.call)
         for chunk, row in enumerate(_located(rows, f"inputs[{index}]" if task.is_list else "")):
-            yield Item(task, index, chunk, row.features, row.group, row.cost, row.nbytes)
+            item = Item(task, index, chunk, row.features, row.group, row.cost, row.nbytes)
+            item.row.deadline, task.row = task.deadline, item.row
+            yield item
 
 
 def _located(rows: Iterator[Prepared], where: str) -> Iterator[Prepared]:

@@ -16,10 +16,11 @@ from typing import Any
 
 from pipeq.contract.errors import PipeqError
 from pipeq.contract.message import Ref, TaskMessage
-from pipeq.contract.status import BatchInfo
+from pipeq.contract.status import BatchInfo, Progress
 
 from pipeq_worker.models.call import Call
 from pipeq_worker.models.pipeline import Pipeline
+from pipeq_worker.models.running import Row
 from pipeq_worker.models.task_type import Media
 
 
@@ -112,6 +113,10 @@ class Task:
     held_up: Item | None = None
     #: Number of items prepared so far.
     items: int = 0
+    #: When it has to be done (monotonic clock), if it has to.
+    deadline: float | None = None
+    #: The row of its last item, which tells how far that is.
+    row: Row | None = None
 
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _open_items: int = 0
@@ -123,6 +128,24 @@ class Task:
     def needs_no_device(self) -> bool:
         """Whether running its items would be useless."""
         return self.error is not None or self.is_cancelled
+
+    def progress(self) -> Progress | None:
+        """How far it is: in inputs, in chunks, or, if it is one item, in the steps of its row. None if unknown."""
+        with self._lock:
+            all_prepared = self._all_prepared
+        if self.is_list and len(self.inputs) > 1:
+            # Inputs are prepared in order, so all chunks of an input are there once the next one has a chunk.
+            begun = [bool(chunks) for chunks in self.outputs]
+            last = len(begun) - 1 - begun[::-1].index(True) if any(begun) else -1
+            complete = self.outputs if all_prepared else self.outputs[: max(last, 0)]
+            done = sum(all(one is not None for one in chunks) for chunks in complete)
+            return Progress(done=done, total=len(self.inputs), unit="inputs")
+        if self.items > 1:
+            done = sum(one is not None for chunks in self.outputs for one in chunks)
+            return Progress(done=done, total=self.items if all_prepared else None, unit="chunks")
+        if all_prepared and self.row is not None and self.row.done:
+            return Progress(done=self.row.done, total=self.row.total, unit=self.row.unit)
+        return None
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -198,6 +221,8 @@ class Item:
     #: The model's output for this item, as if it had run alone; or the reason why there is none.
     output: Any = None
     error: PipeqError | None = None
+    #: Whether it is still wanted while it runs, and how far it is.
+    row: Row = field(default_factory=Row)
 
     #: How urgent it is (see schedule/batchable.py); the host knows, and here all are equal.
     priority: int = 0

@@ -17,7 +17,7 @@ from pipeq.contract import record as records
 from pipeq.contract.errors import PipeqError
 from pipeq.contract.message import TaskMessage
 from pipeq.contract.record import Before, Mark, Part, Record
-from pipeq.contract.status import BatchInfo, ErrorInfo, ModelInfo, State, TaskFailedError, TaskStatus
+from pipeq.contract.status import BatchInfo, ErrorInfo, ModelInfo, Progress, State, TaskFailedError, TaskStatus
 from pipeq.envelope import Envelope
 
 from tests.plain_reader import read_as_the_page_says
@@ -180,7 +180,8 @@ FIELDS = [one.name for one in fields(Record)]
 def test_the_parts_fields_are_those_of_the_status() -> None:
     names = {one.name for one in fields(Part)}
     assert names == set(WHOLE)
-    assert names == set(TaskStatus.model_fields) - {"id", "state", "result"} | {"message_sha256"}
+    # How far a task is, its mark says.
+    assert names == set(TaskStatus.model_fields) - {"id", "state", "result", "progress"} | {"message_sha256"}
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -273,6 +274,11 @@ def test_what_is_no_record_says_nothing_of_before(reply: Any) -> None:
 def test_a_mark_says_what_it_says() -> None:
     mark = Mark(worker="w1", since=105.0, deaths=1, attempt=2)
     assert json.loads(mark.encode()) == {"worker": "w1", "since": 105.0, "deaths": 1, "attempt": 2}
+    far = Progress(done=3, total=9, unit="inputs")
+    mark.progress = far
+    assert json.loads(mark.encode())["progress"] == {"done": 3, "total": 9, "unit": "inputs"}
+    assert status_of(record("QUEUED"), json.loads(mark.encode())).progress == far
+    assert status_of(record("SUCCESS", result=1), json.loads(mark.encode())).progress is None
 
 
 @pytest.mark.parametrize("worker", ["", None, 5, True, [], {}])
@@ -296,19 +302,22 @@ ROOT = Path(__file__).parents[4]
 SCRIPTS = ROOT / "worker/pipeq_worker/leases"
 #: Names that also occur elsewhere: in a heartbeat, a message, a dead letter, settings, Celery's states.
 COMMON = {"status", "result", "pipeline", "worker", "batch", "model", "error", "since", "attempts", "pipeq", "task_id"}
+COMMON |= {"progress"}  # of a benchmark or a download, too
 
 
 def test_scripts_have_the_names_of_fields_from_here() -> None:
     names = dict(re.findall(r"^local (\w+) = (.*)$", records.LUA, re.M))
     assert {names[f"MARK_{one.name.upper()}"] for one in fields(Mark)} == {f"'{one.name}'" for one in fields(Mark)}
     used = set()
-    for name in ("begin", "finish"):
+    for name in ("begin", "finish", "look"):
         code = re.sub(r"--.*", "", (SCRIPTS / f"{name}.lua").read_text())
         theirs = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)*\b", re.sub(r"'[^']*'", "", code))) - {"KEYS", "ARGV"}
         used |= theirs - set(re.findall(r"local ([A-Z]+) =", code))
         # These modules spell none of the names themselves.
         assert not re.findall(rf"'(?:{'|'.join(FIELDS)})'|\.(?:{'|'.join(FIELDS)})\b", code)
-        assert not re.findall(r"\.(?:worker|since|deaths|attempt)\b|'(?:worker|since|deaths|attempt)'", code)
+        assert not re.findall(
+            r"\.(?:worker|since|deaths|attempt|progress)\b|'(?:worker|since|deaths|attempt|progress)'", code
+        )
     assert used == set(names)
 
 

@@ -68,9 +68,9 @@ class ManyRows(ConstantPipeline):
             self.threads.setdefault(value, set()).add(threading.get_ident())
             yield Prepared(None, self.name, 1, 1)
 
-    def forward(self, features: list[Any], call: Any) -> list[Any]:
+    def forward(self, features: list[Any], call: Any, running: Any = None) -> list[Any]:
         time.sleep(0.002)
-        return super().forward(features, call)
+        return super().forward(features, call, running)
 
     def postprocess(self, outputs: list[Any], call: Any) -> Any:
         return len(outputs)
@@ -280,10 +280,10 @@ def test_what_has_not_begun_is_given_back_at_once() -> None:
     class Slow(ManyRows):
         begun, ends = threading.Event(), threading.Event()
 
-        def forward(self, features: list[Any], call: Any) -> list[Any]:
+        def forward(self, features: list[Any], call: Any, running: Any = None) -> list[Any]:
             self.begun.set()
             self.ends.wait(20)
-            return super().forward(features, call)
+            return super().forward(features, call, running)
 
     pipeline = Slow("it")
     stages = Stages(pipeline)

@@ -1,0 +1,122 @@
+"""A task that generates for long: it says how far it is, and a cancelled one leaves the device to the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+from pipeq import Client, Ref, State
+from pipeq.contract import keys
+from pipeq.contract.status import Progress
+
+from tests import samples, tiny_models
+from tests.unit.media import wav
+from tests.worker_process import WorkerProcess, worker
+
+#: Without an end token it goes on for all of them: many seconds on any machine.
+ENDLESS = {"max_new_tokens": 30_000, "do_sample": False, "eos_token_id": None}
+
+
+@dataclass
+class Served:
+    client: Client
+    db: redis.Redis
+    process: WorkerProcess
+    audio: str
+
+
+@pytest.fixture
+def served(tiny: Path, tmp_path: Path, redis_url: str) -> Iterator[Served]:
+    """A worker with a model that knows any number of positions, and another pipeline on the same device."""
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    (folder / "long.wav").write_bytes(wav((samples.audio(600) * 3000).astype(np.int16)[:, None], 16_000))
+    config = tmp_path / "pipelines.toml"
+    config.write_text(
+        f'[inputs]\nallow = ["{folder.as_uri()}/"]\n'
+        f'[pipelines.text-generation]\nmodel = "{tiny_models.build("llama", tiny)}"\nmax_batch_size = 4\n'
+        f'[pipelines.automatic-speech-recognition]\nmodel = "{tiny_models.build("ctc_layer_norm", tiny)}"\n'
+        "max_batch_size = 2\n"
+        "[pipelines.constant]\n"
+    )
+    with (
+        Client(redis_url) as client,
+        redis.Redis.from_url(redis_url) as db,
+        worker(tmp_path, redis_url, "--config", config) as process,
+    ):
+        process.wait_ready(client, "text-generation", "constant", "automatic-speech-recognition")
+        yield Served(client, db, process, f"{folder.as_uri()}/long.wav")
+
+
+def until(answer: Callable[[], Any], timeout_s: float = 60) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (found := answer()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+def progress(client: Client, task_id: str) -> Progress | None:
+    return client.status(task_id).progress
+
+
+def test_a_cancelled_generation_leaves_the_device(served: Served) -> None:
+    client = served.client
+    long = [client.submit("text-generation", text, params=ENDLESS) for text in ("the fox", "hello world")]
+    first = until(lambda: progress(client, long[0]))
+    assert (first.total, first.unit) == (30_000, "tokens")
+    later = until(lambda: (found := progress(client, long[0])) and found.done > first.done and found)
+    assert later.done < 30_000
+    # Another pipeline's task waits for the device.
+    other = client.submit("constant", 1)
+    client.cancel(long[0])
+    time.sleep(2.5)
+    assert client.status(other).state is State.QUEUED, "the batch's other task goes on"
+    assert client.status(long[1]).state is State.RUNNING
+    cancelled = time.monotonic()
+    client.cancel(long[1])
+    client.wait(other, timeout_s=20)
+    assert time.monotonic() - cancelled < 5
+    assert [client.status(one).state for one in long] == [State.CANCELLED] * 2
+    until(lambda: not served.db.hlen(keys.RUNNING) and not served.db.hlen(keys.UNACKED))
+    # The model is as it was.
+    params = {"max_new_tokens": 5, "do_sample": False}
+    answers = [client.wait(client.submit("text-generation", "the fox", params=params), timeout_s=30) for _ in range(2)]
+    assert answers[0].result == answers[1].result
+    assert progress(client, answers[0].id) is None
+
+
+def test_a_cancelled_audio_leaves_before_its_next_chunk(served: Served) -> None:
+    client = served.client
+    ref = Ref(served.audio)
+    params = {"chunk_length_s": 1.0, "stride_length_s": 0.2}
+    task = client.submit("automatic-speech-recognition", ref, params=params)
+    found = until(lambda: progress(client, task))
+    assert (found.unit, found.done > 0) == ("chunks", True)
+    client.cancel(task)
+    cancelled = time.monotonic()
+    client.wait(client.submit("constant", 1), timeout_s=20)
+    assert time.monotonic() - cancelled < 5
+    until(lambda: not served.db.hlen(keys.UNACKED))
+    assert client.status(task).state is State.CANCELLED
+
+
+def test_a_list_says_how_many_of_its_inputs_are_done(served: Served) -> None:
+    client = served.client
+    params = {**ENDLESS, "max_new_tokens": 600}
+    task = client.submit("text-generation", [f"{at} fox" for at in range(12)], params=params)
+    seen = set()
+    while not client.status(task).is_final:
+        if (found := progress(client, task)) is not None:
+            seen.add((found.done, found.total, found.unit))
+        time.sleep(0.05)
+    assert client.status(task).state is State.SUCCEEDED
+    assert {(total, unit) for _, total, unit in seen} == {(12, "inputs")}
+    assert {done for done, _, _ in seen} <= {0, 4, 8, 11, 12}
+    assert len(seen) > 1
