@@ -198,6 +198,7 @@ def _loaded(pipeline: Pipeline) -> protocol.Loaded:
         limits.max_wait_s,
         limits.is_auto,
         limits.weight,
+        0 if pipeline.stream is None else pipeline.stream.slots,
     )
 
 

@@ -25,6 +25,7 @@ from pipeq_worker.children.fed import Fed
 from pipeq_worker.children.keeper import Death, Keeper, Served
 from pipeq_worker.children.process import Starter
 from pipeq_worker.children.runs import Runs
+from pipeq_worker.children.streams import Streams
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.observe.observer import Observer
 from pipeq_worker.schedule.batcher import Batcher, Closed
@@ -124,6 +125,8 @@ class Dispatcher(Generic[T]):
             loaded=loaded,
         )
         self._runs: Runs[T] = Runs(self._window, hooks.begin, self._keeper.send, self._drop, settings, self._observer)
+        rest = (hooks.begin, self._keeper.send, self._drop, settings, self._observer)
+        self._streams: Streams[T] = Streams(*rest, lambda name: self._keeper.served[name].slots)
 
     # -- for the worker -----------------------------------------------------------------------------------------------
 
@@ -143,6 +146,7 @@ class Dispatcher(Generic[T]):
     def start(self) -> None:
         """Starts the threads that take tasks through."""
         self._runs.start()
+        self._streams.start()
         self._delivering.start()
         threading.Thread(target=self._look, name="look", daemon=True).start()
 
@@ -238,6 +242,7 @@ class Dispatcher(Generic[T]):
             self._stopped = True
         self._window.close()
         self._runs.close()
+        self._streams.close()
         self._delivering.settle(0 if self._hurried else STORE_S)
         with self._changed:
             return list(self._tasks.values())
@@ -308,7 +313,7 @@ class Dispatcher(Generic[T]):
         with self._changed:
             task = self._tasks.get(ticket)
             self._fed.discard(ticket)
-            if task is not None and task.place in (Place.PREPARING, Place.PREPARED):
+            if task is not None and task.place in (Place.PREPARING, Place.PREPARED) and task.place is not place:
                 task.moved(place)
         return task
 
@@ -320,6 +325,9 @@ class Dispatcher(Generic[T]):
         # A task with deaths shares no batch.
         group = (ready.task, ready.item) if task.deaths else ready.group
         item = Item(task, ready.task, ready.item, group, task.lane, ready.cost, ready.nbytes)
+        if self._keeper.served[task.lane].slots:
+            self._streams.put(item)
+            return
         try:
             self._window.put(item, self._limits(task.lane))
         except Closed:
@@ -329,6 +337,12 @@ class Dispatcher(Generic[T]):
         return self._keeper.served[name].limits
 
     def _ran(self, ran: protocol.Ran) -> None:
+        if items := self._streams.ran(ran.number):
+            learned = self.costs.of(items[0].lane, self._limits(items[0].lane))
+            for one in ran.passes:
+                learned.add(Pass(*one))
+            learned.ended(ran.ended)
+            return
         batch = self._runs.ran(ran.number)
         if not batch:
             return
@@ -421,7 +435,7 @@ class Dispatcher(Generic[T]):
     def _died(self, death: Death) -> None:
         """Counts a death for the tasks that the child was working on; all that it had start over in the next one."""
         with self._changed:
-            running = self._runs.abandon()
+            running = self._runs.abandon() | self._streams.abandon()
             suspects = self._suspects(death, running)
             inside = [task for task in self._tasks.values() if task.place in (Place.PREPARING, Place.PREPARED)]
             self._fed.clear()

@@ -43,6 +43,8 @@ class Served:
     task_type: str
     model: ModelInfo
     limits: BatchLimits
+    #: Places for items that run one by one; 0 if they run in batches.
+    slots: int = 0
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ class Keeper:
         limits = BatchLimits(**{one.name: getattr(loaded, one.name) for one in fields(BatchLimits)})
         model = ModelInfo.model_validate_json(loaded.model)
         with self._changed:
-            self.served[loaded.name] = Served(loaded.name, loaded.task_type, model, limits)
+            self.served[loaded.name] = Served(loaded.name, loaded.task_type, model, limits, loaded.slots)
             self._loaded.add(loaded.name)
             is_complete = self.is_serving
             if is_complete:

@@ -86,6 +86,8 @@ class Loaded(msgspec.Struct, tag="loaded", frozen=True):
     is_auto: bool
     #: Its share of the device's time, beside the weights of the others.
     weight: float
+    #: If its items run one by one, as soon as there is a place, the number of places; 0 if they run in batches.
+    slots: int = 0
 
 
 class Failed(msgspec.Struct, tag="failed", frozen=True):

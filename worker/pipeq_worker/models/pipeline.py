@@ -12,6 +12,7 @@ from pipeq.contract.status import ModelInfo
 from pipeq_worker.media.picture_memory import PictureMemory
 from pipeq_worker.models.call import Call
 from pipeq_worker.models.running import Running
+from pipeq_worker.models.stream import Stream
 from pipeq_worker.models.task_type import TaskType
 from pipeq_worker.settings.sections import PipelineSettings
 
@@ -58,6 +59,8 @@ class Pipeline(ABC):
     limits: BatchLimits
     #: Sampling rate of the audio that it takes, in Hz.
     sampling_rate: int = 16_000
+    #: If it runs rows one by one instead of in batches. While the stream runs, :meth:`forward` must not be called.
+    stream: Stream | None = None
 
     @abstractmethod
     def merge(self, params: Mapping[str, Any]) -> Call:

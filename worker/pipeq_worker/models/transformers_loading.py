@@ -13,6 +13,7 @@ import transformers
 from pipeq.contract.errors import PipeqError, SettingsError
 
 from pipeq_worker.models import own, pickles, weights
+from pipeq_worker.models.continuous_trial import make_stream
 from pipeq_worker.models.model_archive import unpacked
 from pipeq_worker.models.own import checkpoint
 from pipeq_worker.models.probe import padding_changes
@@ -68,6 +69,8 @@ def load_transformers_pipeline(
 
         pipeline.rebuild = rebuild
         pipeline.settle()
+        if settings.continuous:
+            pipeline.stream = make_stream(pipeline)
     except PipeqError as error:
         if repr(name) in error.message:
             raise

@@ -23,12 +23,14 @@ from pipeq.contract.status import ModelInfo
 from pipeq_worker.media import picture_memory
 from pipeq_worker.models import finite, scaling, stopping, word_lengths
 from pipeq_worker.models.call import SOLO, Call
+from pipeq_worker.models.continuous import ContinuousStream
 from pipeq_worker.models.faults import is_out_of_memory
 from pipeq_worker.models.known_sample import KnownSample
 from pipeq_worker.models.model_state import ModelState, PartsState
 from pipeq_worker.models.params.accepted import Accepted
 from pipeq_worker.models.pipeline import BatchLimits, Pipeline, Prepared
 from pipeq_worker.models.quirks.base import Quirks
+from pipeq_worker.models.quirks.generation import Generates
 from pipeq_worker.models.quirks.vision import image_processor, is_labels, picture
 from pipeq_worker.models.running import AllStoppedError, Running
 from pipeq_worker.models.task_type import Media, TaskType
@@ -52,6 +54,8 @@ _PARTS = ("tokenizer", "feature_extractor", "image_processor", "video_processor"
 
 class TransformersPipeline(Pipeline):
     """A transformers pipeline, split into the steps that the stages call."""
+
+    stream: ContinuousStream | None = None
 
     def __init__(
         self,
@@ -131,7 +135,10 @@ class TransformersPipeline(Pipeline):
                     f"{self.task_type.name} needs the parameter {name}, for instance {example}",
                 )
         self.accepted.check_together(merged, self.name)
-        return self.call(merged)
+        call = self.call(merged)
+        if self.stream is not None:
+            self.stream.check(call.forward)
+        return call
 
     def _means_all(self, name: str) -> bool:
         """Whether null is a value of its own; for all other parameters it means transformers' default."""
@@ -328,6 +335,8 @@ class TransformersPipeline(Pipeline):
         made.pads = made.pads and pads
         self._pipe, self.quirks, self.accepted.pipe = pipe, made, pipe
         self._local = threading.local()
+        if self.stream is not None and isinstance(made, Generates):
+            self.stream.follow(pipe, made)
         warm_up(self)
         self.settle()
 

@@ -195,6 +195,13 @@ class PipelineSettings(_Section):
     max_wait_ms: float = Field(default=5, ge=0)
     #: Share of the device's time that it gets while several pipelines have work, beside the weights of the others.
     weight: float = Field(default=1, gt=0, allow_inf_nan=False)
+    #: Whether a text-generation pipeline generates continuously: a task gets a place among `max_batch_size` as soon as
+    #: one is free, and leaves it with its last token, so that short answers do not wait for long ones. It knows
+    #: max_new_tokens, max_length, eos_token_id, do_sample, temperature, top_k and top_p.
+    continuous: bool = False
+    #: Most bytes of the keys and values of all texts that `continuous` has at a time. 1 GiB on a CPU, half of the
+    #: memory that is free elsewhere where it is absent.
+    max_cache_bytes: Bytes | None = None
     #: Parameters of the pipeline's call, each overridden by a task's own.
     params: dict[str, JsonValue] = Field(default_factory=dict)
 

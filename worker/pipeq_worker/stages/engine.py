@@ -20,6 +20,7 @@ from pipeq.contract.status import Progress
 
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.settings.read import Settings
+from pipeq_worker.stages.continuous import StreamStage
 from pipeq_worker.stages.device import Device, Ran, Run
 from pipeq_worker.stages.far import Far
 from pipeq_worker.stages.fetch import Fetcher
@@ -98,6 +99,12 @@ class Engine:
             check_output=placer.check_output,
         )
         self._device = Device(self._shelf, self._steps, listener.ran, self._finish_later, listener.lost)
+        on_lost = listener.lost
+        self._streams = {
+            name: StreamStage(pipeline, self._shelf, self._steps, listener.ran, self._finish_later, on_lost)
+            for name, pipeline in pipelines.items()
+            if pipeline.stream is not None
+        }
         self._far = Far(self._inside, listener.far)
         self._finishing = ThreadPoolExecutor(FINISH_THREADS, "finish")
         self._placing = ThreadPoolExecutor(UPLOAD_THREADS, "place")
@@ -105,6 +112,8 @@ class Engine:
     def start(self) -> None:
         """Starts the device thread; those of preparation start with the first task."""
         self._device.start()
+        for stage in self._streams.values():
+            stage.start()
         self._far.start()
 
     def submit(self, task: Task) -> None:
@@ -115,7 +124,8 @@ class Engine:
 
     def run(self, run: Run) -> None:
         """Runs a batch of items that are ready. Returns at once."""
-        self._device.run(run)
+        stage = next((self._streams.get(str(item.lane)) for item in self._shelf.find(run.items[:1])), None)
+        (stage or self._device).run(run)
 
     def cancel(self, numbers: Iterable[int]) -> None:
         """Stops working on tasks; of those nothing more is told."""
@@ -134,6 +144,8 @@ class Engine:
         """Stops all work. Returns at once; what runs is abandoned."""
         self._far.close()
         self._device.close()
+        for stage in self._streams.values():
+            stage.close()
         self._preparation.close()
         for pool in (self._finishing, self._placing):
             pool.shutdown(wait=False, cancel_futures=True)

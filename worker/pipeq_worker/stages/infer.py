@@ -54,7 +54,7 @@ def infer(
             raise RuntimeError(f"the model gave {len(outputs)} outputs for {len(items)} items")  # noqa: TRY301
     except AllStoppedError:
         for item in items:
-            _end_late(pipeline, item)
+            item.error = late_error(pipeline, item)
     except Exception as error:
         if is_fatal(error):
             raise DeviceLostError(f"{type(error).__name__}: {error}") from error
@@ -70,20 +70,21 @@ def infer(
             on_pass(Pass(len(items), padded, time.monotonic() - began))
         for item, output in zip(items, outputs, strict=True):
             if item.row.is_over:
-                _end_late(pipeline, item)
+                item.error = late_error(pipeline, item)
             elif isinstance(output, PipeqError):
                 item.error = output
             else:
                 item.output = output
 
 
-def _end_late(pipeline: Pipeline, item: Item) -> None:
-    """Gives an item its error if its deadline passed. What a stopped item would get, nobody reads."""
-    if item.row.is_late:
-        row = item.row
-        far = f" after {row.done} {row.unit}" if row.done else ""
-        sentence = f"{pipeline.name!r} stopped at the task's deadline{far}: give it more time, or less to do"
-        item.error = PipeqError(ErrorCode.TIMEOUT, sentence)
+def late_error(pipeline: Pipeline, item: Item) -> PipeqError | None:
+    """The error of an item whose row is over: there is one if its deadline passed. Of a stopped item nobody reads."""
+    row = item.row
+    if not row.is_late:
+        return None
+    far = f" after {row.done} {row.unit}" if row.done else ""
+    sentence = f"{pipeline.name!r} stopped at the task's deadline{far}: give it more time, or less to do"
+    return PipeqError(ErrorCode.TIMEOUT, sentence)
 
 
 def _recover(pipeline: Pipeline) -> None:

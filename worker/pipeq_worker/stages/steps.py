@@ -69,6 +69,15 @@ class Steps:
             if stage is not Stage.FETCH:
                 self._leave(alone)
 
+    def note(self, stage: Stage, number: int) -> None:
+        """Notes that the calling thread's step goes on: its time counts from now."""
+        self._board.begin(stage, number)
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a step waits to run alone, so that a long one should come to its end."""
+        return self._waiting > 0
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Lets others run while the calling thread waits inside its step."""
