@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from benchmarks import (
     batching,
+    continuous,
     death,
     delivery,
     devices,
@@ -32,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Result]]] = {
     "f": latency.main,
     "g": late_worker.main,
     "h": urgency.main,
+    "i": continuous.main,
     "j": death.main,
     "delivery": delivery.main,
 }

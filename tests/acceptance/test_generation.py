@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
-from pipeq import Client, Ref, State
+from pipeq import Client, Ref, State, TaskFailedError
 from pipeq.contract import keys
 from pipeq.contract.status import Progress
 
@@ -43,6 +45,8 @@ def served(tiny: Path, tmp_path: Path, redis_url: str) -> Iterator[Served]:
         f'[pipelines.text-generation]\nmodel = "{tiny_models.build("llama", tiny)}"\nmax_batch_size = 4\n'
         f'[pipelines.automatic-speech-recognition]\nmodel = "{tiny_models.build("ctc_layer_norm", tiny)}"\n'
         "max_batch_size = 2\n"
+        f'[pipelines.stream]\ntask = "text-generation"\nmodel = "{tiny_models.build("llama", tiny)}"\n'
+        "max_batch_size = 4\ncontinuous = true\n"
         "[pipelines.constant]\n"
     )
     with (
@@ -50,7 +54,7 @@ def served(tiny: Path, tmp_path: Path, redis_url: str) -> Iterator[Served]:
         redis.Redis.from_url(redis_url) as db,
         worker(tmp_path, redis_url, "--config", config) as process,
     ):
-        process.wait_ready(client, "text-generation", "constant", "automatic-speech-recognition")
+        process.wait_ready(client, "text-generation", "constant", "automatic-speech-recognition", "stream")
         yield Served(client, db, process, f"{folder.as_uri()}/long.wav")
 
 
@@ -120,3 +124,37 @@ def test_a_list_says_how_many_of_its_inputs_are_done(served: Served) -> None:
     assert {(total, unit) for _, total, unit in seen} == {(12, "inputs")}
     assert {done for done, _, _ in seen} <= {0, 4, 8, 11, 12}
     assert len(seen) > 1
+
+
+def test_a_continuous_pipeline(served: Served) -> None:
+    """Its answers are those of batches; short tasks pass long ones; progress and cancel are as ever."""
+    client, short = served.client, {"max_new_tokens": 6, "do_sample": False}
+    long = [client.submit("stream", f"{at} fox", params={**ENDLESS, "max_new_tokens": 4000}) for at in range(3)]
+    until(lambda: all(client.status(one).state is State.RUNNING for one in long))
+    texts = samples.texts(8)
+    ids = client.submit_many("stream", texts, params=short)
+    found = {one.id: one.result for one in client.as_completed(ids, timeout_s=60)}
+    assert [client.status(one).state for one in long] == [State.RUNNING] * 3
+    far = until(lambda: progress(client, long[0]))
+    assert (far.total, far.unit, far.done > 0) == (4000, "tokens", True)
+    for one in long:
+        client.cancel(one)
+    cancelled = time.monotonic()
+    until(lambda: not served.db.hlen(keys.UNACKED) and not served.db.hlen(keys.RUNNING))
+    assert time.monotonic() - cancelled < 8
+    batch = client.submit_many("text-generation", texts, params=short)
+    assert [found[one] for one in ids] == [client.wait(one, timeout_s=60).result for one in batch]
+    with pytest.raises(TaskFailedError, match="'num_beams' is 2") as caught:
+        client.result(client.submit("stream", "fox", params={"num_beams": 2}), timeout_s=60)
+    assert caught.value.code == "invalid_params"
+
+
+def test_the_death_of_its_process_loses_no_task_of_a_stream(served: Served) -> None:
+    client = served.client
+    params = {**ENDLESS, "max_new_tokens": 400}
+    ids = client.submit_many("stream", [f"{at} fox" for at in range(6)], params=params)
+    until(lambda: client.status(ids[0]).state is State.RUNNING)
+    [child] = served.process.children()
+    os.kill(child, signal.SIGKILL)
+    statuses = [client.wait(one, timeout_s=200) for one in ids]
+    assert {one.state for one in statuses} == {State.SUCCEEDED}

@@ -128,7 +128,8 @@ class ContinuousStream(Stream):
         self._sampling = manager.logit_processor = Sampling(self._vocabulary, self._bad.update)
         manager.start()
         self._manager = manager
-        threading.Thread(target=self._collect, args=(manager,), name=f"collect-{self._name}", daemon=True).start()
+        name = self._name
+        threading.Thread(target=self._collect, args=(manager,), name=f"collect-{name}", daemon=True).start()
 
     def _blocks(self, config: ContinuousBatchingConfig) -> int:
         """Number of pages of the cache."""
@@ -207,18 +208,26 @@ class ContinuousStream(Stream):
                 if not self._changed.wait_for(lambda: self._inside or manager is not self._manager, 1.0):
                     continue
             result = manager.get_result(timeout=TICK_S)
-            while result is not None:
-                if result.error is not None and manager.background_thread_status.local_status:
-                    break  # the stream broke, and this row may be innocent
+            while result is not None and not self._is_broken(manager):
                 self._end_row(result)
-                result = manager.get_result(timeout=0) if not manager.output_router.output_queue.empty() else None
-            if not manager.is_running() or manager.background_thread_status.local_status:
+                result = None if manager.output_router.output_queue.empty() else manager.get_result(timeout=0)
+            if self._is_broken(manager):
                 if manager is self._manager:
                     self._manager = None
+                    cause = manager.background_thread_status.fatal_error
                     _end(manager)
-                    self._lose(manager.background_thread_status.fatal_error)
+                    self._lose(cause or ArithmeticError(finite.SENTENCE))
                 return
             self._tick(manager)
+
+    def _is_broken(self, manager: Any) -> bool:
+        """Whether the rows inside have to start again: the manager's thread has failed, or there is NaN.
+
+        NaN among the values of one row reaches the others: attention takes all rows at once, and a weight of 0 for a
+        value of NaN is NaN, too.
+        """
+        is_spoilt = bool(self._bad) and len(self._inside) > 1
+        return is_spoilt or not manager.is_running() or manager.background_thread_status.local_status != 0
 
     def _end_row(self, result: Any) -> None:
         with self._changed:

@@ -71,7 +71,8 @@ class StreamStage:
     def start(self) -> None:
         """Starts the stream, and takes items."""
         self._stream.start()
-        threading.Thread(target=self._work, name=f"stream-{self._pipeline.name}", daemon=True).start()
+        name = self._pipeline.name
+        threading.Thread(target=self._work, name=f"stream-{name}", daemon=True).start()
 
     def run(self, run: Run) -> None:
         """Runs an item as soon as there is a place. Returns at once."""
