@@ -14,6 +14,7 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeq import Client
 from pipeq.demo.embedded import valkey
@@ -82,8 +83,9 @@ def run(client: Client, pipeline: str, wanted: list[int], shorts: list[float]) -
     in_order = [statuses[one] for one in ids]
     for status, length in zip(in_order, wanted, strict=True):
         # The first number joins the prompt, and the end is not shown.
-        if status.error or len(status.result[0]["generated_text"].split()) != length - 1:
-            sys.exit(f"a task of {length} tokens failed: {status.error or status.result}")
+        result: Any = status.result
+        if status.error or len(result[0]["generated_text"].split()) != length - 1:
+            sys.exit(f"a task of {length} tokens failed: {status.error or result}")
     began = min(one.submitted_at or 0 for one in in_order)
     spans = [(one.finished_at or 0) - began for one in in_order]
     middle = statistics.median(wanted)
