@@ -37,10 +37,14 @@ class Slow(Stream):
 
     def submit(self, features: Any, call: Any, row: Row, done: Done) -> None:
         with self._lock:
-            assert not self.is_lost
-            self._inside[done] = features
-            self.most = max(self.most, len(self._inside))
-            self.beside.append((features, len(self._inside)))
+            is_lost = self.is_lost
+            if not is_lost:
+                self._inside[done] = features
+                self.most = max(self.most, len(self._inside))
+                self.beside.append((features, len(self._inside)))
+        if is_lost:
+            done(StreamLostError())
+            return
         threading.Timer(0.03, self._end, (features, row, done)).start()
 
     def _end(self, features: str, row: Row, done: Done) -> None:
