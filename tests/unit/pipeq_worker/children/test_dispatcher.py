@@ -317,10 +317,10 @@ class Gate(ConstantPipeline):
         self.opens = threading.Event()
         self.runs = 0
 
-    def forward(self, features: list[Any], call: Any) -> list[Any]:
+    def forward(self, features: list[Any], call: Any, running: Any = None) -> list[Any]:
         self.runs += 1
         assert self.opens.wait(30)
-        return super().forward(features, call)
+        return super().forward(features, call, running)
 
 
 def test_what_has_not_begun_can_be_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
