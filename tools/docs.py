@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeq.contract import schemes
+from pipeq.contract.headers import headers_schema
 from pipeq.contract.message import Ref
 from pipeq_worker.models.params import refused
 from pipeq_worker.models.params.accepted import ceilings
@@ -38,6 +39,7 @@ def files() -> dict[str, str]:
         "docs/errors.md": error_docs.page(),
         "docs/architecture.svg": picture.svg(),
         "docs/record.md": record_tables.page(),
+        "docs/headers.schema.json": headers_schema(),
         "docs/metrics.md": metrics_docs.page(),
     }
     for row in TASK_TYPES.values():

@@ -102,7 +102,7 @@ def urgency(deadline_s: Any, key: Any) -> dict[str, Any]:
     """Checks a deadline and a tenant, and returns the headers that carry them."""
     found: dict[str, Any] = {}
     if (wished := seconds("deadline_s", deadline_s)) is not None:
-        found |= {keys.DEADLINE_HEADER: wished, keys.SUBMITTED_AT_HEADER: round(time.time(), 3)}
+        found |= {keys.DEADLINE_HEADER: wished, keys.SENT_AT_HEADER: round(time.time(), 3)}
     if (named := fair_key(key)) is not None:
         found[keys.FAIR_KEY_HEADER] = named
     return found

@@ -153,11 +153,11 @@ def test_urgency_travels_in_headers(client: Client, db: redis.Redis) -> None:
     client.submit(PIPELINE, "x")
     one, *two, plain = [message["headers"] for message in messages(db)]
     assert (one["deadline_s"], one["fair_key"], one["traceparent"]) == (2.5, "acme", "00")
-    assert before - 0.01 <= one["submitted_at"] <= time.time() + 0.01
+    assert before - 0.01 <= one["sent_at"] <= time.time() + 0.01
     for headers in two:
         assert headers["fair_key"] == "ümit"
-        assert not headers.keys() & {"deadline_s", "submitted_at"}
-    assert not plain.keys() & {"deadline_s", "submitted_at", "fair_key"}
+        assert not headers.keys() & {"deadline_s", "sent_at"}
+    assert not plain.keys() & {"deadline_s", "sent_at", "fair_key"}
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ FAIR_KEY_HEADER: Final = "fair_key"
 #: ... a wish, within how many seconds of its submission the task should be done ...
 DEADLINE_HEADER: Final = "deadline_s"
 #: ... and when it was submitted, in seconds since the epoch. Without it, a worker counts from its receipt.
-SUBMITTED_AT_HEADER: Final = "submitted_at"
+SENT_AT_HEADER: Final = "sent_at"
 #: Most characters of a tenant's name.
 FAIR_KEY_MAX: Final = 200
 

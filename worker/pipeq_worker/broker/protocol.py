@@ -84,7 +84,7 @@ HEADERS: dict[str, tuple[str, Check]] = {
     "stamps": ("an object", _object),
     keys.FAIR_KEY_HEADER: (f"a text of 1 to {keys.FAIR_KEY_MAX} characters", _fair_key),
     keys.DEADLINE_HEADER: ("a number of seconds from 0", _seconds),
-    keys.SUBMITTED_AT_HEADER: ("a number of seconds since the epoch", _seconds),
+    keys.SENT_AT_HEADER: ("a number of seconds since the epoch", _seconds),
 }
 #: Property -> the same; the properties that the transport sets itself are not included.
 PROPERTIES: dict[str, tuple[str, Check]] = {

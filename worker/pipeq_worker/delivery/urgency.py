@@ -36,8 +36,8 @@ def _wished(headers: dict[str, Any], now: float) -> float:
     if deadline_s is None:
         return math.inf
     # A stock Celery producer does not say when it sent the message.
-    submitted_at = number(headers.get(keys.SUBMITTED_AT_HEADER))
-    return deadline_s + (now if submitted_at is None else min(submitted_at, now))
+    sent_at = number(headers.get(keys.SENT_AT_HEADER))
+    return deadline_s + (now if sent_at is None else min(sent_at, now))
 
 
 def _expires(request: Any) -> float:

@@ -38,9 +38,9 @@ def test_without_a_wish_there_is_no_deadline() -> None:
 def test_a_wish_counts_from_the_submission_or_else_from_the_receipt() -> None:
     now = time.time()
     assert left_s(urgency_of(request(deadline_s=5))["deadline"]) == pytest.approx(5, abs=0.5)
-    assert left_s(urgency_of(request(deadline_s=5, submitted_at=now - 3))["deadline"]) == pytest.approx(2, abs=0.5)
+    assert left_s(urgency_of(request(deadline_s=5, sent_at=now - 3))["deadline"]) == pytest.approx(2, abs=0.5)
     # A producer whose clock is ahead wins no time.
-    assert left_s(urgency_of(request(deadline_s=5, submitted_at=now + 900))["deadline"]) == pytest.approx(5, abs=0.5)
+    assert left_s(urgency_of(request(deadline_s=5, sent_at=now + 900))["deadline"]) == pytest.approx(5, abs=0.5)
     for wrong in ("5", None, [], math.nan, True):
         assert urgency_of(request(deadline_s=wrong))["deadline"] == math.inf
 

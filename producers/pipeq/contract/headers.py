@@ -1,0 +1,38 @@
+"""CONTRACT: the headers of a message that are pipeq's own, beside Celery's, as a JSON Schema for any language."""
+
+from __future__ import annotations
+
+import json
+
+from pipeq.contract import keys
+
+
+def headers_schema() -> str:
+    """The JSON Schema of a message's own headers, as exported to ``docs/headers.schema.json``."""
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Headers",
+        "description": "Headers of a message that pipeq reads beside those of Celery's protocol 2. All are optional.",
+        "type": "object",
+        "properties": {
+            keys.FAIR_KEY_HEADER: {
+                "type": ["string", "null"],
+                "minLength": 1,
+                "maxLength": keys.FAIR_KEY_MAX,
+                "description": "Whose task it is: tasks of equal priority are served by turns of their keys.",
+            },
+            keys.DEADLINE_HEADER: {
+                "type": ["number", "null"],
+                "minimum": 0,
+                "description": "A wish: seconds from its submission within which the task should be done. Among "
+                "tasks of equal priority and key, the one with the next deadline goes first.",
+            },
+            keys.SENT_AT_HEADER: {
+                "type": ["number", "null"],
+                "minimum": 0,
+                "description": "When the task was submitted, in seconds since the epoch. Without it, the deadline "
+                "counts from the receipt by a worker.",
+            },
+        },
+    }
+    return json.dumps(schema, indent=2) + "\n"

@@ -1,0 +1,29 @@
+"""The schema of our headers says what a worker takes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pipeq.contract.headers import headers_schema
+from pipeq_worker.broker import protocol
+
+PROPERTIES: dict[str, dict[str, Any]] = json.loads(headers_schema())["properties"]
+VALUES = [None, True, 0, -1, 2.5, 10**300, "", "x", "ü" * 200, "x" * 201, [], {}]
+
+
+def allows(rules: dict[str, Any], value: Any) -> bool:
+    """What JSON Schema says, for the few keywords that are used."""
+    if value is None:
+        return "null" in rules["type"]
+    if isinstance(value, str):
+        return "string" in rules["type"] and rules["minLength"] <= len(value) <= rules["maxLength"]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and "number" in rules["type"] and value >= rules["minimum"]
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: repr(value)[:20])
+def test_the_schema_and_the_worker_agree(name: str, value: Any) -> None:
+    assert (protocol.broken_headers({name: value}, {}) is None) == allows(PROPERTIES[name], value)
