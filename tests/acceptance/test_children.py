@@ -34,7 +34,7 @@ if "pipeq_worker.children.child" in sys.orig_argv:
             happen(value, "prepare")
             yield Prepared(value, (self.name, call.key), 1, 1)
 
-        def forward(self, features, call):
+        def forward(self, features, call, running=None):
             time.sleep(0.01)
             for value in features:
                 happen(value, "forward")
