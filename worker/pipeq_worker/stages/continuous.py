@@ -23,7 +23,6 @@ from pipeq.contract.status import BatchInfo
 from pipeq_worker.models.faults import is_fatal, is_out_of_memory
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.models.stream import StreamLostError
-from pipeq_worker.schedule.costs import Pass
 from pipeq_worker.stages.device import Ran, Run
 from pipeq_worker.stages.infer import late_error
 from pipeq_worker.stages.shelf import Shelf
@@ -192,13 +191,10 @@ class StreamStage:
 
     def _end(self, item: Item) -> None:
         with self._changed:
-            beside = len(self._inside)
             number, began = self._inside.pop(item)
             self._changed.notify_all()
         task, ran = item.task, Ran(number, 1)
         ran.seconds, ran.padded_cost = time.monotonic() - began, item.cost
-        # Those beside it shared the time.
-        ran.passes.append(Pass(1, item.cost, ran.seconds / beside))
         task.add_time("batch", began - item.ready_at)
         task.add_time("infer", ran.seconds)
         item.features = None
