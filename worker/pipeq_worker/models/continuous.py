@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -108,6 +109,8 @@ class ContinuousStream(Stream):
 
     def start(self) -> None:
         """Starts the manager's thread, with a new cache."""
+        # It tells of its settings at every start, at a level of its own.
+        logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
         model = self._pipe.model
         config = ContinuousBatchingConfig(
             page_size=PAGE_TOKENS.get(model.device.type, PAGE_TOKENS_ACCELERATOR),
