@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 
-from pipeq_worker.children import board, protocol
+from pipeq_worker.children import board, protocol, slab
 from pipeq_worker.children.child import Child
 from pipeq_worker.children.link import GONE, Link
 from pipeq_worker.children.process import End, Starter
@@ -29,6 +29,7 @@ class ThreadChild:
         pipelines: dict[str, Pipeline],
         settings: Settings,
         fetcher: Fetcher,
+        number: int,
         heard: Heard,
         died: Callable[[End], None],
     ) -> None:
@@ -42,10 +43,11 @@ class ThreadChild:
         child = Child(
             Link(theirs, "child"),
             board.Writer(self._board),
+            slab.Slabs([slab.make()], 0),
             lambda name, _: pipelines[name],
             lambda *_: fetcher,
         )
-        self.send(protocol.Start(protocol.packed(settings)))
+        self.send(protocol.Start(protocol.packed(settings), is_preparer=number > 0))
         for target in (child.serve, self._run):
             threading.Thread(target=target, daemon=True).start()
 
@@ -72,4 +74,4 @@ class ThreadChild:
 
 def starter(pipelines: dict[str, Pipeline], settings: Settings, fetcher: Fetcher) -> Starter:
     """Starts such children."""
-    return lambda heard, died: ThreadChild(pipelines, settings, fetcher, heard, died)
+    return lambda number, heard, died: ThreadChild(pipelines, settings, fetcher, number, heard, died)

@@ -92,7 +92,14 @@ def worker(folder: Path, redis_url: str, *arguments: Any, **env: Any) -> Iterato
             [sys.executable, "-m", "pipeq", "worker", *map(str, arguments)],
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PIPEQ_REDIS_URL": redis_url, "PIPEQ_TORCH_THREADS": "1", **settings},
+            # Importing torch takes seconds, so a worker of the tests has a prepare process only where it is asked for.
+            env={
+                **os.environ,
+                "PIPEQ_REDIS_URL": redis_url,
+                "PIPEQ_TORCH_THREADS": "1",
+                "PIPEQ_PREPARE_PROCESSES": "0",
+                **settings,
+            },
         )
     running = WorkerProcess(process, log)
     try:

@@ -11,20 +11,22 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import redis
 from pipeq import Client, State, TaskStatus
 
+from tests import tiny_models
+from tests.parity import assert_same
 from tests.worker_process import WorkerProcess, worker
 
 #: In the child only: a constant pipeline whose inputs say what goes wrong, and at which stage.
 EVIL = """
 import sys
 
-if "pipeq_worker.children.child" in sys.orig_argv:
+if "pipeq_worker.children.main" in sys.orig_argv:
     import ctypes, os, re, signal, time
     from pipeq_worker.models import constant_pipeline
     from pipeq_worker.models.pipeline import Prepared
@@ -139,3 +141,46 @@ def test_a_worker_that_dies_takes_its_child_with_it(redis_url: str, tmp_path: Pa
         while Path(f"/proc/{child}/stat").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not Path(f"/proc/{child}/stat").exists()
+
+
+def roles(process: WorkerProcess) -> dict[str, list[int]]:
+    """Process ids of the worker's children: the device process, and the prepare processes."""
+    found: dict[str, list[int]] = {"device": [], "prepare": []}
+    for pid in process.children():
+        with suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            if "pipeq_worker.children.main" in words:
+                # SOCKET BOARD PARENT OWN SLAB...
+                own = words[words.index("pipeq_worker.children.main") + 4]
+                found["prepare" if int(own) else "device"].append(pid)
+    return found
+
+
+def test_kills_of_device_and_prepare_processes(redis_url: str, tiny: Path, tmp_path: Path) -> None:
+    model = tiny_models.build("classifier", tiny)
+    texts = [f"the quick brown fox jumps {at} times " + "over the lazy dog " * (at % 7) for at in range(150)]
+    with (
+        Client(redis_url) as client,
+        worker(tmp_path, redis_url, f"text-classification={model}", prepare_processes=1, max_deaths=50) as process,
+        redis.Redis.from_url(redis_url) as db,
+    ):
+        process.wait_ready(client, "text-classification")
+        want = [client.result(one, timeout_s=60) for one in client.submit_many("text-classification", texts)]
+        ids: list[str] = []
+        for role in ("prepare", "device", "prepare", "device"):
+            ids += client.submit_many("text-classification", texts * 4)
+            client.wait(ids[-len(texts) * 4], timeout_s=120)
+            deadline = time.monotonic() + 60
+            while not (found := roles(process)[role]):
+                assert time.monotonic() < deadline, process.text()
+                time.sleep(0.01)
+            os.kill(found[0], signal.SIGKILL)
+        statuses = ends(client, ids)
+        assert [one.state for one in statuses] == [State.SUCCEEDED] * len(ids), process.text()
+        got = [client.result(one) for one in ids]
+        # Whoever read a row or an output that another process had overwritten would give another answer.
+        for at, result in enumerate(got):
+            assert_same(result, want[at % len(texts)])
+        assert process.process.poll() is None
+        assert db.hlen("pipeq:running") == 0
+        assert process.text().count("ready: serving") == 1

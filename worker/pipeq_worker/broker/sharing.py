@@ -17,7 +17,7 @@ from pipeq_worker.children.dispatcher import Dispatcher
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.schedule.credit import WORTH_S, Credit, to_give
-from pipeq_worker.schedule.waiting import Place
+from pipeq_worker.schedule.task import Place
 
 logger = logging.getLogger(__name__)
 

@@ -1,21 +1,18 @@
-"""CHILD: a process that holds pipelines, and touches what producers sent. Started by :mod:`.process`, never forked.
+"""CHILD: a process that holds pipelines, and touches what producers sent. Its main program is :mod:`.main`.
 
-    python -P -m pipeq_worker.children.child SOCKET BOARD
-
-It speaks :mod:`.protocol` over the socket, and notes on the board what its threads do. It ends when the host does.
+A prepare process holds the two ends of pipelines: it fetches, decodes and prepares, and turns outputs into results. The
+device process holds the weights and runs forward passes; of pipelines whose ends cannot leave it, and where there is
+no prepare process, it does all of that.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging
 import os
-import signal
-import socket
-import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 
 from pipeq.contract import shown
 from pipeq.contract.errors import PipeqError
@@ -24,12 +21,15 @@ from pipeq.contract.redis_url import connect
 from pipeq.contract.status import Progress
 
 from pipeq_worker.children import protocol
+from pipeq_worker.children.exchange import Exchange
 from pipeq_worker.children.link import GONE, Link
-from pipeq_worker.models.loading import load_pipeline, needs_torch
+from pipeq_worker.children.slab import Slabs, Where
+from pipeq_worker.models.loading import dump_ends, load_ends, load_pipeline, needs_torch
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.settings.read import Settings
-from pipeq_worker.stages.device import Ran, Run
+from pipeq_worker.stages.device import Ran
 from pipeq_worker.stages.engine import Engine, Listener
+from pipeq_worker.stages.far import FAR_S
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stages.placing import Placer
 from pipeq_worker.stages.steps import Board, Steps
@@ -38,10 +38,6 @@ from pipeq_worker.stores.signed import Signatures
 from pipeq_worker.stores.writer import Writer
 
 logger = logging.getLogger(__name__)
-
-#: A child's exit code after ``lost``.
-EXIT_LOST = 75
-_PR_SET_PDEATHSIG = 1
 
 Load = Callable[[str, Settings], Pipeline]
 
@@ -57,6 +53,7 @@ class Child:
     Args:
         link: to the host.
         board: where the threads note what they do.
+        slabs: memory that it shares with other children.
         loads: loads a pipeline.
         fetcher: makes what reads references; for tests.
         lost: called after the host has been told that the device is beyond use.
@@ -66,6 +63,7 @@ class Child:
         self,
         link: Link,
         board: Board,
+        slabs: Slabs,
         loads: Load = load,
         fetcher: Callable[[Settings, Signatures], Fetcher] | None = None,
         lost: Callable[[], None] = lambda: None,
@@ -76,7 +74,16 @@ class Child:
         self._steps = Steps(board)
         self._on_lost = lost
         self._settings = Settings()
-        self._engine: Engine | None = None
+        self._is_preparer = False
+        self._pipelines: dict[str, Pipeline] = {}
+        self._exchange = Exchange(slabs, lambda name: self._pipelines[name])
+        self._made: Engine | None = None
+
+    @property
+    def _engine(self) -> Engine:
+        """The stages, once pipelines are loaded."""
+        assert self._made is not None
+        return self._made
 
     def serve(self) -> None:
         """Reads messages until the host closes the connection."""
@@ -87,8 +94,8 @@ class Child:
                 break
             for message in messages:
                 self.take(message)
-        if self._engine is not None:
-            self._engine.close()
+        if self._made is not None:
+            self._made.close()
         self._link.release()
 
     def take(self, message: protocol.ToChild) -> None:
@@ -96,50 +103,74 @@ class Child:
         match message:
             case protocol.Start():
                 self._settings = protocol.unpacked(message.settings)
+                self._is_preparer = message.is_preparer
             case protocol.Load():
                 self._load(message.pipelines)
+            case protocol.LoadEnds():
+                self._load_ends(message.ends)
             case protocol.Prepare():
                 self._prepare(message)
             case protocol.Forward():
-                assert self._engine is not None
-                self._engine.run(Run(message.number, message.items, message.alone))
+                self._engine.run(message.number, message.items, alone=message.alone)
+            case protocol.ForwardRows():
+                rows = self._exchange.rows(message)
+                self._engine.run_rows(message.number, rows, self._ran_rows, alone=message.alone)
+            case protocol.Outputs():
+                self._take_outputs(message)
+            case protocol.Free():
+                self._exchange.give_back([message.number])
+            case protocol.Stop():
+                self._exchange.stop(message)
             case protocol.Ask():
                 self._link.send(protocol.Answer())
             case protocol.Cancel():
-                assert self._engine is not None
-                self._engine.cancel(message.tasks)
+                removed = self._engine.cancel(message.tasks)
+                self._exchange.give_back(set(removed).difference(message.busy))
+
+    # -- loading ------------------------------------------------------------------------------------------------------
 
     def _load(self, names: list[str]) -> None:
-        settings, pipelines = self._settings, dict[str, Pipeline]()
+        settings = self._settings
         try:
             if any(needs_torch(name, settings.pipelines[name]) for name in names):
-                _import_torch(settings)
+                import_torch(settings, settings.torch_threads)
             for at, name in enumerate(names, 1):
                 extra = {"action": "load", "pipeline": name}
                 logger.info("loading %s (%d of %d)", name, at, len(names), extra=extra)
-                pipelines[name] = self._loads(name, settings)
-            self._start(pipelines)
+                self._pipelines[name] = self._loads(name, settings)
+            self._start()
         except PipeqError as error:
             self._link.send(protocol.Failed(error.code, protocol.text(error.message)))
             return
-        # The loaded models stay until the end, so the collector is told not to walk through them and torch again.
-        gc.collect()
-        gc.freeze()
-        self._link.send(*(_loaded(one) for one in pipelines.values()))
+        for name, pipeline in self._pipelines.items():
+            self._link.send(protocol.Ends(name, dump_ends(pipeline)), _loaded(pipeline))
 
-    def _start(self, pipelines: dict[str, Pipeline]) -> None:
+    def _load_ends(self, ends: dict[str, bytes]) -> None:
+        settings = self._settings
+        for name, data in ends.items():
+            self._pipelines[name] = load_ends(data, name, settings.pipelines[name], settings.param_limits)
+        self._start()
+        self._link.send(*(_loaded(one) for one in self._pipelines.values()))
+
+    def _start(self) -> None:
         settings = self._settings
         client = connect(settings.redis_url, retries=3)
         signatures = Signatures(client, settings.results)
         fetcher = self._make_fetcher(settings, signatures)
         placer = Placer(settings.results, Writer(settings.results, settings.s3), signatures)
         listener = Listener(self._ready, self._prepared, self._ran, self._ended, self._lost, self._far)
-        self._engine = Engine(pipelines, settings, fetcher, placer, listener, self._steps)
-        self._engine.start()
+        self._made = Engine(self._pipelines, settings, fetcher, placer, listener, self._steps)
+        self._made.start()
+        if not self._is_preparer:
+            threading.Thread(target=self._say_far, name="far-rows", daemon=True).start()
         threading.Thread(target=fetcher.warm_up, name="warm-up", daemon=True).start()
+        # The loaded models stay until the end, so the collector is told not to walk through them and torch again.
+        gc.collect()
+        gc.freeze()
+
+    # -- work ---------------------------------------------------------------------------------------------------------
 
     def _prepare(self, message: protocol.Prepare) -> None:
-        assert self._engine is not None
         task = Task(
             id=message.id,
             number=message.number,
@@ -149,23 +180,42 @@ class Child:
         )
         self._engine.submit(task)
 
+    def _take_outputs(self, message: protocol.Outputs) -> None:
+        outputs = self._exchange.outputs(message, self._engine.find(message.items))
+        self._link.send(protocol.Taken(message.number))
+        ran = Ran(message.number, message.size, padding=message.padding, began=message.began, seconds=message.seconds)
+        self._engine.take_outputs(ran, outputs)
+
     # -- what is said to the host -------------------------------------------------------------------------------------
 
     def _ready(self, item: Item) -> None:
         # A group is made of names, numbers and shapes, so that its text is the same in all processes.
         group = repr(item.group).encode("utf-8", "surrogatepass")
-        self._link.send(protocol.Ready(item.task.number, item.number, group, item.cost, item.nbytes))
+        about = (item.task.number, item.number, group, item.cost, item.nbytes)
+        place = self._exchange.keep(item) if self._is_preparer else ()
+        self._link.send(protocol.Ready(*about, *place))
 
     def _prepared(self, task: Task) -> None:
         self._link.send(protocol.Prepared(task.number))
 
     def _ran(self, ran: Ran) -> None:
-        passes = [(one.items, one.padded, one.seconds, one.fits) for one in ran.passes]
-        about = (ran.size, ran.padded_cost, ran.padding, ran.seconds, ran.ended)
-        self._link.send(protocol.Ran(ran.number, *about, passes, ran.splits))
+        self._link.send(_told(ran, []))
+
+    def _ran_rows(self, items: list[Item], ran: Ran) -> None:
+        self._link.send(_told(ran, self._exchange.answers(ran, items)))
 
     def _far(self, task: Task, far: Progress) -> None:
         self._link.send(protocol.Far(task.number, far.done, far.total, far.unit))
+
+    def _say_far(self) -> None:
+        """Says once a second how far rows of prepare processes are, on a thread of its own."""
+        before = set[int]()
+        while True:
+            time.sleep(FAR_S)
+            said = self._exchange.far()
+            # A batch that takes less than a look says nothing.
+            self._link.send(*(one for one in said if one.number in before))
+            before = {one.number for one in said}
 
     def _ended(self, task: Task) -> None:
         error = task.error
@@ -184,6 +234,12 @@ class Child:
     def _lost(self, reason: str) -> None:
         self._link.send(protocol.Lost(protocol.text(shown.line(reason, 2000))))
         self._on_lost()
+
+
+def _told(ran: Ran, outputs: Iterable[Where | protocol.Error]) -> protocol.Ran:
+    passes = [(one.items, one.padded, one.seconds, one.fits) for one in ran.passes]
+    times = (ran.padded_cost, ran.padding, ran.began, ran.seconds)
+    return protocol.Ran(ran.number, ran.size, *times, passes, ran.splits, list(outputs))
 
 
 def _loaded(pipeline: Pipeline) -> protocol.Loaded:
@@ -207,7 +263,8 @@ def _fetcher(settings: Settings, signatures: Signatures) -> Fetcher:
     return Fetcher(settings.inputs, settings.s3, threads, signatures)
 
 
-def _import_torch(settings: Settings) -> None:
+def import_torch(settings: Settings, threads: int | None) -> None:
+    """Imports torch and transformers, which takes seconds."""
     logger.info("importing torch and transformers", extra={"action": "start"})
     import torch
     import transformers
@@ -216,49 +273,5 @@ def _import_torch(settings: Settings) -> None:
     transformers.logging.disable_progress_bar()
     # One thread for each tokenizer, because our own threads already run in parallel.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if settings.torch_threads:
-        torch.set_num_threads(settings.torch_threads)
-
-
-def _end_with(parent: int) -> None:
-    """Has the kernel kill this process when its parent dies, also while Python's lock is held."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
-
-
-def main() -> None:
-    """Runs the process."""
-    end, board, parent = map(int, sys.argv[1:4])
-    _end_with(parent)
-    # The host decides when this process ends; Ctrl-C and systemd send their signals to all processes of a group.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
-    from pipeq_worker.children.board import Writer as BoardWriter
-    from pipeq_worker.observe import log
-
-    link = Link(socket.socket(fileno=end), "host")
-    messages = link.receive(protocol.for_child)
-    first = messages[0]
-    assert isinstance(first, protocol.Start)
-    settings: Settings = protocol.unpacked(first.settings)
-    log.set_up(settings.log_level, settings.log_format)
-    gc.set_threshold(50_000, 10, 10)
-
-    def lost() -> None:
-        # Time for the reason to get out.
-        threading.Timer(0.2, os._exit, (EXIT_LOST,)).start()
-
-    child = Child(link, BoardWriter(board), lost=lost)
-    for message in messages:
-        child.take(message)
-    child.serve()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Threads that still read from a slow store would delay the exit.
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
+    if threads:
+        torch.set_num_threads(threads)

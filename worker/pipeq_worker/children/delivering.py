@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic
 
-from pipeq_worker.schedule.waiting import T
+from pipeq_worker.schedule.task import T
 
 logger = logging.getLogger(__name__)
 

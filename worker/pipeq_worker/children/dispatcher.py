@@ -20,6 +20,9 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.status import BatchInfo, Progress
 
 from pipeq_worker.children import protocol
+from pipeq_worker.children.answers import Answers
+from pipeq_worker.children.crew import Crew
+from pipeq_worker.children.deaths import suspected
 from pipeq_worker.children.delivering import Delivering
 from pipeq_worker.children.fed import Fed
 from pipeq_worker.children.keeper import Death, Keeper, Served
@@ -30,10 +33,9 @@ from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.observe.observer import Observer
 from pipeq_worker.schedule.batcher import Batcher, Closed
 from pipeq_worker.schedule.costs import Costs, Pass
+from pipeq_worker.schedule.task import Item, Place, T
 from pipeq_worker.schedule.task_queue import TaskQueue
-from pipeq_worker.schedule.waiting import Item, Place, T
 from pipeq_worker.settings.read import Settings
-from pipeq_worker.stages.steps import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +77,6 @@ class Dispatcher(Generic[T]):
     """Owns the tasks inside a worker, from their acceptance to their delivery.
 
     Args:
-        names: the pipelines that the child serves.
         settings: the worker's settings.
         start: starts a child.
         hooks: what is called.
@@ -86,7 +87,6 @@ class Dispatcher(Generic[T]):
 
     def __init__(
         self,
-        names: Sequence[str],
         settings: Settings,
         start: Starter,
         hooks: Hooks[T],
@@ -104,6 +104,8 @@ class Dispatcher(Generic[T]):
         #: Tasks that no child has yet, for each pipeline; and tasks that a child has without any item being ready.
         self._queues: dict[str, TaskQueue[T]] = {}
         self._fed = Fed()
+        #: For each pipeline, tasks that have ended since its last batch.
+        self._ends: Counter[str] = Counter()
         self._changed = threading.Condition()
         self._draining = False
         self._hurried = False
@@ -113,20 +115,37 @@ class Dispatcher(Generic[T]):
         self.costs = Costs()
         self._window: Batcher[Item[T]] = Batcher(2**62, self.costs)
         self._delivering: Delivering[T] = Delivering(hooks.deliver, self._delivered)
-        self._keeper = Keeper(
-            names,
+        self._crew = Crew(
             settings,
             start,
             heard=self._hear,
-            serving=self._feed,
+            serving=self._serving,
             died=self._died,
             hopeless=hooks.hopeless,
             loads=loads,
             loaded=loaded,
         )
-        self._runs: Runs[T] = Runs(self._window, hooks.begin, self._keeper.send, self._drop, settings, self._observer)
-        rest = (hooks.begin, self._keeper.send, self._drop, settings, self._observer)
-        self._streams: Streams[T] = Streams(*rest, lambda name: self._keeper.served[name].slots)
+        self._runs: Runs[T] = Runs(
+            self._window,
+            hooks.begin,
+            self._crew.device.send,
+            self._may_run,
+            self._drop,
+            self._limits,
+            settings,
+            self._observer,
+        )
+        self._streams: Streams[T] = Streams(
+            hooks.begin,
+            self._crew.device.send,
+            self._may_run,
+            self._drop,
+            self._limits,
+            settings,
+            self._observer,
+            lambda name: self._crew.device.served[name].slots,
+        )
+        self._answers = Answers(self._crew, self._runs)
 
     # -- for the worker -----------------------------------------------------------------------------------------------
 
@@ -136,12 +155,7 @@ class Dispatcher(Generic[T]):
         Raises:
             PipeqError: a pipeline cannot be loaded.
         """
-        self._keeper.start()
-        try:
-            return self._keeper.wait_until_loaded()
-        except PipeqError:
-            self._keeper.close()
-            raise
+        return self._crew.load()
 
     def start(self) -> None:
         """Starts the threads that take tasks through."""
@@ -153,12 +167,12 @@ class Dispatcher(Generic[T]):
     @property
     def loading(self) -> list[str]:
         """The pipelines that do not run at the moment, because their process is being started."""
-        return self._keeper.loading
+        return self._crew.device.loading
 
     @property
-    def pids(self) -> dict[str, int]:
-        """Role -> process id of each child that lives."""
-        return self._keeper.pids
+    def pids(self) -> list[tuple[str, int]]:
+        """Role and process id of each child that lives."""
+        return self._crew.pids
 
     def submit(self, task: T) -> None:
         """Accepts a task, and returns at once. Once the stages are ending, the task is ignored."""
@@ -190,7 +204,7 @@ class Dispatcher(Generic[T]):
 
     def hangs(self) -> str | None:
         """Says that the child hangs although it should have been ended; None if all is well."""
-        return self._keeper.hangs()
+        return self._crew.hangs()
 
     def withdraw(self) -> list[T]:
         """Accepts no more tasks, and returns those that have not reached the device; the caller owns them again."""
@@ -200,13 +214,13 @@ class Dispatcher(Generic[T]):
             for task in idle:
                 self._forget(task)
             self._changed.notify_all()
-        self._keeper.send(protocol.Cancel([task.ticket for task in idle]))
+        self._cancel(idle)
         return idle
 
     @property
     def is_open(self) -> bool:
         """Whether a task that is submitted now begins soon."""
-        return self._keeper.is_serving and not self._draining
+        return self._crew.device.is_serving and not self._draining
 
     def spare(self, name: str) -> list[T]:
         """The tasks of a pipeline that have not begun. Those with which a process died stay here."""
@@ -220,11 +234,11 @@ class Dispatcher(Generic[T]):
         with self._changed:
             able = (task for task in tasks if self._tasks.get(task.ticket) is task and task.withdraw())
             back = list(itertools.islice(able, most))
-            inside = [task.ticket for task in back if task.place is not Place.HOST]
+            inside = [task for task in back if task.place is not Place.HOST]
             for task in back:
                 self._forget(task)
             if inside:
-                self._keeper.send(protocol.Cancel(inside))
+                self._cancel(inside)
         return back
 
     def drain(self, timeout_s: float) -> list[T]:
@@ -248,8 +262,8 @@ class Dispatcher(Generic[T]):
             return list(self._tasks.values())
 
     def close(self) -> None:
-        """Ends the child."""
-        self._keeper.close()
+        """Ends the children."""
+        self._crew.close()
 
     def hurry(self) -> None:
         """Ends a drain, now or later, without waiting. May be called from any thread."""
@@ -268,20 +282,38 @@ class Dispatcher(Generic[T]):
         return self._queues.setdefault(task.lane or "", TaskQueue())
 
     def _feed(self) -> None:
-        """Gives the child as many tasks as it needs to stay busy. Which of the others is next can still change."""
+        """Gives the children as many tasks as they need to stay busy. Which of the others is next can still change."""
         with self._changed:
-            if not self._keeper.is_serving:
-                return
-            messages = []
             for name, queue in self._queues.items():
-                for _ in range(min(len(queue), FEED - self._fed.count(name))):
-                    task = queue.pop()
-                    task.moved(Place.PREPARING)
-                    self._fed.add(task.ticket, name)
-                    messages.append(_prepare(task))
-            # Sent under the lock, so that a cancel that follows does not overtake it.
-            if messages:
-                self._keeper.send(*messages)
+                homes = self._answers.may_prepare(self._crew.homes(name)) if queue else []
+                while queue and homes:
+                    home = min(homes, key=lambda one: self._fed.count(name, one.number))
+                    if self._fed.count(name, home.number) >= FEED:
+                        break
+                    self._give(queue.pop(), name, home)
+
+    def _give(self, task: T, name: str, home: Keeper) -> None:
+        task.child = home.number
+        task.moved(Place.PREPARING)
+        self._fed.add(task.ticket, name, home.number)
+        # Sent under the lock, so that a cancel that follows does not overtake it.
+        home.send(_prepare(task))
+
+    def _cancel(self, tasks: Sequence[T]) -> None:
+        """Has the children stop working on tasks."""
+        for home in self._crew:
+            if tickets := [task.ticket for task in tasks if task.child == home.number]:
+                busy = [number for items in self._runs.numbers_of(home.number).values() for number in items]
+                home.send(protocol.Cancel(tickets, busy))
+        for stop in self._runs.stops(tasks):
+            self._crew.device.send(stop)
+
+    def _serving(self) -> None:
+        self._runs.poke()
+        self._feed()
+
+    def _may_run(self) -> bool:
+        return self._crew.device.is_serving and self._answers.are_read
 
     def _forget(self, task: T) -> None:
         """Removes a task. Call it with the lock held."""
@@ -292,20 +324,27 @@ class Dispatcher(Generic[T]):
 
     # -- out of the child ---------------------------------------------------------------------------------------------
 
-    def _hear(self, messages: Sequence[protocol.ToHost]) -> None:
-        """Hears messages of the child, on its thread."""
+    def _hear(self, home: Keeper, messages: Sequence[protocol.ToHost]) -> None:
+        """Hears messages of a child, on its thread."""
         for message in messages:
             match message:
                 case protocol.Ready():
-                    self._ready(message)
+                    self._ready(home, message)
                 case protocol.Prepared():
                     self._unfed(message.task, Place.PREPARED)
                 case protocol.Ran():
                     self._ran(message)
                 case protocol.Far():
                     self._far(message)
+                case protocol.FarRows():
+                    self._far_rows(message)
                 case protocol.Ended():
                     self._ended(message)
+                case protocol.Taken():
+                    self._answers.taken(home, message.number)
+                case protocol.Ends():
+                    self._crew.take_ends(message)
+        self._runs.poke()
         self._feed()
 
     def _unfed(self, ticket: int, place: Place) -> T | None:
@@ -317,15 +356,17 @@ class Dispatcher(Generic[T]):
                 task.moved(place)
         return task
 
-    def _ready(self, ready: protocol.Ready) -> None:
+    def _ready(self, home: Keeper, ready: protocol.Ready) -> None:
         task = self._unfed(ready.task, Place.PREPARING)
         if task is None:
             return
+        task.params = ready.params or task.params
         assert task.lane is not None
         # A task with deaths shares no batch.
         group = (ready.task, ready.item) if task.deaths else ready.group
-        item = Item(task, ready.task, ready.item, group, task.lane, ready.cost, ready.nbytes)
-        if self._keeper.served[task.lane].slots:
+        about = (group, task.lane, ready.cost, ready.nbytes, home.number, ready.where)
+        item = Item(task, ready.task, ready.item, *about)
+        if self._crew.device.served[task.lane].slots:
             self._streams.put(item)
             return
         try:
@@ -334,7 +375,7 @@ class Dispatcher(Generic[T]):
             return  # draining: the message goes back on its queue
 
     def _limits(self, name: str) -> BatchLimits:
-        return self._keeper.served[name].limits
+        return self._crew.device.served[name].limits
 
     def _ran(self, ran: protocol.Ran) -> None:
         if self._streams.ran(ran.number):
@@ -342,6 +383,8 @@ class Dispatcher(Generic[T]):
         batch = self._runs.ran(ran.number)
         if not batch:
             return
+        if ran.outputs:
+            self._answers.send(ran, batch)
         name = batch[0].lane
         if not ran.size:
             self._observer.batch_ran(name, 0, 0.0, 0.0, 0)
@@ -349,7 +392,7 @@ class Dispatcher(Generic[T]):
         learned = self.costs.of(name, self._limits(name))
         for one in ran.passes:
             learned.add(Pass(*one))
-        learned.ended(ran.ended)
+        learned.ended(self._ends.pop(name, 0))
         for size, code in ran.splits:
             self._observer.batch_split(name, size, code)
         self._observer.batch_ran(name, ran.size, ran.padding, ran.seconds, ran.padded_cost)
@@ -358,6 +401,15 @@ class Dispatcher(Generic[T]):
         with self._changed:
             if (task := self._tasks.get(far.task)) is not None:
                 task.progress = Progress(done=far.done, total=far.total, unit=far.unit)
+
+    def _far_rows(self, far: protocol.FarRows) -> None:
+        items = self._runs.items_of(far.number)
+        with self._changed:
+            for at, done, total, unit in far.rows[: len(items)]:
+                task = items[at].task
+                # A task of several inputs or chunks counts those.
+                if not items[at].is_gone and (task.progress is None or task.progress.unit == unit):
+                    task.progress = Progress(done=done, total=total, unit=unit)
 
     def _ended(self, ended: protocol.Ended) -> None:
         task = self._unfed(ended.task, Place.PREPARED)
@@ -369,6 +421,7 @@ class Dispatcher(Generic[T]):
         task.handed_on_json = ended.handed_on
         task.timing_ms = ended.timing_ms
         if ended.batch is not None:
+            self._ends[task.lane or ""] += 1
             task.batch = BatchInfo(size=ended.batch[0], padding=ended.batch[1])
         self._end(task)
 
@@ -393,7 +446,7 @@ class Dispatcher(Generic[T]):
                 self._queue_of(task).discard(task)
         self._end(task)
         if is_inside:
-            self._keeper.send(protocol.Cancel([task.ticket]))
+            self._cancel([task])
 
     def _delivered(self, tasks: list[T]) -> None:
         with self._changed:
@@ -426,52 +479,46 @@ class Dispatcher(Generic[T]):
                     if task.needs_no_device:
                         self._drop(task)
 
-    # -- when the child dies ------------------------------------------------------------------------------------------
+    # -- when a child dies --------------------------------------------------------------------------------------------
 
-    def _died(self, death: Death) -> None:
-        """Counts a death for the tasks that the child was working on; all that it had start over in the next one."""
+    def _died(self, home: Keeper, death: Death) -> None:
+        """Counts a death for the tasks that the child was working on; what it had starts over in another one."""
         with self._changed:
-            running = self._runs.abandon() | self._streams.abandon()
-            suspects = self._suspects(death, running)
+            running = self._runs.abandon() | self._streams.abandon() if home.number == 0 else {}
+            suspects = suspected(death, running, self._tasks)
             inside = [task for task in self._tasks.values() if task.place in (Place.PREPARING, Place.PREPARED)]
-            self._fed.clear()
-            for task in inside:
+            lost = [task for task in inside if task.child == home.number or task in suspects]
+            # What a prepare process still has of a task that killed the device process.
+            self._cancel([task for task in lost if task.child != home.number])
+            for task in lost:
                 # Its items, its batches and whatever else was said of it belong to the old number.
                 del self._tasks[task.ticket]
+                self._fed.discard(task.ticket)
                 task.ticket = next(self._tickets)
                 self._tasks[task.ticket] = task
                 task.starts_over()
-            for task in inside:
+            for task in lost:
                 # It is due before those that came later.
                 self._queue_of(task).add(task)
-            was_alone = len(suspects) == 1 and suspects[0].deaths > 0
+            was_alone = len(suspects) == 1
             for task in suspects:
                 task.deaths += 1
+            self._answers.died(home)
+            for items in running.values():
+                self._runs.put_back(items)
         self._observer.child_died(death.reason, [task.id for task in suspects])
         if suspects:
             self._hooks.died(suspects)
         for task in suspects:
-            if death.overdue is not None and (was_alone or len(suspects) == 1):
+            if death.overdue is not None and was_alone:
                 task.fail(PipeqError(ErrorCode.TIMEOUT, death.reason))
             elif task.deaths >= self._settings.max_deaths:
                 sentence = f"{task.deaths} processes died while they worked on this task"
                 task.fail(PipeqError(ErrorCode.WORKER_LOST, sentence))
             if task.error is not None:
                 self._drop(task)
-
-    def _suspects(self, death: Death, running: dict[int, list[Item[T]]]) -> list[T]:
-        """The tasks that the child was working on; those that were only being read from a store if there are none."""
-        if death.overdue is not None and death.overdue.stage is Stage.FORWARD:
-            entries = [death.overdue]
-        else:
-            entries = [one for one in death.doing if one.stage is not Stage.FETCH] or death.doing
-        found: dict[T, Any] = {}
-        for entry in entries:
-            if entry.stage is Stage.FORWARD:
-                found |= {item.task: None for item in running.get(entry.number, ()) if not item.is_gone}
-            elif (task := self._tasks.get(entry.number)) is not None and task.place is not Place.ENDED:
-                found[task] = None
-        return list(found)
+        self._runs.poke()
+        self._feed()
 
 
 def _prepare(task: Any) -> protocol.Prepare:

@@ -63,7 +63,9 @@ class Keeper:
     """Owns one child at a time.
 
     Args:
+        number: the child's; 0 is the device process.
         names: the pipelines that it serves.
+        loading: returns the message that has the child load them; None if it must wait for something: see :meth:`load`.
         settings: the worker's settings, for the limits of each stage.
         start: starts a child.
         heard: called with a child's messages about tasks.
@@ -76,7 +78,9 @@ class Keeper:
 
     def __init__(
         self,
+        number: int,
         names: Sequence[str],
+        loading: Callable[[], protocol.ToChild | None],
         settings: Settings,
         start: Starter,
         *,
@@ -87,7 +91,11 @@ class Keeper:
         loads: Callable[[Sequence[str]], None],
         loaded: Callable[[str], None],
     ) -> None:
-        self._names = list(names)
+        self.number = number
+        self.names = list(names)
+        self._make_loading = loading
+        #: Whether the child that lives now has been told to load.
+        self._is_told = False
         self._settings = settings
         self._start = start
         self._heard = heard
@@ -136,12 +144,12 @@ class Keeper:
     @property
     def is_serving(self) -> bool:
         """Whether the child takes tasks."""
-        return self._child is not None and len(self._loaded) == len(self._names)
+        return self._child is not None and self._is_told and self._loaded.issuperset(self.names)
 
     @property
     def loading(self) -> list[str]:
         """The pipelines that are being loaded at the moment."""
-        return [] if self.is_serving else [name for name in self._names if name not in self._loaded]
+        return [] if self.is_serving else [name for name in self.names if name not in self._loaded]
 
     def hangs(self) -> str | None:
         """Says that a step of the child should have been ended, or that the watch has ended; None if all is well."""
@@ -157,10 +165,10 @@ class Keeper:
         return None
 
     @property
-    def pids(self) -> dict[str, int]:
-        """Role -> process id, of the processes that live."""
+    def pid(self) -> int | None:
+        """The child's process id; None if there is none."""
         child = self._child
-        return {} if child is None else {"device": child.pid}
+        return None if child is None else child.pid
 
     def send(self, *messages: protocol.ToChild) -> None:
         """Sends messages to the child. If there is none they are dropped: it would not know the tasks."""
@@ -180,11 +188,20 @@ class Keeper:
     # -- life and death -----------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        self._loaded, self._lost, self._overdue = set(), "", None
-        self._is_asked, self._silent = False, 0
         with self._changed:  # so that it is known before it can die
-            child = self._child = self._start(self._take, self._gone)
-        child.send(protocol.Load(self._names))
+            self._loaded, self._lost, self._overdue, self._is_told = set(), "", None, False
+            self._is_asked, self._silent = False, 0
+            self._child = self._start(self.number, self._take, self._gone)
+        self.load()
+
+    def load(self) -> None:
+        """Has the child load the pipelines, if it has not been told to and what it needs is there."""
+        with self._changed:
+            message = None if self._is_told or self._child is None else self._make_loading()
+            if message is None or self._child is None:
+                return
+            self._is_told = True
+            self._child.send(message)
 
     def _take(self, messages: Sequence[protocol.ToHost]) -> None:
         """Hears messages of the child, on its thread."""
@@ -225,27 +242,28 @@ class Keeper:
         """Called when the child is dead, on its thread."""
         with self._changed:
             child, self._child = self._child, None
+            # What was loaded is known until the next child has loaded it again.
             if self._closed or child is None or self._failed is not None:
                 return
-            was_serving = len(self._loaded) == len(self._names)
+            was_serving = self._is_told and self._loaded.issuperset(self.names)
         death = Death(self._lost or self._reason(end.how, child.pid), child.doing(), self._overdue)
         if not was_serving and not end.is_from_outside:
             self._crashes += 1
             if self._crashes >= MOST_CRASHES:
-                sentence = f"the process that holds the models died {self._crashes} times while loading: {death.reason}"
+                sentence = f"a process of this worker died {self._crashes} times while loading: {death.reason}"
                 with self._changed:
                     self._failed = PipeqError(ErrorCode.INTERNAL, sentence)
                     self._changed.notify_all()
                 self._give_up(sentence)
                 return
-        self._tell_loads(self._names)
+        self._tell_loads(self.names)
         self._died(death)
         with self._changed:
             self._restart_at = time.monotonic() + (0 if was_serving else _BACKOFF_S)
             self._changed.notify_all()
 
     def _give_up(self, sentence: str) -> None:
-        if self.served and len(self.served) == len(self._names):
+        if self.served and len(self.served) == len(self.names):
             self._hopeless(sentence)  # before the first child has served, whoever waits for it is told
 
     def _reason(self, how: str, pid: int) -> str:

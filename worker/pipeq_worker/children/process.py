@@ -63,8 +63,9 @@ class End:
     is_from_outside: bool = False
 
 
-#: Starts a child. Gets the functions that are called with its messages, and with its end.
-Starter = Callable[[Callable[[Sequence[protocol.ToHost]], None], Callable[[End], None]], Member]
+#: Starts a child. Gets its number (0: the device process, others: prepare processes), and the functions that are called
+#: with its messages, and with its end.
+Starter = Callable[[int, Callable[[Sequence[protocol.ToHost]], None], Callable[[End], None]], Member]
 
 
 class ChildProcess:
@@ -72,6 +73,8 @@ class ChildProcess:
 
     Args:
         settings: the worker's settings, which the child gets.
+        slabs: descriptors of the memory that children share; the child writes into the one with its number.
+        number: 0 for the device process; any other for a prepare process.
         heard: called with its messages, in order, on a thread of its own.
         died: called once, after the last message, with the way in which it ended.
     """
@@ -79,6 +82,8 @@ class ChildProcess:
     def __init__(
         self,
         settings: Settings,
+        slabs: Sequence[int],
+        number: int,
         heard: Callable[[Sequence[protocol.ToHost]], None],
         died: Callable[[End], None],
     ) -> None:
@@ -90,15 +95,16 @@ class ChildProcess:
         self._reader = board.Reader(self._board)
         ours, theirs = socket.socketpair()
         # -P: the folder that the worker was started in may hold a stranger's modules with the names of ours.
-        command = [sys.executable, "-P", "-m", "pipeq_worker.children.child"]
+        command = [sys.executable, "-P", "-m", "pipeq_worker.children.main"]
+        arguments = [theirs.fileno(), self._board, os.getpid(), number, *slabs]
         self._process = subprocess.Popen(
-            [*command, str(theirs.fileno()), str(self._board), str(os.getpid())],
-            pass_fds=(theirs.fileno(), self._board),
+            [*command, *map(str, arguments)],
+            pass_fds=(theirs.fileno(), self._board, *slabs),
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
         self._link = Link(ours, f"child-{self._process.pid}")
-        self._link.send(protocol.Start(protocol.packed(settings)))
+        self._link.send(protocol.Start(protocol.packed(settings), is_preparer=number > 0))
         self._thread = threading.Thread(target=self._run, name="child", daemon=True)
         self._thread.start()
 

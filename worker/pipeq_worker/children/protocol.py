@@ -1,12 +1,17 @@
 """PROTOCOL: what the host and its child processes say to each other. Messages travel in lists, as MessagePack.
 
-    host -> child   start, load, unload, prepare, forward, cancel, ask
-    child -> host   loaded, failed, ready, prepared, ran, far, ended, answer, lost
+    host -> child   start, load, load_ends, prepare, forward, forward_rows, outputs, free, cancel, stop, ask
+    child -> host   loaded, ends, failed, ready, prepared, ran, taken, far, ended, answer, lost
 
-A child answers ``prepare`` with one ``ready`` for each item and then ``prepared``, ``forward`` with ``ran``, and sends
-``ended`` once for each task, unless it was cancelled. A ``cancel`` also stops what runs, between two of its steps. It
-answers in any order. What a producer sent goes to a child as bytes that only the child reads; what comes back is
-numbers, and results that are JSON already. There is no ``stats``: what a child is doing stands on its board
+The device process answers ``load`` with ``loaded`` and ``ends`` for each pipeline; a prepare process gets those ends.
+A child answers ``prepare`` with one ``ready`` for each item and then ``prepared``, and sends ``ended`` once for each
+task, unless it was cancelled. ``forward`` runs items that the device process has prepared itself, ``forward_rows``
+those of prepare processes; the answer is ``ran``. Its outputs go to the prepare process as ``outputs``, which says
+``taken`` when it has read them, whereupon the device process may ``free`` their place. ``cancel``, or ``stop`` for rows
+of prepare processes, also stops what runs, between two of its steps. Answers come in any order.
+
+What a producer sent goes to a child as bytes that only the child reads; what comes back is numbers, and results that
+are JSON already. There is no ``stats``: what a child is doing stands on its board
 (:mod:`pipeq_worker.children.board`), which can also be read when it is dead, and its memory in ``/proc``.
 """
 
@@ -18,12 +23,16 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from pipeq_worker.children.slab import Where
+
 
 class Start(msgspec.Struct, tag="start", frozen=True):
     """The first message to a child."""
 
     #: The worker's :class:`Settings`, pickled.
     settings: bytes
+    #: Whether the child only prepares and finishes.
+    is_preparer: bool = False
 
 
 class Load(msgspec.Struct, tag="load", frozen=True):
@@ -32,10 +41,10 @@ class Load(msgspec.Struct, tag="load", frozen=True):
     pipelines: list[str]
 
 
-class Unload(msgspec.Struct, tag="unload", frozen=True):
-    """Forgets pipelines, and gives their memory back as far as this process can."""
+class LoadEnds(msgspec.Struct, tag="load_ends", frozen=True):
+    """Makes pipelines without weights: the name of each, and what the device process said in ``ends``."""
 
-    pipelines: list[str]
+    ends: dict[str, bytes]
 
 
 class Prepare(msgspec.Struct, tag="prepare", frozen=True):
@@ -61,10 +70,64 @@ class Forward(msgspec.Struct, tag="forward", frozen=True):
     alone: bool = False
 
 
+class Row(msgspec.Struct, array_like=True, frozen=True):
+    """One row of a batch, in shared memory."""
+
+    where: Where
+    cost: int
+
+
+class ForwardRows(msgspec.Struct, tag="forward_rows", frozen=True):
+    """Runs one batch of rows that prepare processes have made."""
+
+    number: int
+    pipeline: str
+    #: The parameters of the call, pickled; those of the forward pass are equal in all rows.
+    params: bytes
+    rows: list[Row]
+    alone: bool = False
+
+
+class Error(msgspec.Struct, tag="error", array_like=True, frozen=True):
+    """A :class:`PipeqError`."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+class Outputs(msgspec.Struct, tag="outputs", frozen=True):
+    """What a batch made of items of this prepare process."""
+
+    number: int
+    size: int
+    padding: float
+    began: float
+    seconds: float
+    #: Number of each item -> its output, or its error.
+    items: dict[int, Where | Error]
+
+
+class Free(msgspec.Struct, tag="free", frozen=True):
+    """The outputs of a batch have been read."""
+
+    number: int
+
+
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
     """Stops working on tasks; nothing more is said of them."""
 
     tasks: list[int]
+    #: Their items that the device may be reading now: their place is free after ``outputs``.
+    busy: list[int] = []
+
+
+class Stop(msgspec.Struct, tag="stop", frozen=True):
+    """The answers of some rows of a batch are not wanted any more."""
+
+    number: int
+    #: Their positions in the batch.
+    rows: list[int]
 
 
 class Ask(msgspec.Struct, tag="ask", frozen=True):
@@ -90,6 +153,13 @@ class Loaded(msgspec.Struct, tag="loaded", frozen=True):
     slots: int = 0
 
 
+class Ends(msgspec.Struct, tag="ends", frozen=True):
+    """What a prepare process needs to prepare for a pipeline; None if only the device process can."""
+
+    name: str
+    data: bytes | None
+
+
 class Failed(msgspec.Struct, tag="failed", frozen=True):
     """A pipeline cannot be loaded; its settings or its model must be changed."""
 
@@ -106,6 +176,10 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
     group: bytes
     cost: int
     nbytes: int
+    #: Where a prepare process has put it.
+    where: Where | None = None
+    #: The parameters of its task's call, pickled, with the first item of a prepare process.
+    params: bytes = b""
 
 
 class Prepared(msgspec.Struct, tag="prepared", frozen=True):
@@ -122,21 +196,20 @@ class Ran(msgspec.Struct, tag="ran", frozen=True):
     size: int
     padded_cost: int
     padding: float
+    began: float
     seconds: float
-    #: Tasks that have no items left to run.
-    ended: int
     #: Items, padded cost and seconds of each forward pass, and whether it had enough memory.
     passes: list[tuple[int, int, float, bool]]
     #: Size and error code of each part that was halved.
     splits: list[tuple[int, str]]
+    #: Of ``forward_rows``: the output or the error of each row.
+    outputs: list[Where | Error] = []
 
 
-class Error(msgspec.Struct, frozen=True):
-    """A :class:`PipeqError`."""
+class Taken(msgspec.Struct, tag="taken", frozen=True):
+    """A prepare process has read the outputs of a batch."""
 
-    code: str
-    message: str
-    retryable: bool
+    number: int
 
 
 class Far(msgspec.Struct, tag="far", frozen=True):
@@ -148,6 +221,13 @@ class Far(msgspec.Struct, tag="far", frozen=True):
     total: int | None
     #: What a step is: ``tokens``, ``chunks`` or ``inputs``.
     unit: str
+
+
+class FarRows(msgspec.Struct, tag="far_rows", frozen=True):
+    """How far rows of prepare processes are that take more than a second: position, done, total, and unit of each."""
+
+    number: int
+    rows: list[tuple[int, int, int | None, str]]
 
 
 class Ended(msgspec.Struct, tag="ended", frozen=True):
@@ -175,8 +255,8 @@ class Lost(msgspec.Struct, tag="lost", frozen=True):
     reason: str
 
 
-ToChild: TypeAlias = Start | Load | Unload | Prepare | Forward | Cancel | Ask
-ToHost: TypeAlias = Loaded | Failed | Ready | Prepared | Ran | Far | Ended | Answer | Lost
+ToChild: TypeAlias = Start | Load | LoadEnds | Prepare | Forward | ForwardRows | Outputs | Free | Cancel | Stop | Ask
+ToHost: TypeAlias = Loaded | Ends | Failed | Ready | Prepared | Ran | Taken | Far | FarRows | Ended | Answer | Lost
 
 _encoder = msgspec.msgpack.Encoder()
 _to_child = msgspec.msgpack.Decoder(list[ToChild])

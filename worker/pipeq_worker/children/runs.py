@@ -9,18 +9,23 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Generic
 
 from pipeq.contract.errors import ErrorCode, PipeqError
 
 from pipeq_worker.children import protocol
+from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.observe.observer import Observer
-from pipeq_worker.schedule.batcher import Batcher
-from pipeq_worker.schedule.waiting import Item, T
+from pipeq_worker.schedule.batcher import Batch, Batcher, Closed
+from pipeq_worker.schedule.task import Item, T
 from pipeq_worker.settings.read import Settings
 
 logger = logging.getLogger(__name__)
+
+#: Batches that the device process has at once: one that runs, and the next.
+AHEAD = 2
 
 
 class Runs(Generic[T]):
@@ -29,8 +34,10 @@ class Runs(Generic[T]):
     Args:
         window: the items that are ready.
         begin: see :class:`pipeq_worker.children.dispatcher.Hooks`.
-        send: sends messages to the child.
+        send: sends messages to the device process.
+        may_run: whether that process takes batches now; :meth:`poke` tells that this has changed.
         drop: ends a task that has failed, or is not wanted any more.
+        limits: returns the limits of a pipeline's batches.
         settings: for ``max_deaths``.
         observer: told of batches that begin.
     """
@@ -40,14 +47,18 @@ class Runs(Generic[T]):
         window: Batcher[Item[T]],
         begin: Callable[[list[T], bool], None],
         send: Callable[..., None],
+        may_run: Callable[[], bool],
         drop: Callable[[T], None],
+        limits: Callable[[str], BatchLimits],
         settings: Settings,
         observer: Observer,
     ) -> None:
         self._window = window
         self._begin_them = begin
         self._send = send
+        self._may_run = may_run
         self._drop = drop
+        self._limits = limits
         self._observer = observer
         self._max_deaths = settings.max_deaths
         #: Number -> items of each batch that the child has.
@@ -56,6 +67,8 @@ class Runs(Generic[T]):
         #: Counts the children that have died.
         self._life = 0
         self._closed = False
+        #: Set when the window or the batches that run have changed.
+        self._has_news = False
         self._changed = threading.Condition()
 
     def start(self) -> None:
@@ -66,8 +79,32 @@ class Runs(Generic[T]):
         """Notes that a batch has run. Returns its items."""
         with self._changed:
             items = self._open.pop(number, [])
+            self._has_news = True
             self._changed.notify_all()
         return items
+
+    def numbers_of(self, child: int) -> dict[int, list[int]]:
+        """Number of each open batch -> its items of a child."""
+        with self._changed:
+            return {
+                number: [item.number for item in items if item.where is not None and item.child == child]
+                for number, items in self._open.items()
+            }
+
+    def items_of(self, number: int) -> list[Item[T]]:
+        """The items of an open batch."""
+        with self._changed:
+            return self._open.get(number, [])
+
+    def stops(self, tasks: Sequence[T]) -> list[protocol.Stop]:
+        """What tells the device process that the rows of these tasks are not wanted any more."""
+        unwanted, found = set(map(id, tasks)), []
+        with self._changed:
+            for number, items in self._open.items():
+                rows = [at for at, one in enumerate(items) if one.where is not None and id(one.task) in unwanted]
+                if rows:
+                    found.append(protocol.Stop(number, rows))
+        return found
 
     def abandon(self) -> dict[int, list[Item[T]]]:
         """Forgets the batches of a child that has died, and returns them."""
@@ -83,8 +120,14 @@ class Runs(Generic[T]):
             self._closed = True
             self._changed.notify_all()
 
+    def poke(self) -> None:
+        """Notes that the window has changed."""
+        with self._changed:
+            self._has_news = True
+            self._changed.notify_all()
+
     def _run(self) -> None:
-        while self._has_room() and (batch := self._window.take()) is not None:
+        while (batch := self._wait_for_batch()) is not None:
             try:
                 self._start_batch(batch.items)
             except Exception as error:
@@ -93,11 +136,22 @@ class Runs(Generic[T]):
                     task.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
                     self._drop(task)
 
-    def _has_room(self) -> bool:
-        """Waits until the child needs another batch. Returns False once this is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._open)
-            return not self._closed
+    def _wait_for_batch(self) -> Batch[Item[T]] | None:
+        """Waits until the device needs a batch, and there is one. Returns None once this is closed."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or (len(self._open) < AHEAD and self._may_run()))
+                if self._closed:
+                    return None
+                is_busy, self._has_news = bool(self._open), False
+            if not is_busy:
+                return self._window.take()
+            # The batch after the one that runs lies ready when that is over. But a batch that can still become
+            # better waits, as the device is not waiting for it.
+            if (batch := self._window.take(is_idle=False)) is not None:
+                return batch
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._has_news)
 
     def _start_batch(self, items: list[Item[T]]) -> None:
         life = self._life
@@ -126,6 +180,13 @@ class Runs(Generic[T]):
         else:
             self._give([item], life, alone=True)
 
+    def put_back(self, items: list[Item[T]]) -> None:
+        """Puts items back into the window that the device has not got, or has not run."""
+        for item in items:
+            if item.where is not None and not item.is_gone:
+                with suppress(Closed):
+                    self._window.put(item, self._limits(item.lane))
+
     def _begin(self, tasks: list[T], *, alone: bool) -> None:
         tasks = [task for task in tasks if task.begins()]
         if tasks:
@@ -133,15 +194,24 @@ class Runs(Generic[T]):
 
     def _give(self, items: list[Item[T]], life: int, *, alone: bool) -> None:
         with self._changed:
-            # If the child has died since the batch was taken, its tasks have started over.
-            if life != self._life:
+            # If the child has died since the batch was taken, items that lay in it are gone, and the others wait again.
+            if life != self._life or not self._may_run():
+                self.put_back(items)
                 return
             number = next(self._numbers)
             self._open[number] = items
             # Under the lock, so that its end, or the death of the child, is told after it.
             self._observer.batch_began(items[0].lane, len(items))
             # Sent under the lock, so that it cannot reach the child that comes after that one.
-            self._send(protocol.Forward(number, [item.number for item in items], alone))
+            self._send(_message(number, items, alone))
+
+
+def _message(number: int, items: list[Item[T]], alone: bool) -> protocol.ToChild:
+    first = items[0]
+    if first.where is None:
+        return protocol.Forward(number, [item.number for item in items], alone)
+    rows = [protocol.Row(item.where, item.cost) for item in items]
+    return protocol.ForwardRows(number, first.lane, first.task.params, rows, alone)
 
 
 def _tasks_of(items: list[Item[T]]) -> list[T]:

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pipeq.contract.errors import ErrorCode, PipeqError
 
 from pipeq_worker.children.runs import Runs
+from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.observe.observer import Observer
 from pipeq_worker.schedule.batcher import Batcher
-from pipeq_worker.schedule.waiting import Item, T
+from pipeq_worker.schedule.task import Item, T
 from pipeq_worker.settings.read import Settings
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class Streams(Runs[T]):
     """Owns the thread ``streams``.
 
     Args:
-        begin, send, drop, settings, observer: as those of :class:`Runs`.
+        begin, send, may_run, drop, limits, settings, observer: as those of :class:`Runs`.
         slots: the number of places of a pipeline.
     """
 
@@ -38,12 +39,14 @@ class Streams(Runs[T]):
         self,
         begin: Callable[[list[T], bool], None],
         send: Callable[..., None],
+        may_run: Callable[[], bool],
         drop: Callable[[T], None],
+        limits: Callable[[str], BatchLimits],
         settings: Settings,
         observer: Observer,
         slots: Callable[[str], int],
     ) -> None:
-        super().__init__(Batcher(1), begin, send, drop, settings, observer)
+        super().__init__(Batcher(1), begin, send, may_run, drop, limits, settings, observer)
         self._numbers = itertools.count(FIRST)
         self._slots = slots
         #: Lane -> items that wait for a place, and those that wait to be alone.

@@ -16,7 +16,7 @@ from pipeq.contract.record import Before
 from pipeq_worker.children.keeper import Served
 from pipeq_worker.leases import celery_internals
 from pipeq_worker.leases.leases import Leases
-from pipeq_worker.schedule.waiting import Task
+from pipeq_worker.schedule.task import Task
 
 #: Larger than any real number of retries, and small enough for every counter.
 MOST_RETRIES = 1_000_000

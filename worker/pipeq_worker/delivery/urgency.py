@@ -11,7 +11,7 @@ from pipeq.contract.reading import number
 
 
 def urgency_of(request: Any) -> dict[str, Any]:
-    """The fields of a :class:`pipeq_worker.schedule.waiting.Task` that say how urgent it is. Never raises.
+    """The fields of a :class:`pipeq_worker.schedule.task.Task` that say how urgent it is. Never raises.
 
     Args:
         request: Celery's request.

@@ -12,6 +12,8 @@ from celery import Celery
 from pipeq.contract.redis_url import connect
 from redis.exceptions import RedisError
 
+from pipeq_worker.children import slab
+from pipeq_worker.children.crew import preparers_of
 from pipeq_worker.children.dispatcher import Dispatcher, Hooks
 from pipeq_worker.children.keeper import Served
 from pipeq_worker.children.process import ChildProcess
@@ -80,11 +82,11 @@ class Runtime:
             died=lambda tasks: self._beginning.died(tasks),
             hopeless=lambda reason: self._lose(reason),
         )
-        start = partial(ChildProcess, settings)
+        # The first one for the device process, and one for each prepare process.
+        slabs = [slab.make() for _ in range(preparers_of(settings) + 1)]
+        start = partial(ChildProcess, settings, slabs)
         health = self.seen.health
-        self.dispatcher = Dispatcher(
-            list(settings.pipelines), settings, start, hooks, self.observer, loads=health.loads, loaded=health.loaded
-        )
+        self.dispatcher = Dispatcher(settings, start, hooks, self.observer, loads=health.loads, loaded=health.loaded)
         if settings.pipelines:
             self.pipelines = self.dispatcher.load()
 
@@ -152,7 +154,7 @@ class Runtime:
         return self.dispatcher.in_flight(), self.dispatcher.running()
 
     def _processes(self) -> Iterable[tuple[str, int]]:
-        return [("host", os.getpid()), *self.dispatcher.pids.items()]
+        return [("host", os.getpid()), *self.dispatcher.pids]
 
     def _show(self) -> None:
         """Tells what others may see where to look."""

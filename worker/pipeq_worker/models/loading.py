@@ -40,3 +40,20 @@ def load_pipeline(
     from pipeq_worker.models import constant_pipeline
 
     return constant_pipeline.load_constant_pipeline(name, settings)
+
+
+def dump_ends(pipeline: Pipeline) -> bytes | None:
+    """What another process needs to prepare and finish for a pipeline; None if only this process can."""
+    if not pipeline.task_type.has_model or pipeline.stream is not None:
+        return None
+    from pipeq_worker.models import ends
+    from pipeq_worker.models.transformers_pipeline import TransformersPipeline
+
+    return ends.dump(pipeline) if isinstance(pipeline, TransformersPipeline) else None
+
+
+def load_ends(data: bytes, name: str, settings: PipelineSettings, limits: ParamLimits | None = None) -> Pipeline:
+    """Makes a pipeline without weights of what :func:`dump_ends` returned."""
+    from pipeq_worker.models import ends
+
+    return ends.load(data, name, settings, limits)

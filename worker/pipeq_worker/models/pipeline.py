@@ -72,6 +72,10 @@ class Pipeline(ABC):
             PipeqError: ``invalid_params``.
         """
 
+    def call(self, params: Mapping[str, Any]) -> Call:
+        """Makes a call of parameters that :meth:`merge` has checked, in another process perhaps."""
+        return self.merge(params)
+
     @abstractmethod
     def prepare(self, value: Any, call: Call) -> Iterator[Prepared]:
         """Yields the rows of one decoded input, one by one, so that a long input is never in memory as a whole.

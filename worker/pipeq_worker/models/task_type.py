@@ -105,6 +105,8 @@ class TaskType:
     own: OwnPipeline | None = None
     #: Whether it runs a transformers model.
     has_model: bool = True
+    #: Whether preparing an input runs the model, so that it cannot be done in a process without weights.
+    prepares_with_model: bool = False
     #: Python packages that it needs beyond pipeq's own.
     needs: tuple[str, ...] = ()
     #: Why the tests do not compare its batches with transformers' own answers; empty if they do.

@@ -250,6 +250,7 @@ _VISION_ROWS = (
         company="alone",
         objects="masks: PNG",
         quirks=lambda: quirks.vision.MaskGeneration,
+        prepares_with_model=True,
         needs=("torchvision",),
         untested="its last step needs torchvision; the steps before it are tested",
         note="the points of an image run in batches (`points_per_batch`)",

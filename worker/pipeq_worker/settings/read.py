@@ -83,6 +83,10 @@ class Settings(BaseSettings):
     max_items: int = Field(default=20_000, gt=0)
     #: Threads that decode and prepare, for each pipeline; by default the number of CPUs, 8 at most.
     prepare_threads: int | None = Field(default=None, gt=0)
+    #: Processes that prepare inputs and finish outputs beside the device process: each takes a few hundred MB for torch
+    #: and transformers, and keeps that work off the model's time. 0: threads of the device process do it. ``auto``: one
+    #: for four cores, at least 1 where there are two cores, 4 at most.
+    prepare_processes: Annotated[int, Field(ge=0, le=16)] | Literal["auto"] = "auto"
     #: Threads that torch uses for one operation on the CPU; torch's own default where it is absent.
     torch_threads: int | None = Field(default=None, gt=0)
     #: Tries of a task whose store is unreachable, the first one included.

@@ -25,9 +25,8 @@ from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.models.stream import StreamLostError
 from pipeq_worker.stages.device import Ran, Run
 from pipeq_worker.stages.infer import late_error
-from pipeq_worker.stages.shelf import Shelf
 from pipeq_worker.stages.steps import Stage, Steps
-from pipeq_worker.stages.task import Item, Task
+from pipeq_worker.stages.task import Item
 
 logger = logging.getLogger(__name__)
 
@@ -40,23 +39,21 @@ class StreamStage:
 
     Args:
         pipeline: a pipeline with a stream.
-        shelf: where its items lie.
         steps: the stream is noted there as one forward pass for as long as anything is inside.
-        ran, done, lost: as those of :class:`pipeq_worker.stages.device.Device`.
+        after: called with each item that has its output or its error, and its run.
+        lost: as that of :class:`pipeq_worker.stages.device.Device`.
     """
 
     def __init__(
         self,
         pipeline: Pipeline,
-        shelf: Shelf,
         steps: Steps,
-        ran: Callable[[Ran], None],
-        done: Callable[[list[Task]], None],
+        after: Callable[[list[Item], Ran], None],
         lost: Callable[[str], None],
     ) -> None:
         assert pipeline.stream is not None
         self._pipeline, self._stream = pipeline, pipeline.stream
-        self._shelf, self._steps, self._ran, self._done, self._lost = shelf, steps, ran, done, lost
+        self._steps, self._after, self._lost = steps, after, lost
         self._changed = threading.Condition()
         self._waiting: deque[Run] = deque()
         #: Items inside, with the number of their run and the time at which they went in.
@@ -149,10 +146,10 @@ class StreamStage:
             if self._suspects:
                 return [self._suspects.popleft()]
             run = self._waiting.popleft()
-            items = [item for item in self._shelf.find(run.items) if not item.task.needs_no_device]
+            items = [item for item in run.find() if not item.task.needs_no_device]
             found += [(run.number, item) for item in items]
             if not items:
-                self._ran(Ran(run.number, 0))
+                self._after([], Ran(run.number))
             if alone:
                 break
         return found
@@ -193,22 +190,8 @@ class StreamStage:
         with self._changed:
             number, began = self._inside.pop(item)
             self._changed.notify_all()
-        task, ran = item.task, Ran(number, 1)
-        ran.seconds, ran.padded_cost = time.monotonic() - began, item.cost
-        task.add_time("batch", began - item.ready_at)
-        task.add_time("infer", ran.seconds)
-        item.features = None
-        if item.error is not None:
-            where = f"inputs[{item.index}]: " if task.is_list else ""
-            task.fail(PipeqError(item.error.code, where + item.error.message, item.error.retryable))
-        else:
-            task.outputs[item.index][item.chunk] = item.output
-        # A cancelled task's items may have been removed, and closed, meanwhile.
-        done = [one.task for one in self._shelf.remove([item]) if one.task.closed()]
-        ran.ended = len(done)
-        self._ran(ran)
-        if done:
-            self._done(done)
+        ran = Ran(number, 1, padded_cost=item.cost, began=began, seconds=time.monotonic() - began)
+        self._after([item], ran)
 
     # -- when the stream breaks ---------------------------------------------------------------------------------------
 

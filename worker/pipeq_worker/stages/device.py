@@ -1,6 +1,7 @@
 """DEVICE: batches -> forward passes, one after the other, on the only thread that uses the device.
 
-Before: shelf. After: finish. Which items form a batch was decided by the process that holds the leases.
+Before: shelf, or the shelf of another process. After: finish. Which items form a batch was decided by the process that
+holds the leases.
 """
 
 from __future__ import annotations
@@ -13,13 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipeq.contract.errors import ErrorCode, PipeqError
-from pipeq.contract.status import BatchInfo
 
 from pipeq_worker.schedule.costs import Pass
 from pipeq_worker.stages.infer import DeviceLostError, infer
-from pipeq_worker.stages.shelf import Shelf
 from pipeq_worker.stages.steps import Stage, Steps
-from pipeq_worker.stages.task import Item, Task
+from pipeq_worker.stages.task import Item
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +28,12 @@ class Run:
     """A batch to run."""
 
     number: int
-    #: Numbers of its items on the shelf.
-    items: list[int]
     #: Whether nothing else may run in this process meanwhile.
     alone: bool
+    #: Returns its items, just before it runs.
+    find: Callable[[], list[Item]]
+    #: Called with these items, each of which has its output or its error then.
+    after: Callable[[list[Item], Ran], None]
 
 
 @dataclass
@@ -46,9 +47,9 @@ class Ran:
     padded_cost: int = 0
     #: Share of that cost that was padding, 0 to 1.
     padding: float = 0.0
+    #: When it began (monotonic clock), and how long it took.
+    began: float = 0.0
     seconds: float = 0.0
-    #: Tasks that have no items left to run.
-    ended: int = 0
     #: Its forward passes: one, unless it was halved.
     passes: list[Pass] = field(default_factory=list)
     #: Size of each part that was halved, and the code of the error.
@@ -59,25 +60,12 @@ class Device:
     """Owns the device's thread.
 
     Args:
-        shelf: where the items lie.
         steps: what the thread does is noted there.
-        ran: called after each batch.
-        done: called with tasks that have no items left to run.
         lost: called with a reason when the device cannot be used any more.
     """
 
-    def __init__(
-        self,
-        shelf: Shelf,
-        steps: Steps,
-        ran: Callable[[Ran], None],
-        done: Callable[[list[Task]], None],
-        lost: Callable[[str], None],
-    ) -> None:
-        self._shelf = shelf
+    def __init__(self, steps: Steps, lost: Callable[[str], None]) -> None:
         self._steps = steps
-        self._ran = ran
-        self._done = done
         self._lost = lost
         self._runs: deque[Run] = deque()
         self._closed = False
@@ -112,50 +100,32 @@ class Device:
             except DeviceLostError as error:
                 self._lost(f"the device is beyond use: {error}")
                 return
+            except Exception as error:
+                logger.exception("a batch failed inside pipeq", extra={"action": "batch"})
+                self._lost(f"a batch failed inside pipeq: {type(error).__name__}: {error}")
+                return
 
     def _run(self, run: Run) -> None:
-        found = self._shelf.find(run.items)
+        found = run.find()
         items = [item for item in found if not item.task.needs_no_device]
-        began, ran = time.monotonic(), Ran(run.number, len(items))
+        ran = Ran(run.number, len(items), began=time.monotonic())
         if items:
             with self._steps.step(Stage.FORWARD, run.number, alone=run.alone):
-                began = time.monotonic()
-                try:
-                    self._infer(items, ran)
-                except DeviceLostError:
-                    raise
-                except Exception as error:
-                    logger.exception("a batch failed inside pipeq", extra={"action": "batch"})
-                    for item in items:
-                        item.error = PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
-        ran.seconds = time.monotonic() - began
+                ran.began = time.monotonic()
+                self._infer(items, ran)
+        ran.seconds = time.monotonic() - ran.began
         ran.padded_cost = max((item.cost for item in items), default=0) * len(items)
         ran.padding = 1 - sum(item.cost for item in items) / ran.padded_cost if ran.padded_cost else 0.0
-        self._note(items, ran, began)
-        # A cancelled task's items may have been removed, and closed, meanwhile.
-        done = [item.task for item in self._shelf.remove(found) if item.task.closed()]
-        ran.ended = len(done)
-        self._ran(ran)
-        if done:
-            self._done(done)
+        run.after(found, ran)
 
     def _infer(self, items: list[Item], ran: Ran) -> None:
         pipeline = items[0].task.pipeline
         assert pipeline is not None
-        infer(pipeline, items, lambda size, code: ran.splits.append((size, code)), ran.passes.append)
-
-    def _note(self, items: list[Item], ran: Ran, began: float) -> None:
-        """Gives each task its outputs, its errors, and its share of the times."""
-        info = BatchInfo(size=ran.size, padding=round(ran.padding, 4))
-        for task in dict.fromkeys(item.task for item in items):
-            if task.batch is None or info.size > task.batch.size:
-                task.batch = info
-            task.add_time("infer", ran.seconds)
-        for item in items:
-            item.task.add_time("batch", began - item.ready_at)
-            item.features = None
-            if item.error is not None:
-                where = f"inputs[{item.index}]: " if item.task.is_list else ""
-                item.task.fail(PipeqError(item.error.code, where + item.error.message, item.error.retryable))
-            else:
-                item.task.outputs[item.index][item.chunk] = item.output
+        try:
+            infer(pipeline, items, lambda size, code: ran.splits.append((size, code)), ran.passes.append)
+        except DeviceLostError:
+            raise
+        except Exception as error:
+            logger.exception("a batch failed inside pipeq", extra={"action": "batch"})
+            for item in items:
+                item.error = PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")

@@ -14,12 +14,14 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.status import Progress
 
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.settings.read import Settings
+from pipeq_worker.stages.closing import close
 from pipeq_worker.stages.continuous import StreamStage
 from pipeq_worker.stages.device import Device, Ran, Run
 from pipeq_worker.stages.far import Far
@@ -98,10 +100,9 @@ class Engine:
             finish=lambda task: self._finish_later([task]),
             check_output=placer.check_output,
         )
-        self._device = Device(self._shelf, self._steps, listener.ran, self._finish_later, listener.lost)
-        on_lost = listener.lost
+        self._device = Device(self._steps, listener.lost)
         self._streams = {
-            name: StreamStage(pipeline, self._shelf, self._steps, listener.ran, self._finish_later, on_lost)
+            name: StreamStage(pipeline, self._steps, self._ran, listener.lost)
             for name, pipeline in pipelines.items()
             if pipeline.stream is not None
         }
@@ -122,23 +123,46 @@ class Engine:
             self._tasks[task.number] = task
         self._preparation.submit(task)
 
-    def run(self, run: Run) -> None:
-        """Runs a batch of items that are ready. Returns at once."""
-        stage = next((self._streams.get(str(item.lane)) for item in self._shelf.find(run.items[:1])), None)
-        (stage or self._device).run(run)
+    def run(self, number: int, items: list[int], *, alone: bool) -> None:
+        """Runs a batch of items that are ready here. Returns at once."""
+        stage = next((self._streams.get(str(item.lane)) for item in self._shelf.find(items[:1])), None)
+        (stage or self._device).run(Run(number, alone, lambda: self._shelf.find(items), self._ran))
 
-    def cancel(self, numbers: Iterable[int]) -> None:
-        """Stops working on tasks; of those nothing more is told."""
+    def run_rows(self, number: int, rows: list[Item], after: Callable[[list[Item], Ran], None], *, alone: bool) -> None:
+        """Runs a batch of rows that were prepared in another process. Returns at once."""
+        self._device.run(Run(number, alone, lambda: rows, after))
+
+    def find(self, numbers: Iterable[int]) -> list[Item]:
+        """The items with these numbers that are ready here."""
+        return self._shelf.find(numbers)
+
+    def take_outputs(self, ran: Ran, outputs: dict[int, Any]) -> None:
+        """Takes what another process made of items that were prepared here.
+
+        Args:
+            ran: the batch.
+            outputs: number of each item -> the model's output for it, or a :class:`PipeqError`.
+        """
+        items = self._shelf.find(outputs)
+        for item in items:
+            output = outputs[item.number]
+            if isinstance(output, PipeqError):
+                item.error = output
+            else:
+                item.output = output
+        self._finish_later(close(self._shelf, items, ran))
+
+    def cancel(self, numbers: Iterable[int]) -> list[int]:
+        """Stops working on tasks; of those nothing more is told. Returns the numbers of their items."""
         with self._lock:
             tasks = [self._tasks[number] for number in numbers if number in self._tasks]
         for task in tasks:
             task.is_cancelled = True
-        items = self._shelf.remove_of(tasks)
-        for item in items:
+        removed = self._shelf.remove_of(tasks)
+        for item in removed:
             item.row.stop = True  # in case it runs
-        closed = [item.task for item in items if item.task.closed()]
-        if closed:
-            self._finish_later(closed)
+        self._finish_later([item.task for item in removed if item.task.closed()])
+        return [item.number for item in removed]
 
     def close(self) -> None:
         """Stops all work. Returns at once; what runs is abandoned."""
@@ -154,6 +178,10 @@ class Engine:
     def _inside(self) -> list[Task]:
         with self._lock:
             return list(self._tasks.values())
+
+    def _ran(self, items: list[Item], ran: Ran) -> None:
+        self._listener.ran(ran)
+        self._finish_later(close(self._shelf, items, ran))
 
     def _finish_later(self, tasks: list[Task]) -> None:
         """Finishes tasks on other threads: the device's must not wait for it."""

@@ -85,7 +85,7 @@ class Placer:
             logger.exception("task %s", task.id, extra={"action": "deliver"})
             task.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
         finally:
-            task.outputs, task.inputs, task.echoes, task.given = [], [], {}, None
+            task.outputs, task.inputs, task.echoes, task.originals, task.given = [], [], {}, {}, None
         return Uploads()
 
     def upload(self, task: Task, uploads: Uploads) -> None:

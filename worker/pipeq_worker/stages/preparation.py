@@ -145,7 +145,9 @@ class Preparation:
         assert pipeline is not None
         task.inputs, task.is_list = read_inputs(pipeline.task_type, task.given, self._settings.inputs)
         task.outputs = [[] for _ in task.inputs]
-        task.echoes = {id(read): sent for one in task.inputs for read, sent in one.turns}
+        for one in task.inputs:
+            for read, sent in one.turns:
+                task.echo(read, sent)
         self._check_items(prepare.least_items(task.inputs, task.call.params))
         if any(one.slots for one in task.inputs):
             self._lane(task).fetching.submit(self._guarded, task, self._fetch)
@@ -200,7 +202,7 @@ class Preparation:
         if not decode.keeps_its_bytes(value):
             self.hold(task, -len(slot.data))
         slot.fill(value)
-        task.echoes[id(value)] = slot.ref.model_dump(exclude_none=True, exclude={"signature"})
+        task.echo(value, slot.ref.model_dump(exclude_none=True, exclude={"signature"}))
 
     def _go_on(self, task: Task) -> None:
         """Runs the next slice of a task's preparation."""

@@ -1,7 +1,7 @@
 """TASK: what moves through the stages: a task, its inputs, and the items that they become. Imports no Celery or Redis.
 
 A task lives in the process that has its inputs. Where it came from and how it ends is the business of the process that
-holds its lease, which knows it by its number (:class:`pipeq_worker.schedule.waiting.Task`).
+holds its lease, which knows it by its number (:class:`pipeq_worker.schedule.task.Task`).
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ class Task:
     is_list: bool = False
     #: ``id`` of a chat's turn or of a decoded part -> what the producer sent for it, for outputs that repeat it.
     echoes: dict[int, Any] = field(default_factory=dict)
+    #: ``id`` of each of these -> itself.
+    originals: dict[int, Any] = field(default_factory=dict)
     #: For each input the model's outputs, one for each chunk.
     outputs: list[list[Any]] = field(default_factory=list)
     error: PipeqError | None = None
@@ -160,6 +162,10 @@ class Task:
         """Adds to a stage's time."""
         self.timing_ms[stage] = round(self.timing_ms.get(stage, 0.0) + seconds * 1000, 3)
 
+    def echo(self, value: Any, sent: Any) -> None:
+        """Notes that an output that repeats ``value`` should show what was sent for it."""
+        self.echoes[id(value)], self.originals[id(value)] = sent, value
+
     def opened(self) -> int:
         """Counts one more open item, that is, one in the batcher or on the device. Returns how many are open."""
         with self._lock:
@@ -229,6 +235,11 @@ class Item:
     deadline: float = math.inf
     tenant: str | None = None
     arrived: float = 0.0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the first item of its task."""
+        return not self.index and not self.chunk
 
     @property
     def lane(self) -> Hashable:

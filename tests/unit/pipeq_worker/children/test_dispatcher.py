@@ -17,7 +17,7 @@ from pipeq_worker.children.dispatcher import Dispatcher, Hooks
 from pipeq_worker.models.constant_pipeline import ConstantPipeline
 from pipeq_worker.models.pipeline import Pipeline, Prepared
 from pipeq_worker.models.task_types import find
-from pipeq_worker.schedule.waiting import Task
+from pipeq_worker.schedule.task import Task
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.settings.sections import PipelineSettings
 from pipeq_worker.stages.accept import read_inputs
@@ -87,7 +87,7 @@ def dispatcher(
     sections = {name: PipelineSettings(task="constant") for name in pipelines}
     settings = settings.model_copy(update={"pipelines": sections})
     hooks = Hooks(begin=begin, look=look, deliver=deliver, died=lambda _: None, hopeless=lambda _: None)
-    made = Dispatcher(list(pipelines), settings, starter(pipelines, settings, fetcher), hooks)
+    made = Dispatcher(settings, starter(pipelines, settings, fetcher), hooks)
     made.load()
     made.start()
     return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from pipeq_worker.models.constant_pipeline import ConstantPipeline
 from pipeq_worker.models.running import Row
 from pipeq_worker.models.stream import Done, Stream, StreamLostError
 from pipeq_worker.settings.sections import PipelineSettings
+from pipeq_worker.stages.closing import close
 from pipeq_worker.stages.continuous import StreamStage
 from pipeq_worker.stages.device import Ran, Run
 from pipeq_worker.stages.shelf import Shelf
@@ -81,12 +83,13 @@ class Stages:
         self.ran: list[Ran] = []
         self.lost: list[str] = []
         self._changed = threading.Condition()
-        self.stage = StreamStage(self.pipeline, self.shelf, self.steps, self.ran.append, self._end, self.lost.append)
+        self.stage = StreamStage(self.pipeline, self.steps, self._after, self.lost.append)
         self.stage.start()
 
-    def _end(self, tasks: list[Task]) -> None:
+    def _after(self, items: list[Item], ran: Ran) -> None:
         with self._changed:
-            self.done += tasks
+            self.ran.append(ran)
+            self.done += close(self.shelf, items, ran)
             self._changed.notify_all()
 
     def run(self, *names: str, alone: bool = False) -> list[Task]:
@@ -97,7 +100,7 @@ class Stages:
             task.opened()
             task.prepared()
             self.shelf.put(item)
-            self.stage.run(Run(item.number, [item.number], alone))
+            self.stage.run(Run(item.number, alone, partial(self.shelf.find, [item.number]), self._after))
             tasks.append(task)
         return tasks
 
@@ -123,7 +126,7 @@ def test_items_go_in_as_soon_as_there_is_a_place(stages: Stages) -> None:
     assert [outcome(task) for task in tasks] == [f"out {at}" for at in range(30)]
     assert stages.stream.most == 4
     assert sorted(one.number for one in stages.ran) == list(range(1, 31))
-    assert sum(one.ended for one in stages.ran) == 30
+    assert len(stages.done) == 30
     assert all({"batch", "infer"} <= task.timing_ms.keys() for task in tasks)
     assert max(task.batch.size for task in tasks if task.batch is not None) == 4
 

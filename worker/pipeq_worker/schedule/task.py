@@ -1,4 +1,4 @@
-"""WAITING: what the host knows of a task while it is inside: its number, its stage, and the costs of its items.
+"""TASK: what the host knows of a task while it is inside: its number, its stage, and the costs of its items.
 
 It knows nothing of what a producer sent, apart from the bytes that it passes on. In a worker the task is a
 :class:`pipeq_worker.delivery.delivery.Delivery`, which adds a message's request and a lease.
@@ -12,7 +12,7 @@ import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pipeq.contract.errors import PipeqError
 from pipeq.contract.message import TaskMessage
@@ -51,6 +51,10 @@ class Task:
     #: When it came in (monotonic clock).
     arrived: float = field(default_factory=time.monotonic)
     place: Place = Place.HOST
+    #: The child that has it; 0 is the device process.
+    child: int = 0
+    #: The parameters of its call, pickled, once a prepare process has told them.
+    params: bytes = b""
     #: When it came to that place (monotonic clock).
     since: float = field(default_factory=time.monotonic)
     #: When its first batch began, in seconds since the epoch.
@@ -156,6 +160,10 @@ class Item(Generic[T]):
     lane: str
     cost: int
     nbytes: int
+    #: The child that prepared it; 0 is the device process.
+    child: int = 0
+    #: Where a prepare process has put it; None if it lies in the device process.
+    where: Any = None
     #: When it was ready (monotonic clock). Items of a large task are as young as those of later tasks.
     arrived: float = field(default_factory=time.monotonic)
 

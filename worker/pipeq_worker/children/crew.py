@@ -1,0 +1,151 @@
+"""CREW: the children of a worker: the device process and the prepare processes, started side by side.
+
+device process: load the weights -> ends -> prepare processes: load the ends
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from pipeq.contract.errors import PipeqError
+
+from pipeq_worker.children import protocol
+from pipeq_worker.children.keeper import Death, Keeper, Served
+from pipeq_worker.children.process import Starter
+from pipeq_worker.models.loading import needs_torch
+from pipeq_worker.settings.read import Settings
+
+#: Most prepare processes where the settings say "auto": each takes memory for torch and transformers.
+MOST_PREPARERS = 4
+
+
+def preparers_of(settings: Settings) -> int:
+    """Number of prepare processes of a worker."""
+    if not any(needs_torch(name, section) for name, section in settings.pipelines.items()):
+        return 0  # their ends are so cheap that going to another process costs more
+    if settings.prepare_processes != "auto":
+        return settings.prepare_processes
+    cores = len(os.sched_getaffinity(0))
+    return 0 if cores < 2 else min(MOST_PREPARERS, max(1, cores // 4))
+
+
+class Crew:
+    """Owns the children.
+
+    Args:
+        settings: the worker's settings.
+        start: starts a child.
+        heard: called with a child and its messages about tasks, on a thread of that child.
+        serving: called when a child serves.
+        died: called with a child and how it died.
+        hopeless: called with a sentence when a child cannot be had any more.
+        loads: called with the pipelines that have to be loaded again.
+        loaded: called with each pipeline that is loaded.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        start: Starter,
+        *,
+        heard: Callable[[Keeper, Sequence[protocol.ToHost]], None],
+        serving: Callable[[], None],
+        died: Callable[[Keeper, Death], None],
+        hopeless: Callable[[str], None],
+        loads: Callable[[Sequence[str]], None],
+        loaded: Callable[[str], None],
+    ) -> None:
+        names = list(settings.pipelines)
+        #: Name -> what the device process said in ``ends``.
+        self._ends: dict[str, bytes | None] = {}
+        self._names = names
+        self.preparers: list[Keeper] = []
+
+        def keeper(number: int, loading: Callable[[], protocol.ToChild | None]) -> Keeper:
+            is_device = not number
+            made: Keeper = Keeper(
+                number,
+                names if is_device else [],
+                loading,
+                settings,
+                start,
+                heard=lambda messages: heard(made, messages),
+                serving=serving,
+                died=lambda death: died(made, death),
+                hopeless=hopeless,
+                # What a prepare process loads is ready elsewhere, or was a moment ago.
+                loads=loads if is_device else _ignore,
+                loaded=loaded if is_device else _ignore,
+            )
+            return made
+
+        self.device = keeper(0, partial(protocol.Load, names))
+        self.preparers = [keeper(number, self._load_ends) for number in range(1, preparers_of(settings) + 1)]
+
+    def __iter__(self) -> Iterator[Keeper]:
+        yield self.device
+        yield from self.preparers
+
+    def load(self) -> dict[str, Served]:
+        """Starts the children, and waits until they serve. Returns the pipelines.
+
+        Raises:
+            PipeqError: a pipeline cannot be loaded.
+        """
+        for one in self:
+            one.start()
+        try:
+            served = self.device.wait_until_loaded()
+            detached = [name for name in self._names if self._ends.get(name) is not None]
+            if not detached:
+                # Nothing can be prepared outside the device process.
+                for one in self.preparers:
+                    one.close()
+                self.preparers = []
+            for one in self.preparers:
+                one.wait_until_loaded()
+        except PipeqError:
+            self.close()
+            raise
+        return served
+
+    def take_ends(self, ends: protocol.Ends) -> None:
+        """Takes what the device process said of a pipeline. When it has said all, prepare processes can load."""
+        self._ends[ends.name] = ends.data
+        if len(self._ends) == len(self._names):
+            names = [name for name in self._names if self._ends[name] is not None]
+            for one in self.preparers:
+                one.names = names
+                one.load()
+
+    def homes(self, name: str) -> list[Keeper]:
+        """The children that prepare for a pipeline and serve now."""
+        keepers = [one for one in self.preparers if name in one.names] or [self.device]
+        return [one for one in keepers if one.is_serving]
+
+    @property
+    def pids(self) -> list[tuple[str, int]]:
+        """Role and process id of each child that lives."""
+        named = [("prepare" if one.number else "device", one.pid) for one in self]
+        return [(role, pid) for role, pid in named if pid is not None]
+
+    def hangs(self) -> str | None:
+        """Says that a child hangs although it should have been ended; None if all is well."""
+        return next((said for one in self if (said := one.hangs()) is not None), None)
+
+    def close(self) -> None:
+        """Ends the children, and starts no others."""
+        for one in self:
+            one.close()
+
+    def _load_ends(self) -> protocol.ToChild | None:
+        if len(self._ends) < len(self._names):
+            return None
+        ends = {name: data for name, data in self._ends.items() if data is not None}
+        return protocol.LoadEnds(ends) if ends else None
+
+
+def _ignore(_: object) -> None:
+    """Nobody need know."""

@@ -1,0 +1,74 @@
+"""MAIN: the program of a child process. Started by :mod:`.process`, never forked.
+
+    python -P -m pipeq_worker.children.main SOCKET BOARD PARENT OWN SLAB...
+
+It speaks :mod:`.protocol` over the socket, and notes on the board what its threads do. It ends when its parent does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+
+from pipeq_worker.children import board, protocol
+from pipeq_worker.children.child import Child, import_torch
+from pipeq_worker.children.link import Link
+from pipeq_worker.children.slab import Slabs
+from pipeq_worker.models.loading import needs_torch
+from pipeq_worker.observe import log
+from pipeq_worker.settings.read import Settings
+
+#: A child's exit code after ``lost``.
+EXIT_LOST = 75
+#: How long the reason may take to get out then, in seconds.
+_SAID_S = 0.2
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Runs the process."""
+    end, board_fd, parent, own, *slabs = map(int, sys.argv[1:])
+    _end_with(parent)
+    # The host decides when this process ends; Ctrl-C and systemd send their signals to all processes of a group.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    link = Link(socket.socket(fileno=end), "host")
+    messages = link.receive(protocol.for_child)
+    start = messages[0]
+    assert isinstance(start, protocol.Start)
+    settings: Settings = protocol.unpacked(start.settings)
+    log.set_up(settings.log_level, settings.log_format)
+    # A task makes some hundred small objects and frees them all when it ends; see pipeq_worker.process.cli.
+    gc.set_threshold(50_000, 10, 10)
+    child = Child(link, board.Writer(board_fd), Slabs(slabs, own), lost=_end_soon)
+    if start.is_preparer and any(needs_torch(name, one) for name, one in settings.pipelines.items()):
+        # While the device process loads the weights. One thread: the others belong to the device process.
+        import_torch(settings, 1)
+    for message in messages:
+        child.take(message)
+    child.serve()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads that still read from a slow store would delay the exit.
+    os._exit(0)
+
+
+def _end_soon() -> None:
+    threading.Timer(_SAID_S, os._exit, (EXIT_LOST,)).start()
+
+
+def _end_with(parent: int) -> None:
+    """Has the kernel kill this process when its parent dies, also while Python's lock is held."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

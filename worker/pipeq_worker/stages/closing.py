@@ -1,0 +1,36 @@
+"""CLOSING: items that have run -> their tasks' outputs, errors and times. Before: device. After: finish."""
+
+from __future__ import annotations
+
+from pipeq.contract.errors import PipeqError
+from pipeq.contract.status import BatchInfo
+
+from pipeq_worker.stages.device import Ran
+from pipeq_worker.stages.shelf import Shelf
+from pipeq_worker.stages.task import Item, Task
+
+
+def close(shelf: Shelf, items: list[Item], ran: Ran) -> list[Task]:
+    """Takes items that have run off the shelf. Returns the tasks that have none left.
+
+    Args:
+        shelf: where they lie.
+        items: of one batch; each has its output or its error, unless its task needs none any more.
+        ran: the batch.
+    """
+    wanted = [item for item in items if not item.task.needs_no_device]
+    info = BatchInfo(size=ran.size, padding=round(ran.padding, 4))
+    for task in dict.fromkeys(item.task for item in wanted):
+        if task.batch is None or info.size > task.batch.size:
+            task.batch = info
+        task.add_time("infer", ran.seconds)
+    for item in wanted:
+        item.task.add_time("batch", max(0.0, ran.began - item.ready_at))
+        item.features = None
+        if item.error is not None:
+            where = f"inputs[{item.index}]: " if item.task.is_list else ""
+            item.task.fail(PipeqError(item.error.code, where + item.error.message, item.error.retryable))
+        else:
+            item.task.outputs[item.index][item.chunk] = item.output
+    # A cancelled task's items may have been removed, and closed, meanwhile.
+    return [item.task for item in shelf.remove(items) if item.task.closed()]
