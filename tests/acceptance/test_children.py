@@ -54,6 +54,8 @@ if "pipeq_worker.children.main" in sys.orig_argv:
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "breaks":
             ctypes.string_at(0)
+        if what == "fills":
+            bytearray(2**30)
         if what == "spins":  # with Python's lock held
             re.match("(a+)+$", "a" * 64 + "b")
 
@@ -184,3 +186,28 @@ def test_kills_of_device_and_prepare_processes(redis_url: str, tiny: Path, tmp_p
         assert process.process.poll() is None
         assert db.hlen("pipeq:running") == 0
         assert process.text().count("ready: serving") == 1
+
+
+def test_an_idle_device_process_ends_and_comes_back(redis_url: str, tmp_path: Path) -> None:
+    with serving(tmp_path, redis_url, idle_unload_s=1) as (process, client):
+        for at in range(2):
+            assert client.result(client.submit("constant", f"good {at}"), timeout_s=60) == f"good {at}"
+            deadline = time.monotonic() + 30
+            while process.children():
+                assert time.monotonic() < deadline, process.text()
+                time.sleep(0.05)
+        # Its end is no death, and the worker serves all the time.
+        assert "starting another one" not in process.text()
+        assert process.text().count("until the next task comes") >= 2
+        assert process.text().count("ready: serving") == 1
+
+
+def test_a_process_has_no_more_memory_than_it_is_allowed(redis_url: str, tmp_path: Path) -> None:
+    with serving(tmp_path, redis_url, process_max_bytes="600MiB") as (process, client):
+        too_large, good = client.submit("constant", "fills at prepare"), client.submit("constant", "good")
+        status = client.wait(too_large, timeout_s=60)
+        assert status.state is State.FAILED
+        assert status.error is not None
+        assert "MemoryError" in status.error.message
+        assert client.result(good, timeout_s=60) == "good"
+        assert "starting another one" not in process.text()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -107,6 +108,7 @@ class Dispatcher(Generic[T]):
         #: For each pipeline, tasks that have ended since its last batch.
         self._ends: Counter[str] = Counter()
         self._changed = threading.Condition()
+        self._last_task_at = time.monotonic()
         self._draining = False
         self._hurried = False
         self._stopped = False
@@ -184,11 +186,13 @@ class Dispatcher(Generic[T]):
             has_error = task.error is not None
             if not has_error:
                 self._queue_of(task).add(task)
+            self._last_task_at = time.monotonic()
         if has_error:
             self._end(task)
         else:
             if (name := task.lane) is not None:
                 self._observer.task_accepted(task.id, name)
+            self._crew.device.wake()
             self._feed()
 
     def in_flight(self) -> dict[str, int]:
@@ -473,6 +477,14 @@ class Dispatcher(Generic[T]):
                 ]
                 for task in late:
                     task.looked_at = now
+                is_idle = not self._tasks and now - self._last_task_at > (self._settings.idle_unload_s or math.inf)
+            if is_idle:
+                self._crew.device.unload()
+                # A task may have come meanwhile, and found it still there.
+                with self._changed:
+                    has_come = bool(self._tasks)
+                if has_come:
+                    self._crew.device.wake()
             if late:
                 self._hooks.look(late)
                 for task in late:

@@ -117,6 +117,8 @@ class Keeper:
         self._is_asked = False
         self._silent = 0
         self._closed = False
+        #: Whether it was ended because nobody needed it.
+        self._is_asleep = False
         self._restart_at: float | None = None
         self._changed = threading.Condition()
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
@@ -163,6 +165,26 @@ class Keeper:
             if entry.stage is not Stage.FETCH and late_s > 0:
                 return f"a step of {entry.stage.name.lower()} should have been ended {late_s:.0f} s ago"
         return None
+
+    def unload(self) -> None:
+        """Ends the child until :meth:`wake`; does nothing if none serves. Waits until it has ended."""
+        with self._changed:
+            child = self._child
+            if child is None or not self.is_serving or self._closed:
+                return
+            self._is_asleep = True
+        logger.info("idle: process %d ends until the next task comes", child.pid, extra={"action": "unload"})
+        child.close()
+
+    def wake(self) -> None:
+        """Starts a child, if the last one was ended by :meth:`unload`. Returns at once."""
+        with self._changed:
+            if not self._is_asleep or self._child is not None:
+                return
+            self._is_asleep = False
+            self._restart_at = time.monotonic()
+            self._changed.notify_all()
+        self._tell_loads(self.names)
 
     @property
     def pid(self) -> int | None:
@@ -243,7 +265,7 @@ class Keeper:
         with self._changed:
             child, self._child = self._child, None
             # What was loaded is known until the next child has loaded it again.
-            if self._closed or child is None or self._failed is not None:
+            if self._closed or child is None or self._failed is not None or self._is_asleep:
                 return
             was_serving = self._is_told and self._loaded.issuperset(self.names)
         death = Death(self._lost or self._reason(end.how, child.pid), child.doing(), self._overdue)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -42,6 +43,8 @@ def main() -> None:
     start = messages[0]
     assert isinstance(start, protocol.Start)
     settings: Settings = protocol.unpacked(start.settings)
+    if (most := settings.process_max_bytes) is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     log.set_up(settings.log_level, settings.log_format)
     # A task makes some hundred small objects and frees them all when it ends; see pipeq_worker.process.cli.
     gc.set_threshold(50_000, 10, 10)

@@ -87,6 +87,12 @@ class Settings(BaseSettings):
     #: and transformers, and keeps that work off the model's time. 0: threads of the device process do it. ``auto``: one
     #: for four cores, at least 1 where there are two cores, 4 at most.
     prepare_processes: Annotated[int, Field(ge=0, le=16)] | Literal["auto"] = "auto"
+    #: Most memory of each of these processes and of the device process, as the data that it allocates on the CPU; what
+    #: goes beyond fails there, for its own task. By default there is no limit.
+    process_max_bytes: Bytes | None = None
+    #: If no task came for so long, the device process ends and gives all its memory back, that of the GPU included; the
+    #: next task starts it again, and waits for that, in seconds. By default it stays.
+    idle_unload_s: float | None = Field(default=None, gt=0)
     #: Threads that torch uses for one operation on the CPU; torch's own default where it is absent.
     torch_threads: int | None = Field(default=None, gt=0)
     #: Tries of a task whose store is unreachable, the first one included.
