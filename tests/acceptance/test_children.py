@@ -7,6 +7,7 @@ that can be made to kill a process at every stage are not to be had.
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import time
@@ -200,6 +201,14 @@ def test_an_idle_device_process_ends_and_comes_back(redis_url: str, tmp_path: Pa
         assert "starting another one" not in process.text()
         assert process.text().count("until the next task comes") >= 2
         assert process.text().count("ready: serving") == 1
+
+
+def test_tasks_that_come_while_the_device_process_goes_are_done(redis_url: str, tmp_path: Path) -> None:
+    rng = random.Random(1)
+    with serving(tmp_path, redis_url, idle_unload_s=0.2) as (process, client):
+        for at in range(12):
+            time.sleep(rng.uniform(0.5, 2.0))
+            assert client.result(client.submit("constant", f"good {at}"), timeout_s=30) == f"good {at}", process.text()
 
 
 def test_a_process_has_no_more_memory_than_it_is_allowed(redis_url: str, tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ import pytest
 import torch
 import transformers
 from pipeq.contract.errors import PipeqError
+from pipeq_worker.children import slab
 from pipeq_worker.doctor.compare import differences
 from pipeq_worker.doctor.doctor import check
 from pipeq_worker.media.video import Video
+from pipeq_worker.models import ends
 from pipeq_worker.models.call import Call
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.pipeline import BatchLimits
@@ -284,3 +286,58 @@ def test_words_without_the_parameter_are_refused(loaded: Callable[[str, str], Tr
     pipeline = loaded("token-classification", "token_classifier")
     with pytest.raises(PipeqError, match="is_split_into_words=true"):
         next(pipeline.prepare(WORDS, pipeline.merge({})))
+
+
+@pytest.fixture(scope="module")
+def slabs() -> list[slab.Slabs]:
+    descriptors = [slab.make(), slab.make()]
+    return [slab.Slabs(descriptors, own) for own in range(2)]
+
+
+@pytest.fixture(scope="module")
+def ends_of(loaded: Callable[[str, str], TransformersPipeline]) -> Callable[[str, str], TransformersPipeline]:
+    made: dict[tuple[str, str], TransformersPipeline] = {}
+
+    def get(task: str, model: str) -> TransformersPipeline:
+        if (task, model) not in made:
+            device = loaded(task, model)
+            data = ends.dump(device)
+            assert data is not None
+            made[task, model] = ends.load(data, device.name, device.settings)
+        return made[task, model]
+
+    return get
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_ends_without_weights_give_the_same_answer(
+    loaded: Callable[[str, str], TransformersPipeline],
+    ends_of: Callable[[str, str], TransformersPipeline],
+    slabs: list[slab.Slabs],
+    case: Case,
+) -> None:
+    """Its two ends are made from bytes, as in another process; rows and outputs pass through shared memory."""
+    task, model, inputs, params, _ = case
+    device, two_ends = loaded(task, model), ends_of(task, model)
+    weights = [*two_ends._pipe.model.parameters(), *two_ends._pipe.model.buffers()]
+    assert all(one.device.type == "meta" for one in weights)
+    at_device, at_ends = slabs
+    for value in list(inputs() if callable(inputs) else inputs)[:2]:
+        call = two_ends.merge(copy.deepcopy(params))
+        torch.manual_seed(1)
+        rows = list(two_ends.prepare(copy.deepcopy(value), call))
+        there = [at_ends.put(row.features, row.nbytes) for row in rows]
+        # The device process makes its own call of the parameters.
+        device_call = device.call(call.params)
+        outputs: list[Any] = []
+        for where in there:
+            (output,) = device.forward([at_device.get(where)], device_call)
+            back = at_device.put(output)
+            outputs.append(copy.deepcopy(at_ends.get(back)))
+            at_device.free(back)
+            at_ends.free(where)
+        got = two_ends.result(two_ends.postprocess(outputs, call), value, call)
+        torch.manual_seed(1)
+        want = device.alone(copy.deepcopy(value), copy.deepcopy(dict(device.merge(copy.deepcopy(params)).params)))
+        assert not list(differences(got, want))[:3]
+    assert [one._rooms.free_bytes for one in slabs] == [slab.SIZE] * 2

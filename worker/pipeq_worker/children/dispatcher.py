@@ -26,6 +26,7 @@ from pipeq_worker.children.crew import Crew
 from pipeq_worker.children.deaths import suspected
 from pipeq_worker.children.delivering import Delivering
 from pipeq_worker.children.fed import Fed
+from pipeq_worker.children.guarded import guarded
 from pipeq_worker.children.keeper import Death, Keeper, Served
 from pipeq_worker.children.process import Starter
 from pipeq_worker.children.runs import Runs
@@ -136,6 +137,7 @@ class Dispatcher(Generic[T]):
             self._limits,
             settings,
             self._observer,
+            hooks.hopeless,
         )
         self._streams: Streams[T] = Streams(
             hooks.begin,
@@ -145,6 +147,7 @@ class Dispatcher(Generic[T]):
             self._limits,
             settings,
             self._observer,
+            hooks.hopeless,
             lambda name: self._crew.device.served[name].slots,
         )
         self._answers = Answers(self._crew, self._runs)
@@ -164,7 +167,7 @@ class Dispatcher(Generic[T]):
         self._runs.start()
         self._streams.start()
         self._delivering.start()
-        threading.Thread(target=self._look, name="look", daemon=True).start()
+        threading.Thread(target=guarded(self._look, self._hooks.hopeless), name="look", daemon=True).start()
 
     @property
     def loading(self) -> list[str]:
@@ -478,13 +481,10 @@ class Dispatcher(Generic[T]):
                 for task in late:
                     task.looked_at = now
                 is_idle = not self._tasks and now - self._last_task_at > (self._settings.idle_unload_s or math.inf)
-            if is_idle:
-                self._crew.device.unload()
-                # A task may have come meanwhile, and found it still there.
-                with self._changed:
-                    has_come = bool(self._tasks)
-                if has_come:
-                    self._crew.device.wake()
+                # Under the lock, so that no task is given to it any more.
+                unwanted = self._crew.device.unload() if is_idle else None
+            if unwanted is not None:
+                unwanted.close()
             if late:
                 self._hooks.look(late)
                 for task in late:

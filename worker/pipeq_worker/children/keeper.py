@@ -15,6 +15,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.status import ModelInfo
 
 from pipeq_worker.children import board, protocol
+from pipeq_worker.children.guarded import guarded
 from pipeq_worker.children.process import End, Member, Starter
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.settings.read import Settings
@@ -119,9 +120,11 @@ class Keeper:
         self._closed = False
         #: Whether it was ended because nobody needed it.
         self._is_asleep = False
+        #: Whether the child that lives is ending for that reason.
+        self._is_unwanted = False
         self._restart_at: float | None = None
         self._changed = threading.Condition()
-        self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._watcher = threading.Thread(target=guarded(self._watch, hopeless), name="watch", daemon=True)
 
     # -- for the dispatcher -------------------------------------------------------------------------------------------
 
@@ -146,12 +149,16 @@ class Keeper:
     @property
     def is_serving(self) -> bool:
         """Whether the child takes tasks."""
-        return self._child is not None and self._is_told and self._loaded.issuperset(self.names)
+        return self._child is not None and not self._is_unwanted and self._has_loaded
+
+    @property
+    def _has_loaded(self) -> bool:
+        return self._is_told and self._loaded.issuperset(self.names)
 
     @property
     def loading(self) -> list[str]:
         """The pipelines that are being loaded at the moment."""
-        return [] if self.is_serving else [name for name in self.names if name not in self._loaded]
+        return [] if self.is_serving or self._is_asleep else [name for name in self.names if name not in self._loaded]
 
     def hangs(self) -> str | None:
         """Says that a step of the child should have been ended, or that the watch has ended; None if all is well."""
@@ -166,24 +173,26 @@ class Keeper:
                 return f"a step of {entry.stage.name.lower()} should have been ended {late_s:.0f} s ago"
         return None
 
-    def unload(self) -> None:
-        """Ends the child until :meth:`wake`; does nothing if none serves. Waits until it has ended."""
+    def unload(self) -> Member | None:
+        """Takes the child out of service until :meth:`wake`. Returns it, to be closed; None if none serves."""
         with self._changed:
             child = self._child
             if child is None or not self.is_serving or self._closed:
-                return
-            self._is_asleep = True
+                return None
+            self._is_asleep = self._is_unwanted = True
         logger.info("idle: process %d ends until the next task comes", child.pid, extra={"action": "unload"})
-        child.close()
+        return child
 
     def wake(self) -> None:
         """Starts a child, if the last one was ended by :meth:`unload`. Returns at once."""
         with self._changed:
-            if not self._is_asleep or self._child is not None:
+            if not self._is_asleep:
                 return
             self._is_asleep = False
-            self._restart_at = time.monotonic()
-            self._changed.notify_all()
+            # If the last one is still ending, the next one is started when it has ended.
+            if self._child is None:
+                self._restart_at = time.monotonic()
+                self._changed.notify_all()
         self._tell_loads(self.names)
 
     @property
@@ -265,9 +274,16 @@ class Keeper:
         with self._changed:
             child, self._child = self._child, None
             # What was loaded is known until the next child has loaded it again.
-            if self._closed or child is None or self._failed is not None or self._is_asleep:
+            if self._closed or child is None or self._failed is not None:
                 return
-            was_serving = self._is_told and self._loaded.issuperset(self.names)
+            if self._is_unwanted:
+                # It was told to end, so that is no death.
+                self._is_unwanted = False
+                if not self._is_asleep:
+                    self._restart_at = time.monotonic()
+                    self._changed.notify_all()
+                return
+            was_serving = self._has_loaded
         death = Death(self._lost or self._reason(end.how, child.pid), child.doing(), self._overdue)
         if not was_serving and not end.is_from_outside:
             self._crashes += 1

@@ -145,7 +145,14 @@ class ChildProcess:
             except msgspec.DecodeError as error:
                 reason = f"sent what is no message ({error})"
                 break
-            self._heard(messages)
+            try:
+                self._heard(messages)
+            except Exception as error:
+                # What the child knows and what the host knows may differ now. All that it had starts over in another.
+                logger.exception("a child's messages cannot be heard", extra={"action": "child"})
+                reason = f"was ended after an error of the host ({type(error).__name__}: {error})"
+                self.kill()
+                break
         # Its end of the connection is closed, so it is about to end by itself, unless its memory is damaged.
         try:
             code = self._process.wait(END_S)

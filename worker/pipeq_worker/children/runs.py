@@ -16,6 +16,7 @@ from typing import Generic
 from pipeq.contract.errors import ErrorCode, PipeqError
 
 from pipeq_worker.children import protocol
+from pipeq_worker.children.guarded import guarded
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.observe.observer import Observer
 from pipeq_worker.schedule.batcher import Batch, Batcher, Closed
@@ -40,6 +41,7 @@ class Runs(Generic[T]):
         limits: returns the limits of a pipeline's batches.
         settings: for ``max_deaths``.
         observer: told of batches that begin.
+        hopeless: called with a sentence if the thread breaks.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Runs(Generic[T]):
         limits: Callable[[str], BatchLimits],
         settings: Settings,
         observer: Observer,
+        hopeless: Callable[[str], None],
     ) -> None:
         self._window = window
         self._begin_them = begin
@@ -60,6 +63,7 @@ class Runs(Generic[T]):
         self._drop = drop
         self._limits = limits
         self._observer = observer
+        self._hopeless = hopeless
         self._max_deaths = settings.max_deaths
         #: Number -> items of each batch that the child has.
         self._open: dict[int, list[Item[T]]] = {}
@@ -73,7 +77,7 @@ class Runs(Generic[T]):
 
     def start(self) -> None:
         """Starts batches until the window is closed."""
-        threading.Thread(target=self._run, name="runs", daemon=True).start()
+        threading.Thread(target=guarded(self._run, self._hopeless), name="runs", daemon=True).start()
 
     def ran(self, number: int) -> list[Item[T]]:
         """Notes that a batch has run. Returns its items."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from pipeq.contract.errors import ErrorCode, PipeqError
 
+from pipeq_worker.children.guarded import guarded
 from pipeq_worker.children.runs import Runs
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.observe.observer import Observer
@@ -31,7 +32,7 @@ class Streams(Runs[T]):
     """Owns the thread ``streams``.
 
     Args:
-        begin, send, may_run, drop, limits, settings, observer: as those of :class:`Runs`.
+        begin, send, may_run, drop, limits, settings, observer, hopeless: as those of :class:`Runs`.
         slots: the number of places of a pipeline.
     """
 
@@ -44,9 +45,10 @@ class Streams(Runs[T]):
         limits: Callable[[str], BatchLimits],
         settings: Settings,
         observer: Observer,
+        hopeless: Callable[[str], None],
         slots: Callable[[str], int],
     ) -> None:
-        super().__init__(Batcher(1), begin, send, may_run, drop, limits, settings, observer)
+        super().__init__(Batcher(1), begin, send, may_run, drop, limits, settings, observer, hopeless)
         self._numbers = itertools.count(FIRST)
         self._slots = slots
         #: Lane -> items that wait for a place, and those that wait to be alone.
@@ -55,7 +57,7 @@ class Streams(Runs[T]):
 
     def start(self) -> None:
         """Gives the child items until this is closed."""
-        threading.Thread(target=self._run, name="streams", daemon=True).start()
+        threading.Thread(target=guarded(self._run, self._hopeless), name="streams", daemon=True).start()
 
     def put(self, item: Item[T]) -> None:
         """Adds an item that is ready."""

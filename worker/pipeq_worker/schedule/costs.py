@@ -145,13 +145,13 @@ class Learned:
             return self._seconds / self._tasks if self._tasks else None
 
     def tasks_in_batch(self) -> float:
-        """How many tasks like the last ones fill a batch; before any has ended, as many as a batch has items at most.
+        """How many tasks like the last ones fill a batch; as many as it may have items before any pass has succeeded.
 
         It is not the number that a batch had: few tasks that waited would then be a reason to fetch few.
         """
         with self._lock:
             limits, items, padded, tasks = self.limits, self._items, self._padded, self._tasks
-        if not tasks:
+        if not tasks or not items:
             return float(limits.max_size)
         return min(limits.max_size, limits.max_cost * items / max(padded, 1.0)) * tasks / items
 

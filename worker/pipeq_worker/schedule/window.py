@@ -151,4 +151,5 @@ def _in_time(learned: Learned, head: Waiting[T], now: float) -> BatchLimits:
     if math.isinf(head.item.deadline):
         return limits
     most = learned.cost_within(head.item.deadline - now)
-    return limits if most is None or most < head.cost else replace(limits, max_cost=min(limits.max_cost, int(most)))
+    # Where a pass takes the same time whatever it costs, `most` is infinite.
+    return limits if most is None or most < head.cost else replace(limits, max_cost=int(min(limits.max_cost, most)))

@@ -163,3 +163,12 @@ def test_pipelines_learn_apart_and_are_shown() -> None:
     assert costs.shown()["a"].keys() == {"launch_s", "cost_s", "task_s", "max_batch_cost"}
     costs.of("a", CPU).add(Pass(2, 40, 0.5, fits=False))
     assert costs.shown()["a"]["memory_limit"] == 20
+
+
+def test_tasks_that_only_fail_teach_nothing_and_break_nothing() -> None:
+    learned = Costs().of("it", BatchLimits(max_size=8, max_cost=64))
+    for _ in range(3):
+        learned.ended(8)
+    assert learned.tasks_in_batch() == 8
+    assert learned.seconds_of_task() == 0
+    assert learned.predict(1) is None
