@@ -78,6 +78,8 @@ TAKES: dict[str, set[str]] = {
     "priority": {"int"},
     "expires_s": {"none", "int", "float"},
     "delay_s": {"none", "int", "float"},
+    "deadline_s": {"none", "int", "float"},
+    "fair_key": {"none", "text", "escape"},
     "headers": {"none", "mapping"},
 }
 
@@ -432,6 +434,8 @@ OPTIONS = {
     "--output": ["", "x", "s3://", "http://h/", "file:relative", "\x1b[2J"],
     "--priority": ["x", "-1", "10", "1.5"],
     "--expires": ["x", "-1", "0", "nan", "inf", "1e300"],
+    "--deadline": ["x", "-1", "nan", "inf"],
+    "--fair-key": ["", "x" * 1000],
     "--timeout": ["x", "-1", "nan", "inf", "1e300"],
     "--allow": ["", "x", "s3://", "https://h/", "file://x"],
     "--redis-url": ["x", "http://h/", "redis://h:x/"],

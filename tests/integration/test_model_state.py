@@ -17,6 +17,7 @@ from pipeq.contract.errors import PipeqError
 from pipeq_worker.doctor.compare import differences
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.model_state import ModelState
+from pipeq_worker.models.running import Row
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline, sample_of
 from pipeq_worker.settings.sections import PipelineSettings
 from pipeq_worker.stages.infer import infer
@@ -56,7 +57,7 @@ def loaded(tiny: Path) -> Callable[[str, str], TransformersPipeline]:
 def run(pipeline: TransformersPipeline, value: Any, params: dict[str, Any]) -> Any:
     """Runs one item through the device stage: its result, or its error."""
     call = pipeline.call(params)
-    item = SimpleNamespace(task=SimpleNamespace(call=call), features=None, output=None, error=None)
+    item = SimpleNamespace(task=SimpleNamespace(call=call), features=None, output=None, error=None, cost=1, row=Row())
     try:
         item.features = next(iter(pipeline.preprocess(value, call)))
     except PipeqError as error:

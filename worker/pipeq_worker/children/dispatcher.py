@@ -106,8 +106,6 @@ class Dispatcher(Generic[T]):
         #: Tasks that no child has yet, for each pipeline; and tasks that a child has without any item being ready.
         self._queues: dict[str, TaskQueue[T]] = {}
         self._fed = Fed()
-        #: For each pipeline, tasks that have ended since its last batch.
-        self._ends: Counter[str] = Counter()
         self._changed = threading.Condition()
         self._last_task_at = time.monotonic()
         self._draining = False
@@ -399,7 +397,7 @@ class Dispatcher(Generic[T]):
         learned = self.costs.of(name, self._limits(name))
         for one in ran.passes:
             learned.add(Pass(*one))
-        learned.ended(self._ends.pop(name, 0))
+        learned.ended(0)  # each is counted when its end is heard
         for size, code in ran.splits:
             self._observer.batch_split(name, size, code)
         self._observer.batch_ran(name, ran.size, ran.padding, ran.seconds, ran.padded_cost)
@@ -428,7 +426,8 @@ class Dispatcher(Generic[T]):
         task.handed_on_json = ended.handed_on
         task.timing_ms = ended.timing_ms
         if ended.batch is not None:
-            self._ends[task.lane or ""] += 1
+            if (learned := self.costs.find(task.lane)) is not None:
+                learned.task_ended()
             task.batch = BatchInfo(size=ended.batch[0], padding=ended.batch[1])
         self._end(task)
 

@@ -85,6 +85,11 @@ class Deliverer:
         for leases, tags in self._tags([delivery for delivery, _ in done if delivery.id not in untouched]):
             # The script that stored the results has acknowledged the messages, too.
             leases.release(tags)
+        if stored.lost:
+            logger.warning(
+                "%d leases are gone: their work is dropped", len(stored.lost), extra={"action": "lease_lost"}
+            )
+            self._observer.leases_lost(len(stored.lost))
         for delivery, last_step in done:
             if delivery.id in stored.lost:
                 delivery.is_lost = True

@@ -118,6 +118,11 @@ class Learned:
                 self._line = self._fit.line()
             self._set_limits()
 
+    def task_ended(self) -> None:
+        """A task has had its last forward pass. It may be said some time after the pass."""
+        with self._lock:
+            self._tasks += 1
+
     def ended(self, tasks: int) -> None:
         """So many tasks have had their last forward pass. Call it after each batch, with 0 if it ended none."""
         with self._lock:
