@@ -215,6 +215,9 @@ class Dispatcher(Generic[T]):
         """Accepts no more tasks, and returns those that have not reached the device; the caller owns them again."""
         with self._changed:
             self._draining = True
+            # What lies ready for the device has not begun, either.
+            for task in self._runs.recall(self._crew.device.running):
+                task.starts_over()
             idle = [task for task in self._tasks.values() if task.withdraw()]
             for task in idle:
                 self._forget(task)
@@ -458,6 +461,7 @@ class Dispatcher(Generic[T]):
         with self._changed:
             for task in tasks:
                 self._tasks.pop(task.ticket, None)
+                self._runs.forget(task.ticket)
             if not self._tasks:
                 self._changed.notify_all()
 
@@ -505,6 +509,7 @@ class Dispatcher(Generic[T]):
                 # Its items, its batches and whatever else was said of it belong to the old number.
                 del self._tasks[task.ticket]
                 self._fed.discard(task.ticket)
+                self._runs.forget(task.ticket)
                 task.ticket = next(self._tickets)
                 self._tasks[task.ticket] = task
                 task.starts_over()

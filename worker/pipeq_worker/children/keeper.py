@@ -196,6 +196,12 @@ class Keeper:
         self._tell_loads(self.names)
 
     @property
+    def running(self) -> set[int]:
+        """Numbers of the batches that the child is running."""
+        child = self._child
+        return {one.number for one in child.doing() if one.stage is Stage.FORWARD} if child is not None else set()
+
+    @property
     def pid(self) -> int | None:
         """The child's process id; None if there is none."""
         child = self._child

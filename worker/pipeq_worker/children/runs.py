@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from typing import Generic
 
@@ -68,6 +68,8 @@ class Runs(Generic[T]):
         #: Number -> items of each batch that the child has.
         self._open: dict[int, list[Item[T]]] = {}
         self._numbers = itertools.count(1)
+        #: Ticket of each task that has begun -> the number of its first batch.
+        self._first: dict[int, int] = {}
         #: Counts the children that have died.
         self._life = 0
         self._closed = False
@@ -83,9 +85,30 @@ class Runs(Generic[T]):
         """Notes that a batch has run. Returns its items."""
         with self._changed:
             items = self._open.pop(number, [])
+            for item in items:
+                self._first[item.ticket] = 0  # from now on the task has really begun
             self._has_news = True
             self._changed.notify_all()
         return items
+
+    def recall(self, running: Set[int]) -> list[T]:
+        """Takes batches back that the device has not begun. Returns their tasks, none of which has begun elsewhere.
+
+        Args:
+            running: numbers of batches that the device has begun.
+        """
+        found: list[T] = []
+        with self._changed:
+            for number, items in list(self._open.items()):
+                if number not in running and all(self._first.get(item.ticket) == number for item in items):
+                    del self._open[number]
+                    found += _tasks_of(items)
+        return found
+
+    def forget(self, ticket: int) -> None:
+        """Notes that a task has ended."""
+        with self._changed:
+            self._first.pop(ticket, None)
 
     def numbers_of(self, child: int) -> dict[int, list[int]]:
         """Number of each open batch -> its items of a child."""
@@ -204,6 +227,8 @@ class Runs(Generic[T]):
                 return
             number = next(self._numbers)
             self._open[number] = items
+            for item in items:
+                self._first.setdefault(item.ticket, number)
             # Under the lock, so that its end, or the death of the child, is told after it.
             self._observer.batch_began(items[0].lane, len(items))
             # Sent under the lock, so that it cannot reach the child that comes after that one.

@@ -88,10 +88,8 @@ class Marks:
                 if not delivery.is_marked:
                     continue
                 if delivery.deaths:
-                    assert delivery.started_at is not None
-                    mark = Mark.back_on_its_queue(
-                        since=delivery.started_at, deaths=delivery.deaths, attempt=delivery.attempt
-                    )
+                    since = delivery.started_at or time.time()
+                    mark = Mark.back_on_its_queue(since=since, deaths=delivery.deaths, attempt=delivery.attempt)
                     pipe.hset(keys.RUNNING, delivery.id, mark.encode())
                 else:
                     pipe.hdel(keys.RUNNING, delivery.id)

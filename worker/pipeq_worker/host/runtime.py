@@ -167,16 +167,22 @@ class Runtime:
         """Stops accepting tasks. Returns those that have not reached the device; the caller puts them back."""
         self.seen.health.stops(self.settings.drain_s + END_S)
         self._heartbeat.leave()
-        return self.dispatcher.withdraw()
+        back = self.dispatcher.withdraw()
+        self._take_back(back)
+        return back
+
+    def _take_back(self, deliveries: list[Delivery]) -> None:
+        """Takes back the marks of tasks that go back on their queues."""
+        try:
+            self._marks.take_back(deliveries)
+        except RedisError as error:
+            logger.warning("cannot take back %d marks: %s", len(deliveries), error, extra={"action": "drain"})
 
     def stop(self, timeout_s: float) -> list[Delivery]:
         """Waits up to ``timeout_s`` for tasks to end, or less after :meth:`hurry`. Returns those that did not end."""
         self._heartbeat.leave()
         left = self.dispatcher.drain(0 if self.lost else timeout_s)
-        try:
-            self._marks.take_back(left)
-        except RedisError as error:
-            logger.warning("cannot take back %d marks: %s", len(left), error, extra={"action": "drain"})
+        self._take_back(left)
         self._heartbeat.close()
         self.dispatcher.close()
         return left
