@@ -63,8 +63,8 @@ def load(data: bytes, name: str, settings: PipelineSettings, limits: ParamLimits
     return pipeline
 
 
-#: Attributes by which accelerate replaces a module's forward.
-_AROUND = frozenset({"forward", "_old_forward", "_hf_hook"})
+#: Attributes by which accelerate, and models/stopping.py, replace methods of one module.
+_AROUND = frozenset({"forward", "_old_forward", "_hf_hook", "_get_stopping_criteria"})
 #: The class of what lru_cache returns.
 _CACHED = type(lru_cache(len))
 #: Ends of the names under which torch keeps hooks.

@@ -325,12 +325,18 @@ def test_options_reach_the_client(recorder: Recorder) -> None:
         "6",
         "--expires",
         "9",
+        "--deadline",
+        "3",
+        "--fair-key",
+        "acme",
     )
     assert recorder.calls[0][2] == {
         "params": {"top_k": 1},
         "output": "s3://r/x.json",
         "priority": 6,
         "expires_s": 9.0,
+        "deadline_s": 3.0,
+        "fair_key": "acme",
         "check": True,
     }
 
