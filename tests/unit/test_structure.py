@@ -144,3 +144,12 @@ def test_the_leases_are_told_once_whom_to_call() -> None:
                 attributes = [one for one in ast.walk(node) if isinstance(one, ast.Attribute)]
                 set_here = {one.attr for one in attributes if isinstance(one.ctx, ast.Store)}
                 assert not set_here & callbacks or (name, node.name) == ("pipeq_worker.broker.consumer", "_listen")
+
+
+def test_the_host_imports_no_torch() -> None:
+    """What the process that holds the leases is made of; its children import torch."""
+    host = "process.cli broker.app broker.pool broker.consumer broker.transport host.runtime host.seen delivery.backend"
+    lines = [f"import pipeq_worker.{name}" for name in host.split()]
+    lines.append("import sys; print([name for name in ('torch', 'transformers', 'av') if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", "; ".join(lines)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

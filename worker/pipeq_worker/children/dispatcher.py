@@ -168,11 +168,6 @@ class Dispatcher(Generic[T]):
         threading.Thread(target=guarded(self._look, self._hooks.hopeless), name="look", daemon=True).start()
 
     @property
-    def loading(self) -> list[str]:
-        """The pipelines that do not run at the moment, because their process is being started."""
-        return self._crew.device.loading
-
-    @property
     def pids(self) -> list[tuple[str, int]]:
         """Role and process id of each child that lives."""
         return self._crew.pids

@@ -155,11 +155,6 @@ class Keeper:
     def _has_loaded(self) -> bool:
         return self._is_told and self._loaded.issuperset(self.names)
 
-    @property
-    def loading(self) -> list[str]:
-        """The pipelines that are being loaded at the moment."""
-        return [] if self.is_serving or self._is_asleep else [name for name in self.names if name not in self._loaded]
-
     def hangs(self) -> str | None:
         """Says that a step of the child should have been ended, or that the watch has ended; None if all is well."""
         if not self._watcher.is_alive() and not self._closed:
