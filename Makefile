@@ -6,6 +6,7 @@ PIP_ARGS ?=
 # How many test processes run side by side; a file's tests stay together.
 JOBS ?= 3
 KILLS ?= 1000
+CHILD_KILLS ?= 200
 MINUTES ?= 60
 TASKS ?= 100000
 MESSAGES ?= 200000
@@ -38,8 +39,8 @@ $(STAMP): pyproject.toml constraints.txt
 test: install ## Run the tests; PYTEST_ARGS goes to pytest.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-chaos: install ## Kill workers KILLS times (1000), and disturb Redis for longer than `make test` does.
-	KILLS=$(KILLS) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/chaos $(PYTEST_ARGS)
+chaos: install ## Kill workers KILLS times (1000), their processes CHILD_KILLS times (200), and disturb Redis for long.
+	KILLS=$(KILLS) CHILD_KILLS=$(CHILD_KILLS) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/chaos $(PYTEST_ARGS)
 
 long: install ## Run an hour of audio (MINUTES), 100,000 texts (TASKS), 10,000 of each failure (FAILURES), all parameters and bounds.
 	MINUTES=$(MINUTES) TASKS=$(TASKS) FAILURES=$(FAILURES) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/acceptance/test_long_audio.py \

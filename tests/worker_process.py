@@ -17,6 +17,8 @@ from pipeq import Client
 
 #: A worker imports torch and loads its models before it is ready; at most so long, in seconds.
 READY_S = 240
+#: The module that a worker's children run.
+CHILD = "pipeq_worker.children.main"
 
 
 @dataclass
@@ -68,6 +70,18 @@ class WorkerProcess:
         while new:
             new = [pid for pid, parent in parents.items() if parent in new]
             found += new
+        return found
+
+    def roles(self) -> dict[str, list[int]]:
+        """Process ids of the worker's children: the device process, and the prepare processes."""
+        found: dict[str, list[int]] = {"device": [], "prepare": []}
+        for pid in self.children():
+            with suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                if CHILD in words:
+                    # SOCKET BOARD PARENT OWN SLAB...
+                    own = words[words.index(CHILD) + 4]
+                    found["prepare" if int(own) else "device"].append(pid)
         return found
 
     def _memory_mib(self, name: str) -> float:

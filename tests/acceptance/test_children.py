@@ -12,7 +12,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -146,19 +146,6 @@ def test_a_worker_that_dies_takes_its_child_with_it(redis_url: str, tmp_path: Pa
         assert not Path(f"/proc/{child}/stat").exists()
 
 
-def roles(process: WorkerProcess) -> dict[str, list[int]]:
-    """Process ids of the worker's children: the device process, and the prepare processes."""
-    found: dict[str, list[int]] = {"device": [], "prepare": []}
-    for pid in process.children():
-        with suppress(OSError):
-            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            if "pipeq_worker.children.main" in words:
-                # SOCKET BOARD PARENT OWN SLAB...
-                own = words[words.index("pipeq_worker.children.main") + 4]
-                found["prepare" if int(own) else "device"].append(pid)
-    return found
-
-
 def test_kills_of_device_and_prepare_processes(redis_url: str, tiny: Path, tmp_path: Path) -> None:
     model = tiny_models.build("classifier", tiny)
     texts = [f"the quick brown fox jumps {at} times " + "over the lazy dog " * (at % 7) for at in range(150)]
@@ -174,7 +161,7 @@ def test_kills_of_device_and_prepare_processes(redis_url: str, tiny: Path, tmp_p
             ids += client.submit_many("text-classification", texts * 4)
             client.wait(ids[-len(texts) * 4], timeout_s=120)
             deadline = time.monotonic() + 60
-            while not (found := roles(process)[role]):
+            while not (found := process.roles()[role]):
                 assert time.monotonic() < deadline, process.text()
                 time.sleep(0.01)
             os.kill(found[0], signal.SIGKILL)

@@ -3,47 +3,69 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import redis
 from pipeq import Client, State
 from pipeq.contract import keys
 
+#: The channel that ends the count.
+_END = "end-of-account"
 _FINAL = {"SUCCESS", "FAILURE", "REVOKED"}
 
 
 class Account:
     """Counts publishes from its start on; :meth:`settle` waits for the end and checks the sums."""
 
-    def __init__(self, redis_url: str) -> None:
+    def __init__(self, redis_url: str, pipeline: str = "constant") -> None:
         self.client = Client(redis_url)
+        self._pipeline = pipeline
         self.ids: list[str] = []
         self._url = redis_url
         self._published: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
-        self._listener = redis.Redis.from_url(self._url).pubsub(ignore_subscribe_messages=True)
-        self._listener.psubscribe(**{"celery-task-meta-*": self._count})
-        self._thread = self._listener.run_in_thread(sleep_time=0.05, daemon=True)
+        # Without a time limit: a read that is cut off in the middle of a message would end the count.
+        self._listener = redis.Redis.from_url(self._url, socket_timeout=None).pubsub(ignore_subscribe_messages=True)
+        self._listener.psubscribe("celery-task-meta-*", _END)
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._thread.stop()
+        with redis.Redis.from_url(self._url) as db:
+            db.publish(_END, "")
         self._thread.join()
         self._listener.close()
         self.client.close()
+
+    def _listen(self) -> None:
+        for message in self._listener.listen():
+            if message["channel"] == _END.encode():
+                return
+            self._count(message)
 
     def _count(self, message: dict[str, bytes]) -> None:
         if json.loads(message["data"])["status"] in _FINAL:
             self._published[message["channel"].decode().removeprefix(keys.record_key(""))] += 1
 
     def submit(self, count: int, **params: float) -> None:
-        self.ids += self.client.submit_many("constant", range(count), params=params or None, check=False)
+        self.ids += self.client.submit_many(self._pipeline, range(count), params=params or None, check=False)
+
+    def submit_all(self, inputs: Sequence[Any]) -> None:
+        """Submits one task for each of these inputs."""
+        self.ids += self.client.submit_many(self._pipeline, inputs, check=False)
+
+    def has_ended(self, task_id: str) -> bool:
+        """Whether the end of a task has been published."""
+        return task_id in self._published
 
     def done(self) -> int:
         """The published tasks that have ended."""
@@ -60,7 +82,7 @@ class Account:
         assert set(ended) <= {State.SUCCEEDED, State.FAILED}, ended
         deadline = time.monotonic() + 10
         with redis.Redis.from_url(self._url) as db:
-            while db.hlen("pipeq:unacked") or db.zcard("pipeq:leases") or db.llen("constant"):
+            while db.hlen("pipeq:unacked") or db.zcard("pipeq:leases") or db.llen(self._pipeline):
                 assert time.monotonic() < deadline, "messages are left over"
                 time.sleep(0.05)
             assert db.hlen(keys.RUNNING) == 0

@@ -383,11 +383,12 @@ class Dispatcher(Generic[T]):
     def _ran(self, ran: protocol.Ran) -> None:
         if self._streams.ran(ran.number):
             return  # it says nothing of a batch: two of all places are what the worker holds
-        batch = self._runs.ran(ran.number)
+        with self._changed:  # so that no prepare process dies between the two
+            batch = self._runs.ran(ran.number)
+            if batch and ran.outputs:
+                self._answers.send(ran, batch)
         if not batch:
             return
-        if ran.outputs:
-            self._answers.send(ran, batch)
         name = batch[0].lane
         if not ran.size:
             self._observer.batch_ran(name, 0, 0.0, 0.0, 0)

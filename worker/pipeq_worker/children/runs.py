@@ -225,6 +225,10 @@ class Runs(Generic[T]):
             if life != self._life or not self._may_run():
                 self.put_back(items)
                 return
+            # Where the rows of a prepare process lay that has died since, another one may write soon.
+            items = [item for item in items if not item.is_gone]
+            if not items:
+                return
             number = next(self._numbers)
             self._open[number] = items
             for item in items:
