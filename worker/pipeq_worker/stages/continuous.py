@@ -101,6 +101,8 @@ class StreamStage:
             except Exception as error:
                 logger.exception("a stream is beyond use", extra={"action": "stream"})
                 reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+                # The process dies of what was inside, so that is what its last step must have been.
+                self._steps.note(Stage.FORWARD, self._fallen_out[0][0] if self._fallen_out else self._oldest() or first)
                 self._lost(f"the stream of {self._pipeline.name!r} is beyond use: {reason}")
                 return
 

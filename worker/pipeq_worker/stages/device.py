@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from pipeq.contract.errors import ErrorCode, PipeqError
 
+from pipeq_worker.models.faults import is_fatal
 from pipeq_worker.schedule.costs import Pass
 from pipeq_worker.stages.infer import DeviceLostError, infer
 from pipeq_worker.stages.steps import Stage, Steps
@@ -97,12 +98,15 @@ class Device:
                 run = self._runs.popleft()
             try:
                 self._run(run)
-            except DeviceLostError as error:
-                self._lost(f"the device is beyond use: {error}")
-                return
             except Exception as error:
-                logger.exception("a batch failed inside pipeq", extra={"action": "batch"})
-                self._lost(f"a batch failed inside pipeq: {type(error).__name__}: {error}")
+                reason = f"a batch failed inside pipeq: {type(error).__name__}: {error}"
+                if isinstance(error, DeviceLostError):
+                    reason = f"the device is beyond use: {error}"
+                else:
+                    logger.exception("a batch failed inside pipeq", extra={"action": "batch"})
+                # The process dies of this batch, so that is what its last step must have been.
+                self._steps.note(Stage.FORWARD, run.number)
+                self._lost(reason)
                 return
 
     def _run(self, run: Run) -> None:
@@ -126,6 +130,8 @@ class Device:
         except DeviceLostError:
             raise
         except Exception as error:
+            if is_fatal(error):  # kernels fail when a later call waits for them, which need not be the pass itself
+                raise DeviceLostError(f"{type(error).__name__}: {error}") from error
             logger.exception("a batch failed inside pipeq", extra={"action": "batch"})
             for item in items:
                 item.error = PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")

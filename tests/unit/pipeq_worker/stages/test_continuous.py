@@ -74,11 +74,25 @@ class Slow(Stream):
         """Nothing of it stays."""
 
 
+class LastSteps:
+    """A board that tells what stands on it."""
+
+    def __init__(self) -> None:
+        self.steps: dict[int, tuple[Stage, int]] = {}
+
+    def begin(self, stage: Stage, number: int) -> None:
+        self.steps[threading.get_ident()] = stage, number
+
+    def end(self) -> None:
+        self.steps.pop(threading.get_ident(), None)
+
+
 class Stages:
     def __init__(self, slots: int = 4, error: Exception | None = None) -> None:
         self.pipeline = ConstantPipeline("it", PipelineSettings(task="constant"))
         self.stream = self.pipeline.stream = Slow(slots, error or RuntimeError("a bad row\nwith a long story"))
-        self.shelf, self.steps = Shelf(2**30), Steps()
+        self.board = LastSteps()
+        self.shelf, self.steps = Shelf(2**30), Steps(self.board)
         self.done: list[Task] = []
         self.ran: list[Ran] = []
         self.lost: list[str] = []
@@ -179,6 +193,10 @@ def test_a_broken_device_is_told_and_blamed_on_nobody(stages: Stages) -> None:
     assert "the stream of 'it' is beyond use: AcceleratorError" in stages.lost[0]
     assert not any(task.error for task in tasks)
     assert tasks[0] not in stages.done
+    # From the board the host reads which items the process died of: one of them tells all that ran beside it.
+    ((stage, number),) = stages.board.steps.values()
+    assert stage is Stage.FORWARD
+    assert [item.number for item in stages.shelf.find([number])] == [number]
 
 
 def test_an_item_under_suspicion_is_alone_in_the_process(stages: Stages) -> None:

@@ -12,7 +12,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from transformers.pipelines.base import ChunkPipeline, pad_collate_fn
 from transformers.pipelines.pt_utils import PipelineIterator
 
-from pipeq_worker.models import footprint
+from pipeq_worker.models import footprint, pinned
 from pipeq_worker.models.call import SOLO, Call
 from pipeq_worker.models.quirks.rope import Rope
 
@@ -100,7 +100,7 @@ class Quirks:
             return [pipe.forward(copy.copy(features[0]), **call.forward)]
         # The same choice of parts as in transformers' own Pipeline.get_iterator.
         collate = pad_collate_fn(pipe.tokenizer, pipe.feature_extractor or pipe.image_processor)
-        batch = pipe.forward(collate(features), **call.forward)
+        batch = pipe.forward(pinned.on_device(collate(features), pipe.device), **call.forward)
         if "mems" in batch:
             # XLNet's memory has its batch in another dimension, and nothing reads it.
             batch = {name: one for name, one in batch.items() if name != "mems"}
