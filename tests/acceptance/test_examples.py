@@ -181,7 +181,7 @@ def test_batches(stage: Stage) -> None:
     sizes = [(int(count), int(size)) for count, size in (line.split(" batches of ") for line in batches)]
     assert sum(count * size for count, size in sizes) == 500
     assert sum(count for count, _ in sizes) < 250
-    assert int(padding.removeprefix("padding: ").removesuffix("%")) < 20
+    assert int(padding.removeprefix("padding: ").removesuffix("%")) < 30  # in the order of the texts it would be half
     assert done == "done: 500 of 500"
     lines = stage.inputs / "lines.txt"
     lines.write_text("the quick\nbrown fox\n")

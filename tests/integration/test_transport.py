@@ -190,30 +190,45 @@ def test_the_limit_on_bytes_holds(url: str) -> None:
 
 
 @pytest.mark.parametrize(("priority", "within_s"), [(0, 0.02), (9, 0.2)])
-def test_an_idle_consumer_is_woken_by_any_queue_and_priority(url: str, priority: int, within_s: float) -> None:
+def test_an_idle_consumer_is_woken_by_any_queue_and_priority(
+    url: str, db: redis.Redis, priority: int, within_s: float
+) -> None:
     late: list[float] = []
+    #: What a thread takes that only waits for Redis: on a busy machine everybody is late.
+    echoes: list[float] = []
 
     def received(body: Any, message: Any) -> None:
         late.append(time.time() - body["at"])
         message.ack()
 
+    def echo() -> None:
+        for _ in range(10):
+            _, sent = db.blpop(["echo"], 30)  # type: ignore[misc]
+            echoes.append(time.time() - float(sent))
+
+    def send(name: str) -> None:
+        Producer(stock).publish({"at": time.time()}, routing_key=name, priority=priority)
+        other.lpush("echo", time.time())
+
     names = [f"queue-{at}" for at in range(5)]
-    with consumer(url, names, received) as connection, Connection(url) as stock:
+    listener = threading.Thread(target=echo)
+    with (
+        consumer(url, names, received) as connection,
+        Connection(url) as stock,
+        redis.Redis.from_url(url) as other,
+    ):
+        stock.connect()
+        listener.start()
         drain(connection, 0.5)
         for at in range(10):
-            sender = threading.Timer(
-                0.05,
-                Producer(stock).publish,
-                [{"at": 0.0}],
-                {"routing_key": names[at % 5], "priority": priority},
-            )
-            # The message is stamped when it is sent, not when the timer is made.
-            sender.args[0]["at"] = time.time() + 0.05
+            sender = threading.Timer(0.05, send, [names[at % 5]])
             sender.start()
             drain(connection, 5, lambda at=at: len(late) > at)  # type: ignore[misc]
             sender.join()
+        listener.join()
     assert len(late) == 10
-    assert statistics.median(late) < within_s
+    # An echo is one way from Redis to a thread; a message is a bell, a request and its answer.
+    assert statistics.median(late) < within_s + 5 * statistics.median(echoes), (late, echoes)
 
 
 def test_an_idle_consumer_sleeps(url: str, db: redis.Redis) -> None:
