@@ -54,6 +54,9 @@ class ThreadChild:
     def send(self, *messages: protocol.ToChild) -> None:
         self._link.send(*messages)
 
+    def gather(self, *messages: protocol.ToChild) -> None:
+        self._link.gather(*messages)
+
     def doing(self) -> list[board.Entry]:
         return self._reader.read()
 

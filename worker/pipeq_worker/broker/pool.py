@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 #: Exit code of the process when the device hangs or is unusable. A supervisor then starts the process again.
 EXIT_DEVICE_LOST = 75
+#: Tasks that are accepted before the dispatcher is told to go on; fewer if no more messages are there.
+TOGETHER = 16
 #: Time that this end may take before the process is killed, in seconds.
 LOST_EXIT_S = 10.0
 
@@ -48,8 +50,12 @@ class TaskPool(BasePool):
     #: Celery identifies a running task by a process id. These numbers replace it, and are larger than any process id.
     _numbers = itertools.count(1 << 22)
 
+    _hub: Any = None
+
     def on_start(self) -> None:
         """Starts the stages."""
+        #: Tasks that were accepted since the dispatcher was told to go on.
+        self._accepted = 0
         self._deliveries: dict[int, Delivery] = {}
         self._inside: dict[str, Delivery] = {}
         #: Ordinary tasks that wait or run.
@@ -111,8 +117,23 @@ class TaskPool(BasePool):
             delivery.fail(error)
         except Exception as error:
             delivery.fail(PipeqError(ErrorCode.INVALID_MESSAGE, f"{type(error).__name__}: {error}"))
-        self._runtime.dispatcher.submit(delivery)
+        self._runtime.dispatcher.accept(delivery)
+        self._accepted += 1
+        if self._hub is None or self._accepted >= TOGETHER:
+            self._feed()
+        elif self._accepted == 1:
+            # Called when the event loop has handed on the messages that are there.
+            self._hub.call_soon(self._feed)
         return _Handle(delivery)
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Called by Celery with its event loop, before that turns."""
+        self._hub = loop
+
+    def _feed(self) -> None:
+        if self._accepted:
+            self._accepted = 0
+            self._runtime.dispatcher.feed()
 
     def _read(self, request: Any) -> TaskMessage:
         fields = dict(request.kwargs)

@@ -23,6 +23,7 @@ from pipeq.contract.status import Progress
 from pipeq_worker.children import protocol
 from pipeq_worker.children.exchange import Exchange
 from pipeq_worker.children.link import GONE, Link
+from pipeq_worker.children.loop import Loop
 from pipeq_worker.children.slab import Slabs, Where
 from pipeq_worker.models.loading import dump_ends, load_ends, load_pipeline, needs_torch
 from pipeq_worker.models.pipeline import Pipeline
@@ -38,6 +39,9 @@ from pipeq_worker.stores.signed import Signatures
 from pipeq_worker.stores.writer import Writer
 
 logger = logging.getLogger(__name__)
+
+#: Messages smaller than this are prepared on the loop's thread, where nothing else runs meanwhile.
+LIGHT_BYTES = 2**14
 
 Load = Callable[[str, Settings], Pipeline]
 
@@ -72,6 +76,7 @@ class Child:
         self._loads = loads
         self._make_fetcher = fetcher or _fetcher
         self._steps = Steps(board)
+        self._loop = Loop()
         self._on_lost = lost
         self._settings = Settings()
         self._is_preparer = False
@@ -87,16 +92,19 @@ class Child:
 
     def serve(self) -> None:
         """Reads messages until the host closes the connection."""
-        while True:
-            try:
-                messages = self._link.receive(protocol.for_child)
-            except GONE:
-                break
-            for message in messages:
-                self.take(message)
+        self._loop.run(self._link.fileno(), self._hear, self._tell)
         if self._made is not None:
             self._made.close()
         self._link.release()
+
+    def _hear(self) -> bool:
+        try:
+            messages = self._link.receive(protocol.for_child)
+        except GONE:
+            return False
+        for message in messages:
+            self.take(message)
+        return True
 
     def take(self, message: protocol.ToChild) -> None:
         """Does what one message says."""
@@ -158,8 +166,12 @@ class Child:
         signatures = Signatures(client, settings.results)
         fetcher = self._make_fetcher(settings, signatures)
         placer = Placer(settings.results, Writer(settings.results, settings.s3), signatures)
-        listener = Listener(self._ready, self._prepared, self._ran, self._ended, self._lost, self._far)
-        self._made = Engine(self._pipelines, settings, fetcher, placer, listener, self._steps)
+        listener = Listener(
+            self._ready, self._prepared, self._ran, self._ended, self._lost, self._far, self._link.flush
+        )
+        # In the device process, Python's lock belongs to the forward pass, and its loop must hear what stops one.
+        loop = self._loop if self._is_preparer else None
+        self._made = Engine(self._pipelines, settings, fetcher, placer, listener, self._steps, loop)
         self._made.start()
         if not self._is_preparer:
             threading.Thread(target=self._say_far, name="far-rows", daemon=True).start()
@@ -177,26 +189,39 @@ class Child:
             message=TaskMessage.model_construct(**protocol.unpacked(message.message)),
             alone=message.alone,
             has_next=message.has_next,
+            is_light=len(message.message) < LIGHT_BYTES,
         )
         self._engine.submit(task)
 
     def _take_outputs(self, message: protocol.Outputs) -> None:
         outputs = self._exchange.outputs(message, self._engine.find(message.items))
-        self._link.send(protocol.Taken(message.number))
+        self._say(protocol.Taken(message.number))
         ran = Ran(message.number, message.size, padding=message.padding, began=message.began, seconds=message.seconds)
         self._engine.take_outputs(ran, outputs)
 
     # -- what is said to the host -------------------------------------------------------------------------------------
+
+    def _say(self, message: protocol.ToHost) -> None:
+        """Says something soon, together with other things."""
+        if self._loop.is_here:
+            self._link.leave(message)
+        else:
+            self._link.gather(message)
+
+    def _tell(self, is_all: bool) -> None:
+        """Sends what was said on the loop's thread: all of it, or what has waited for long."""
+        if is_all or self._link.is_due:
+            self._link.write()
 
     def _ready(self, item: Item) -> None:
         # A group is made of names, numbers and shapes, so that its text is the same in all processes.
         group = repr(item.group).encode("utf-8", "surrogatepass")
         about = (item.task.number, item.number, group, item.cost, item.nbytes)
         place = self._exchange.keep(item) if self._is_preparer else ()
-        self._link.send(protocol.Ready(*about, *place))
+        self._say(protocol.Ready(*about, *place))
 
     def _prepared(self, task: Task) -> None:
-        self._link.send(protocol.Prepared(task.number))
+        self._say(protocol.Prepared(task.number))
 
     def _ran(self, ran: Ran) -> None:
         self._link.send(_told(ran, []))
@@ -219,7 +244,7 @@ class Child:
 
     def _ended(self, task: Task) -> None:
         error = task.error
-        self._link.send(
+        self._say(
             protocol.Ended(
                 task.number,
                 None if error is None else protocol.Error(error.code, protocol.text(error.message), error.retryable),

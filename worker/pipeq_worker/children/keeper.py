@@ -208,6 +208,12 @@ class Keeper:
         if child is not None:
             child.send(*messages)
 
+    def gather(self, *messages: protocol.ToChild) -> None:
+        """Sends messages soon, together with others: see :meth:`pipeq_worker.children.link.Link.gather`."""
+        child = self._child
+        if child is not None:
+            child.gather(*messages)
+
     def close(self) -> None:
         """Ends the child, and starts no other."""
         with self._changed:

@@ -1,15 +1,18 @@
 """LINK: one end of the connection between the host and a child. Sending never blocks the caller.
 
-Everything that was given to :meth:`Link.send` while the last write ran goes out in one: under load messages travel in
-batches, and alone at once.
+Everything that was given to it while the last write ran goes out in one: under load messages travel in batches, and
+alone at once. What is only gathered waits for company: each write wakes the process at the other end, which costs more
+than a message does.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -20,6 +23,9 @@ from pipeq_worker.children import protocol
 logger = logging.getLogger(__name__)
 
 M = TypeVar("M")
+
+#: How long messages are gathered at most, in seconds: what a hundred of them take to be made.
+GATHER_S = 0.005
 
 #: Errors of a connection whose other end is gone.
 GONE = (EOFError, OSError)
@@ -38,16 +44,71 @@ class Link:
         self._connection = Connection(os.dup(end.fileno()))
         self._name = name
         self._out: list[protocol.ToChild | protocol.ToHost] = []
+        #: When the messages have to go out (monotonic clock).
+        self._due = math.inf
+        self._sent_at = -math.inf
         self._closed = False
         self._changed = threading.Condition()
+        self._writing = threading.Lock()
         threading.Thread(target=self._send_all, name="send", daemon=True).start()
 
     def send(self, *messages: protocol.ToChild | protocol.ToHost) -> None:
         """Sends messages, in order, after those that were given before. To an end that is gone they are dropped."""
         with self._changed:
-            if not self._closed:
+            if messages and not self._closed:
                 self._out.extend(messages)
-                self._changed.notify()
+                self._hasten(0.0)
+
+    def gather(self, *messages: protocol.ToChild | protocol.ToHost) -> None:
+        """Sends messages soon: at once, if nothing was sent within :data:`GATHER_S`.
+
+        If not, they wait until that time is over, and go out with what comes meanwhile. They stay in order with all
+        others.
+        """
+        with self._changed:
+            if messages and not self._closed:
+                self._out.extend(messages)
+                self._hasten(self._sent_at + GATHER_S)
+
+    def leave(self, *messages: protocol.ToChild | protocol.ToHost) -> None:
+        """Leaves messages for :meth:`write`, which the caller calls soon."""
+        with self._changed:
+            if messages and not self._closed:
+                self._out.extend(messages)
+                self._due = min(self._due, time.monotonic() + GATHER_S)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether something has waited for :data:`GATHER_S`."""
+        return self._due <= time.monotonic()
+
+    def write(self) -> None:
+        """Sends everything on the calling thread, which may wait for the other end."""
+        with self._writing:
+            with self._changed:
+                out, self._out = self._out, []
+                self._due, self._sent_at = math.inf, time.monotonic()
+            if not out:
+                return
+            try:
+                self._connection.send_bytes(protocol.encode(out))
+                return
+            except GONE:
+                pass
+            except Exception:
+                # A message that cannot be sent would leave the other end waiting for ever; it sees this end go.
+                logger.exception("%s cannot send", self._name, extra={"action": "link"})
+        self._end()
+
+    def flush(self) -> None:
+        """Sends what was gathered."""
+        with self._changed:
+            if self._out:
+                self._hasten(0.0)
+
+    def fileno(self) -> int:
+        """Becomes readable when there is something to receive."""
+        return self._connection.fileno()
 
     def receive(self, read: Callable[[bytes], Sequence[M]]) -> Sequence[M]:
         """Waits for the next list of messages.
@@ -69,23 +130,27 @@ class Link:
         self._connection.close()
         self._socket.close()
 
+    def _hasten(self, due: float) -> None:
+        if due < self._due:
+            self._due = due
+            self._changed.notify()
+
     def _send_all(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._out or self._closed)
-                if not self._out:
-                    break
-                out, self._out = self._out, []
-            try:
-                self._connection.send_bytes(protocol.encode(out))
-            except GONE:
-                break
-            except Exception:
-                # A message that cannot be sent would leave the other end waiting for ever; it sees this end go instead.
-                logger.exception("%s cannot send", self._name, extra={"action": "link"})
-                break
+                while not self._closed and (wait_s := self._due - time.monotonic()) > 0:
+                    self._changed.wait(None if wait_s == math.inf else wait_s)
+                is_over = self._closed and not self._out
+            if is_over:
+                self._end()
+                return
+            self.write()
+
+    def _end(self) -> None:
+        """Sends nothing more, and tells the other end so."""
         with self._changed:
             self._closed = True
             self._out.clear()
+            self._changed.notify()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)

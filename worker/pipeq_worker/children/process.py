@@ -43,6 +43,9 @@ class Member(Protocol):
     def send(self, *messages: protocol.ToChild) -> None:
         """Sends messages. Returns at once; to a child that is dead nothing is sent."""
 
+    def gather(self, *messages: protocol.ToChild) -> None:
+        """Sends messages soon, together with others: see :meth:`pipeq_worker.children.link.Link.gather`."""
+
     def doing(self) -> list[board.Entry]:
         """What each of its threads is doing, or was when it died."""
 
@@ -116,6 +119,10 @@ class ChildProcess:
     def send(self, *messages: protocol.ToChild) -> None:
         """Sends messages. Returns at once; to a child that is dead nothing is sent."""
         self._link.send(*messages)
+
+    def gather(self, *messages: protocol.ToChild) -> None:
+        """Sends messages soon, together with others: see :meth:`pipeq_worker.children.link.Link.gather`."""
+        self._link.gather(*messages)
 
     def doing(self) -> list[board.Entry]:
         """What each of its threads is doing, or was when it died."""

@@ -73,8 +73,9 @@ class Runs(Generic[T]):
         #: Counts the children that have died.
         self._life = 0
         self._closed = False
-        #: Set when the window or the batches that run have changed.
+        #: Set when the window or the batches that run have changed; and whether the thread waits for that.
         self._has_news = False
+        self._wants_news = True
         self._changed = threading.Condition()
 
     def start(self) -> None:
@@ -151,7 +152,9 @@ class Runs(Generic[T]):
         """Notes that the window has changed."""
         with self._changed:
             self._has_news = True
-            self._changed.notify_all()
+            # For a device that has enough to do it is early enough when a batch has run.
+            if self._wants_news:
+                self._changed.notify_all()
 
     def _run(self) -> None:
         while (batch := self._wait_for_batch()) is not None:
@@ -167,7 +170,7 @@ class Runs(Generic[T]):
         """Waits until the device needs a batch, and there is one. Returns None once this is closed."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or (len(self._open) < AHEAD and self._may_run()))
+                self._changed.wait_for(self._is_needed)
                 if self._closed:
                     return None
                 is_busy, self._has_news = bool(self._open), False
@@ -179,6 +182,11 @@ class Runs(Generic[T]):
                 return batch
             with self._changed:
                 self._changed.wait_for(lambda: self._closed or self._has_news)
+
+    def _is_needed(self) -> bool:
+        has_enough = len(self._open) >= AHEAD
+        self._wants_news = not has_enough
+        return self._closed or (not has_enough and self._may_run())
 
     def _start_batch(self, items: list[Item[T]]) -> None:
         life = self._life

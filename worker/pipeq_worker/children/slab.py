@@ -226,6 +226,9 @@ class _Pickler(pickle.Pickler):
         kind = type(value)
         if kind.__name__ == "Tensor" and kind.__module__ == "torch":
             return _reduced(value)
+        if kind.__name__ == "BatchEncoding" and kind.__module__ == "transformers.tokenization_utils_base":
+            # Its `encodings` are four times as large as its tensors, and no row of a larger batch has any.
+            return _batch_encoding, (value.data,)
         return NotImplemented
 
 
@@ -242,6 +245,12 @@ def _reduced(tensor: Any) -> Any:
     except TypeError:  # bfloat16, float8: numpy has no such type
         array = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return _tensor, (pickle.PickleBuffer(cast(Any, np.ascontiguousarray(array))), name, shape)
+
+
+def _batch_encoding(data: dict[str, Any]) -> Any:
+    from transformers import BatchEncoding
+
+    return BatchEncoding(data)
 
 
 def _tensor(data: Any, dtype: str, shape: tuple[int, ...]) -> Any:

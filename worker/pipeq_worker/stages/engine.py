@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pipeq.contract.errors import ErrorCode, PipeqError
@@ -31,6 +32,7 @@ from pipeq_worker.stages.preparation import Preparation, share_of
 from pipeq_worker.stages.shelf import Shelf
 from pipeq_worker.stages.steps import Stage, Steps
 from pipeq_worker.stages.task import Item, Task
+from pipeq_worker.stages.threads import Loop, Threads
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class Listener:
         ended: a task has its result, or an error.
         lost: the device cannot be used any more; the reason.
         far: how far a task is that takes long.
+        idle: no more tasks wait for their end.
     """
 
     ready: Callable[[Item], None]
@@ -58,6 +61,7 @@ class Listener:
     ended: Callable[[Task], None]
     lost: Callable[[str], None]
     far: Callable[[Task, Progress], None]
+    idle: Callable[[], None]
 
 
 class Engine:
@@ -70,6 +74,7 @@ class Engine:
         placer: turns outputs into results, and writes those that do not stay in a record.
         listener: told what happens.
         steps: what each thread does is noted there.
+        loop: prepares and finishes what is short, if there is one.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class Engine:
         placer: Placer,
         listener: Listener,
         steps: Steps | None = None,
+        loop: Loop | None = None,
     ) -> None:
         self._listener = listener
         self._placer = placer
@@ -99,6 +105,7 @@ class Engine:
             prepared=listener.prepared,
             finish=lambda task: self._finish_later([task]),
             check_output=placer.check_output,
+            loop=loop,
         )
         self._device = Device(self._steps, listener.lost)
         self._streams = {
@@ -107,7 +114,7 @@ class Engine:
             if pipeline.stream is not None
         }
         self._far = Far(self._inside, listener.far)
-        self._finishing = ThreadPoolExecutor(FINISH_THREADS, "finish")
+        self._finishing = Threads(FINISH_THREADS, "finish", listener.idle, loop, first=True)
         self._placing = ThreadPoolExecutor(UPLOAD_THREADS, "place")
 
     def start(self) -> None:
@@ -171,8 +178,8 @@ class Engine:
         for stage in self._streams.values():
             stage.close()
         self._preparation.close()
-        for pool in (self._finishing, self._placing):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._finishing.close()
+        self._placing.shutdown(wait=False, cancel_futures=True)
         self._placer.close()
 
     def _inside(self) -> list[Task]:
@@ -185,8 +192,7 @@ class Engine:
 
     def _finish_later(self, tasks: list[Task]) -> None:
         """Finishes tasks on other threads: the device's must not wait for it."""
-        for task in tasks:
-            self._finishing.submit(self._finish, task)
+        self._finishing.submit(*(partial(self._finish, task) for task in tasks), light=True)
 
     def _finish(self, task: Task) -> None:
         try:

@@ -29,6 +29,7 @@ from pipeq_worker.stages.lane import Lane
 from pipeq_worker.stages.shelf import Shelf
 from pipeq_worker.stages.steps import Stage, Steps
 from pipeq_worker.stages.task import Item, Slot, Task
+from pipeq_worker.stages.threads import LOOP, Loop
 from pipeq_worker.stores.signed import looks_like_result
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 MOST_PREPARE_THREADS = 8
 #: How long one task may keep a thread while other tasks of its pipeline wait for it, in seconds.
 SLICE_S = 0.05
+#: How long one task may keep the loop while everything else waits for it, in seconds.
+LOOP_SLICE_S = 0.01
 _END = object()
 #: Most items of one task between preparation and the device's answer, in batches; items of other tasks fit in between.
 OPEN_BATCHES = 8
@@ -55,6 +58,7 @@ class Preparation:
         prepared: called with a task whose items are all made.
         finish: called with a task that needs no device, or whose items have all run.
         check_output: raises if a producer may not have output written to a URI.
+        loop: prepares what is short, if there is one.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Preparation:
         prepared: Callable[[Task], None],
         finish: Callable[[Task], None],
         check_output: Callable[[str], None],
+        loop: Loop | None = None,
     ) -> None:
         self._pipelines = pipelines
         self._settings = settings
@@ -81,7 +86,7 @@ class Preparation:
         self._check_output = check_output
         prepare_threads = threads_of(settings)
         share = share_of(settings, len(pipelines))
-        self._lanes = {name: Lane(name, share, settings.fetch_threads, prepare_threads) for name in pipelines}
+        self._lanes = {name: Lane(name, share, settings.fetch_threads, prepare_threads, loop) for name in pipelines}
         #: For tasks that name none of our pipelines; they only fail.
         self._no_lane = next(iter(self._lanes.values()))
         #: Held during a step of preparation whose decoded inputs are large.
@@ -90,7 +95,7 @@ class Preparation:
 
     def submit(self, task: Task) -> None:
         """Accepts a task. Returns at once."""
-        self._lane(task).preparing.submit(partial(self._guarded, task, self._accept))
+        self._lane(task).preparing.submit(partial(self._guarded, task, self._accept), light=task.is_light)
 
     def close(self) -> None:
         """Stops all preparation. Returns at once."""
@@ -210,7 +215,7 @@ class Preparation:
         assert pipeline is not None
         assert rows is not None
         go_on = partial(self._lane(task).preparing.go_on, task.thread, partial(self._guarded, task, self._go_on))
-        until, first = began + SLICE_S, True
+        until, first = began + (LOOP_SLICE_S if task.thread == LOOP else SLICE_S), True
         while True:
             if first and self._shelf.is_full(pipeline.name, pipeline.limits):
                 # Nothing is made that could not lie anywhere.

@@ -75,6 +75,8 @@ class Task:
     pipeline: Pipeline | None = None
     #: Whether a process died while it worked on this task: each of its steps then runs alone in this process.
     alone: bool = False
+    #: Whether its message is so small that preparing it is short, unless it refers to something.
+    is_light: bool = False
     #: Whether another task gets its result, which then needs signatures.
     has_next: bool = False
     #: The pipeline's own parameters, overridden by the task's.
