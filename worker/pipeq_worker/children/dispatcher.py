@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 #: Tasks of one pipeline that a child has and of which no item is ready yet. The others wait in the host.
 FEED = 64
+#: Tasks that are worth waking a child for while the device has plenty to do.
+TOGETHER = 16
 #: How often a task that takes long is checked for having been cancelled, in seconds.
 LOOK_S = 1.0
 #: How long results may still take to be stored when a drain ends, in seconds.
@@ -106,6 +108,8 @@ class Dispatcher(Generic[T]):
         #: Tasks that no child has yet, for each pipeline; and tasks that a child has without any item being ready.
         self._queues: dict[str, TaskQueue[T]] = {}
         self._fed = Fed()
+        #: Whether one of the tasks that came since the children were fed should not wait for others.
+        self._is_urgent = False
         self._changed = threading.Condition()
         self._last_task_at = time.monotonic()
         self._draining = False
@@ -187,6 +191,7 @@ class Dispatcher(Generic[T]):
             has_error = task.error is not None
             if not has_error:
                 self._queue_of(task).add(task)
+                self._is_urgent |= not task.priority or task.deadline < math.inf
             self._last_task_at = time.monotonic()
         if has_error:
             self._end(task)
@@ -291,8 +296,11 @@ class Dispatcher(Generic[T]):
     def feed(self) -> None:
         """Gives the children as many tasks as they need to stay busy. Which of the others is next can still change."""
         with self._changed:
+            is_urgent, self._is_urgent = self._is_urgent, False
             for name, queue in self._queues.items():
-                homes = self._answers.may_prepare(self._crew.homes(name)) if queue else []
+                if not queue or (len(queue) < TOGETHER and not is_urgent and self._has_plenty(name)):
+                    continue
+                homes = self._answers.may_prepare(self._crew.homes(name))
                 rooms = [FEED - self._fed.count(name, one.number) for one in homes]
                 given: list[list[protocol.ToChild]] = [[] for _ in homes]
                 while queue and (room := max(rooms, default=0)) > 0:
@@ -306,6 +314,13 @@ class Dispatcher(Generic[T]):
                 for home, messages in zip(homes, given, strict=True):
                     # Sent under the lock, so that a cancel that follows does not overtake it.
                     home.gather(*messages)
+
+    def _has_plenty(self, name: str) -> bool:
+        """Whether the device has its batches, and a pipeline's next one is ready, too.
+
+        More can then wait until there is more to be given at once, or until a batch has run.
+        """
+        return self._runs.has_enough and self._window.count(name) >= self._limits(name).max_size
 
     def _cancel(self, tasks: Sequence[T]) -> None:
         """Has the children stop working on tasks."""
@@ -386,10 +401,10 @@ class Dispatcher(Generic[T]):
         return self._crew.device.served[name].limits
 
     def _ran(self, ran: protocol.Ran) -> None:
-        if self._streams.ran(ran.number):
+        if self._streams.ran(ran.number, ran.seconds):
             return  # it says nothing of a batch: two of all places are what the worker holds
         with self._changed:  # so that no prepare process dies between the two
-            batch = self._runs.ran(ran.number)
+            batch = self._runs.ran(ran.number, ran.seconds)
             if batch and ran.outputs:
                 self._answers.send(ran, batch)
         if not batch:

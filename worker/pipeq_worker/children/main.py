@@ -17,6 +17,7 @@ import sys
 import threading
 
 from pipeq_worker.children import board, protocol
+from pipeq_worker.children.allocator import keep_freed_memory
 from pipeq_worker.children.child import Child, import_torch
 from pipeq_worker.children.link import Link
 from pipeq_worker.children.slab import Slabs
@@ -35,6 +36,7 @@ def main() -> None:
     """Runs the process."""
     end, board_fd, parent, own, *slabs = map(int, sys.argv[1:])
     _end_with(parent)
+    keep_freed_memory(one_arena=own == 0)
     # The host decides when this process ends; Ctrl-C and systemd send their signals to all processes of a group.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from typing import Generic
@@ -25,8 +26,11 @@ from pipeq_worker.settings.read import Settings
 
 logger = logging.getLogger(__name__)
 
-#: Batches that the device process has at once: one that runs, and the next.
-AHEAD = 2
+#: Batches that the device process has at once: one that runs, and the next; more, up to the second number, if starting
+#: one takes so long (its marks are written to Redis) that the device would wait for it. Each one delays what is urgent.
+AHEAD, MOST_AHEAD = 2, 4
+#: How much the last batch counts in the averages that decide this.
+_SHARE = 0.2
 
 
 class Runs(Generic[T]):
@@ -72,6 +76,8 @@ class Runs(Generic[T]):
         self._first: dict[int, int] = {}
         #: Counts the children that have died.
         self._life = 0
+        #: What it takes to start a batch, and to run one, in seconds.
+        self._start_s = self._run_s = 0.0
         self._closed = False
         #: Set when the window or the batches that run have changed; and whether the thread waits for that.
         self._has_news = False
@@ -82,9 +88,16 @@ class Runs(Generic[T]):
         """Starts batches until the window is closed."""
         threading.Thread(target=guarded(self._run, self._hopeless), name="runs", daemon=True).start()
 
-    def ran(self, number: int) -> list[Item[T]]:
-        """Notes that a batch has run. Returns its items."""
+    @property
+    def has_enough(self) -> bool:
+        """Whether the device has as many batches as it gets."""
+        more = round(self._start_s / self._run_s) if self._run_s else 0
+        return len(self._open) >= min(AHEAD + more, MOST_AHEAD)
+
+    def ran(self, number: int, seconds: float) -> list[Item[T]]:
+        """Notes that a batch has run, and for how long. Returns its items."""
         with self._changed:
+            self._run_s += _SHARE * (seconds - self._run_s)
             items = self._open.pop(number, [])
             for item in items:
                 self._first[item.ticket] = 0  # from now on the task has really begun
@@ -158,8 +171,10 @@ class Runs(Generic[T]):
 
     def _run(self) -> None:
         while (batch := self._wait_for_batch()) is not None:
+            began = time.monotonic()
             try:
                 self._start_batch(batch.items)
+                self._start_s += _SHARE * (time.monotonic() - began - self._start_s)
             except Exception as error:
                 logger.exception("a batch failed inside pipeq", extra={"action": "batch"})
                 for task in _tasks_of(batch.items):
@@ -184,9 +199,8 @@ class Runs(Generic[T]):
                 self._changed.wait_for(lambda: self._closed or self._has_news)
 
     def _is_needed(self) -> bool:
-        has_enough = len(self._open) >= AHEAD
-        self._wants_news = not has_enough
-        return self._closed or (not has_enough and self._may_run())
+        self._wants_news = not self.has_enough
+        return self._closed or (not self.has_enough and self._may_run())
 
     def _start_batch(self, items: list[Item[T]]) -> None:
         life = self._life

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic
 
@@ -57,6 +58,11 @@ class Batcher(Generic[T]):
     def __len__(self) -> int:
         with self._changed:
             return len(self._window)
+
+    def count(self, lane: Hashable) -> int:
+        """Number of a pipeline's items that are ready."""
+        with self._changed:
+            return self._window.waiting(lane)[0]
 
     def put(self, item: T, limits: BatchLimits) -> bool:
         """Adds an item; blocks while its lane is full by bytes.
