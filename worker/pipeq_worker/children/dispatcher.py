@@ -25,7 +25,7 @@ from pipeq_worker.children.answers import Answers
 from pipeq_worker.children.crew import Crew
 from pipeq_worker.children.deaths import suspected
 from pipeq_worker.children.delivering import Delivering
-from pipeq_worker.children.fed import Fed
+from pipeq_worker.children.feeding import Feeding
 from pipeq_worker.children.guarded import guarded
 from pipeq_worker.children.keeper import Death, Keeper, Served
 from pipeq_worker.children.process import Starter
@@ -36,15 +36,10 @@ from pipeq_worker.observe.observer import Observer
 from pipeq_worker.schedule.batcher import Batcher, Closed
 from pipeq_worker.schedule.costs import Costs, Pass
 from pipeq_worker.schedule.task import Item, Place, T
-from pipeq_worker.schedule.task_queue import TaskQueue
 from pipeq_worker.settings.read import Settings
 
 logger = logging.getLogger(__name__)
 
-#: Tasks of one pipeline that a child has and of which no item is ready yet. The others wait in the host.
-FEED = 64
-#: Tasks that are worth waking a child for while the device has plenty to do.
-TOGETHER = 16
 #: How often a task that takes long is checked for having been cancelled, in seconds.
 LOOK_S = 1.0
 #: How long results may still take to be stored when a drain ends, in seconds.
@@ -105,11 +100,7 @@ class Dispatcher(Generic[T]):
         #: Ticket -> task.
         self._tasks: dict[int, T] = {}
         self._tickets = itertools.count(1)
-        #: Tasks that no child has yet, for each pipeline; and tasks that a child has without any item being ready.
-        self._queues: dict[str, TaskQueue[T]] = {}
-        self._fed = Fed()
-        #: Whether one of the tasks that came since the children were fed should not wait for others.
-        self._is_urgent = False
+        self._feeding: Feeding[T] = Feeding(self._homes, self._has_plenty)
         self._changed = threading.Condition()
         self._last_task_at = time.monotonic()
         self._draining = False
@@ -190,8 +181,7 @@ class Dispatcher(Generic[T]):
             self._tasks[task.ticket] = task
             has_error = task.error is not None
             if not has_error:
-                self._queue_of(task).add(task)
-                self._is_urgent |= not task.priority or task.deadline < math.inf
+                self._feeding.add(task)
             self._last_task_at = time.monotonic()
         if has_error:
             self._end(task)
@@ -290,36 +280,16 @@ class Dispatcher(Generic[T]):
 
     # -- into the child -----------------------------------------------------------------------------------------------
 
-    def _queue_of(self, task: T) -> TaskQueue[T]:
-        return self._queues.setdefault(task.lane or "", TaskQueue())
-
     def feed(self) -> None:
-        """Gives the children as many tasks as they need to stay busy. Which of the others is next can still change."""
+        """Has tasks that were accepted begin."""
         with self._changed:
-            is_urgent, self._is_urgent = self._is_urgent, False
-            for name, queue in self._queues.items():
-                if not queue or (len(queue) < TOGETHER and not is_urgent and self._has_plenty(name)):
-                    continue
-                homes = self._answers.may_prepare(self._crew.homes(name))
-                rooms = [FEED - self._fed.count(name, one.number) for one in homes]
-                given: list[list[protocol.ToChild]] = [[] for _ in homes]
-                while queue and (room := max(rooms, default=0)) > 0:
-                    at = rooms.index(room)
-                    rooms[at] -= 1
-                    task = queue.pop()
-                    task.child = homes[at].number
-                    task.moved(Place.PREPARING)
-                    self._fed.add(task.ticket, name, task.child)
-                    given[at].append(_prepare(task))
-                for home, messages in zip(homes, given, strict=True):
-                    # Sent under the lock, so that a cancel that follows does not overtake it.
-                    home.gather(*messages)
+            self._feeding.feed()
+
+    def _homes(self, name: str) -> Sequence[Keeper]:
+        return self._answers.may_prepare(self._crew.homes(name))
 
     def _has_plenty(self, name: str) -> bool:
-        """Whether the device has its batches, and a pipeline's next one is ready, too.
-
-        More can then wait until there is more to be given at once, or until a batch has run.
-        """
+        """Whether the device has its batches, and a pipeline's next one is ready, too."""
         return self._runs.has_enough and self._window.count(name) >= self._limits(name).max_size
 
     def _cancel(self, tasks: Sequence[T]) -> None:
@@ -341,9 +311,7 @@ class Dispatcher(Generic[T]):
     def _forget(self, task: T) -> None:
         """Removes a task. Call it with the lock held."""
         self._tasks.pop(task.ticket, None)
-        self._fed.discard(task.ticket)
-        if task.place is Place.HOST:
-            self._queue_of(task).discard(task)
+        self._feeding.remove(task)
 
     # -- out of the child ---------------------------------------------------------------------------------------------
 
@@ -374,7 +342,7 @@ class Dispatcher(Generic[T]):
         """Notes that the child is further with a task. Returns the task, unless it is not ours any more."""
         with self._changed:
             task = self._tasks.get(ticket)
-            self._fed.discard(ticket)
+            self._feeding.is_ready(ticket)
             if task is not None and task.place in (Place.PREPARING, Place.PREPARED) and task.place is not place:
                 task.moved(place)
         return task
@@ -455,7 +423,7 @@ class Dispatcher(Generic[T]):
         with self._changed:
             if self._stopped or task.place is Place.ENDED or self._tasks.get(task.ticket) is not task:
                 return
-            self._fed.discard(task.ticket)
+            self._feeding.is_ready(task.ticket)
             task.moved(Place.ENDED)
         if task.lane is not None:
             for stage in _STAGES[:-1]:
@@ -467,8 +435,7 @@ class Dispatcher(Generic[T]):
         """Ends a task that needs no more work: cancelled, expired, or failed here. The child stops working on it."""
         is_inside = task.place in (Place.PREPARING, Place.PREPARED)
         with self._changed:
-            if task.place is Place.HOST:
-                self._queue_of(task).discard(task)
+            self._feeding.remove(task)
         self._end(task)
         if is_inside:
             self._cancel([task])
@@ -524,14 +491,14 @@ class Dispatcher(Generic[T]):
             for task in lost:
                 # Its items, its batches and whatever else was said of it belong to the old number.
                 del self._tasks[task.ticket]
-                self._fed.discard(task.ticket)
+                self._feeding.is_ready(task.ticket)
                 self._runs.forget(task.ticket)
                 task.ticket = next(self._tickets)
                 self._tasks[task.ticket] = task
                 task.starts_over()
             for task in lost:
                 # It is due before those that came later.
-                self._queue_of(task).add(task)
+                self._feeding.add(task)
             was_alone = len(suspects) == 1
             for task in suspects:
                 task.deaths += 1
@@ -551,7 +518,3 @@ class Dispatcher(Generic[T]):
                 self._drop(task)
         self._runs.poke()
         self.feed()
-
-
-def _prepare(task: Any) -> protocol.Prepare:
-    return protocol.Prepare(task.ticket, task.id, protocol.packed(vars(task.message)), task.deaths > 0, task.has_next)

@@ -13,6 +13,7 @@ import pytest
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import Ref, TaskMessage
 from pipeq_worker.children import dispatcher as dispatcher_module
+from pipeq_worker.children import feeding
 from pipeq_worker.children.dispatcher import Dispatcher, Hooks
 from pipeq_worker.models.constant_pipeline import ConstantPipeline
 from pipeq_worker.models.pipeline import Pipeline, Prepared
@@ -330,7 +331,7 @@ class Gate(ConstantPipeline):
 
 def test_what_has_not_begun_can_be_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever it is: in the host, being prepared, or ready for the device. The rest is done, and it can come again."""
-    monkeypatch.setattr(dispatcher_module, "FEED", 2)
+    monkeypatch.setattr(feeding, "FEED", 2)
     pipeline = Gate("it")
     stages = Stages(pipeline)
     engine = stages.engine

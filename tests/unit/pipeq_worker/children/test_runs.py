@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 from pipeq.contract.message import TaskMessage
 from pipeq_worker.children import protocol
 from pipeq_worker.children.runs import Runs
@@ -23,6 +25,21 @@ def item(ticket: int) -> Item[Task]:
     return Item(task, ticket, ticket, b"group", "it", 1, 1, child=1, where=Where(b"row"))
 
 
+def make(window: Batcher[Item[Task]], begin: Callable[[list[Task], bool], None], sent: list[Any]) -> Runs[Task]:
+    never = lambda *_: None  # noqa: E731
+    return Runs(
+        window,
+        begin,
+        lambda *said: sent.extend(said),
+        lambda: True,
+        never,
+        lambda _: LIMITS,
+        Settings(),
+        Observer(),
+        never,
+    )
+
+
 def test_rows_of_a_process_that_dies_while_their_batch_begins_do_not_run() -> None:
     """Another process may soon write where they lie, and has other items with their numbers."""
     gone, stays = item(1), item(2)
@@ -34,18 +51,7 @@ def test_rows_of_a_process_that_dies_while_their_batch_begins_do_not_run() -> No
     window: Batcher[Item[Task]] = Batcher(2**30)
     for one in (gone, stays):
         window.put(one, LIMITS)
-    never = lambda *_: None  # noqa: E731
-    runs: Runs[Task] = Runs(
-        window,
-        begin,
-        lambda *said: sent.extend(said),
-        lambda: True,
-        never,
-        lambda _: LIMITS,
-        Settings(),
-        Observer(),
-        never,
-    )
+    runs = make(window, begin, sent)
     runs.start()
     deadline = time.monotonic() + 10
     while not sent and time.monotonic() < deadline:
@@ -56,3 +62,34 @@ def test_rows_of_a_process_that_dies_while_their_batch_begins_do_not_run() -> No
     assert isinstance(batch, protocol.ForwardRows)
     assert len(batch.rows) == 1
     assert runs.items_of(batch.number) == [stays]
+
+
+@pytest.mark.parametrize(
+    ("start_s", "run_s", "ahead"), [(0.0, 0.05, 2), (0.02, 0.1, 2), (0.05, 0.05, 3), (0.2, 0.01, 4)]
+)
+def test_a_batch_that_takes_long_to_start_is_started_earlier(start_s: float, run_s: float, ahead: int) -> None:
+    """Batches that lie ready delay what is urgent, so there are no more than the device needs."""
+    sent: list[protocol.ForwardRows] = []
+    window: Batcher[Item[Task]] = Batcher(2**30)
+    for at in range(1, 40 * LIMITS.max_size):
+        window.put(item(at), LIMITS)
+    runs = make(window, lambda *_: time.sleep(start_s), sent)
+    runs.start()
+    seen = 0
+    for done in range(30):
+        wait_for(lambda done=done: len(sent) > done)  # type: ignore[misc]
+        runs.ran(sent[done].number, run_s)
+        if done > 15:
+            wait_for(lambda done=done: len(sent) - done - 1 >= ahead)  # type: ignore[misc]
+            time.sleep(0.02)
+            seen = max(seen, len(sent) - done - 1)
+    window.close()
+    runs.close()
+    assert seen == ahead
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)

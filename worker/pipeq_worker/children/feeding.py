@@ -1,0 +1,84 @@
+"""FEEDING: gives the children tasks that wait in the host: few, and together. Used by the dispatcher, under its lock.
+
+A child gets as many tasks as it needs to stay busy, so that which of the others is next can still change. It is not
+woken for every single one while the device has plenty to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Generic
+
+from pipeq_worker.children import protocol
+from pipeq_worker.children.fed import Fed
+from pipeq_worker.children.keeper import Keeper
+from pipeq_worker.schedule.task import Place, T
+from pipeq_worker.schedule.task_queue import TaskQueue
+
+#: Tasks of one pipeline that a child has and of which no item is ready yet. The others wait in the host.
+FEED = 64
+#: Tasks that are worth waking a child for while the device has plenty to do.
+TOGETHER = 16
+
+
+class Feeding(Generic[T]):
+    """Not safe for threads: call it with the dispatcher's lock held.
+
+    Args:
+        homes: returns the children that prepare for a pipeline, and may be given tasks now.
+        has_plenty: whether the device has its batches, and a pipeline's next one is ready, too.
+    """
+
+    def __init__(self, homes: Callable[[str], Sequence[Keeper]], has_plenty: Callable[[str], bool]) -> None:
+        self._homes = homes
+        self._has_plenty = has_plenty
+        self._queues: dict[str, TaskQueue[T]] = {}
+        #: Tasks that a child has without any item being ready.
+        self._fed = Fed()
+        #: Whether one of the tasks that came since the last :meth:`feed` should not wait for others.
+        self._is_urgent = False
+
+    def add(self, task: T) -> None:
+        """Adds a task. One that was here before is due as before."""
+        self._queue(task).add(task)
+        self._is_urgent |= not task.priority or task.deadline < math.inf
+
+    def remove(self, task: T) -> None:
+        """Forgets a task, wherever it is."""
+        self._fed.discard(task.ticket)
+        if task.place is Place.HOST:
+            self._queue(task).discard(task)
+
+    def is_ready(self, ticket: int) -> None:
+        """Notes that an item of a task is ready, or that the task has ended."""
+        self._fed.discard(ticket)
+
+    def feed(self) -> None:
+        """Gives the children what they need."""
+        is_urgent, self._is_urgent = self._is_urgent, False
+        for name, queue in self._queues.items():
+            # What waits here is given when there is more of it, or when a batch has run.
+            if not queue or (len(queue) < TOGETHER and not is_urgent and self._has_plenty(name)):
+                continue
+            homes = self._homes(name)
+            rooms = [FEED - self._fed.count(name, one.number) for one in homes]
+            given: list[list[protocol.ToChild]] = [[] for _ in homes]
+            while queue and (room := max(rooms, default=0)) > 0:
+                at = rooms.index(room)
+                rooms[at] -= 1
+                task = queue.pop()
+                task.child = homes[at].number
+                task.moved(Place.PREPARING)
+                self._fed.add(task.ticket, name, task.child)
+                given[at].append(_prepare(task))
+            for home, messages in zip(homes, given, strict=True):
+                # Sent under the lock, so that a cancel that follows does not overtake it.
+                home.gather(*messages)
+
+    def _queue(self, task: T) -> TaskQueue[T]:
+        return self._queues.setdefault(task.lane or "", TaskQueue())
+
+
+def _prepare(task: Any) -> protocol.Prepare:
+    return protocol.Prepare(task.ticket, task.id, protocol.packed(vars(task.message)), task.deaths > 0, task.has_next)
