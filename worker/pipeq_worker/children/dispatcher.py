@@ -37,6 +37,7 @@ from pipeq_worker.schedule.batcher import Batcher, Closed
 from pipeq_worker.schedule.costs import Costs, Pass
 from pipeq_worker.schedule.task import Item, Place, T
 from pipeq_worker.settings.read import Settings
+from pipeq_worker.stages.threads import threads_of
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class Dispatcher(Generic[T]):
         #: Ticket -> task.
         self._tasks: dict[int, T] = {}
         self._tickets = itertools.count(1)
-        self._feeding: Feeding[T] = Feeding(self._homes, self._has_plenty)
+        self._feeding: Feeding[T] = Feeding(self._homes, self._has_plenty, threads_of(settings))
         self._changed = threading.Condition()
         self._last_task_at = time.monotonic()
         self._draining = False
@@ -412,6 +413,9 @@ class Dispatcher(Generic[T]):
         task.result_json, task.result_uri = ended.result, ended.result_uri
         task.handed_on_json = ended.handed_on
         task.timing_ms = ended.timing_ms
+        if task.lane is not None and ended.error is None:
+            with self._changed:
+                self._feeding.learn(task.lane, ended.timing_ms)
         if ended.batch is not None:
             if (learned := self.costs.find(task.lane)) is not None:
                 learned.task_ended()

@@ -7,7 +7,7 @@ woken for every single one while the device has plenty to do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic
 
 from pipeq_worker.children import protocol
@@ -16,8 +16,13 @@ from pipeq_worker.children.keeper import Keeper
 from pipeq_worker.schedule.task import Place, T
 from pipeq_worker.schedule.task_queue import TaskQueue
 
-#: Tasks of one pipeline that a child has and of which no item is ready yet. The others wait in the host.
+#: Most tasks of one pipeline that a child has and of which no item is ready yet. The others wait in the host, because a
+#: child prepares in the order in which it was given them.
 FEED = 64
+#: What these take together, in seconds of each thread: so long may an urgent task wait for slow ones before it.
+FEED_S = 0.5
+#: How much the last task counts in the average of what preparing takes.
+_SHARE = 0.1
 #: Tasks that are worth waking a child for while the device has plenty to do.
 TOGETHER = 16
 
@@ -28,12 +33,18 @@ class Feeding(Generic[T]):
     Args:
         homes: returns the children that prepare for a pipeline, and may be given tasks now.
         has_plenty: whether the device has its batches, and a pipeline's next one is ready, too.
+        threads: of a child that prepare for one pipeline.
     """
 
-    def __init__(self, homes: Callable[[str], Sequence[Keeper]], has_plenty: Callable[[str], bool]) -> None:
+    def __init__(
+        self, homes: Callable[[str], Sequence[Keeper]], has_plenty: Callable[[str], bool], threads: int
+    ) -> None:
         self._homes = homes
         self._has_plenty = has_plenty
+        self._threads = threads
         self._queues: dict[str, TaskQueue[T]] = {}
+        #: Pipeline -> seconds that a thread takes to prepare a task, once some have ended.
+        self._prepare_s: dict[str, float] = {}
         #: Tasks that a child has without any item being ready.
         self._fed = Fed()
         #: Whether one of the tasks that came since the last :meth:`feed` should not wait for others.
@@ -54,6 +65,18 @@ class Feeding(Generic[T]):
         """Notes that an item of a task is ready, or that the task has ended."""
         self._fed.discard(ticket)
 
+    def learn(self, name: str, timing_ms: Mapping[str, float]) -> None:
+        """Learns from the times of a task of a pipeline that has ended. Waiting for a store keeps no thread busy."""
+        seconds = (timing_ms.get("decode", 0.0) + timing_ms.get("prepare", 0.0)) / 1000
+        known = self._prepare_s.setdefault(name, seconds)
+        self._prepare_s[name] = known + _SHARE * (seconds - known)
+
+    def most(self, name: str) -> int:
+        """Number of a pipeline's tasks that a child has to prepare at most: no thread waits for its next one."""
+        seconds = self._prepare_s.get(name, 0.0)
+        enough = FEED_S * self._threads / seconds if seconds else FEED
+        return int(min(FEED, max(enough, 2 * self._threads)))
+
     def feed(self) -> None:
         """Gives the children what they need."""
         is_urgent, self._is_urgent = self._is_urgent, False
@@ -62,7 +85,8 @@ class Feeding(Generic[T]):
             if not queue or (len(queue) < TOGETHER and not is_urgent and self._has_plenty(name)):
                 continue
             homes = self._homes(name)
-            rooms = [FEED - self._fed.count(name, one.number) for one in homes]
+            most = self.most(name)
+            rooms = [most - self._fed.count(name, one.number) for one in homes]
             given: list[list[protocol.ToChild]] = [[] for _ in homes]
             while queue and (room := max(rooms, default=0)) > 0:
                 at = rooms.index(room)

@@ -10,7 +10,6 @@ others. A task with many inputs or items is prepared in slices, and other tasks 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,13 +28,11 @@ from pipeq_worker.stages.lane import Lane
 from pipeq_worker.stages.shelf import Shelf
 from pipeq_worker.stages.steps import Stage, Steps
 from pipeq_worker.stages.task import Item, Slot, Task
-from pipeq_worker.stages.threads import LOOP, Loop
+from pipeq_worker.stages.threads import LOOP, Loop, threads_of
 from pipeq_worker.stores.signed import looks_like_result
 
 logger = logging.getLogger(__name__)
 
-#: More threads than this slow each other down, waiting for the interpreter's lock.
-MOST_PREPARE_THREADS = 8
 #: How long one task may keep a thread while other tasks of its pipeline wait for it, in seconds.
 SLICE_S = 0.05
 #: How long one task may keep the loop while everything else waits for it, in seconds.
@@ -287,11 +284,6 @@ class Preparation:
 
     def _lane(self, task: Task) -> Lane:
         return self._lanes.get(task.message.pipeline, self._no_lane) if task.message else self._no_lane
-
-
-def threads_of(settings: Settings) -> int:
-    """Threads that prepare, for each pipeline."""
-    return settings.prepare_threads or min(os.cpu_count() or 1, MOST_PREPARE_THREADS)
 
 
 def share_of(settings: Settings, pipelines: int) -> int:

@@ -9,6 +9,7 @@ step has turned out to be long. In a process with a loop, that does the shortest
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -16,10 +17,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from pipeq_worker.settings.read import Settings
+
 logger = logging.getLogger(__name__)
 
 Step = Callable[[], None]
 
+#: More threads than this that prepare slow each other down, waiting for the interpreter's lock.
+MOST_PREPARE_THREADS = 8
 #: If half of the steps take less than this, they run on one thread, in seconds.
 SHORT_S = 0.002
 #: A step that goes on for so long shows that others should not wait for it, in seconds.
@@ -211,3 +216,8 @@ class Threads:
         self._wakes[number].wait(LATE_S if is_looking else None)
         self._looking -= is_looking
         self._waiting.remove(number)
+
+
+def threads_of(settings: Settings) -> int:
+    """Threads that prepare, for each pipeline."""
+    return settings.prepare_threads or min(os.cpu_count() or 1, MOST_PREPARE_THREADS)

@@ -29,7 +29,7 @@ class House:
     def __init__(self, children: int = 2) -> None:
         self.homes: list[Any] = [Home(number) for number in range(1, children + 1)]
         self.has_plenty = False
-        self.feeding: Feeding[Task] = Feeding(lambda _: self.homes, lambda _: self.has_plenty)
+        self.feeding: Feeding[Task] = Feeding(lambda _: self.homes, lambda _: self.has_plenty, threads=2)
         self._tickets = 0
 
     def add(self, count: int, **about: Any) -> list[Task]:
@@ -96,3 +96,24 @@ def test_a_task_that_is_removed_is_not_given_and_makes_room() -> None:
     place.feeding.remove(second)
     place.feeding.feed()
     assert [len(got) for got in place.homes[0].got] == [1, FEED - 1, 1]
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.0, FEED), (0.0004, FEED), (0.1, 10), (0.5, 4), (30.0, 4)])
+def test_what_is_slow_to_prepare_is_given_in_small_numbers_so_that_what_is_urgent_does_not_wait(
+    seconds: float, most: int
+) -> None:
+    place = House(1)
+    place.feeding.learn("it", {"fetch": 60_000.0, "decode": seconds * 400, "prepare": seconds * 600, "infer": 5000.0})
+    place.add(2 * FEED)
+    place.feeding.feed()
+    assert [len(got) for got in place.homes[0].got] == [most]
+
+
+def test_what_preparing_takes_is_learned_slowly() -> None:
+    feeding = House(1).feeding
+    feeding.learn("it", {"prepare": 100.0})
+    feeding.learn("it", {"prepare": 10_000.0})
+    assert feeding.most("it") == 4
+    for _ in range(200):
+        feeding.learn("it", {"prepare": 0.2})
+    assert feeding.most("it") == FEED
