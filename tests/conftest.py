@@ -1,8 +1,10 @@
 """Servers that the tests share. Each is started when a test first needs it, and removed at the end."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before anything imports transformers: tests never ask the Hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -20,10 +22,29 @@ ORDER = ("chaos", "fuzz", "acceptance", "integration", "unit")
 #: What the shared S3 server has.
 BUCKETS = ("inputs", "results")
 
+# Nothing that tests and their libraries are made of becomes garbage, and a look for some among it takes half a second.
+gc.disable()
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sorts tests by their folders."""
     items.sort(key=lambda item: ORDER.index(folder) if (folder := item.path.relative_to(HERE).parts[0]) in ORDER else 0)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Decides what test processes run together."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from tests.scheduling import Scheduling
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """From here on, garbage is what the tests leave."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -42,5 +63,10 @@ def s3_server() -> Iterator[embedded.S3Server]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the tiny models; each is built when a test first asks for it."""
-    return tmp_path_factory.mktemp("models")
+    """The folder of the tiny models; each is built when a test first asks for it. All test processes share it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of the process is inside that of the run
+    folder = folder / "models"
+    folder.mkdir(exist_ok=True)
+    return folder

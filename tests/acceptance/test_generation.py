@@ -16,6 +16,7 @@ import redis
 from pipeq import Client, Ref, State, TaskFailedError
 from pipeq.contract import keys
 from pipeq.contract.status import Progress
+from pipeq.demo import embedded
 
 from tests import samples, tiny_models
 from tests.unit.media import wav
@@ -33,13 +34,14 @@ class Served:
     audio: str
 
 
-@pytest.fixture
-def served(tiny: Path, tmp_path: Path, redis_url: str) -> Iterator[Served]:
+@pytest.fixture(scope="module")
+def served(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A worker with a model that knows any number of positions, and another pipeline on the same device."""
-    folder = tmp_path / "inputs"
+    here = tmp_path_factory.mktemp("generation")
+    folder = here / "inputs"
     folder.mkdir()
     (folder / "long.wav").write_bytes(wav((samples.audio(600) * 3000).astype(np.int16)[:, None], 16_000))
-    config = tmp_path / "pipelines.toml"
+    config = here / "pipelines.toml"
     config.write_text(
         f'[inputs]\nallow = ["{folder.as_uri()}/"]\n'
         f'[pipelines.text-generation]\nmodel = "{tiny_models.build("llama", tiny)}"\nmax_batch_size = 4\n'
@@ -50,9 +52,10 @@ def served(tiny: Path, tmp_path: Path, redis_url: str) -> Iterator[Served]:
         "[pipelines.constant]\n"
     )
     with (
-        Client(redis_url) as client,
-        redis.Redis.from_url(redis_url) as db,
-        worker(tmp_path, redis_url, "--config", config) as process,
+        embedded.valkey() as url,
+        Client(url) as client,
+        redis.Redis.from_url(url) as db,
+        worker(here, url, "--config", config) as process,
     ):
         process.wait_ready(client, "text-generation", "constant", "automatic-speech-recognition", "stream")
         yield Served(client, db, process, f"{folder.as_uri()}/long.wav")

@@ -18,6 +18,7 @@ import redis
 from celery import Celery
 from pipeq import Client
 from pipeq.contract import keys
+from pipeq.demo import embedded
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.worker_process import WorkerProcess, worker
@@ -114,10 +115,17 @@ def config(tmp_path: Path) -> tuple[Path, Page]:
     return path, page
 
 
-@pytest.fixture
-def served(redis_url: str, tmp_path: Path, config: tuple[Path, Page]) -> Iterator[tuple[Client, WorkerProcess, Page]]:
-    path, page = config
-    with worker(tmp_path, redis_url, "--config", path, lease_s=3, sweep_s=1) as process, Client(redis_url) as client:
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, WorkerProcess, Page]]:
+    """One worker, which the tests take through its life in their order."""
+    folder, page = tmp_path_factory.mktemp("served"), Page(free_port(2))
+    path = folder / "pipelines.toml"
+    path.write_text(CONFIG.format(port=page.port))
+    with (
+        embedded.valkey() as url,
+        worker(folder, url, "--config", path, lease_s=3, sweep_s=1) as process,
+        Client(url) as client,
+    ):
         # It answers while it is loading, and is then live and not ready.
         until(lambda: page.get("/livez")[0])
         process.wait_ready(client, "constant", "slow")
@@ -125,13 +133,13 @@ def served(redis_url: str, tmp_path: Path, config: tuple[Path, Page]) -> Iterato
         yield client, process, page
 
 
-def test_tasks_batches_and_queues(served: tuple[Client, WorkerProcess, Page], redis_url: str) -> None:
+def test_tasks_batches_and_queues(served: tuple[Client, WorkerProcess, Page]) -> None:
     client, process, page = served
     ids = client.submit_many("constant", range(50))
     bad = client.submit("constant", 1, params={"no_such_parameter": 1})
-    with redis.Redis.from_url(redis_url) as db:
+    with redis.Redis.from_url(client.redis_url) as db:
         db.lpush("constant", "no message", '{"headers": {"id": "unusable"}}')
-    with Celery(broker=redis_url, backend=redis_url) as app:
+    with Celery(broker=client.redis_url, backend=client.redis_url) as app:
         # A message that names a pipeline that nobody serves.
         message = {"pipeline": "nobody's", "inputs": 1}
         lost = app.send_task(keys.TASK_NAME, kwargs=message, queue="constant").id
@@ -160,6 +168,84 @@ def test_tasks_batches_and_queues(served: tuple[Client, WorkerProcess, Page], re
     assert found["pipeq_worker_live",] == found["pipeq_worker_ready",] == found["pipeq_redis_up",] == 1
 
 
+def test_without_redis_it_lives_and_is_not_ready(served: tuple[Client, WorkerProcess, Page]) -> None:
+    client, _, page = served
+    pid = server_pid(client.redis_url)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        until(lambda: page.get("/readyz") == (503, "Redis does not answer\n"))
+        # For longer than a part may hang.
+        deadline = time.monotonic() + 8
+        while time.monotonic() < deadline:
+            assert page.get("/livez") == (200, "ok\n")
+            time.sleep(0.2)
+        found = page.series()
+        assert found["pipeq_redis_up",] == found["pipeq_worker_ready",] == 0
+        assert not [key for key in found if key[0].startswith("pipeq_queue_waiting")]
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: page.get("/readyz") == (200, "ok\n"))
+    assert client.wait(client.submit("constant", 1, check=False), timeout_s=60).error is None
+    until(lambda: page.series()["pipeq_redis_up",] == 1)
+
+
+def test_a_queue_that_it_cannot_take_from(served: tuple[Client, WorkerProcess, Page]) -> None:
+    client, _, page = served
+    with redis.Redis.from_url(client.redis_url) as db:
+        db.set("slow", "no list")
+        until(lambda: page.series()["pipeq_queue_deaf", "slow"] == 1)
+        # It still takes from the other one.
+        assert page.get("/readyz") == (200, "ok\n")
+        db.set("constant", "no list")
+        until(lambda: page.get("/readyz")[0] == 503)
+        assert "no messages are taken from constant: the key 'constant': WRONGTYPE" in page.get("/readyz")[1]
+        db.delete("slow", "constant")
+    until(lambda: page.get("/readyz") == (200, "ok\n"))
+    until(lambda: page.series()["pipeq_queue_deaf", "slow"] == 0)
+
+
+def test_a_child_that_dies_is_seen(served: tuple[Client, WorkerProcess, Page]) -> None:
+    client, process, page = served
+    before = page.series()
+    pid = int(before["pipeq_process_pid", "0", "device"])
+    assert int(before["pipeq_process_pid", "0", "host"]) == process.process.pid != pid
+    assert before["pipeq_process_resident_memory_bytes", "0", "device"] > 2**20
+    ids = client.submit_many("slow", range(30))
+    until(lambda: page.series()["pipeq_running_tasks", "slow"])
+    os.kill(pid, signal.SIGKILL)
+    seen = []
+    until(lambda: seen.append(page.get("/readyz")) or seen[-1][0] == 503)
+    assert page.get("/livez") == (200, "ok\n")
+    until(lambda: [queue.loading for queue in client.queues()] == [1, 1], 10)
+    until(lambda: page.get("/readyz") == (200, "ok\n"))
+    for task_id in ids:
+        assert client.wait(task_id, timeout_s=60).error is None
+    found = page.series()
+    assert found["pipeq_child_deaths_total",] == before["pipeq_child_deaths_total",] + 1
+    # None if it died between two batches.
+    assert found["pipeq_task_deaths_total",] <= before["pipeq_task_deaths_total",] + 1
+    assert found["pipeq_process_pid", "0", "device"] not in (pid, process.process.pid)
+    assert found["pipeq_device_busy_seconds_total",] == pytest.approx(
+        found["pipeq_batch_seconds_sum", "slow"] + found["pipeq_batch_seconds_sum", "constant"], abs=0.2
+    )
+    assert seen[-1][1].startswith("loading ")
+
+
+def test_a_child_that_does_not_answer_is_replaced(served: tuple[Client, WorkerProcess, Page]) -> None:
+    client, process, page = served
+    before = page.series()
+    pid = int(before["pipeq_process_pid", "0", "device"])
+    os.kill(pid, signal.SIGSTOP)
+    waits = client.submit("constant", 1)
+    until(lambda: page.series().get(("pipeq_process_pid", "0", "device"), pid) != pid)
+    assert f"process {pid} did not answer for 3 s, and was ended; it was working on no task" in process.text()
+    assert client.wait(waits, timeout_s=60).error is None
+    found = page.series()
+    assert found["pipeq_child_deaths_total",] == before["pipeq_child_deaths_total",] + 1
+    assert found["pipeq_task_deaths_total",] == before["pipeq_task_deaths_total",]
+    assert page.get("/livez") == (200, "ok\n")
+
+
 def test_backlog_and_time_to_drain(served: tuple[Client, WorkerProcess, Page]) -> None:
     client, _, page = served
     total = 700  # more than a worker takes at once
@@ -186,43 +272,8 @@ def test_backlog_and_time_to_drain(served: tuple[Client, WorkerProcess, Page]) -
     assert queue.drain_s == pytest.approx(now / rate, rel=0.6)
 
 
-def test_without_redis_it_lives_and_is_not_ready(served: tuple[Client, WorkerProcess, Page], redis_url: str) -> None:
-    client, _, page = served
-    pid = server_pid(redis_url)
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        until(lambda: page.get("/readyz") == (503, "Redis does not answer\n"))
-        # For longer than a part may hang.
-        deadline = time.monotonic() + 8
-        while time.monotonic() < deadline:
-            assert page.get("/livez") == (200, "ok\n")
-            time.sleep(0.2)
-        found = page.series()
-        assert found["pipeq_redis_up",] == found["pipeq_worker_ready",] == 0
-        assert not [key for key in found if key[0].startswith("pipeq_queue_waiting")]
-    finally:
-        os.kill(pid, signal.SIGCONT)
-    until(lambda: page.get("/readyz") == (200, "ok\n"))
-    assert client.wait(client.submit("constant", 1, check=False), timeout_s=60).error is None
-    until(lambda: page.series()["pipeq_redis_up",] == 1)
-
-
-def test_a_queue_that_it_cannot_take_from(served: tuple[Client, WorkerProcess, Page], redis_url: str) -> None:
-    _, _, page = served
-    with redis.Redis.from_url(redis_url) as db:
-        db.set("slow", "no list")
-        until(lambda: page.series()["pipeq_queue_deaf", "slow"] == 1)
-        # It still takes from the other one.
-        assert page.get("/readyz") == (200, "ok\n")
-        db.set("constant", "no list")
-        until(lambda: page.get("/readyz")[0] == 503)
-        assert "no messages are taken from constant: the key 'constant': WRONGTYPE" in page.get("/readyz")[1]
-        db.delete("slow", "constant")
-    until(lambda: page.get("/readyz") == (200, "ok\n"))
-    until(lambda: page.series()["pipeq_queue_deaf", "slow"] == 0)
-
-
 def test_stopping(served: tuple[Client, WorkerProcess, Page]) -> None:
+    """The last one of the worker that the tests above share. What is left of the backlog goes back."""
     client, process, page = served
     client.submit_many("constant", range(2), params={"seconds": 6})
     until(lambda: page.series()["pipeq_running_tasks", "constant"])
@@ -234,46 +285,6 @@ def test_stopping(served: tuple[Client, WorkerProcess, Page]) -> None:
     assert reasons == {"it is stopping: it ends the tasks that run"}
     assert process.stop() == 0
     assert page.get("/livez")[0] == 0
-
-
-def test_a_child_that_dies_is_seen(served: tuple[Client, WorkerProcess, Page]) -> None:
-    client, process, page = served
-    before = page.series()
-    pid = int(before["pipeq_process_pid", "0", "device"])
-    assert int(before["pipeq_process_pid", "0", "host"]) == process.process.pid != pid
-    assert before["pipeq_process_resident_memory_bytes", "0", "device"] > 2**20
-    ids = client.submit_many("slow", range(30))
-    until(lambda: page.series()["pipeq_running_tasks", "slow"])
-    os.kill(pid, signal.SIGKILL)
-    seen = []
-    until(lambda: seen.append(page.get("/readyz")) or seen[-1][0] == 503)
-    assert page.get("/livez") == (200, "ok\n")
-    until(lambda: [queue.loading for queue in client.queues()] == [1, 1], 10)
-    until(lambda: page.get("/readyz") == (200, "ok\n"))
-    for task_id in ids:
-        assert client.wait(task_id, timeout_s=60).error is None
-    found = page.series()
-    assert found["pipeq_child_deaths_total",] == 1
-    # None if it died between two batches.
-    assert found["pipeq_task_deaths_total",] <= 1
-    assert found["pipeq_process_pid", "0", "device"] not in (pid, process.process.pid)
-    assert found["pipeq_device_busy_seconds_total",] == pytest.approx(
-        found["pipeq_batch_seconds_sum", "slow"] + found["pipeq_batch_seconds_sum", "constant"], abs=0.2
-    )
-    assert seen[-1][1].startswith("loading ")
-
-
-def test_a_child_that_does_not_answer_is_replaced(served: tuple[Client, WorkerProcess, Page]) -> None:
-    client, process, page = served
-    pid = int(page.series()["pipeq_process_pid", "0", "device"])
-    os.kill(pid, signal.SIGSTOP)
-    waits = client.submit("constant", 1)
-    until(lambda: page.series().get(("pipeq_process_pid", "0", "device"), pid) != pid)
-    assert f"process {pid} did not answer for 3 s, and was ended; it was working on no task" in process.text()
-    assert client.wait(waits, timeout_s=60).error is None
-    found = page.series()
-    assert (found["pipeq_child_deaths_total",], found["pipeq_task_deaths_total",]) == (1, 0)
-    assert page.get("/livez") == (200, "ok\n")
 
 
 def test_an_event_loop_that_hangs_is_not_live(redis_url: str, tmp_path: Path, config: tuple[Path, Page]) -> None:

@@ -57,7 +57,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
     subprocess.run(build, check=True, capture_output=True)
     [wheel] = folder.glob("*.whl")
-    venv.create(folder / "env", with_pip=True)
+    venv.create(folder / "env")
     python = folder / "env/bin/python"
     # The wheel's dependencies come from this environment, because installing torch again would take minutes.
     site = subprocess.run(
@@ -74,7 +74,9 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 if "pipeq" not in one.name and one.suffix != ".pth" and not (dependencies / one.name).exists():
                     (dependencies / one.name).symlink_to(one)
     (Path(site) / "dependencies.pth").write_text(f"{dependencies}\n")
-    subprocess.run([python, "-m", "pip", "install", "-qq", "--no-deps", "--no-index", wheel], check=True)
+    # By this environment's pip, because installing another one takes seconds.
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", "-qq", "--no-deps", "--no-index", wheel], check=True)
     return python.parent
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,12 +27,18 @@ def builder(function: Callable[[Path], None]) -> Callable[[Path], None]:
 
 
 def build(name: str, folder: Path) -> Path:
-    """Writes the checkpoint ``name`` below ``folder`` unless it is there."""
+    """Writes the checkpoint ``name`` below ``folder`` unless it is there. Other processes may build there, too."""
     path = folder / name
     if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        path.mkdir(parents=True)
-        BUILDERS[name](path)
+        # Under another name first, so that nobody sees half a checkpoint.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as made:
+            half = Path(made) / name
+            half.mkdir()
+            BUILDERS[name](half)
+            with suppress(OSError):  # another process was faster, with the same checkpoint
+                half.rename(path)
     return path
 
 

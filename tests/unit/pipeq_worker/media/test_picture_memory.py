@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +25,6 @@ from pipeq_worker.settings.sections import InputSettings
 MOST = InputSettings().max_decoded_bytes
 #: 121 million pixels of one grey.
 SIDE = 11_000
-SEGFORMER = transformers.SegformerConfig(num_labels=150)
 
 
 def pipe_of(config: Any, processor: Any = None) -> Any:
@@ -32,11 +32,23 @@ def pipe_of(config: Any, processor: Any = None) -> Any:
 
 
 def semantic() -> Any:
-    return pipe_of(SEGFORMER, transformers.SegformerImageProcessorPil())
+    return pipe_of(transformers.SegformerConfig(num_labels=150), transformers.SegformerImageProcessorPil())
 
 
 def panoptic() -> Any:
     return pipe_of(transformers.DetrConfig(num_queries=100), transformers.DetrImageProcessorPil())
+
+
+def depth() -> Any:
+    return pipe_of(transformers.DPTConfig())
+
+
+def masks() -> Any:
+    return pipe_of(transformers.SamConfig())
+
+
+def larger() -> Any:
+    return pipe_of(transformers.Swin2SRConfig())
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +71,21 @@ def test_each_task_type_that_takes_images_says_what_its_answer_takes() -> None:
 @pytest.mark.parametrize(
     ("task", "pipe"),
     [
-        ("image-segmentation", semantic()),
-        ("image-segmentation", panoptic()),
-        ("depth-estimation", pipe_of(transformers.DPTConfig())),
-        ("mask-generation", pipe_of(transformers.SamConfig())),
-        ("image-to-image", pipe_of(transformers.Swin2SRConfig())),
+        ("image-segmentation", semantic),
+        ("image-segmentation", panoptic),
+        ("depth-estimation", depth),
+        ("mask-generation", masks),
+        ("image-to-image", larger),
     ],
 )
 def test_a_small_file_of_many_pixels_is_refused_undecoded(
-    task: str, pipe: Any, small_file: bytes, monkeypatch: pytest.MonkeyPatch
+    task: str, pipe: Callable[[], Any], small_file: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(image: Image.Image) -> None:
         raise AssertionError("decoded")
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
-    decoded = Decoded(MOST, answer=picture_memory.of(task, pipe, {}))
+    decoded = Decoded(MOST, answer=picture_memory.of(task, pipe(), {}))
     with pytest.raises(PipeqError, match=r"11000x11000 .* max_decoded_bytes\): send a smaller picture") as caught:
         images.decode_image(small_file, "x", SIDE**2, decoded)
     assert caught.value.code == ErrorCode.INPUT_TOO_LARGE
@@ -82,16 +94,16 @@ def test_a_small_file_of_many_pixels_is_refused_undecoded(
 @pytest.mark.parametrize(
     ("task", "pipe", "width", "height"),
     [
-        ("image-segmentation", semantic(), 4000, 3000),
-        ("image-segmentation", panoptic(), 2560, 1920),
-        ("depth-estimation", pipe_of(transformers.DPTConfig()), 8000, 6000),
-        ("mask-generation", pipe_of(transformers.SamConfig()), 1920, 1080),
-        ("image-to-image", pipe_of(transformers.Swin2SRConfig()), 320, 240),
-        ("object-detection", panoptic(), SIDE, SIDE),
+        ("image-segmentation", semantic, 4000, 3000),
+        ("image-segmentation", panoptic, 2560, 1920),
+        ("depth-estimation", depth, 8000, 6000),
+        ("mask-generation", masks, 1920, 1080),
+        ("image-to-image", larger, 320, 240),
+        ("object-detection", panoptic, SIDE, SIDE),
     ],
 )
-def test_usual_pictures_pass(task: str, pipe: Any, width: int, height: int) -> None:
-    Decoded(MOST, answer=picture_memory.of(task, pipe, {})).check_answer(width, height, "x")
+def test_usual_pictures_pass(task: str, pipe: Callable[[], Any], width: int, height: int) -> None:
+    Decoded(MOST, answer=picture_memory.of(task, pipe(), {})).check_answer(width, height, "x")
 
 
 def test_what_is_kept_of_many_pictures_adds_up_and_what_passes_does_not() -> None:
