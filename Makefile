@@ -12,6 +12,8 @@ TASKS ?= 100000
 MESSAGES ?= 200000
 FAILURES ?= 10000
 TARGETS ?= cpu cuda
+# The tests start hundreds of processes. Without bytecode files, each would compile all modules anew.
+PYTEST = PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -37,19 +39,20 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 test: install ## Run the tests; PYTEST_ARGS goes to pytest.
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 chaos: install ## Kill workers KILLS times (1000), their processes CHILD_KILLS times (200), and disturb Redis for long.
-	KILLS=$(KILLS) CHILD_KILLS=$(CHILD_KILLS) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/chaos $(PYTEST_ARGS)
+	KILLS=$(KILLS) CHILD_KILLS=$(CHILD_KILLS) $(PYTEST) -s tests/chaos \
+		tests/acceptance/test_children.py $(PYTEST_ARGS)
 
 long: install ## Run an hour of audio (MINUTES), 100,000 texts (TASKS), 10,000 of each failure (FAILURES), all parameters and bounds.
-	MINUTES=$(MINUTES) TASKS=$(TASKS) FAILURES=$(FAILURES) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/acceptance/test_long_audio.py \
+	MINUTES=$(MINUTES) TASKS=$(TASKS) FAILURES=$(FAILURES) $(PYTEST) -s tests/acceptance/test_long_audio.py \
 		tests/acceptance/test_mixed_parameters.py tests/acceptance/test_failures_leave_nothing.py \
 		tests/integration/test_generation_parity.py tests/integration/test_model_state.py \
-		tests/integration/test_params.py $(PYTEST_ARGS)
+		tests/integration/test_params.py tests/integration/test_parity.py $(PYTEST_ARGS)
 
 fuzz: install ## Send a worker of every task type MESSAGES invalid messages (200,000); SEED selects them.
-	MESSAGES=$(MESSAGES) SEED=$(SEED) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/fuzz $(PYTEST_ARGS)
+	MESSAGES=$(MESSAGES) SEED=$(SEED) $(PYTEST) -s tests/fuzz $(PYTEST_ARGS)
 
 lint: install ## Check style, format and types.
 	$(BIN)/ruff check

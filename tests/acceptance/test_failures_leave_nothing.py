@@ -21,7 +21,7 @@ from tests import tiny_models
 from tests.frames import frame
 from tests.worker_process import WorkerProcess, worker
 
-COUNT = int(os.environ.get("FAILURES", "200"))
+COUNT = int(os.environ.get("FAILURES", "100"))
 #: Number of tasks that wait at the same time.
 TASKS_PER_ROUND = 100
 #: Allowed growth: what failures may leave, plus that of any serving process (allocators, threads), in MiB.

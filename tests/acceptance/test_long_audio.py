@@ -20,7 +20,7 @@ from tests.worker_process import worker
 
 torch.set_num_threads(1)
 
-MINUTES = float(os.environ.get("MINUTES", "2"))
+MINUTES = float(os.environ.get("MINUTES", "1"))
 #: Memory that a worker may take above its idle use, for audio of any length, in MiB.
 MOST_MIB = 600 if MINUTES >= 30 else 300
 RATE = 16_000

@@ -24,7 +24,7 @@ from tests.worker_process import worker
 
 torch.set_num_threads(1)
 
-TASKS = int(os.environ.get("TASKS") or 3000)
+TASKS = int(os.environ.get("TASKS") or 1500)
 #: Parameters with different lengths, and functions for the scores.
 PARAMS = [
     {"truncation": True, "max_length": length, "top_k": top_k, "function_to_apply": function}

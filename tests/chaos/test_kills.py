@@ -21,7 +21,7 @@ from pipeq.demo import embedded
 from tests.chaos.account import Account
 from tests.worker_process import WorkerProcess, worker
 
-KILLS = int(os.environ.get("KILLS", "15"))
+KILLS = int(os.environ.get("KILLS", "8"))
 #: High enough that a task that meets three kills by chance does not fail.
 SUSPECT_NOBODY = 1_000_000
 #: Number of kills at default settings, where a task that meets three of them fails as `worker_lost`.

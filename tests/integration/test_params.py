@@ -182,8 +182,9 @@ def answer(pipeline: TransformersPipeline, value: Any, params: dict[str, Any]) -
     return pipeline.result(pipeline.postprocess(outputs, merged), value, merged)
 
 
-#: Models for which every parameter of generate is walked, not every sixth: one for each place of parameters.
-WHOLE_GENERATE = {"text-generation", "text2text-generation", "automatic-speech-recognition"}
+#: Task types for which more parameters of generate are walked than every sixth, one for each place of parameters: each
+#: of them, or every second.
+WALKED_EVERY = {"text-generation": 1, "text2text-generation": 2, "automatic-speech-recognition": 2}
 #: ``make long`` walks every parameter of generate for every model, and each number at both of its ends.
 EVERYTHING = bool(os.environ.get("TASKS"))
 PAIRS = [(task, model) for task, (models, _) in WALKED.items() for model in models]
@@ -203,7 +204,7 @@ def thinned(task: str) -> list[tuple[str, dict[str, Any]]]:
         return found
     # A parameter means the same inside generate_kwargs and beside it.
     beside = TASK_TYPES[task].generation == "call"
-    every = 1 if task in WHOLE_GENERATE else 6
+    every = WALKED_EVERY.get(task, 6)
     nested = ("generate_kwargs.", "forward_params.")
     plain = [one for one in found if not one[0].startswith(nested) and one[0].partition(".")[0] not in generate]
     outside = [one for one in found if one[0].partition(".")[0] in generate]
