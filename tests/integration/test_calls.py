@@ -10,6 +10,7 @@ import pytest
 import torch
 from pipeq_worker.media.video import Video
 from pipeq_worker.models.call import Call
+from pipeq_worker.models.seeding import ITEMS, measured
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.stages import prepare
 from pipeq_worker.stages.infer import infer
@@ -96,3 +97,18 @@ def test_what_is_handed_out_is_a_copy_down_to_its_lists_but_not_to_its_tensors()
     assert call.postprocess == {}
     assert given.forward["voice"] is voice
     assert given.key == "k"
+
+
+#: Task types of whose sample no two share a pass.
+ALONE = {"table-question-answering", "decision", "keypoint-matching", "text-to-audio", "any-to-any"}
+
+
+@pytest.mark.parametrize("task", SERVED)
+def test_every_pipeline_says_what_its_first_passes_take(loaded: Loaded, task: str) -> None:
+    pipeline = loaded(task, SERVED[task][0])
+    one, *more = measured(pipeline, 0.0)
+    assert one[0] == 1
+    shares = task not in ALONE
+    assert [items for items, _, _ in more] == ([min(ITEMS, pipeline.limits.max_size)] if shares else [])
+    assert all(cost >= items and seconds > 0 for items, cost, seconds in (one, *more))
+    assert not measured(pipeline, 2.0)

@@ -280,6 +280,7 @@ def _loaded(pipeline: Pipeline) -> protocol.Loaded:
         limits.is_auto,
         limits.weight,
         0 if pipeline.stream is None else pipeline.stream.slots,
+        list(pipeline.first_passes),
     )
 
 

@@ -303,6 +303,9 @@ class Dispatcher(Generic[T]):
             self._crew.device.send(stop)
 
     def _serving(self) -> None:
+        for name, served in self._crew.device.served.items():
+            if not served.slots:
+                self.costs.of(name, served.limits).seed_with(served.first_passes)
         self._runs.poke()
         self.feed()
 

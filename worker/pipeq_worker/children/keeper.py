@@ -18,6 +18,7 @@ from pipeq_worker.children import board, protocol
 from pipeq_worker.children.guarded import guarded
 from pipeq_worker.children.process import End, Member, Starter
 from pipeq_worker.models.pipeline import BatchLimits
+from pipeq_worker.schedule.costs import Pass
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.steps import Stage
 
@@ -46,6 +47,8 @@ class Served:
     limits: BatchLimits
     #: Places for items that run one by one; 0 if they run in batches.
     slots: int = 0
+    #: Passes that ran while it was loaded.
+    first_passes: tuple[Pass, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -266,7 +269,8 @@ class Keeper:
         limits = BatchLimits(**{one.name: getattr(loaded, one.name) for one in fields(BatchLimits)})
         model = ModelInfo.model_validate_json(loaded.model)
         with self._changed:
-            self.served[loaded.name] = Served(loaded.name, loaded.task_type, model, limits, loaded.slots)
+            passes = tuple(Pass(*one) for one in loaded.first_passes)
+            self.served[loaded.name] = Served(loaded.name, loaded.task_type, model, limits, loaded.slots, passes)
             self._loaded.add(loaded.name)
             is_complete = self.is_serving
             if is_complete:

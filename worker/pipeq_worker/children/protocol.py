@@ -151,6 +151,8 @@ class Loaded(msgspec.Struct, tag="loaded", frozen=True):
     weight: float
     #: If its items run one by one, as soon as there is a place, the number of places; 0 if they run in batches.
     slots: int = 0
+    #: Items, padded cost and seconds of passes that have run while it was loaded.
+    first_passes: list[tuple[int, int, float]] = []
 
 
 class Ends(msgspec.Struct, tag="ends", frozen=True):

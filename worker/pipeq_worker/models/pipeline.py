@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,8 @@ class Pipeline(ABC):
     #: The model that computes the results.
     model: ModelInfo
     limits: BatchLimits
+    #: Items, padded cost and seconds of passes that have run while it was loaded.
+    first_passes: Sequence[tuple[int, int, float]] = ()
     #: Sampling rate of the audio that it takes, in Hz.
     sampling_rate: int = 16_000
     #: If it runs rows one by one instead of in batches. While the stream runs, :meth:`forward` must not be called.

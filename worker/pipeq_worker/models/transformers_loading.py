@@ -12,7 +12,7 @@ import torch
 import transformers
 from pipeq.contract.errors import PipeqError, SettingsError
 
-from pipeq_worker.models import own, pickles, weights
+from pipeq_worker.models import own, pickles, seeding, weights
 from pipeq_worker.models.continuous_trial import make_stream
 from pipeq_worker.models.model_archive import unpacked
 from pipeq_worker.models.own import checkpoint
@@ -61,6 +61,7 @@ def load_transformers_pipeline(
             pipeline = TransformersPipeline(name, task_type, settings, pipe, limits)
         loaded = time.monotonic()
         warm_up(pipeline)
+        pipeline.first_passes = seeding.measured(pipeline, time.monotonic() - loaded)
         _check_padding(pipeline)
 
         def rebuild() -> transformers.Pipeline:

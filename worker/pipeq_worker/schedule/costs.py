@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,6 +117,15 @@ class Learned:
             if self._fit.count <= FIRST or self._fit.count % EVERY == 0:
                 self._line = self._fit.line()
             self._set_limits()
+
+    def seed_with(self, passes: Iterable[Pass]) -> None:
+        """Starts from passes of a pipeline that was loaded; no task had them. Does nothing once real ones have run."""
+        with self._lock:
+            if not self._fit.count:
+                for one in passes:
+                    self._fit.add(one.padded, one.seconds)
+                self._line = self._fit.line()
+                self._set_limits()
 
     def task_ended(self) -> None:
         """A task has had its last forward pass. It may be said some time after the pass."""

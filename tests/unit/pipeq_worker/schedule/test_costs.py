@@ -172,3 +172,25 @@ def test_tasks_that_only_fail_teach_nothing_and_break_nothing() -> None:
     assert learned.tasks_in_batch() == 8
     assert learned.seconds_of_task() == 0
     assert learned.predict(1) is None
+
+
+def test_passes_of_the_warm_up_say_what_the_first_batch_takes_and_count_for_no_task() -> None:
+    learned = Learned(CPU)
+    assert learned.predict(100) is None
+    learned.seed_with([Pass(1, 10, 0.02), Pass(8, 80, 0.034)])
+    assert learned.predict(200) == pytest.approx(0.058, rel=0.3)
+    assert learned.seconds_of_task() is None
+    assert learned.surprise_s == 0
+    for _ in range(40):
+        learned.add(Pass(4, 200, 0.5))
+    assert learned.predict(200) == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_pipeline_that_is_loaded_again_keeps_what_was_learned() -> None:
+    learned = Learned(CPU)
+    learned.seed_with([])
+    for _ in range(5):
+        learned.add(Pass(4, 200, 0.5))
+    before = learned.predict(200)
+    learned.seed_with([Pass(1, 10, 9.0), Pass(8, 80, 9.0)])
+    assert learned.predict(200) == before
