@@ -20,6 +20,7 @@ from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.observe.observer import Observer
 from pipeq_worker.schedule.batcher import Batcher
 from pipeq_worker.schedule.task import Item, T
+from pipeq_worker.schedule.task_queue import TaskQueue
 from pipeq_worker.settings.read import Settings
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,8 @@ class Streams(Runs[T]):
         super().__init__(Batcher(1), begin, send, may_run, drop, limits, settings, observer, hopeless)
         self._numbers = itertools.count(FIRST)
         self._slots = slots
-        #: Lane -> items that wait for a place, and those that wait to be alone.
-        self._waiting: dict[str, deque[Item[T]]] = {}
+        #: Lane -> items that wait for a place, the most urgent first, and those that wait to be alone.
+        self._waiting: dict[str, TaskQueue[Item[T]]] = {}
         self._alone: dict[str, deque[Item[T]]] = {}
 
     def start(self) -> None:
@@ -62,7 +63,7 @@ class Streams(Runs[T]):
     def put(self, item: Item[T]) -> None:
         """Adds an item that is ready."""
         with self._changed:
-            self._waiting.setdefault(item.lane, deque()).append(item)
+            self._waiting.setdefault(item.lane, TaskQueue()).add(item)
             self._changed.notify_all()
 
     def abandon(self) -> dict[int, list[Item[T]]]:
@@ -96,9 +97,6 @@ class Streams(Runs[T]):
                     item.task.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
                     self._drop(item.task)
 
-    def _lanes(self) -> dict[str, deque[Item[T]]]:
-        return {**self._waiting, **self._alone}
-
     def _inside(self, lane: str) -> list[Item[T]]:
         return [item for items in self._open.values() for item in items if item.lane == lane]
 
@@ -112,7 +110,7 @@ class Streams(Runs[T]):
         """The items to start alone, and those to start beside others: of each lane the one or the other."""
         lone: list[Item[T]] = []
         items: list[Item[T]] = []
-        for lane in self._lanes():
+        for lane in {**self._waiting, **self._alone}:
             if not self._has_work(lane):
                 continue
             if self._alone.get(lane):
@@ -120,7 +118,7 @@ class Streams(Runs[T]):
                 continue
             waiting = self._waiting[lane]
             count = min(len(waiting), self._slots(lane) - len(self._inside(lane)))
-            items += [waiting.popleft() for _ in range(count)]
+            items += [waiting.pop() for _ in range(count)]
         return [item for item in lone if not item.is_gone], [item for item in items if not item.is_gone]
 
     def _enter(self, items: list[Item[T]], life: int) -> None:

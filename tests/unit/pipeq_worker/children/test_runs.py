@@ -11,6 +11,7 @@ from pipeq.contract.message import TaskMessage
 from pipeq_worker.children import protocol
 from pipeq_worker.children.runs import Runs
 from pipeq_worker.children.slab import Where
+from pipeq_worker.children.streams import FIRST, Streams
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.observe.observer import Observer
 from pipeq_worker.schedule.batcher import Batcher
@@ -20,8 +21,8 @@ from pipeq_worker.settings.read import Settings
 LIMITS = BatchLimits(max_size=8, max_cost=100)
 
 
-def item(ticket: int) -> Item[Task]:
-    task = Task(id=str(ticket), message=TaskMessage(pipeline="it", inputs=1), ticket=ticket)
+def item(ticket: int, **about: Any) -> Item[Task]:
+    task = Task(id=str(ticket), message=TaskMessage(pipeline="it", inputs=1), ticket=ticket, **about)
     return Item(task, ticket, ticket, b"group", "it", 1, 1, child=1, where=Where(b"row"))
 
 
@@ -86,6 +87,39 @@ def test_a_batch_that_takes_long_to_start_is_started_earlier(start_s: float, run
     window.close()
     runs.close()
     assert seen == ahead
+
+
+def test_a_place_of_a_stream_goes_to_the_most_urgent_item_and_tenants_take_turns() -> None:
+    sent: list[protocol.ForwardRows] = []
+    never = lambda *_: None  # noqa: E731
+    streams: Streams[Task] = Streams(
+        never,
+        lambda *said: sent.extend(said),
+        lambda: True,
+        never,
+        lambda _: LIMITS,
+        Settings(),
+        Observer(),
+        never,
+        lambda _: 1,
+    )
+    streams.start()
+    streams.put(item(1, priority=6, tenant="a"))
+    wait_for(lambda: len(sent) == 1)
+    for at in range(2, 6):
+        streams.put(item(at, priority=6, tenant="a"))
+    streams.put(item(6, priority=6, tenant="b"))
+    streams.put(item(7, priority=0))
+    for done in range(7):
+        wait_for(lambda done=done: len(sent) > done)  # type: ignore[misc]
+        (running,) = streams.items_of(sent[done].number)
+        sent[done] = running.ticket  # type: ignore[call-overload]
+        streams.ran(FIRST + done, 0.1)
+    streams.close()
+    order: list[Any] = list(sent)
+    assert order[:2] == [1, 7]
+    assert order.index(6) <= 3
+    assert [at for at in order if at not in (6, 7)] == [1, 2, 3, 4, 5]
 
 
 def wait_for(is_so: Callable[[], bool]) -> None:
