@@ -75,6 +75,8 @@ def progress(client: Client, task_id: str) -> Progress | None:
 
 def test_a_cancelled_generation_leaves_the_device(served: Served) -> None:
     client = served.client
+    # While the device is busy both become ready, and then run in one batch.
+    client.submit("text-generation", "the dog", params={**ENDLESS, "max_new_tokens": 800})
     long = [client.submit("text-generation", text, params=ENDLESS) for text in ("the fox", "hello world")]
     first = until(lambda: progress(client, long[0]))
     assert (first.total, first.unit) == (30_000, "tokens")
