@@ -222,3 +222,32 @@ def test_a_process_has_no_more_memory_than_it_is_allowed(redis_url: str, tmp_pat
         assert "MemoryError" in status.error.message
         assert client.result(good, timeout_s=60) == "good"
         assert "starting another one" not in process.text()
+
+
+#: In the child only: the pipeline never finishes loading, and may keep Python's lock all the time.
+HANGING = """
+import sys
+
+if "pipeq_worker.children.main" in sys.orig_argv:
+    import os, re, time
+    from pipeq_worker.models import constant_pipeline
+
+    def never(*_):
+        if os.environ["HOW"] == "locked":
+            re.match("(a+)+$", "a" * 64 + "b")
+        time.sleep(1000)
+
+    constant_pipeline.load_constant_pipeline = never
+"""
+
+
+@pytest.mark.parametrize("how", ["waiting", "locked"])
+def test_a_process_that_hangs_while_it_loads_is_ended_and_the_worker_says_so(
+    redis_url: str, tmp_path: Path, how: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HANGING)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with worker(tmp_path, redis_url, "constant", PYTHONPATH=path, HOW=how, load_timeout_s=0.5) as process:
+        assert process.process.wait(150) != 0
+        said = "died 3 times while loading: loading a pipeline took over load_timeout_s (0.5 s)"
+        assert said in process.text(), process.text()

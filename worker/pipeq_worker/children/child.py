@@ -33,7 +33,7 @@ from pipeq_worker.stages.engine import Engine, Listener
 from pipeq_worker.stages.far import FAR_S
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stages.placing import Placer
-from pipeq_worker.stages.steps import Board, Steps
+from pipeq_worker.stages.steps import Board, Stage, Steps
 from pipeq_worker.stages.task import Item, Task
 from pipeq_worker.stores.signed import Signatures
 from pipeq_worker.stores.writer import Writer
@@ -112,6 +112,7 @@ class Child:
             case protocol.Start():
                 self._settings = protocol.unpacked(message.settings)
                 self._is_preparer = message.is_preparer
+                self._begin()
             case protocol.Load():
                 self._load(message.pipelines)
             case protocol.LoadEnds():
@@ -137,15 +138,22 @@ class Child:
 
     # -- loading ------------------------------------------------------------------------------------------------------
 
+    def _begin(self) -> None:
+        """Imports what takes long. A prepare process does so while the device process loads the weights."""
+        settings = self._settings
+        if any(needs_torch(name, one) for name, one in settings.pipelines.items()):
+            with self._steps.step(Stage.LOAD, 0):
+                # One thread in a prepare process: the others belong to the device process.
+                import_torch(settings, 1 if self._is_preparer else settings.torch_threads)
+
     def _load(self, names: list[str]) -> None:
         settings = self._settings
         try:
-            if any(needs_torch(name, settings.pipelines[name]) for name in names):
-                import_torch(settings, settings.torch_threads)
             for at, name in enumerate(names, 1):
                 extra = {"action": "load", "pipeline": name}
                 logger.info("loading %s (%d of %d)", name, at, len(names), extra=extra)
-                self._pipelines[name] = self._loads(name, settings)
+                with self._steps.step(Stage.LOAD, 0):
+                    self._pipelines[name] = self._loads(name, settings)
             self._start()
         except PipeqError as error:
             self._link.send(protocol.Failed(error.code, protocol.text(error.message)))
@@ -156,7 +164,8 @@ class Child:
     def _load_ends(self, ends: dict[str, bytes]) -> None:
         settings = self._settings
         for name, data in ends.items():
-            self._pipelines[name] = load_ends(data, name, settings.pipelines[name], settings.param_limits)
+            with self._steps.step(Stage.LOAD, 0):
+                self._pipelines[name] = load_ends(data, name, settings.pipelines[name], settings.param_limits)
         self._start()
         self._link.send(*(_loaded(one) for one in self._pipelines.values()))
 

@@ -12,8 +12,10 @@ from functools import partial
 from pipeq.contract.errors import PipeqError
 
 from pipeq_worker.children import protocol
-from pipeq_worker.children.keeper import Death, Keeper, Served
+from pipeq_worker.children.deaths import Death
+from pipeq_worker.children.keeper import Keeper
 from pipeq_worker.children.process import Starter
+from pipeq_worker.children.served import Served
 from pipeq_worker.models.loading import needs_torch
 from pipeq_worker.settings.read import Settings
 

@@ -1,13 +1,26 @@
-"""DEATHS: which tasks a child that has died was working on."""
+"""DEATHS: how a child died, and which tasks it was working on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from pipeq_worker.children.keeper import Death
+from pipeq_worker.children import board
 from pipeq_worker.schedule.task import Item, Place, T
 from pipeq_worker.stages.steps import Stage
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a child died."""
+
+    #: A sentence that begins with a verb.
+    reason: str
+    #: What its threads were doing.
+    doing: list[board.Entry]
+    #: What took too long, if that is why it was ended.
+    overdue: board.Entry | None
 
 
 def suspected(death: Death, running: Mapping[int, list[Item[T]]], tasks: Mapping[int, T]) -> list[T]:

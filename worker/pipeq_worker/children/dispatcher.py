@@ -23,13 +23,14 @@ from pipeq.contract.status import BatchInfo, Progress
 from pipeq_worker.children import protocol
 from pipeq_worker.children.answers import Answers
 from pipeq_worker.children.crew import Crew
-from pipeq_worker.children.deaths import suspected
+from pipeq_worker.children.deaths import Death, suspected
 from pipeq_worker.children.delivering import Delivering
 from pipeq_worker.children.feeding import Feeding
 from pipeq_worker.children.guarded import guarded
-from pipeq_worker.children.keeper import Death, Keeper, Served
+from pipeq_worker.children.keeper import Keeper
 from pipeq_worker.children.process import Starter
 from pipeq_worker.children.runs import Runs
+from pipeq_worker.children.served import Served
 from pipeq_worker.children.streams import Streams
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.observe.observer import Observer

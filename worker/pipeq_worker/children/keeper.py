@@ -9,16 +9,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 
 from pipeq.contract.errors import ErrorCode, PipeqError
-from pipeq.contract.status import ModelInfo
 
 from pipeq_worker.children import board, protocol
+from pipeq_worker.children.deaths import Death
 from pipeq_worker.children.guarded import guarded
 from pipeq_worker.children.process import End, Member, Starter
-from pipeq_worker.models.pipeline import BatchLimits
-from pipeq_worker.schedule.costs import Pass
+from pipeq_worker.children.served import Served
+from pipeq_worker.children.watch import WATCH_S, Watch
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.steps import Stage
 
@@ -26,41 +25,8 @@ logger = logging.getLogger(__name__)
 
 #: A child that dies this often while it loads will never serve.
 MOST_CRASHES = 3
-#: How often the clock of what a child does is looked at, in seconds.
-WATCH_S = 0.25
-#: How often a child that serves is asked for an answer, in looks.
-ASK_LOOKS = 4
-#: A step that goes on for so long after it should have been ended hangs, in seconds.
-HANGS_S = 5.0
 #: Waits before a child is started that has died while it loaded, in seconds.
 _BACKOFF_S = 1.0
-
-
-@dataclass(frozen=True)
-class Served:
-    """What the host knows of a pipeline that a child has loaded."""
-
-    name: str
-    #: Name of its task type.
-    task_type: str
-    model: ModelInfo
-    limits: BatchLimits
-    #: Places for items that run one by one; 0 if they run in batches.
-    slots: int = 0
-    #: Passes that ran while it was loaded.
-    first_passes: tuple[Pass, ...] = ()
-
-
-@dataclass(frozen=True)
-class Death:
-    """How a child died."""
-
-    #: A sentence that begins with a verb.
-    reason: str
-    #: What its threads were doing.
-    doing: list[board.Entry]
-    #: What took too long, if that is why it was ended.
-    overdue: board.Entry | None
 
 
 class Keeper:
@@ -100,7 +66,6 @@ class Keeper:
         self._make_loading = loading
         #: Whether the child that lives now has been told to load.
         self._is_told = False
-        self._settings = settings
         self._start = start
         self._heard = heard
         self._serving = serving
@@ -116,10 +81,7 @@ class Keeper:
         self._crashes = 0
         self._lost = ""
         self._overdue: board.Entry | None = None
-        #: Looks since the child was asked for an answer, and since when it could have given it.
-        self._looks = 0
-        self._is_asked = False
-        self._silent = 0
+        self._watch = Watch(settings)
         self._closed = False
         #: Whether it was ended because nobody needed it.
         self._is_asleep = False
@@ -127,7 +89,7 @@ class Keeper:
         self._is_unwanted = False
         self._restart_at: float | None = None
         self._changed = threading.Condition()
-        self._watcher = threading.Thread(target=guarded(self._watch, hopeless), name="watch", daemon=True)
+        self._watcher = threading.Thread(target=guarded(self._look_on, hopeless), name="watch", daemon=True)
 
     # -- for the dispatcher -------------------------------------------------------------------------------------------
 
@@ -162,14 +124,8 @@ class Keeper:
         """Says that a step of the child should have been ended, or that the watch has ended; None if all is well."""
         if not self._watcher.is_alive() and not self._closed:
             return "the watch over the process that holds the models has ended"
-        child, now = self._child, time.monotonic()
-        if child is not None and self._silent * WATCH_S > self._settings.metrics.hung_s + HANGS_S:
-            return f"process {child.pid} does not answer"
-        for entry in child.doing() if child is not None else ():
-            late_s = now - entry.since - self._limit(entry.stage) - HANGS_S
-            if entry.stage is not Stage.FETCH and late_s > 0:
-                return f"a step of {entry.stage.name.lower()} should have been ended {late_s:.0f} s ago"
-        return None
+        child = self._child
+        return None if child is None else self._watch.hangs(child)
 
     def unload(self) -> Member | None:
         """Takes the child out of service until :meth:`wake`. Returns it, to be closed; None if none serves."""
@@ -231,7 +187,7 @@ class Keeper:
     def _begin(self) -> None:
         with self._changed:  # so that it is known before it can die
             self._loaded, self._lost, self._overdue, self._is_told = set(), "", None, False
-            self._is_asked, self._silent = False, 0
+            self._watch.begin()
             self._child = self._start(self.number, self._take, self._gone)
         self.load()
 
@@ -257,7 +213,7 @@ class Keeper:
                         self._changed.notify_all()
                     self._give_up(message.message)
                 case protocol.Answer():
-                    self._is_asked = False
+                    self._watch.answered()
                 case protocol.Lost():
                     self._lost = message.reason
                 case _:
@@ -266,11 +222,9 @@ class Keeper:
             self._heard(about_tasks)
 
     def _note(self, loaded: protocol.Loaded) -> None:
-        limits = BatchLimits(**{one.name: getattr(loaded, one.name) for one in fields(BatchLimits)})
-        model = ModelInfo.model_validate_json(loaded.model)
+        served = Served.of(loaded)
         with self._changed:
-            passes = tuple(Pass(*one) for one in loaded.first_passes)
-            self.served[loaded.name] = Served(loaded.name, loaded.task_type, model, limits, loaded.slots, passes)
+            self.served[loaded.name] = served
             self._loaded.add(loaded.name)
             is_complete = self.is_serving
             if is_complete:
@@ -316,15 +270,11 @@ class Keeper:
             self._hopeless(sentence)  # before the first child has served, whoever waits for it is told
 
     def _reason(self, how: str, pid: int) -> str:
-        if (entry := self._overdue) is None:
-            return f"process {pid} {how}"
-        setting = "hard_timeout_s" if entry.stage is Stage.FORWARD else "step_timeout_s"
-        what = "a forward pass" if entry.stage is Stage.FORWARD else f"a step of {entry.stage.name.lower()}"
-        return f"{what} took over {setting} ({self._limit(entry.stage):g} s), and process {pid} was ended"
+        return f"process {pid} {how}" if self._overdue is None else self._watch.too_long(self._overdue, pid)
 
     # -- the watch ----------------------------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
+    def _look_on(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closed or self._is_due(), WATCH_S)
@@ -343,33 +293,9 @@ class Keeper:
         return self._restart_at is not None and time.monotonic() >= self._restart_at
 
     def _look(self, child: Member) -> None:
-        now = time.monotonic()
-        for entry in child.doing():
-            if entry.stage is not Stage.FETCH and now - entry.since > self._limit(entry.stage):
-                self._overdue = entry
-                child.kill()
-                return
-        if self.is_serving:
-            self._ask(child)
-
-    def _ask(self, child: Member) -> None:
-        """Asks the child for an answer, and ends it if none comes although it is working on nothing.
-
-        A step has a limit of its own, and may keep the child from answering.
-        """
-        self._looks += 1
-        if not self._is_asked:
-            if self._looks % ASK_LOOKS == 0:
-                self._is_asked, self._silent = True, 0
-                child.send(protocol.Ask())
-        elif any(entry.stage is not Stage.FETCH for entry in child.doing()):
-            self._silent = 0
-        else:
-            # Counted in looks, not by the clock: both processes may have been frozen together.
-            self._silent += 1
-            if self._silent * WATCH_S > (hung_s := self._settings.metrics.hung_s):
-                self._lost = f"process {child.pid} did not answer for {hung_s:g} s, and was ended"
-                child.kill()
-
-    def _limit(self, stage: Stage) -> float:
-        return self._settings.hard_timeout_s if stage is Stage.FORWARD else self._settings.step_timeout_s
+        if (entry := self._watch.overdue(child)) is not None:
+            self._overdue = entry
+            child.kill()
+        elif self.is_serving and self._watch.is_silent(child):
+            self._lost = self._watch.no_answer(child.pid)
+            child.kill()

@@ -18,10 +18,9 @@ import threading
 
 from pipeq_worker.children import board, protocol
 from pipeq_worker.children.allocator import keep_freed_memory
-from pipeq_worker.children.child import Child, import_torch
+from pipeq_worker.children.child import Child
 from pipeq_worker.children.link import Link
 from pipeq_worker.children.slab import Slabs
-from pipeq_worker.models.loading import needs_torch
 from pipeq_worker.observe import log
 from pipeq_worker.settings.read import Settings
 
@@ -51,9 +50,6 @@ def main() -> None:
     # A task makes some hundred small objects and frees them all when it ends; see pipeq_worker.process.cli.
     gc.set_threshold(50_000, 10, 10)
     child = Child(link, board.Writer(board_fd), Slabs(slabs, own), lost=_end_soon)
-    if start.is_preparer and any(needs_torch(name, one) for name, one in settings.pipelines.items()):
-        # While the device process loads the weights. One thread: the others belong to the device process.
-        import_torch(settings, 1)
     for message in messages:
         child.take(message)
     child.serve()

@@ -13,7 +13,7 @@ from pipeq.contract import keys
 from pipeq.contract.reading import number
 from pipeq.contract.record import Before
 
-from pipeq_worker.children.keeper import Served
+from pipeq_worker.children.served import Served
 from pipeq_worker.leases import celery_internals
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.schedule.task import Task

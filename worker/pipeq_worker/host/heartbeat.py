@@ -16,7 +16,7 @@ from pipeq.contract import keys, shown
 from pipeq.contract.heartbeat import Beat
 from redis.exceptions import RedisError
 
-from pipeq_worker.children.keeper import Served
+from pipeq_worker.children.served import Served
 from pipeq_worker.delivery.retries import Retries
 from pipeq_worker.host.health import Health
 from pipeq_worker.leases.receiving import Receiving

@@ -15,8 +15,8 @@ from redis.exceptions import RedisError
 from pipeq_worker.children import slab
 from pipeq_worker.children.crew import preparers_of
 from pipeq_worker.children.dispatcher import Dispatcher, Hooks
-from pipeq_worker.children.keeper import Served
 from pipeq_worker.children.process import ChildProcess
+from pipeq_worker.children.served import Served
 from pipeq_worker.delivery.begin import Beginning
 from pipeq_worker.delivery.deliver import Deliverer
 from pipeq_worker.delivery.delivery import Delivery

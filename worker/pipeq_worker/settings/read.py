@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     #: The same for one step of preparing or finishing a task: decoding one input, preparing one item, making the
     #: result, in seconds.
     step_timeout_s: float = Field(default=300, gt=0)
+    #: The same for loading one pipeline, its download included, in seconds. A worker whose processes die three times in
+    #: a row while they load, or are ended for this reason, stops.
+    load_timeout_s: float = Field(default=3600, gt=0)
     #: How long what runs may go on after SIGTERM, in seconds. What does not run yet goes back on its queue at once, and
     #: in the end what runs still.
     drain_s: float = Field(default=20, ge=0)

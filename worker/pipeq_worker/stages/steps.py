@@ -15,12 +15,14 @@ from typing import Protocol
 
 
 class Stage(IntEnum):
-    """What a thread does with a task."""
+    """What a thread does, with a task for the most part."""
 
     FETCH = 1
     PREPARE = 2
     FORWARD = 3
     FINISH = 4
+    #: Of no task: a pipeline is being loaded.
+    LOAD = 5
 
 
 class Board(Protocol):

@@ -1,0 +1,35 @@
+"""SERVED: what the host knows of a pipeline that a child has loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+from pipeq.contract.status import ModelInfo
+
+from pipeq_worker.children import protocol
+from pipeq_worker.models.pipeline import BatchLimits
+from pipeq_worker.schedule.costs import Pass
+
+
+@dataclass(frozen=True)
+class Served:
+    """A pipeline, as the child that has loaded it describes it."""
+
+    name: str
+    #: Name of its task type.
+    task_type: str
+    model: ModelInfo
+    limits: BatchLimits
+    #: Places for items that run one by one; 0 if they run in batches.
+    slots: int = 0
+    #: Passes that ran while it was loaded.
+    first_passes: tuple[Pass, ...] = ()
+
+    @classmethod
+    def of(cls, loaded: protocol.Loaded) -> Self:
+        """Reads the child's message."""
+        limits = BatchLimits(**{one.name: getattr(loaded, one.name) for one in fields(BatchLimits)})
+        model = ModelInfo.model_validate_json(loaded.model)
+        passes = tuple(Pass(*one) for one in loaded.first_passes)
+        return cls(loaded.name, loaded.task_type, model, limits, loaded.slots, passes)

@@ -1,0 +1,104 @@
+"""WATCH: the clock of what a child does: which of its steps takes too long, and whether it still answers.
+
+The clock is the host's. A timer inside the child would need the lock that a step which hangs may hold.
+"""
+
+from __future__ import annotations
+
+import time
+
+from pipeq_worker.children import board, protocol
+from pipeq_worker.children.process import Member
+from pipeq_worker.settings.read import Settings
+from pipeq_worker.stages.steps import Stage
+
+#: How often the clock of what a child does is looked at, in seconds.
+WATCH_S = 0.25
+#: How often a child that serves is asked for an answer, in looks.
+ASK_LOOKS = 4
+#: A step that goes on for so long after it should have been ended hangs, in seconds.
+HANGS_S = 5.0
+#: The setting that limits each kind of step. Fetching has deadlines of its own, which it keeps by itself.
+LIMITS = {
+    Stage.PREPARE: "step_timeout_s",
+    Stage.FORWARD: "hard_timeout_s",
+    Stage.FINISH: "step_timeout_s",
+    Stage.LOAD: "load_timeout_s",
+}
+#: What each is called.
+_NAMES = {
+    Stage.PREPARE: "a step of prepare",
+    Stage.FORWARD: "a forward pass",
+    Stage.FINISH: "a step of finish",
+    Stage.LOAD: "loading a pipeline",
+}
+
+
+class Watch:
+    """Looks at one child at a time. Used by its keeper's threads.
+
+    Args:
+        settings: the worker's settings, for the limits.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        #: Looks since the child was asked for an answer, and since when it could have given it.
+        self._looks = 0
+        self._is_asked = False
+        self._silent = 0
+
+    def begin(self) -> None:
+        """Notes that there is another child."""
+        self._is_asked, self._silent = False, 0
+
+    def answered(self) -> None:
+        """Notes that the child has answered."""
+        self._is_asked = False
+
+    def overdue(self, child: Member) -> board.Entry | None:
+        """The step of the child that takes too long, if there is one."""
+        return next((entry for entry in child.doing() if self._late_s(entry) > 0), None)
+
+    def is_silent(self, child: Member) -> bool:
+        """Asks the child for an answer. Returns whether none comes although it is working on nothing.
+
+        A step has a limit of its own, and may keep the child from answering. Call it once a look.
+        """
+        self._looks += 1
+        if not self._is_asked:
+            if self._looks % ASK_LOOKS == 0:
+                self._is_asked, self._silent = True, 0
+                child.send(protocol.Ask())
+        elif any(entry.stage in LIMITS for entry in child.doing()):
+            self._silent = 0
+        else:
+            # Counted in looks, not by the clock: both processes may have been frozen together.
+            self._silent += 1
+        return self._silent * WATCH_S > self._settings.metrics.hung_s
+
+    def hangs(self, child: Member) -> str | None:
+        """Says that the child, or a step of it, should have been ended; None if all is well."""
+        if self._silent * WATCH_S > self._settings.metrics.hung_s + HANGS_S:
+            return f"process {child.pid} does not answer"
+        for entry in child.doing():
+            if (late_s := self._late_s(entry) - HANGS_S) > 0:
+                return f"{_NAMES[entry.stage]} should have been ended {late_s:.0f} s ago"
+        return None
+
+    def too_long(self, entry: board.Entry, pid: int) -> str:
+        """Says that a child was ended because of this step."""
+        setting = LIMITS[entry.stage]
+        limit_s: float = getattr(self._settings, setting)
+        return f"{_NAMES[entry.stage]} took over {setting} ({limit_s:g} s), and process {pid} was ended"
+
+    def no_answer(self, pid: int) -> str:
+        """Says that a child was ended because it did not answer."""
+        return f"process {pid} did not answer for {self._settings.metrics.hung_s:g} s, and was ended"
+
+    def _late_s(self, entry: board.Entry) -> float:
+        """Seconds since a step should have ended; negative if it may go on."""
+        if (setting := LIMITS.get(entry.stage)) is None:
+            return -1.0
+        limit_s: float = getattr(self._settings, setting)
+        return time.monotonic() - entry.since - limit_s
