@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from pipeq.contract import shown
 from pipeq.contract.errors import PipeqError
@@ -25,7 +26,7 @@ from pipeq_worker.children.exchange import Exchange
 from pipeq_worker.children.link import GONE, Link
 from pipeq_worker.children.loop import Loop
 from pipeq_worker.children.slab import Slabs, Where
-from pipeq_worker.models.loading import dump_ends, load_ends, load_pipeline, needs_torch
+from pipeq_worker.models.loading import dump_ends, load_ends, load_pipeline, make_room, needs_torch
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.device import Ran
@@ -113,8 +114,12 @@ class Child:
                 self._settings = protocol.unpacked(message.settings)
                 self._is_preparer = message.is_preparer
                 self._begin()
-            case protocol.Load():
+            case protocol.Load() if self._made is None:
                 self._load(message.pipelines)
+            case protocol.Load():
+                self._move(message.pipelines, self._load_again)
+            case protocol.Unload():
+                self._move(message.pipelines, lambda one: one.unload())
             case protocol.LoadEnds():
                 self._load_ends(message.ends)
             case protocol.Prepare():
@@ -154,12 +159,23 @@ class Child:
                 logger.info("loading %s (%d of %d)", name, at, len(names), extra=extra)
                 with self._steps.step(Stage.LOAD, 0):
                     self._pipelines[name] = self._loads(name, settings)
+                    make_room(list(self._pipelines.values()), settings.max_loaded_bytes)
             self._start()
         except PipeqError as error:
             self._link.send(protocol.Failed(error.code, protocol.text(error.message)))
             return
         for name, pipeline in self._pipelines.items():
             self._link.send(protocol.Ends(name, dump_ends(pipeline)), _loaded(pipeline))
+
+    def _move(self, names: list[str], move: Callable[[Pipeline], None]) -> None:
+        """Moves weights, on the device's thread."""
+        for name in names:
+            self._engine.move(partial(move, self._pipelines[name]))
+
+    def _load_again(self, pipeline: Pipeline) -> None:
+        logger.info("loading %s again", pipeline.name, extra={"action": "load", "pipeline": pipeline.name})
+        pipeline.reload()
+        self._link.send(_loaded(pipeline))
 
     def _load_ends(self, ends: dict[str, bytes]) -> None:
         settings = self._settings
@@ -290,6 +306,9 @@ def _loaded(pipeline: Pipeline) -> protocol.Loaded:
         limits.weight,
         0 if pipeline.stream is None else pipeline.stream.slots,
         list(pipeline.first_passes),
+        pipeline.weight_bytes,
+        pipeline.is_loaded,
+        pipeline.can_unload,
     )
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -29,6 +30,7 @@ from pipeq_worker.children.feeding import Feeding
 from pipeq_worker.children.guarded import guarded
 from pipeq_worker.children.keeper import Keeper
 from pipeq_worker.children.process import Starter
+from pipeq_worker.children.residents import Residents
 from pipeq_worker.children.runs import Runs
 from pipeq_worker.children.served import Served
 from pipeq_worker.children.streams import Streams
@@ -123,6 +125,13 @@ class Dispatcher(Generic[T]):
             loads=loads,
             loaded=loaded,
         )
+        self._residents: Residents[T] = Residents(
+            settings.max_loaded_bytes,
+            self._crew.device.send,
+            self._offer,
+            lambda name: self._runs.is_running(name),
+            loads,
+        )
         self._runs: Runs[T] = Runs(
             self._window,
             hooks.begin,
@@ -133,6 +142,7 @@ class Dispatcher(Generic[T]):
             settings,
             self._observer,
             hooks.hopeless,
+            self._residents.keep,
         )
         self._streams: Streams[T] = Streams(
             hooks.begin,
@@ -324,6 +334,8 @@ class Dispatcher(Generic[T]):
         """Hears messages of a child, on its thread."""
         for message in messages:
             match message:
+                case protocol.Loaded() if home.number == 0:
+                    self._residents.loaded(message)
                 case protocol.Ready():
                     self._ready(home, message)
                 case protocol.Prepared():
@@ -365,10 +377,12 @@ class Dispatcher(Generic[T]):
         if self._crew.device.served[task.lane].slots:
             self._streams.put(item)
             return
-        try:
-            self._window.put(item, self._limits(task.lane))
-        except Closed:
-            return  # draining: the message goes back on its queue
+        self._offer(item)
+
+    def _offer(self, item: Item[T]) -> None:
+        """Puts an item that is ready into the window."""
+        with suppress(Closed):  # draining: the message goes back on its queue
+            self._window.put(item, self._limits(item.lane))
 
     def _limits(self, name: str) -> BatchLimits:
         return self._crew.device.served[name].limits
@@ -479,6 +493,8 @@ class Dispatcher(Generic[T]):
                 unwanted = self._crew.device.unload() if is_idle else None
             if unwanted is not None:
                 unwanted.close()
+            elif self._crew.device.is_serving:
+                self._residents.look(self.in_flight)
             if late:
                 self._hooks.look(late)
                 for task in late:

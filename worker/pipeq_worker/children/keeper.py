@@ -222,6 +222,8 @@ class Keeper:
             self._heard(about_tasks)
 
     def _note(self, loaded: protocol.Loaded) -> None:
+        # First, because what may run has to be known when the child serves.
+        self._heard([loaded])
         served = Served.of(loaded)
         with self._changed:
             self.served[loaded.name] = served

@@ -1,6 +1,6 @@
 """PROTOCOL: what the host and its child processes say to each other. Messages travel in lists, as MessagePack.
 
-    host -> child   start, load, load_ends, prepare, forward, forward_rows, outputs, free, cancel, stop, ask
+    host -> child   start, load, load_ends, unload, prepare, forward, forward_rows, outputs, free, cancel, stop, ask
     child -> host   loaded, ends, failed, ready, prepared, ran, taken, far, ended, answer, lost
 
 The device process answers ``load`` with ``loaded`` and ``ends`` for each pipeline; a prepare process gets those ends.
@@ -36,7 +36,13 @@ class Start(msgspec.Struct, tag="start", frozen=True):
 
 
 class Load(msgspec.Struct, tag="load", frozen=True):
-    """Loads pipelines, one after the other."""
+    """Loads pipelines, one after the other; the first such message names all."""
+
+    pipelines: list[str]
+
+
+class Unload(msgspec.Struct, tag="unload", frozen=True):
+    """Gives the weights of pipelines back, between two batches. ``load`` brings them back; their ends stay."""
 
     pipelines: list[str]
 
@@ -153,6 +159,10 @@ class Loaded(msgspec.Struct, tag="loaded", frozen=True):
     slots: int = 0
     #: Items, padded cost and seconds of passes that have run while it was loaded.
     first_passes: list[tuple[int, int, float]] = []
+    #: Bytes of its weights, whether they are loaded now, and whether they can be unloaded.
+    weight_bytes: int = 0
+    is_resident: bool = True
+    can_unload: bool = False
 
 
 class Ends(msgspec.Struct, tag="ends", frozen=True):
@@ -257,7 +267,9 @@ class Lost(msgspec.Struct, tag="lost", frozen=True):
     reason: str
 
 
-ToChild: TypeAlias = Start | Load | LoadEnds | Prepare | Forward | ForwardRows | Outputs | Free | Cancel | Stop | Ask
+ToChild: TypeAlias = (
+    Start | Load | LoadEnds | Unload | Prepare | Forward | ForwardRows | Outputs | Free | Cancel | Stop | Ask
+)
 ToHost: TypeAlias = Loaded | Ends | Failed | Ready | Prepared | Ran | Taken | Far | FarRows | Ended | Answer | Lost
 
 _encoder = msgspec.msgpack.Encoder()

@@ -46,6 +46,7 @@ class Runs(Generic[T]):
         settings: for ``max_deaths``.
         observer: told of batches that begin.
         hopeless: called with a sentence if the thread breaks.
+        keep: keeps an item whose pipeline is not loaded, and returns whether it did.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Runs(Generic[T]):
         settings: Settings,
         observer: Observer,
         hopeless: Callable[[str], None],
+        keep: Callable[[Item[T]], bool] = lambda _: False,
     ) -> None:
         self._window = window
         self._begin_them = begin
@@ -68,6 +70,7 @@ class Runs(Generic[T]):
         self._limits = limits
         self._observer = observer
         self._hopeless = hopeless
+        self._keep = keep
         self._max_deaths = settings.max_deaths
         #: Number -> items of each batch that the child has.
         self._open: dict[int, list[Item[T]]] = {}
@@ -137,6 +140,11 @@ class Runs(Generic[T]):
         with self._changed:
             return self._open.get(number, [])
 
+    def is_running(self, lane: str) -> bool:
+        """Whether the child has a batch of a pipeline."""
+        with self._changed:
+            return any(item.lane == lane for items in self._open.values() for item in items[:1])
+
     def stops(self, tasks: Sequence[T]) -> list[protocol.Stop]:
         """What tells the device process that the rows of these tasks are not wanted any more."""
         unwanted, found = set(map(id, tasks)), []
@@ -204,7 +212,7 @@ class Runs(Generic[T]):
 
     def _start_batch(self, items: list[Item[T]]) -> None:
         life = self._life
-        items = [item for item in items if not item.is_gone]
+        items = [item for item in items if not item.is_gone and not self._keep(item)]
         tasks = _tasks_of(items)
         self._begin([task for task in tasks if task.started_at is None and not task.needs_no_device], alone=False)
         for task in tasks:
@@ -248,7 +256,7 @@ class Runs(Generic[T]):
                 self.put_back(items)
                 return
             # Where the rows of a prepare process lay that has died since, another one may write soon.
-            items = [item for item in items if not item.is_gone]
+            items = [item for item in items if not item.is_gone and not self._keep(item)]
             if not items:
                 return
             number = next(self._numbers)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from pipeq.contract.errors import ErrorCode, PipeqError
+
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.models.task_types import find, is_task_type
 from pipeq_worker.settings.sections import ParamLimits, PipelineSettings, S3Settings
@@ -40,6 +44,29 @@ def load_pipeline(
     from pipeq_worker.models import constant_pipeline
 
     return constant_pipeline.load_constant_pipeline(name, settings)
+
+
+def make_room(pipelines: Sequence[Pipeline], most: int | None) -> None:
+    """Unloads the first of these pipelines until the weights that stay take no more than ``most`` bytes.
+
+    The last one stays, as it has just been loaded.
+
+    Raises:
+        PipeqError: ``invalid_settings``: too many of them cannot be unloaded, or one alone is too large.
+    """
+    if most is None:
+        return
+    for one in pipelines[:-1]:
+        if _loaded_bytes(pipelines) > most and one.is_loaded and one.can_unload:
+            one.unload()
+    if (size := _loaded_bytes(pipelines)) > most:
+        names = ", ".join(repr(one.name) for one in pipelines if one.is_loaded)
+        sentence = f"max_loaded_bytes is {most}, and the weights of {names}, which must be loaded together, take {size}"
+        raise PipeqError(ErrorCode.INVALID_SETTINGS, sentence)
+
+
+def _loaded_bytes(pipelines: Sequence[Pipeline]) -> int:
+    return sum(one.weight_bytes for one in pipelines if one.is_loaded)
 
 
 def dump_ends(pipeline: Pipeline) -> bytes | None:

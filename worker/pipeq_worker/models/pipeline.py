@@ -63,6 +63,8 @@ class Pipeline(ABC):
     sampling_rate: int = 16_000
     #: If it runs rows one by one instead of in batches. While the stream runs, :meth:`forward` must not be called.
     stream: Stream | None = None
+    #: Whether its weights are on the device. While they are not, :meth:`forward` must not be called.
+    is_loaded: bool = True
 
     @abstractmethod
     def merge(self, params: Mapping[str, Any]) -> Call:
@@ -121,6 +123,28 @@ class Pipeline(ABC):
 
     def release_memory(self) -> None:  # noqa: B027 - most have none to give back
         """Frees unused memory of the device, before a smaller batch is tried."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its weights."""
+        return 0
+
+    @property
+    def can_unload(self) -> bool:
+        """Whether its weights can leave while it goes on preparing and finishing."""
+        return False
+
+    def unload(self) -> None:
+        """Gives the memory of the weights back."""
+        raise NotImplementedError
+
+    def reload(self) -> None:
+        """Brings the weights back, after :meth:`unload`.
+
+        Raises:
+            Exception: that is not possible; only a new process helps.
+        """
+        raise NotImplementedError
 
     def recover(self) -> None:  # noqa: B027 - most have nothing that a pass could leave behind
         """Restores the pipeline after a forward pass that raised, so that the next pass finds it unchanged.

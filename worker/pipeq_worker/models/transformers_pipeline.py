@@ -323,6 +323,32 @@ class TransformersPipeline(Pipeline):
         )
         self._load_anew(self.rebuild)
 
+    @property
+    def weight_bytes(self) -> int:
+        tensors = [one for module in self._modules() for one in (*module.parameters(), *module.buffers())]
+        return sum({id(one): one.numel() * one.element_size() for one in tensors}.values())
+
+    @property
+    def can_unload(self) -> bool:
+        is_spread = getattr(self._pipe.model, "hf_device_map", None) is not None
+        needs_them = self.task_type.prepares_with_model or self.stream is not None
+        return self.rebuild is not None and not is_spread and not needs_them
+
+    def unload(self) -> None:
+        self._state = self._known = None
+        for module in self._modules():
+            module.to("meta")  # frees the memory, even if something still refers to the model
+        self.release_memory()
+        self.is_loaded = False
+
+    def reload(self) -> None:
+        assert self.rebuild is not None
+        self._load_anew(self.rebuild)
+        self.is_loaded = True
+
+    def _modules(self) -> list[torch.nn.Module]:
+        return [one for one in vars(self._pipe).values() if isinstance(one, torch.nn.Module)]
+
     def _load_anew(self, rebuild: Callable[[], transformers.Pipeline]) -> None:
         self._state = self._known = None
         with contextlib.suppress(Exception):  # weights that are spread over devices cannot be moved

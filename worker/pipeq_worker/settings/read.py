@@ -93,6 +93,9 @@ class Settings(BaseSettings):
     #: If no task came for so long, the device process ends and gives all its memory back, that of the GPU included; the
     #: next task starts it again, and waits for that, in seconds. By default it stays.
     idle_unload_s: float | None = Field(default=None, gt=0)
+    #: Most bytes of weights that the device process holds at a time. Where all pipelines need more, those with waiting
+    #: tasks are loaded in turn, and the least wanted one is unloaded for them. By default all are loaded.
+    max_loaded_bytes: Bytes | None = None
     #: Threads that torch uses for one operation on the CPU; torch's own default where it is absent.
     torch_threads: int | None = Field(default=None, gt=0)
     #: Tries of a task whose store is unreachable, the first one included.

@@ -37,6 +37,14 @@ class Run:
     after: Callable[[list[Item], Ran], None]
 
 
+@dataclass(frozen=True)
+class Move:
+    """Weights that leave the device, or come to it, between two batches."""
+
+    move: Callable[[], None]
+    number: int = 0
+
+
 @dataclass
 class Ran:
     """A batch that has run."""
@@ -68,7 +76,7 @@ class Device:
     def __init__(self, steps: Steps, lost: Callable[[str], None]) -> None:
         self._steps = steps
         self._lost = lost
-        self._runs: deque[Run] = deque()
+        self._runs: deque[Run | Move] = deque()
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="device", daemon=True)
@@ -77,8 +85,8 @@ class Device:
         """Runs batches until it is closed."""
         self._thread.start()
 
-    def run(self, run: Run) -> None:
-        """Runs a batch after those that were given before. Returns at once."""
+    def run(self, run: Run | Move) -> None:
+        """Runs a batch, or moves weights, after all that was given before. Returns at once."""
         with self._changed:
             self._runs.append(run)
             self._changed.notify()
@@ -97,7 +105,7 @@ class Device:
                     return
                 run = self._runs.popleft()
             try:
-                self._run(run)
+                self._move(run) if isinstance(run, Move) else self._run(run)
             except Exception as error:
                 reason = f"a batch failed inside pipeq: {type(error).__name__}: {error}"
                 if isinstance(error, DeviceLostError):
@@ -108,6 +116,10 @@ class Device:
                 self._steps.note(Stage.FORWARD, run.number)
                 self._lost(reason)
                 return
+
+    def _move(self, move: Move) -> None:
+        with self._steps.step(Stage.LOAD, move.number):
+            move.move()
 
     def _run(self, run: Run) -> None:
         found = run.find()

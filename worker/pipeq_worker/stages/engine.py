@@ -24,7 +24,7 @@ from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.closing import close
 from pipeq_worker.stages.continuous import StreamStage
-from pipeq_worker.stages.device import Device, Ran, Run
+from pipeq_worker.stages.device import Device, Move, Ran, Run
 from pipeq_worker.stages.far import Far
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stages.placing import UPLOAD_THREADS, Placer, Uploads
@@ -138,6 +138,10 @@ class Engine:
     def run_rows(self, number: int, rows: list[Item], after: Callable[[list[Item], Ran], None], *, alone: bool) -> None:
         """Runs a batch of rows that were prepared in another process. Returns at once."""
         self._device.run(Run(number, alone, lambda: rows, after))
+
+    def move(self, move: Callable[[], None]) -> None:
+        """Moves weights to or from the device, after the batches that were given before. Returns at once."""
+        self._device.run(Move(move))
 
     def find(self, numbers: Iterable[int]) -> list[Item]:
         """The items with these numbers that are ready here."""
