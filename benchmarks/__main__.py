@@ -16,6 +16,7 @@ from benchmarks import (
     forward,
     late_worker,
     latency,
+    memory,
     noop,
     one_length,
     page,
@@ -23,7 +24,7 @@ from benchmarks import (
 )
 from benchmarks.report import Options, Result, machine
 
-#: Letter of the table -> what runs it. A benchmark returns what it found; ``delivery`` only prints.
+#: Letter of the table -> what runs it. A benchmark returns what it found; ``delivery`` and ``memory`` only print.
 BENCHMARKS: dict[str, Callable[[Options], list[Result]]] = {
     "a": batching.main,
     "b": one_length.main,
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Result]]] = {
     "i": continuous.main,
     "j": death.main,
     "delivery": delivery.main,
+    "memory": memory.main,
 }
 
 

@@ -31,9 +31,10 @@ def test_the_page_is_made_from_the_results_that_were_kept() -> None:
 
 def test_every_benchmark_is_on_the_page_and_its_file_is_there() -> None:
     text = page.PAGE.read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| \(?(\w?)\)? ?\| `benchmarks/(\w+)\.py` \|", text, re.MULTILINE))
+    rows = re.findall(r"^\| \(?(\w?)\)? ?\| `benchmarks/(\w+)\.py` \|", text, re.MULTILINE)
     for name, run in BENCHMARKS.items():
-        assert rows["" if name == "delivery" else name] == run.__module__.rpartition(".")[2]
+        letter = name if len(name) == 1 else ""  # those with a word for a name only print
+        assert (letter, run.__module__.rpartition(".")[2]) in rows
     assert {one.letter for one in page.results()} <= BENCHMARKS.keys()
 
 
