@@ -79,9 +79,16 @@ def work_off(url: str, pipeline: str, count: int, processes: Sequence[subprocess
         for one in processes:
             one.send_signal(signal.SIGCONT)
         began = time.perf_counter()
-        while db.llen(keys.list_key(pipeline, keys.JOB_PRIORITY)) or db.hlen(keys.UNACKED):
+        while (
+            db.llen(keys.list_key(pipeline, keys.JOB_PRIORITY)) or db.hlen(keys.UNACKED) or _has_more(client, pipeline)
+        ):
             time.sleep(0.01)
         return count / (time.perf_counter() - began)
+
+
+def _has_more(client: Client, pipeline: str) -> bool:
+    """Whether messages wait elsewhere, as they do while they are sorted by tenant."""
+    return any(one.depth for one in client.queues() if one.pipeline == pipeline)
 
 
 def classifier(folder: Path, *, layers: int | None = None, width: int | None = None) -> Path:

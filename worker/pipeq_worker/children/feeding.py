@@ -18,7 +18,7 @@ from pipeq_worker.schedule.task_queue import TaskQueue
 
 #: Most tasks of one pipeline that a child has and of which no item is ready yet. The others wait in the host, because a
 #: child prepares in the order in which it was given them.
-FEED = 64
+FEED = 256
 #: What these take together, in seconds of each thread: so long may an urgent task wait for slow ones before it.
 FEED_S = 0.5
 #: How much the last task counts in the average of what preparing takes.
