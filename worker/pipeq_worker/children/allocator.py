@@ -18,10 +18,11 @@ GROWTH_BYTES = 2**26
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 
 
-def keep_freed_memory(*, one_arena: bool) -> None:
-    """Sets it up; does nothing where the C library is not glibc. Call it before other threads start.
+def keep_freed_memory(*, one_arena: bool, process_max_bytes: int | None = None) -> None:
+    """Sets it up; does nothing where the C library is not glibc. Call it before threads that work start.
 
     Args:
+        process_max_bytes: what the process may take; no more than a quarter of it is kept.
         one_arena: whether all threads share one heap, which may be of any size. Heaps of threads end at 64 MB, and
             blocks that do not fit are given back after all; but threads do not wait for each other there.
     """
@@ -30,8 +31,9 @@ def keep_freed_memory(*, one_arena: bool) -> None:
         return
     if one_arena:
         mallopt(_M_ARENA_MAX, 1)
-    mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
-    mallopt(_M_TOP_PAD, GROWTH_BYTES)
+    kept = KEPT_BYTES if process_max_bytes is None else min(KEPT_BYTES, process_max_bytes // 4)
+    mallopt(_M_TRIM_THRESHOLD, kept)
+    mallopt(_M_TOP_PAD, min(GROWTH_BYTES, kept))
     # Before glibc 2.35 half of a thread's heap was the most.
-    if not mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES):
+    if not mallopt(_M_MMAP_THRESHOLD, kept):
         mallopt(_M_MMAP_THRESHOLD, 2**25)

@@ -35,7 +35,6 @@ def main() -> None:
     """Runs the process."""
     end, board_fd, parent, own, *slabs = map(int, sys.argv[1:])
     _end_with(parent)
-    keep_freed_memory(one_arena=own == 0)
     # The host decides when this process ends; Ctrl-C and systemd send their signals to all processes of a group.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
@@ -44,6 +43,7 @@ def main() -> None:
     start = messages[0]
     assert isinstance(start, protocol.Start)
     settings: Settings = protocol.unpacked(start.settings)
+    keep_freed_memory(one_arena=own == 0, process_max_bytes=settings.process_max_bytes)
     if (most := settings.process_max_bytes) is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     log.set_up(settings.log_level, settings.log_format)

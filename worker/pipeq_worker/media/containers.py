@@ -41,7 +41,7 @@ def open_container(data: bytes, name: str, max_pixels: int = _COVER_PIXELS) -> I
     # Two whitelists: if one of these formats did open other files, it would find no protocol to open them with.
     whitelists = {"format_whitelist": _FORMATS, "protocol_whitelist": ""}
     # Opening decodes the first frames of every stream. The header may understate their size, so the decoder is bounded.
-    bounds = {"max_pixels": str(max_pixels), "max_samples": str(_MAX_SAMPLES)}
+    bounds = _bounds(max_pixels)
     try:
         # Tags often have another encoding than they declare, which is no reason to refuse the sound.
         return av.open(
@@ -63,7 +63,7 @@ def frames(container: InputContainer, stream: Any, max_pixels: int = _COVER_PIXE
         stream: a stream whose codec is known.
         max_pixels: largest video frame; a larger one is not decoded, whatever the header declares.
     """
-    stream.codec_context.options = {"max_pixels": str(max_pixels), "max_samples": str(_MAX_SAMPLES)}
+    stream.codec_context.options = _bounds(max_pixels)
     packets = container.demux(stream)
     while True:
         try:
@@ -74,6 +74,11 @@ def frames(container: InputContainer, stream: Any, max_pixels: int = _COVER_PIXE
             return
         with suppress(FFmpegError):
             yield from packet.decode()
+
+
+def _bounds(max_pixels: int) -> dict[str, str]:
+    # FFmpeg reads 32 bits, and with more it decodes nothing at all.
+    return {"max_pixels": str(min(max_pixels, 2**31 - 1)), "max_samples": str(_MAX_SAMPLES)}
 
 
 def known(streams: Any) -> list[Any]:

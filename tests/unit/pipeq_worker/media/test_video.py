@@ -35,6 +35,10 @@ def test_the_frames_that_are_asked_for(tmp_path: Path) -> None:
     assert np.array_equal(got, np.stack([every[0], every[3], every[11]]))
 
 
+def test_a_bound_that_ffmpeg_cannot_hold_bounds_nothing(tmp_path: Path) -> None:
+    assert len(opened(clip(tmp_path), max_pixels=10**12).frames([0, 1])) == 2
+
+
 def test_a_video_that_is_too_short_gives_what_it_has(tmp_path: Path) -> None:
     assert len(opened(clip(tmp_path, 5)).frames([0, 4, 8])) == 2
 
