@@ -1,4 +1,4 @@
-"""FED: the tasks that children have, and how many they are for each pipeline and child. Used by the dispatcher."""
+"""FED: the tasks that children have, and how many they are for each pipeline and child. Used by feeding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LINK: one end of the connection between the host and a child. Sending never blocks the caller.
+"""LINK: one end of the connection between the host and a child. Only :meth:`Link.write` may block the caller.
 
 Everything that was given to it while the last write ran goes out in one: under load messages travel in batches, and
 alone at once. What is only gathered waits for company: each write wakes the process at the other end, which costs more

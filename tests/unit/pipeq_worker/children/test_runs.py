@@ -26,19 +26,17 @@ def item(ticket: int, **about: Any) -> Item[Task]:
     return Item(task, ticket, ticket, b"group", "it", 1, 1, child=1, where=Where(b"row"))
 
 
+def never(*_: Any) -> None:
+    """Is called, and does nothing."""
+
+
+def common(sent: list[Any]) -> tuple[Any, ...]:
+    """Arguments of runs and of streams: what sends, to a device that always runs, and parts of no interest."""
+    return (lambda *said: sent.extend(said), lambda: True, never, lambda _: LIMITS, Settings(), Observer(), never)
+
+
 def make(window: Batcher[Item[Task]], begin: Callable[[list[Task], bool], None], sent: list[Any]) -> Runs[Task]:
-    never = lambda *_: None  # noqa: E731
-    return Runs(
-        window,
-        begin,
-        lambda *said: sent.extend(said),
-        lambda: True,
-        never,
-        lambda _: LIMITS,
-        Settings(),
-        Observer(),
-        never,
-    )
+    return Runs(window, begin, *common(sent))
 
 
 def test_rows_of_a_process_that_dies_while_their_batch_begins_do_not_run() -> None:
@@ -91,18 +89,7 @@ def test_a_batch_that_takes_long_to_start_is_started_earlier(start_s: float, run
 
 def test_a_place_of_a_stream_goes_to_the_most_urgent_item_and_tenants_take_turns() -> None:
     sent: list[protocol.ForwardRows] = []
-    never = lambda *_: None  # noqa: E731
-    streams: Streams[Task] = Streams(
-        never,
-        lambda *said: sent.extend(said),
-        lambda: True,
-        never,
-        lambda _: LIMITS,
-        Settings(),
-        Observer(),
-        never,
-        lambda _: 1,
-    )
+    streams: Streams[Task] = Streams(never, *common(sent), lambda _: 1)
     streams.start()
     streams.put(item(1, priority=6, tenant="a"))
     wait_for(lambda: len(sent) == 1)
