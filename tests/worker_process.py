@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from celery import Celery
 from pipeq import Client
 
 #: A worker imports torch and loads its models before it is ready; at most so long, in seconds.
@@ -36,6 +37,15 @@ class WorkerProcess:
 
     def _served(self, client: Client) -> set[str]:
         return {queue.pipeline for queue in client.queues() if queue.workers}
+
+    def holds(self, redis_url: str) -> dict[str, int]:
+        """Pipeline -> tasks that are inside this worker, as it says itself.
+
+        A message that is on no list any more may still be on its way into the worker.
+        """
+        with Celery(broker=redis_url, set_as_current=False) as app:
+            answers = app.control.inspect(timeout=10, limit=1).stats() or {}
+        return next((one["pool"]["in-flight"] for one in answers.values() if one["pid"] == self.process.pid), {})
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")

@@ -204,11 +204,15 @@ def test_everything_a_stock_producer_may_ask_for(mixed: tuple[WorkerProcess, Cli
     # Through Celery's remote control.
     slow = infer(4.0).apply_async()
     queued = [infer(0.001 * (at + 1)).apply_async() for at in range(3)]
-    time.sleep(0.7)
     inspect = app.control.inspect(timeout=10, limit=1)
-    active = {request["id"] for request in next(iter(inspect.active().values()))}
-    reserved = {request["id"] for request in next(iter(inspect.reserved().values()))}
-    assert (active, reserved) == ({slow.id}, {one.id for one in queued})
+
+    def ids(answer: dict[str, Any]) -> set[str]:
+        return {request["id"] for request in next(iter(answer.values()))}
+
+    deadline = time.monotonic() + 3
+    while (found := (ids(inspect.active()), ids(inspect.reserved()))) != ({slow.id}, {one.id for one in queued}):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
     assert next(iter(inspect.stats().values()))["pool"]["processes"] == [process.process.pid]
     # A reserved task can still be revoked.
     app.control.revoke(queued[0].id)

@@ -121,7 +121,11 @@ def test_inspect(service: Service) -> None:
     stats = next(iter(inspect.stats().values()))
     assert stats["pool"]["processes"] == [service.process.process.pid]
     assert stats["pool"]["pipelines"]["text-embedding"]["device"] == "cpu"
-    assert next(iter(inspect.active().values())) == []
+    # A task of an earlier test leaves the worker just after its result is known.
+    deadline = time.monotonic() + 10
+    while active := next(iter(inspect.active().values())):
+        assert time.monotonic() < deadline, active
+        time.sleep(0.05)
     assert "pipeq.infer" in next(iter(inspect.registered().values()))
 
 

@@ -16,12 +16,14 @@ from tests.worker_process import WorkerProcess, worker
 LINE = "stopping: 9 tasks go back on their queues, 1 that run have"
 
 
-def one_runs_nine_wait(client: Client, db: redis.Redis, process: WorkerProcess, seconds: float) -> list[str]:
+def one_runs_nine_wait(client: Client, process: WorkerProcess, seconds: float) -> list[str]:
     process.wait_ready(client, "constant")
     # Until a worker knows better, it holds two tasks; one that takes no time lets it take all.
     client.wait(client.submit("constant", "quick"), 60)
     ids = [client.submit("constant", at, params={"seconds": seconds}) for at in range(10)]
-    while client.status(ids[0]).state is not State.RUNNING or db.llen("constant"):
+    deadline = time.monotonic() + 60
+    while client.status(ids[0]).state is not State.RUNNING or process.holds(client.redis_url).get("constant") != 10:
+        assert time.monotonic() < deadline, process.text()
         time.sleep(0.02)
     return ids
 
@@ -38,7 +40,7 @@ def test_what_waits_goes_back_while_the_device_still_runs(redis_url: str, tmp_pa
         Client(redis_url) as client,
         worker(tmp_path, redis_url, "--config", config(tmp_path), drain_s=60) as process,
     ):
-        first, *waiting = one_runs_nine_wait(client, db, process, 4)
+        first, *waiting = one_runs_nine_wait(client, process, 6)
         process.process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + 3
         while db.llen("constant") < len(waiting):
@@ -64,7 +66,7 @@ def test_the_wait_is_what_drain_s_says(redis_url: str, tmp_path: Path, drain_s: 
         Client(redis_url) as client,
         worker(tmp_path, redis_url, "--config", config(tmp_path), drain_s=drain_s) as process,
     ):
-        ids = one_runs_nine_wait(client, db, process, 300)
+        ids = one_runs_nine_wait(client, process, 300)
         process.process.send_signal(signal.SIGTERM)
         # Much less than the forward pass, even on a busy machine.
         assert process.process.wait(60) == 0
