@@ -69,6 +69,11 @@ def json_value(raw: bytes | str | None, object_hook: Callable[[dict[str, Any]], 
         raise UnreadableError("it is no JSON") from error
 
 
+def is_bounded(raw: bytes) -> bool:
+    """Whether a text keeps to the limits of depth and digits, if it is JSON."""
+    return not _depth_is_over(raw) and not _has_long_number(raw)
+
+
 def readable(raw: bytes | str | None) -> Any:
     """Parses any JSON as :func:`json_value` does, and replaces lone surrogates by U+FFFD.
 

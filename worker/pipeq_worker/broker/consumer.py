@@ -91,6 +91,7 @@ class Consumer(CeleryConsumer):
             leases.on_lost, leases.on_stalled = self.pool.on_lost_leases, self.pool.on_stalled
             leases.observer = self._runtime.observer
             leases.sharing = self.pool.sharing(leases)
+            self.task_consumer.channel.intake = self.pool.intake(self).take
             self._runtime.seen.health.watch(leases.hangs)
 
     @property

@@ -7,12 +7,12 @@ ordinary Celery task that is sent to this worker runs in a thread beside the sta
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
@@ -24,10 +24,11 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import TaskMessage
 from redis.exceptions import RedisError
 
+from pipeq_worker.broker.intake import Intake
+from pipeq_worker.broker.requests import facts_of_request
 from pipeq_worker.broker.serving import runtime_of
 from pipeq_worker.broker.sharing import PipelineSharing
 from pipeq_worker.delivery.delivery import Delivery
-from pipeq_worker.delivery.urgency import urgency_of
 from pipeq_worker.host.runtime import Runtime
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.observe.outage import outage
@@ -94,37 +95,45 @@ class TaskPool(BasePool):
             return None
         # The task's status is stored even if its producer wants no result.
         args[2]["ignore_result"] = False
-        number = next(self._numbers)
         leases = getattr(request.message.channel, "leases", None)
         delivery = Delivery(
             id=request.id,
-            number=number,
             request=request,
             trace=partial(target, *args, **(kwargs or {})),
             acknowledge=callback,
-            **urgency_of(request),
+            **facts_of_request(request),
             leases=leases,
             tag=request.message.delivery_tag if leases is not None else "",
         )
-        self._deliveries[number] = self._inside[delivery.id] = delivery
-        if accept_callback is not None:
-            # Called when its batch begins; until then Celery counts the task as reserved, and it can be revoked.
-            delivery.accept = partial(_accept, request, partial(accept_callback, number))
         try:
-            delivery.message = self._read(request)
-            delivery.pipeline = self._runtime.pipelines[delivery.message.pipeline]
+            message = self._read(request)
+            delivery.lane, delivery.pipeline = message.pipeline, self._runtime.pipelines[message.pipeline]
+            delivery.message = json.dumps(message.to_kwargs()).encode()
         except PipeqError as error:
             delivery.fail(error)
         except Exception as error:
             delivery.fail(PipeqError(ErrorCode.INVALID_MESSAGE, f"{type(error).__name__}: {error}"))
-        self._runtime.dispatcher.accept(delivery)
-        self._accepted += 1
+        self.take_in([delivery])
+        return delivery
+
+    def take_in(self, deliveries: list[Delivery]) -> None:
+        """Has deliveries go through the stages. Runs on Celery's event loop."""
+        for delivery in deliveries:
+            delivery.number = number = next(self._numbers)
+            # Called when its batch begins; until then Celery counts the task as reserved, and it can be revoked.
+            delivery.accept = partial(_accept, delivery.request, number)
+            self._deliveries[number] = self._inside[delivery.id] = delivery
+        self._runtime.dispatcher.accept(deliveries)
+        was, self._accepted = self._accepted, self._accepted + len(deliveries)
         if self._hub is None or self._accepted >= TOGETHER:
             self._feed()
-        elif self._accepted == 1:
+        elif not was:
             # Called when the event loop has handed on the messages that are there.
             self._hub.call_soon(self._feed)
-        return _Handle(delivery)
+
+    def intake(self, consumer: Any) -> Intake:
+        """What takes in the plain messages of a consumer."""
+        return Intake(consumer, self._runtime.pipelines, self.take_in, self._inside.__contains__)
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Called by Celery with its event loop, before that turns."""
@@ -256,7 +265,7 @@ class TaskPool(BasePool):
         }
 
 
-def _accept(request: Any, accepted: Callable[[float], None]) -> bool:
+def _accept(request: Any, number: int) -> bool:
     try:
         # `revoked()` stores the revocation, and announces it.
         if request.id in celery_state.revoked and request.revoked():
@@ -266,15 +275,5 @@ def _accept(request: Any, accepted: Callable[[float], None]) -> bool:
         outage.noticed("revoke", error)
         return False
     outage.over("revoke")
-    accepted(time.monotonic())
+    request.on_accepted(number, time.monotonic())
     return True
-
-
-class _Handle:
-    """An object that Celery refers to weakly, and calls to terminate the task."""
-
-    def __init__(self, delivery: Delivery) -> None:
-        self._delivery = delivery
-
-    def terminate(self, signum: Any = None) -> None:
-        self._delivery.is_terminated = True

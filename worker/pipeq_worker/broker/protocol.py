@@ -17,7 +17,7 @@ from pipeq.contract import keys
 from pipeq.contract.reading import json_value, number
 
 #: Whole numbers below this are exact in every JSON reader.
-_LARGEST = 2**53
+LARGEST = 2**53
 
 #: The key of an object that kombu's JSON turns into a date, a UUID, bytes ...; and an escape that may stand for one of
 #: its letters.
@@ -75,9 +75,9 @@ HEADERS: dict[str, tuple[str, Check]] = {
         "lang task id shadow eta expires group root_id parent_id argsrepr kwargsrepr origin compression".split(),
         ("text", _text),
     ),
-    "group_index": ("a count", _count(_LARGEST)),
-    "retries": ("a count", _count(_LARGEST)),
-    "replaced_task_nesting": ("a count", _count(_LARGEST)),
+    "group_index": ("a count", _count(LARGEST)),
+    "retries": ("a count", _count(LARGEST)),
+    "replaced_task_nesting": ("a count", _count(LARGEST)),
     "timelimit": ("a list of two numbers", _limits),
     **dict.fromkeys(("ignore_result", "redelivered"), ("true or false", _flag)),
     "stamped_headers": ("a list of texts", _texts),
@@ -119,8 +119,13 @@ def body_value(body: bytes | str | None) -> Any:
         UnreadableError: it is no JSON within the limits.
         ArithmeticError, AttributeError, LookupError, TypeError: it names one of kombu's types, and its value is none.
     """
-    plain = isinstance(body, bytes) and _TYPE not in body and not (b"\\u00" in body and _LETTER.search(body))
+    plain = isinstance(body, bytes) and not has_types(body)
     return json_value(body, None if plain else kombu_json.object_hook)
+
+
+def has_types(body: bytes) -> bool:
+    """Whether an object of a body may stand for one of kombu's types."""
+    return _TYPE in body or (b"\\u" in body and _LETTER.search(body) is not None)
 
 
 def broken_body(payload: Any) -> str | None:
@@ -151,7 +156,7 @@ def _kind(value: Any) -> str:
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, int | float):
-        return f"the number {value}" if abs(value) < _LARGEST else "a number"
+        return f"the number {value}" if abs(value) < LARGEST else "a number"
     if isinstance(value, str):
         return "a text"
     return "a list" if isinstance(value, list) else "an object"

@@ -181,6 +181,8 @@ class Channel(kombu_redis.Channel):
         self._leases: Leases | None = None
         self._no_ack: set[str] = set()
         self._limits_of: dict[str, Limits] = {}
+        #: Takes messages past kombu and Celery, and returns those that it leaves; None if none go that way.
+        self.intake: Callable[[list[Reserved]], list[Reserved]] | None = None
         super().__init__(*args, **kwargs)
 
     @property
@@ -251,6 +253,10 @@ class Channel(kombu_redis.Channel):
     def deliver(self, most: int) -> bool:
         """Passes up to ``most`` taken messages to their consumers."""
         reserved = self.reserver.ready(most) if self.reserver is not None else []
+        if not reserved:
+            raise Empty
+        if self.intake is not None:
+            reserved = self.intake(reserved)
         for at, one in enumerate(reserved):
             try:
                 self._hand_on(one)
@@ -258,12 +264,10 @@ class Channel(kombu_redis.Channel):
                 # Nothing has seen the remaining messages, so they go back.
                 self.leases.requeue(later.tag for later in reserved[at + 1 :])
                 raise
-        if not reserved:
-            raise Empty
         return True
 
     def _hand_on(self, one: Reserved) -> None:
-        message = read(one, self._limits(one.queue))
+        message = read(one, self.limits(one.queue))
         if isinstance(message, Unreadable):
             self._bury(one, message)
             return
@@ -303,7 +307,7 @@ class Channel(kombu_redis.Channel):
         """Takes one message, for callers that poll instead of consuming."""
         wanted = replace(self._wanted(queue, 1), messages=1, nbytes=2**30)
         while (one := self.leases.reserve_one(wanted)) is not None:
-            message = read(one, self._limits(queue))
+            message = read(one, self.limits(queue))
             if not isinstance(message, Unreadable):
                 return message
             self._bury(one, message)
@@ -345,7 +349,8 @@ class Channel(kombu_redis.Channel):
         super()._delete(queue, *args, **kwargs)
         self.leases.drop_moved(self._lists(queue))
 
-    def _limits(self, queue: str) -> Limits:
+    def limits(self, queue: str) -> Limits:
+        """What is accepted from a queue."""
         if (found := self._limits_of.get(queue)) is None:
             types = frozenset(self.content_types) or None
             found = Limits.of_body(self.queue_body_bytes.get(queue, UNLIMITED_BYTES), types)
@@ -356,7 +361,7 @@ class Channel(kombu_redis.Channel):
         """Returns how much may be taken from a queue now; ``sharing`` is the number of queues that share the limit."""
         lists = self._lists(queue)
         messages, nbytes = self._credit(queue, sharing)
-        largest, lifetime_ms = self._limits(queue).message_bytes, self._expires.get(queue, 0)
+        largest, lifetime_ms = self.limits(queue).message_bytes, self._expires.get(queue, 0)
         if lifetime_ms:
             self.leases.lifetimes[queue] = lists, lifetime_ms
         return Wanted(queue, lists, messages, nbytes, [0] * len(lists), largest, lifetime_ms)

@@ -17,7 +17,6 @@ from functools import partial
 
 from pipeq.contract import shown
 from pipeq.contract.errors import PipeqError
-from pipeq.contract.message import TaskMessage
 from pipeq.contract.redis_url import connect
 from pipeq.contract.status import Progress
 
@@ -211,7 +210,8 @@ class Child:
         task = Task(
             id=message.id,
             number=message.number,
-            message=TaskMessage.model_construct(**protocol.unpacked(message.message)),
+            lane=message.pipeline,
+            body=message.message,
             alone=message.alone,
             has_next=message.has_next,
             is_light=len(message.message) < LIGHT_BYTES,

@@ -181,26 +181,26 @@ class Dispatcher(Generic[T]):
 
     def submit(self, task: T) -> None:
         """Accepts a task, and returns at once. Once the stages are ending, the task is ignored."""
-        self.accept(task)
+        self.accept([task])
         self.feed()
 
-    def accept(self, task: T) -> None:
-        """Accepts a task that begins at the next :meth:`feed`: one call for many tasks costs less."""
+    def accept(self, tasks: Sequence[T]) -> None:
+        """Accepts tasks that begin at the next :meth:`feed`: one call for many tasks costs less."""
         with self._changed:
             if self._draining:
                 return
-            task.ticket = next(self._tickets)
-            self._tasks[task.ticket] = task
-            has_error = task.error is not None
-            if not has_error:
-                self._feeding.add(task)
+            for task in tasks:
+                task.ticket = next(self._tickets)
+                self._tasks[task.ticket] = task
+                if task.error is None:
+                    self._feeding.add(task)
             self._last_task_at = time.monotonic()
-        if has_error:
-            self._end(task)
-        else:
-            if (name := task.lane) is not None:
-                self._observer.task_accepted(task.id, name)
-            self._crew.device.wake()
+        for task in tasks:
+            if task.error is not None:
+                self._end(task)
+            elif task.lane is not None:
+                self._observer.task_accepted(task.id, task.lane)
+        self._crew.device.wake()
 
     def in_flight(self) -> dict[str, int]:
         """Number of tasks inside, for each pipeline."""

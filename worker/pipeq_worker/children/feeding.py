@@ -105,4 +105,4 @@ class Feeding(Generic[T]):
 
 
 def _prepare(task: Any) -> protocol.Prepare:
-    return protocol.Prepare(task.ticket, task.id, protocol.packed(vars(task.message)), task.deaths > 0, task.has_next)
+    return protocol.Prepare(task.ticket, task.id, task.lane or "", task.message, task.deaths > 0, task.has_next)

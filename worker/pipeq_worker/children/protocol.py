@@ -59,7 +59,9 @@ class Prepare(msgspec.Struct, tag="prepare", frozen=True):
     #: By which host and child know the task.
     number: int
     id: str
-    #: The fields of its :class:`TaskMessage`, pickled.
+    pipeline: str
+    #: JSON, as its producer wrote it and nobody has read it: the body of a Celery message, ``[args, kwargs, embed]``,
+    #: whose ``kwargs`` are the fields of a :class:`TaskMessage`; or only these.
     message: bytes
     #: Whether a process died with it: nothing else runs in the child while it does.
     alone: bool = False

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
-from pipeq.contract import keys
-from pipeq.contract.reading import number
 from pipeq.contract.record import Before
 
 from pipeq_worker.children.served import Served
-from pipeq_worker.leases import celery_internals
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.schedule.task import Task
-
-#: Larger than any real number of retries, and small enough for every counter.
-MOST_RETRIES = 1_000_000
 
 
 @dataclass(eq=False, kw_only=True)
@@ -27,8 +21,9 @@ class Delivery(Task):
     """One delivery of a task to this worker, from its reservation to its acknowledgement."""
 
     #: Identifies it in Celery's pool, which expects a process id.
-    number: int
-    #: Celery's request, which handles expiry, revocation, events and acknowledgement.
+    number: int = 0
+    #: Celery's request, which handles expiry, revocation, events and acknowledgement. Of a plain message, it reads the
+    #: message only when somebody asks for its content: see :mod:`pipeq_worker.broker.late_request`.
     request: Any
     #: Runs Celery's tracer on this task and returns what :attr:`acknowledge` takes.
     trace: Callable[[], Any]
@@ -38,6 +33,17 @@ class Delivery(Task):
     #: task was revoked while it waited. None once the task has started.
     accept: Callable[[], bool] | None = None
     received_at: float = field(default_factory=time.time)
+    #: The queue that its message came from; empty if that is not readable, as another transport allows.
+    queue: str = ""
+    #: Number of tries that ended with a retryable error, as the message says.
+    retries: int = 0
+    #: When it expires, in seconds since the epoch. Celery checks that only when the message arrives.
+    expires_at: float = math.inf
+    #: Celery's ids of the group that it belongs to, and of the task that started it.
+    group_id: str | None = None
+    parent_id: str | None = None
+    #: Whether anything follows from its end: a link, an error link, the rest of a chain, a chord.
+    has_followers: bool = False
     #: The leases that hold its message, and its tag there. None and empty if another transport delivered it.
     leases: Leases | None = None
     tag: str = ""
@@ -75,32 +81,17 @@ class Delivery(Task):
         """Whether its result is no longer needed: the task has ended, or another worker has its message."""
         return self.is_over or self.is_lost or self.is_terminated
 
-    @property
-    def queue(self) -> str:
-        """The queue that its message came from; empty if that is not readable, as another transport allows."""
-        queue = (self.request.delivery_info or {}).get("routing_key")
-        return queue if keys.is_readable_id(queue) else ""
-
-    @property
-    def retries(self) -> int:
-        """Number of tries that ended with a retryable error, as the message says; 0 if it does not say a number."""
-        said = number(self.request.request_dict.get("retries"))
-        return int(min(max(said or 0, 0), MOST_RETRIES))
-
-    @property
-    def has_next(self) -> bool:
-        """Whether another task gets its result: a link, the next task of a chain, or the body of a chord."""
-        embed = celery_internals.embed_of(self.request)
-        return isinstance(embed, dict) and any(embed.get(name) for name in ("callbacks", "chain", "chord"))
-
     def is_expired(self) -> bool:
-        """Whether the task has expired. Celery checks that only when the message arrives."""
-        expires = self.request.expires
-        return expires is not None and expires < datetime.now(expires.tzinfo)
+        """Whether the task has expired."""
+        return self.expires_at < time.time()
 
     def withdraw(self) -> bool:
         """Withdraws the task unless it has begun. Only a message with a lease can go back on its queue."""
         return self.leases is not None and super().withdraw()
+
+    def terminate(self, signum: Any = None) -> None:
+        """``revoke(terminate=True)``: the task is dropped at its next stage. Celery has recorded the revocation."""
+        self.is_terminated = True
 
     def start(self) -> None:
         """Tells Celery that the task starts, unless it was revoked meanwhile."""

@@ -41,18 +41,20 @@ def tell_success(delivery: Delivery, *, is_acknowledged: bool) -> None:
         is_acknowledged: whether its message is acknowledged in Redis.
     """
     request = delivery.request
-    if not is_acknowledged or _has_events(request.eventer):
+    if not is_acknowledged or has_events(request.eventer):
         runtime_s = time.time() - (delivery.started_at or delivery.received_at)
         delivery.acknowledge((0, saferepr(delivery.result, request.task.resultrepr_maxsize), runtime_s))
         return
     # Without events this is all of it. Celery would wake its event loop for each message, to acknowledge it there.
     celery_state.task_ready(request, successful=True)
     if not request.acknowledged:
-        request.message.ack_log_error(logger, request.connection_errors)
         request.acknowledged = True
+        # kombu does not know of a message that nobody has asked for.
+        if getattr(request, "is_filled", True):
+            request.message.ack_log_error(logger, request.connection_errors)
 
 
-def _has_events(eventer: Any) -> bool:
+def has_events(eventer: Any) -> bool:
     """Whether events of tasks are sent: by ``enable_events``, for instance. Heartbeats of workers always are."""
     return eventer is not None and eventer.enabled and (not eventer.groups or "task" in eventer.groups)
 

@@ -13,7 +13,7 @@ def part_of(delivery: Delivery, *, retrying: bool = False) -> Part:
     """Returns the part of the task's record; ``retrying`` if it waits for its next try instead of having ended."""
     now, before, pipeline = time.time(), delivery.before or Before(), delivery.pipeline
     return Part(
-        pipeline=pipeline.name if pipeline else (delivery.message.pipeline if delivery.message else None),
+        pipeline=delivery.lane,
         submitted_at=before.submitted_at,
         expires_at=before.expires_at,
         message_sha256=before.message_sha256,

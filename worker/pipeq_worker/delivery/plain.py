@@ -61,12 +61,10 @@ class Plain:
 
     def record(self, delivery: Delivery) -> bytes:
         """Returns the record that the tracer would store."""
-        request = delivery.request
-        return succeeded(
-            delivery.id, delivery.result_json, part_of(delivery), group_id=request.group, parent_id=request.parent_id
-        )
+        ids = {"group_id": delivery.group_id, "parent_id": delivery.parent_id}
+        return succeeded(delivery.id, delivery.result_json, part_of(delivery), **ids)
 
 
 def is_plain(delivery: Delivery) -> bool:
     """Whether a task has succeeded, and nothing follows from that: no link, no error link, no chain, no chord."""
-    return delivery.error is None and not any(celery_internals.embed_of(delivery.request).values())
+    return delivery.error is None and not delivery.has_followers

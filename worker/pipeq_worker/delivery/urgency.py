@@ -16,31 +16,38 @@ def urgency_of(request: Any) -> dict[str, Any]:
     Args:
         request: Celery's request.
     """
-    headers, now = request.request_dict, time.time()
+    headers = request.request_dict
     fair_key = headers.get(keys.FAIR_KEY_HEADER)
+    deadline_s, sent_at = number(headers.get(keys.DEADLINE_HEADER)), number(headers.get(keys.SENT_AT_HEADER))
     return {
-        "priority": _priority((request.delivery_info or {}).get("priority")),
-        "deadline": time.monotonic() + min(_wished(headers, now), _expires(request)) - now,
+        "priority": priority_of((request.delivery_info or {}).get("priority")),
+        "deadline": deadline_of(deadline_s, sent_at, expiry_of(request), time.time()),
         "tenant": fair_key if isinstance(fair_key, str) else None,
     }
 
 
-def _priority(said: Any) -> int:
+def priority_of(said: Any) -> int:
+    """The priority that a message names: 0, the most urgent, to 9."""
     found = number(said)
     return 0 if found is None else int(min(max(found, 0), 9))
 
 
-def _wished(headers: dict[str, Any], now: float) -> float:
-    """When the task should be done, in seconds since the epoch."""
-    deadline_s = number(headers.get(keys.DEADLINE_HEADER))
-    if deadline_s is None:
-        return math.inf
-    # A stock Celery producer does not say when it sent the message.
-    sent_at = number(headers.get(keys.SENT_AT_HEADER))
-    return deadline_s + (now if sent_at is None else min(sent_at, now))
+def deadline_of(deadline_s: float | None, sent_at: float | None, expires_at: float, now: float) -> float:
+    """When a task should be done, by the monotonic clock; infinite if nobody said.
+
+    Args:
+        deadline_s: the wish of its producer, in seconds since it sent the message.
+        sent_at: when that was. A stock Celery producer does not say it; then now is taken.
+        expires_at: when it expires.
+        now: as the others, in seconds since the epoch.
+    """
+    sent_at = now if sent_at is None else min(sent_at, now)
+    until = expires_at if deadline_s is None else min(deadline_s + sent_at, expires_at)
+    return until if until == math.inf else time.monotonic() + until - now
 
 
-def _expires(request: Any) -> float:
+def expiry_of(request: Any) -> float:
+    """When a task expires, in seconds since the epoch; infinite if it does not."""
     try:
         return math.inf if request.expires is None else float(request.expires.timestamp())
     except (AttributeError, OverflowError, OSError, ValueError):

@@ -15,6 +15,7 @@ from typing import Any
 from celery.app import trace
 from celery.backends.redis import RedisBackend
 from celery.concurrency.base import BasePool
+from celery.worker.request import Request
 from kombu.transport import redis as kombu_redis
 
 
@@ -109,6 +110,15 @@ INHERITED: dict[type, dict[str, Inherited]] = {
             "stores a record under a task's id",
             "(self, task_id, result, state, traceback=None, request=None, **kwargs)",
         ),
+    },
+    Request: {
+        "_app": Inherited("the app"),
+        "_apply_result": Inherited("a weak reference to what the pool returned, whose `terminate` it calls"),
+        "_connection_errors": Inherited("exceptions of a broken connection"),
+        "_eventer": Inherited("sends events"),
+        "_hostname": Inherited("the worker's name"),
+        "_task": Inherited("the Celery task"),
+        "_type": Inherited("the name of the Celery task"),
     },
     BasePool: {
         "_get_info": Inherited("what `inspect stats` shows of the pool", "(self) -> Dict[str, Any]"),

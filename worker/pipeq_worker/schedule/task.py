@@ -15,7 +15,6 @@ from enum import Enum
 from typing import Any, Generic, TypeVar
 
 from pipeq.contract.errors import PipeqError
-from pipeq.contract.message import TaskMessage
 from pipeq.contract.status import BatchInfo, Progress
 
 
@@ -37,8 +36,13 @@ class Task:
     """One task, from its message to its result."""
 
     id: str
-    message: TaskMessage | None = None
+    #: The name of its pipeline; None if its message is not readable.
+    lane: str | None = None
+    #: Its message, for the child: see :class:`pipeq_worker.children.protocol.Prepare`.
+    message: bytes = b""
     error: PipeqError | None = None
+    #: Whether another task gets its result.
+    has_next: bool = False
 
     #: By which the host and its children know it, for one try in one child; a new try has a new number.
     ticket: int = 0
@@ -84,18 +88,8 @@ class Task:
     _is_withdrawn: bool = False
 
     @property
-    def lane(self) -> str | None:
-        """The name of its pipeline; None if its message is not readable."""
-        return None if self.message is None else self.message.pipeline
-
-    @property
     def is_dropped(self) -> bool:
         """Whether its result is no longer wanted. Subclasses know."""
-        return False
-
-    @property
-    def has_next(self) -> bool:
-        """Whether another task gets its result. Subclasses know."""
         return False
 
     @property

@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError
-from pipeq.contract.message import Ref
-from pipeq.contract.reading import number
+from pipeq.contract.message import Ref, TaskMessage
+from pipeq.contract.reading import UnreadableError, json_value, number
 
 from pipeq_worker.media.tables import check_cells, check_size
 from pipeq_worker.models.task_type import Media, TaskType
@@ -24,6 +24,19 @@ from pipeq_worker.stages.task import Input, Slot
 _PART_KEYS = ("url", "path", "uri", "base64")
 _DEFAULTS = InputSettings()
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def read_message(body: bytes) -> TaskMessage:
+    """Reads a message as :class:`pipeq_worker.children.protocol.Prepare` carries it.
+
+    Raises:
+        PipeqError: ``invalid_message``: it is none of ours.
+    """
+    try:
+        value = json_value(body)
+    except UnreadableError as error:
+        raise PipeqError(ErrorCode.INVALID_MESSAGE, f"its body cannot be decoded: {error}") from error
+    return TaskMessage.parse(value[1] if isinstance(value, list) else value)
 
 
 def read_inputs(task_type: TaskType, inputs: Any, limits: InputSettings = _DEFAULTS) -> tuple[list[Input], bool]:

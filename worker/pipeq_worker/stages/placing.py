@@ -109,8 +109,8 @@ class Placer:
 
     def _split(self, task: Task, value: Any, objects: list[Object]) -> Uploads:
         """Decides what stays in the record, what goes into the store, and under which names."""
-        results, message = self._results, task.message
-        asked = message.output.object_uri(task.id) if message is not None and message.output is not None else None
+        results = self._results
+        asked = task.destination.object_uri(task.id) if task.destination is not None else None
         place = asked or (
             f"{results.store.rstrip('/')}/{keys.object_name(task.id)}.json" if results.store is not None else None
         )

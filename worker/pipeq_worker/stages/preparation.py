@@ -22,7 +22,7 @@ from pipeq_worker.media.decoded import Decoded
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages import decode, prepare
-from pipeq_worker.stages.accept import read_inputs
+from pipeq_worker.stages.accept import read_inputs, read_message
 from pipeq_worker.stages.fetch import Fetcher, ref_name
 from pipeq_worker.stages.lane import Lane
 from pipeq_worker.stages.shelf import Shelf
@@ -108,15 +108,16 @@ class Preparation:
     # -- stages, in the order of the data's way -----------------------------------------------------------------------
 
     def _accept(self, task: Task) -> None:
-        message = task.message
-        assert message is not None
+        message = read_message(task.body)
+        # Not needed any more, and it may be large.
+        task.body = b""
         pipeline = self._pipelines.get(message.pipeline)
         if pipeline is None:
             raise PipeqError(
                 ErrorCode.UNKNOWN_PIPELINE,
                 f"this worker serves no pipeline {message.pipeline!r} (it serves {', '.join(sorted(self._pipelines))})",
             )
-        task.pipeline = pipeline
+        task.pipeline, task.destination = pipeline, message.output
         if message.output is not None:
             self._check_output(message.output.uri)
         task.call = pipeline.merge(message.params)
@@ -283,7 +284,7 @@ class Preparation:
             self._prepared(task)
 
     def _lane(self, task: Task) -> Lane:
-        return self._lanes.get(task.message.pipeline, self._no_lane) if task.message else self._no_lane
+        return self._lanes.get(task.lane, self._no_lane)
 
 
 def share_of(settings: Settings, pipelines: int) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeq.contract.errors import PipeqError
-from pipeq.contract.message import Ref, TaskMessage
+from pipeq.contract.message import Output, Ref
 from pipeq.contract.status import BatchInfo, Progress
 
 from pipeq_worker.models.call import Call
@@ -71,7 +71,11 @@ class Task:
     id: str
     #: The number by which the process that holds its lease knows it.
     number: int = 0
-    message: TaskMessage | None = None
+    #: The name of its pipeline, and its message; see :class:`pipeq_worker.children.protocol.Prepare`.
+    lane: str = ""
+    body: bytes = b""
+    #: Where its result goes; None if it goes to the result backend.
+    destination: Output | None = None
     pipeline: Pipeline | None = None
     #: Whether a process died while it worked on this task: each of its steps then runs alone in this process.
     alone: bool = False

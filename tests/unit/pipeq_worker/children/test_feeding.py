@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pipeq.contract.message import TaskMessage
 from pipeq_worker.children import protocol
 from pipeq_worker.children.feeding import FEED, TOGETHER, Feeding
 from pipeq_worker.schedule.task import Place, Task
@@ -36,8 +35,7 @@ class House:
         tasks = []
         for _ in range(count):
             self._tickets += 1
-            message = TaskMessage(pipeline="it", inputs=1)
-            tasks.append(Task(id="x", message=message, ticket=self._tickets, **{"priority": 6, **about}))
+            tasks.append(Task(id="x", lane="it", message=b"{}", ticket=self._tickets, **{"priority": 6, **about}))
             self.feeding.add(tasks[-1])
         return tasks
 

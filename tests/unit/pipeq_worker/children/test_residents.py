@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pipeq.contract.message import TaskMessage
 from pipeq_worker.children import protocol, residents
 from pipeq_worker.children.residents import Resident, Residents, choose
 from pipeq_worker.schedule.task import Item, Task
@@ -68,7 +67,7 @@ def loaded(name: str, *, is_resident: bool = True) -> protocol.Loaded:
 
 
 def item(lane: str) -> Item[Task]:
-    task = Task(id=lane, message=TaskMessage(pipeline=lane, inputs=1), ticket=1)
+    task = Task(id=lane, lane=lane, message=b"{}", ticket=1)
     return Item(task, 1, 1, "group", lane, 1, 1)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pipeq.contract.message import TaskMessage
 from pipeq_worker.children import protocol
 from pipeq_worker.children.runs import Runs
 from pipeq_worker.children.slab import Where
@@ -22,7 +21,7 @@ LIMITS = BatchLimits(max_size=8, max_cost=100)
 
 
 def item(ticket: int, **about: Any) -> Item[Task]:
-    task = Task(id=str(ticket), message=TaskMessage(pipeline="it", inputs=1), ticket=ticket, **about)
+    task = Task(id=str(ticket), lane="it", message=b"{}", ticket=ticket, **about)
     return Item(task, ticket, ticket, b"group", "it", 1, 1, child=1, where=Where(b"row"))
 
 

@@ -13,6 +13,7 @@ from celery.app.trace import build_tracer
 from celery.loaders.app import AppLoader
 from pipeq.contract import keys
 from pipeq.contract.errors import PipeqError
+from pipeq_worker.broker.requests import facts_of_request
 from pipeq_worker.delivery.plain import HOOKS, SIGNALS, Plain, is_plain
 
 
@@ -98,7 +99,9 @@ EMPTY: dict[str, Any] = {"callbacks": None, "errbacks": None, "chain": None, "ch
 
 
 def delivery_of(embed: dict[str, Any], error: PipeqError | None = None) -> Any:
-    return SimpleNamespace(error=error, request=SimpleNamespace(_payload=([], {}, embed)))
+    about = {"request_dict": {}, "delivery_info": {}, "expires": None, "group": None, "parent_id": None}
+    facts = facts_of_request(SimpleNamespace(_payload=([], {}, embed), **about))
+    return SimpleNamespace(error=error, **facts)
 
 
 def test_a_task_that_nothing_follows_is_plain() -> None:

@@ -1,0 +1,274 @@
+"""PLAIN MESSAGE: each message that takes the short way means the same along kombu's and Celery's own."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from celery import Celery, Task
+from celery.worker.request import Request
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kombu.transport.virtual import base as kombu
+from pipeq.contract import keys
+from pipeq.contract.errors import PipeqError
+from pipeq.contract.message import TaskMessage
+from pipeq_worker.broker import plain_message, protocol
+from pipeq_worker.broker.late_request import LateRequest, Requesting
+from pipeq_worker.broker.plain_message import Headers, PlainMessage, Properties
+from pipeq_worker.broker.requests import facts_of_plain, facts_of_request
+from pipeq_worker.leases import celery_internals, frame
+from pipeq_worker.leases.frame import JSON, Limits
+from pipeq_worker.leases.reserved import Reserved
+from pipeq_worker.stages.accept import read_message
+
+LIMITS = Limits.of_body(10_000, JSON)
+FIELDS = {"pipeline": "it", "inputs": "hello"}
+EMBED: dict[str, Any] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+#: What pipeq's client and a stock Celery producer send.
+HEADERS: dict[str, Any] = {
+    "lang": "py", "task": keys.TASK_NAME, "id": "t-1", "shadow": None, "eta": None, "expires": None, "group": None,
+    "group_index": None, "retries": 0, "timelimit": [None, None], "root_id": "t-1", "parent_id": None,
+    "argsrepr": "()", "kwargsrepr": "{}", "origin": "gen1@host", "ignore_result": False,
+    "replaced_task_nesting": 0, "stamped_headers": None, "stamps": {},
+}  # fmt: skip
+PROPERTIES: dict[str, Any] = {
+    "correlation_id": "t-1", "reply_to": "r", "delivery_mode": 2, "priority": 0, "body_encoding": "base64",
+    "delivery_info": {"exchange": "", "routing_key": "it"}, "delivery_tag": "d",
+}  # fmt: skip
+#: Values of every kind of JSON, at and beyond the limits of the fields.
+VALUES: list[Any] = [
+    None, True, False, 0, 1, 2, 3, 9, 255, 256, -1, 2**53, 2**53 + 1, 10**40, 0.5, -0.5, 1e308, "", "a", "x" * 201,
+    "x" * 1001, "é" * 600, "utf-8", "base64", "zlib", "2030-01-01T00:00:00", [], [1], ["a"], [None, None], [1, 2],
+    [1.5, None], [1, 2, 3], ["a", "b"], {}, {"a": 1}, {"task": "x"}, [{"task": "x"}], "\u2028",
+]  # fmt: skip
+
+
+def body_of(args: Any = (), fields: Any = None, embed: Any = None) -> bytes:
+    return json.dumps([list(args), FIELDS if fields is None else fields, EMBED if embed is None else embed]).encode()
+
+
+def raw_of(
+    headers: Any = None, properties: Any = None, body: bytes | None = None, frame_fields: dict[str, Any] | None = None
+) -> bytes:
+    whole = {
+        "body": base64.b64encode(body_of() if body is None else body).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": HEADERS if headers is None else headers,
+        "properties": PROPERTIES if properties is None else properties,
+        **(frame_fields or {}),
+    }
+    return json.dumps(whole).encode()
+
+
+class Channel:
+    """As much of kombu's as its messages use."""
+
+    def decode_body(self, body: Any, encoding: str | None = None) -> Any:
+        return base64.b64decode(body) if encoding == "base64" else body
+
+
+@pytest.fixture(scope="module")
+def common() -> Requesting:
+    app = Celery("it", set_as_current=False)
+
+    class Infer(Task):
+        name = keys.TASK_NAME
+
+        def run(self) -> None:
+            """Is not called."""
+
+    return Requesting(app, app.register_task(Infer()), "w1@host", None, (OSError,))
+
+
+def by_celery(one: Reserved, common: Requesting) -> tuple[Request, TaskMessage]:
+    """What the other way makes of a message. Any refusal fails the test."""
+    read = frame.read(one, LIMITS)
+    assert isinstance(read, dict), read
+    message = kombu.Message(read, channel=Channel())
+    assert protocol.broken_headers(message.headers, message.properties) is None
+    payload = protocol.body_value(message.body)
+    celery_internals.set_payload(message, payload)
+    assert protocol.broken_body(payload) is None
+    request = Request(
+        message, app=common.app, task=common.task, hostname=common.hostname, connection_errors=common.connection_errors
+    )
+    assert not request.args
+    return request, TaskMessage.parse(payload[1])
+
+
+def public(request: Request) -> dict[str, Any]:
+    """What everybody can read of a request."""
+    names = [name for name, value in vars(Request).items() if isinstance(value, property)]
+    found = {name: getattr(request, name) for name in [*names, "id", "name", "time_limits", "acknowledged"]}
+    for name in ("on_ack", "on_reject", "message"):
+        del found[name]
+    found["request_dict"] = {**found["request_dict"], "ignore_result": False}
+    return {**found, "ignore_result": False, "info": request.info(), "embed": celery_internals.embed_of(request)}
+
+
+@contextmanager
+def still(monkeypatch: pytest.MonkeyPatch) -> Iterator[float]:
+    """The clocks stand, so that two deadlines can be compared."""
+    now, monotonic = time.time(), time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now)
+        patch.setattr(time, "monotonic", lambda: monotonic)
+        yield now
+
+
+def check(raw: bytes, common: Requesting, monkeypatch: pytest.MonkeyPatch) -> PlainMessage | None:
+    """Compares both ways, if the short one takes the message."""
+    one = Reserved("it", "tag", raw)
+    if (plain := plain_message.read(one, LIMITS)) is None:
+        return None
+    try:
+        message: TaskMessage | str = read_message(plain.body)
+    except PipeqError as error:
+        message = str(error)
+    request: Request | None
+    expected: TaskMessage | str
+    try:
+        request, expected = by_celery(one, common)
+    except PipeqError as error:
+        request, expected = None, str(error)
+    assert message == expected
+    if request is None:
+        return plain
+    with still(monkeypatch) as now:
+        facts, known = facts_of_request(request), facts_of_plain(plain, now)
+    # What the short way does not say has the value that a delivery has by itself.
+    rest = {"queue": "it", "expires_at": math.inf, "has_next": False, "has_followers": False}
+    assert {**rest, **known} == facts
+    assert plain.headers.id == request.id
+
+    late = LateRequest(plain.headers.id, common, lambda: request.message)
+    assert (late.id, late.name, late.hostname, late.eventer) == (request.id, request.name, request.hostname, None)
+    assert not late.is_filled
+    assert public(late) == public(request)
+    assert late.is_filled
+    return plain
+
+
+def test_the_usual_message_takes_the_short_way(common: Requesting, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = check(raw_of(), common, monkeypatch)
+    assert plain is not None
+    assert json.loads(plain.body) == [[], FIELDS, EMBED]
+
+
+def test_all_fields_of_the_protocol_are_looked_at() -> None:
+    assert {one.encode_name for one in plain_message.msgspec.structs.fields(Headers)} == set(protocol.HEADERS)
+    typed = {one.encode_name for one in plain_message.msgspec.structs.fields(Properties)}
+    assert typed == {*protocol.PROPERTIES, "body_encoding"}
+    assert plain_message.read(Reserved("it", "tag", raw_of()), LIMITS).headers.task == keys.TASK_NAME  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", [*protocol.HEADERS, *sorted(HEADERS), "traceparent", "hostname", "args", "_children"])
+def test_each_value_of_each_header(name: str, common: Requesting, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in VALUES:
+        check(raw_of({**HEADERS, name: value}), common, monkeypatch)
+    check(raw_of({key: value for key, value in HEADERS.items() if key != name}), common, monkeypatch)
+
+
+@pytest.mark.parametrize("name", [*protocol.PROPERTIES, *PROPERTIES, "expires", "other"])
+def test_each_value_of_each_property(name: str, common: Requesting, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in VALUES:
+        check(raw_of(properties={**PROPERTIES, name: value}), common, monkeypatch)
+    check(raw_of(properties={key: value for key, value in PROPERTIES.items() if key != name}), common, monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["body", "content-type", "content-encoding", "headers", "properties", "extra"])
+def test_each_value_of_each_field_of_the_frame(name: str, common: Requesting, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in VALUES:
+        check(raw_of(frame_fields={name: value}), common, monkeypatch)
+    whole = json.loads(raw_of())
+    whole.pop(name, None)
+    check(json.dumps(whole).encode(), common, monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["pipeline", "inputs", "params", "output", "other"])
+def test_each_value_of_each_field_of_a_task(name: str, common: Requesting, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in [*VALUES, "it", {"uri": "s3://a/b"}, {"uri": "no"}]:
+        check(raw_of(body=body_of(fields={**FIELDS, name: value})), common, monkeypatch)
+    fields = {key: value for key, value in FIELDS.items() if key != name}
+    check(raw_of(body=body_of(fields=fields)), common, monkeypatch)
+
+
+@pytest.mark.parametrize("name", [*EMBED, "other"])
+def test_what_has_followers_takes_celerys_way(name: str) -> None:
+    for value in [one for one in VALUES if one is not None]:
+        raw = raw_of(body=body_of(embed={**EMBED, name: value}))
+        assert plain_message.read(Reserved("it", "tag", raw), LIMITS) is None
+
+
+BODIES = [
+    b"", b"null", b"{}", b"[]", b"[[],{}]", b"[[],{},{}]", b"[[],{},{},1]", body_of([1]), body_of(fields=[]),
+    b'[[],{"pipeline":"it","inputs":NaN},{}]', b'[[],{"pipeline":"it","inputs":1e999},{}]',
+    b'[[],{"pipeline":"it","inputs":"\\ud800"},{}]', b'[[],{"pipeline":"it","inputs":"\xff"},{}]',
+    b'[[],{"pipeline":"it","inputs":' + b"9" * 400 + b"},{}]",
+    b'[[],{"pipeline":"it","inputs":' + b"[" * 5000 + b"},{}]",
+    b'[[],{"pipeline":"it","inputs":' + b"[" * 300 + b"]" * 300 + b"},{}]",
+    b'[[],{"pipeline":"it","inputs":{"__type__":"uuid","__value__":"x"}},{}]',
+    b'[[],{"pipeline":"it","inputs":{"\\u005f_type__":"uuid","__value__":"x"}},{}]',
+    b'[[],{"pipeline":"it","inputs":1,"inputs":2},{}]', b'[[],{"pipeline":"it","inputs":tru},{}]',
+    b'[[],{"pipeline":"it","inputs":"' + b"a" * 10_001 + b'"},{}]', body_of() + b" ", b"\xef\xbb\xbf" + body_of(),
+    body_of().decode().encode("utf-16"), body_of()[:-1],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
+def test_odd_bodies(body: bytes, common: Requesting, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(raw_of(body=body), common, monkeypatch)
+    for text in ("!!" + base64.b64encode(body).decode(), base64.b64encode(body).decode()[:-1], "é"):
+        check(raw_of(frame_fields={"body": text}), common, monkeypatch)
+
+
+def test_what_was_delivered_before_or_is_too_large_takes_celerys_way() -> None:
+    assert plain_message.read(Reserved("it", "tag", b" " + raw_of()), LIMITS) is None
+    assert plain_message.read(Reserved("it", "tag", b"t\n" + raw_of(), too_large=1), LIMITS) is None
+    assert plain_message.read(Reserved("other", "tag", raw_of()), LIMITS) is None
+
+
+JSONS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_random_changes(data: st.DataObject, common: Requesting) -> None:
+    headers, properties = copy.deepcopy(HEADERS), copy.deepcopy(PROPERTIES)
+    fields, embed = dict(FIELDS), dict(EMBED)
+    for part in (headers, properties, fields, embed):
+        for name in data.draw(st.lists(st.sampled_from([*part, "other"]), max_size=2)):
+            part[name] = data.draw(JSONS | st.sampled_from(VALUES))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        check(raw_of(headers, properties, body_of(fields=fields, embed=embed)), common, monkeypatch)
+
+
+def test_a_request_keeps_what_was_noted_before_it_was_filled(common: Requesting) -> None:
+    request, _ = by_celery(Reserved("it", "tag", raw_of()), common)
+    made = []
+
+    def make() -> Any:
+        made.append(1)
+        return request.message
+
+    late = LateRequest("t-1", common, make)
+    late.acknowledged, late.worker_pid, late.time_start = True, 7, 8.0
+    assert late.args == []
+    assert (late.acknowledged, late.worker_pid, late.time_start) == (True, 7, 8.0)
+    late.fill()
+    assert made == [1]
+    with pytest.raises(AttributeError, match="no_such_field"):
+        _ = late.no_such_field

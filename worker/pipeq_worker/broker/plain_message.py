@@ -1,0 +1,131 @@
+"""PLAIN MESSAGE: a message's bytes -> what the host needs of it, in one step. Before: reserver. After: intake.
+
+Nearly all messages are alike: the headers of Celery's protocol with nothing in them that Celery would have to act on,
+and a body of three parts of which the host needs the pipeline's name. Such a message is decoded straight into typed
+fields, and its inputs and parameters are not read at all. For any other message this module returns None, and it takes
+Celery's own way, which knows what to do with it or why it must be refused. So nothing is refused here, and a message
+that is accepted here would be accepted there.
+"""
+
+from __future__ import annotations
+
+from binascii import a2b_base64
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+from pipeq.contract import keys
+from pipeq.contract.reading import is_bounded
+
+from pipeq_worker.broker.protocol import LARGEST, has_types
+from pipeq_worker.leases.frame import ENCODINGS, JSON, Limits
+from pipeq_worker.leases.reserved import Reserved
+
+_Count = Annotated[int, Meta(ge=0, le=LARGEST)]
+
+
+class Headers(Struct):
+    """Celery's headers (:data:`pipeq_worker.broker.protocol.HEADERS`); those that must be null have the type None."""
+
+    task: Literal["pipeq.infer"]
+    id: Annotated[str, Meta(min_length=1, max_length=keys.TASK_ID_MAX_BYTES)]
+    eta: None = None
+    expires: None = None
+    compression: None = None
+    lang: str | None = None
+    shadow: None = None
+    group: str | None = None
+    group_index: _Count | None = None
+    retries: _Count | None = None
+    root_id: str | None = None
+    parent_id: str | None = None
+    argsrepr: str | None = None
+    kwargsrepr: str | None = None
+    origin: str | None = None
+    replaced_task_nesting: _Count | None = None
+    timelimit: tuple[float | None, float | None] | None = None
+    ignore_result: bool | None = None
+    redelivered: bool | None = None
+    stamped_headers: Annotated[list[str], Meta(max_length=0)] | None = None
+    stamps: dict[str, Any] | None = None
+    fair_key: Annotated[str, Meta(min_length=1, max_length=keys.FAIR_KEY_MAX)] | None = field(
+        default=None, name=keys.FAIR_KEY_HEADER
+    )
+    deadline_s: Annotated[float, Meta(ge=0)] | None = field(default=None, name=keys.DEADLINE_HEADER)
+    sent_at: Annotated[float, Meta(ge=0)] | None = field(default=None, name=keys.SENT_AT_HEADER)
+
+
+class Properties(Struct):
+    """Celery's properties (:data:`pipeq_worker.broker.protocol.PROPERTIES`)."""
+
+    body_encoding: Literal["base64"]
+    priority: Annotated[int, Meta(ge=0, le=255)] | None = None
+    delivery_mode: Annotated[int, Meta(ge=0, le=2)] | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    expiration: str | None = None
+    message_id: str | None = None
+    type: str | None = None
+    user_id: str | None = None
+    app_id: str | None = None
+
+
+class _Frame(Struct):
+    body: str
+    headers: Headers
+    properties: Properties
+    content_type: str = field(name="content-type")
+    content_encoding: str | None = field(default=None, name="content-encoding")
+
+
+class _Fields(Struct, forbid_unknown_fields=True):
+    pipeline: str
+    inputs: msgspec.Raw
+    params: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    output: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Embed(Struct, forbid_unknown_fields=True):
+    callbacks: None = None
+    errbacks: None = None
+    chain: None = None
+    chord: None = None
+
+
+_Nothing = Annotated[list[Any], Meta(max_length=0)]
+_frame = msgspec.json.Decoder(_Frame).decode
+_body = msgspec.json.Decoder(tuple[_Nothing, _Fields, _Embed]).decode
+
+
+class PlainMessage(Struct):
+    """What the host needs of a message."""
+
+    headers: Headers
+    #: As it was sent; None if it was not.
+    priority: int | None
+    #: JSON: ``[[], {"pipeline": ..., "inputs": ..., ...}, {}]``.
+    body: bytes
+
+
+def read(one: Reserved, limits: Limits) -> PlainMessage | None:
+    """Returns a message that Celery need not act on; None for any other. Never raises."""
+    # requeue.lua puts a blank in front of a message that was delivered before; Celery tells its observers of that.
+    if one.too_large or one.raw.startswith(b" ") or not is_bounded(one.raw):
+        return None
+    try:
+        frame = _frame(one.raw)
+        body = a2b_base64(frame.body)
+        if len(body) > limits.body_bytes or not is_bounded(body) or has_types(body):
+            return None
+        _, fields, _ = _body(body)
+        if not body.isascii():
+            body.decode()  # msgspec has not looked at what it leaves raw
+    except (ValueError, RecursionError):
+        return None
+    kind, encoding = frame.content_type, frame.content_encoding
+    if kind not in JSON or (encoding is not None and encoding.lower() not in ENCODINGS):
+        return None
+    # The list that held it counts, and a message of another pipeline on it is refused.
+    if fields.pipeline != one.queue or not keys.is_task_id(frame.headers.id):
+        return None
+    return PlainMessage(frame.headers, frame.properties.priority, body)

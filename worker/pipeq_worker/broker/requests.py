@@ -1,0 +1,60 @@
+"""REQUESTS: what the host needs to know of a task, from Celery's request or from a plain message. Before: delivery."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pipeq.contract import keys
+from pipeq.contract.reading import number
+
+from pipeq_worker.broker.plain_message import PlainMessage
+from pipeq_worker.delivery.urgency import deadline_of, expiry_of, priority_of, urgency_of
+from pipeq_worker.leases import celery_internals
+
+#: Larger than any real number of retries, and small enough for every counter.
+MOST_RETRIES = 1_000_000
+
+
+def facts_of_request(request: Any) -> dict[str, Any]:
+    """The fields of a :class:`pipeq_worker.delivery.delivery.Delivery` that its message sets. Never raises.
+
+    Args:
+        request: Celery's request.
+    """
+    queue = (request.delivery_info or {}).get("routing_key")
+    embed = celery_internals.embed_of(request)
+    embed = embed if isinstance(embed, dict) else {}
+    return {
+        # Another transport allows any value.
+        "queue": queue if keys.is_readable_id(queue) else "",
+        "retries": _count(request.request_dict.get("retries")),
+        "expires_at": expiry_of(request),
+        "group_id": request.group,
+        "parent_id": request.parent_id,
+        "has_next": any(embed.get(name) for name in ("callbacks", "chain", "chord")),
+        "has_followers": any(embed.values()),
+        **urgency_of(request),
+    }
+
+
+def facts_of_plain(message: PlainMessage, now: float) -> dict[str, Any]:
+    """The same of a plain message, after which nothing follows and which does not expire.
+
+    Args:
+        message: the message.
+        now: seconds since the epoch.
+    """
+    headers = message.headers
+    return {
+        "retries": _count(headers.retries),
+        "group_id": headers.group,
+        "parent_id": headers.parent_id,
+        "priority": priority_of(message.priority),
+        "deadline": deadline_of(headers.deadline_s, headers.sent_at, math.inf, now),
+        "tenant": headers.fair_key,
+    }
+
+
+def _count(said: Any) -> int:
+    return int(min(max(number(said) or 0, 0), MOST_RETRIES))
