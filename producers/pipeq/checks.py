@@ -26,21 +26,28 @@ MOST_BYTES = 512 * 2**20
 def pipeline(value: Any) -> str:
     """Checks the name of a pipeline, which is also the name of its queue."""
     if not keys.is_queue_name(value):
-        _refuse(f"the pipeline {shown.value(value)} is no name of one: {keys.QUEUE_NAME_WORDS}")
+        refuse(f"the pipeline {shown.value(value)} is no name of one: {keys.QUEUE_NAME_WORDS}")
     return value
 
 
-def new_task_id(value: Any) -> str | None:
-    """Checks an id that the caller chose; None lets the client choose one."""
-    if value is not None and not keys.is_task_id(value):
-        _refuse(f"the task id {shown.value(value)} is not {keys.TASK_ID_WORDS}")
+def new_task_id(value: Any, argument: str = "task_id") -> str:
+    """Checks an id that the caller chose."""
+    if not keys.is_task_id(value):
+        refuse(f"{argument}: the task id {shown.value(value)} is not {keys.TASK_ID_WORDS}")
+    return value
+
+
+def idempotency_key(value: Any, argument: str = "idempotency_key") -> str:
+    """Checks the name that a caller gave to a submit."""
+    if not keys.is_task_id(value):
+        refuse(f"{argument} {shown.value(value)} is not {keys.TASK_ID_WORDS}")
     return value
 
 
 def task_id(value: Any) -> str:
     """Checks the id of a submitted task."""
     if not keys.is_readable_id(value):
-        _refuse(f"the task id {shown.value(value)} is not {keys.TASK_ID_WORDS}")
+        refuse(f"the task id {shown.value(value)} is not {keys.TASK_ID_WORDS}")
     return value
 
 
@@ -54,7 +61,7 @@ def task_ids(values: Any) -> list[str]:
 def several(name: str, values: Any, of: str, code: ErrorCode = ErrorCode.INVALID_MESSAGE) -> Iterator[Any]:
     """Accepts any iterable except text, bytes and mappings, which are passed by mistake; reads it lazily."""
     if isinstance(values, str | bytes | bytearray | Mapping) or not isinstance(values, Iterable):
-        _refuse(
+        refuse(
             f"{name} is {shown.value(values)}, a {type(values).__name__}, but takes a list of {of}: put it into [...]"
         )
     return _each(name, values, code)
@@ -78,14 +85,14 @@ def seconds(name: str, value: Any) -> float | None:
         return None
     # The comparison is also false for NaN.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST_S:
-        _refuse(f"{name} is {shown.value(value)}, not a number of seconds from 0, within ten years")
+        refuse(f"{name} is {shown.value(value)}, not a number of seconds from 0, within ten years")
     return float(value)
 
 
 def priority(value: Any) -> int:
     """Checks one of Celery's priorities on Redis."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 9:
-        _refuse(f"priority {shown.value(value)} is not 0 (first) to 9 (last)")
+        refuse(f"priority {shown.value(value)} is not 0 (first) to 9 (last)")
     return value
 
 
@@ -94,7 +101,7 @@ def fair_key(value: Any) -> str | None:
     if value is None:
         return None
     if not keys.is_readable_id(value) or len(value) > keys.FAIR_KEY_MAX:
-        _refuse(f"fair_key {shown.value(value)} is not text of 1 to {keys.FAIR_KEY_MAX} characters")
+        refuse(f"fair_key {shown.value(value)} is not text of 1 to {keys.FAIR_KEY_MAX} characters")
     return str(value)
 
 
@@ -116,25 +123,26 @@ def output(value: Any, *, many: bool) -> str | None:
     if scheme == "file":
         place = place[1:] if place.startswith("/") else ""
     if not isinstance(value, str) or not schemes.is_writable(scheme) or not place.partition("/")[0]:
-        _refuse(f"output {shown.value(value)} is no URI like s3://bucket/prefix/ or file:///folder/")
+        refuse(f"output {shown.value(value)} is no URI like s3://bucket/prefix/ or file:///folder/")
     if many and not value.endswith("/"):
-        _refuse(f"output {shown.value(value)} would hold many results: end it in '/'")
+        refuse(f"output {shown.value(value)} would hold many results: end it in '/'")
     return value
 
 
-def params(value: Any) -> dict[str, Any]:
+def params(value: Any, argument: str = "params") -> dict[str, Any]:
     """Checks the parameters of a call, and returns them as plain JSON values."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         raise PipeqError(
             ErrorCode.INVALID_PARAMS,
-            f"params is {shown.value(value)}, a {type(value).__name__}, and takes a dictionary such as {{'top_k': 2}}",
+            f"{argument} is {shown.value(value)}, a {type(value).__name__}, and takes a dictionary such as "
+            "{'top_k': 2}",
         )
     try:
         found = plain(dict(value))
     except PipeqError as error:
-        raise PipeqError(ErrorCode.INVALID_PARAMS, f"params: {error.message}") from error
+        raise PipeqError(ErrorCode.INVALID_PARAMS, f"{argument}: {error.message}") from error
     assert isinstance(found, dict)
     return found
 
@@ -144,17 +152,15 @@ def headers(value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        _refuse(
-            f"headers is {shown.value(value)}, a {type(value).__name__}, and takes a dictionary of names and values"
-        )
+        refuse(f"headers is {shown.value(value)}, a {type(value).__name__}, and takes a dictionary of names and values")
     if "compression" in value:
-        _refuse("headers: `compression` says how a body is packed, and this client packs none: leave it out")
+        refuse("headers: `compression` says how a body is packed, and this client packs none: leave it out")
     try:
         found = plain(dict(value))
     except PipeqError as error:
-        _refuse(f"headers: {error.message}")
+        refuse(f"headers: {error.message}")
     if (size := len(json.dumps(found))) > HEADERS_BYTES:
-        _refuse(f"headers take {size} bytes, at most {HEADERS_BYTES} are allowed: put what is large into the inputs")
+        refuse(f"headers take {size} bytes, at most {HEADERS_BYTES} are allowed: put what is large into the inputs")
     assert isinstance(found, dict)
     return found
 
@@ -166,5 +172,6 @@ def max_bytes(value: Any) -> int:
     return value
 
 
-def _refuse(message: str) -> NoReturn:
+def refuse(message: str) -> NoReturn:
+    """Raises the error of an argument that cannot be used."""
     raise PipeqError(ErrorCode.INVALID_MESSAGE, message)

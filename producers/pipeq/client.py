@@ -7,31 +7,25 @@ record, mark or heartbeat can make a method raise anything but a PipeqError.
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from difflib import get_close_matches
 from typing import Any, Self
 
 from redis.exceptions import WatchError
 
-from pipeq import checks
-from pipeq.contract import keys, record, shown
-from pipeq.contract.errors import ErrorCode, PipeqError, RedisUrlError
-from pipeq.contract.message import TaskMessage, plain
+from pipeq import checks, submission
+from pipeq.contract import keys, record
+from pipeq.contract.errors import RedisUrlError
 from pipeq.contract.redis_url import connect
 from pipeq.contract.status import State, TaskFailedError, TaskStatus
-from pipeq.envelope import Envelope, new_id, sha256_of
 from pipeq.queue_info import QueueInfo, read_queue, registered
 from pipeq.read_allow import ReadAllow
 from pipeq.results import read_object, read_result
 from pipeq.server import reachable, replies
-from pipeq.submitting import CHUNK_TASKS, Chunk, Place, Served, Submitter, submit_errors
+from pipeq.submission import Call, Submissions
+from pipeq.submitting import CHUNK_TASKS, Submitter, submit_errors
 from pipeq.waiting import Wait
-
-#: Most known pipelines that an error message names.
-NAMES_SHOWN = 20
 
 
 class NoLiveWorkerWarning(UserWarning):
@@ -65,7 +59,6 @@ class Client:
         self.redis_url = redis_url or os.environ.get("PIPEQ_REDIS_URL") or "redis://localhost:6379/0"
         self.max_message_bytes = checks.max_bytes(max_message_bytes)
         self._allow = ReadAllow(allow)
-        self._reply_to = new_id()
         if not isinstance(self.redis_url, str):
             raise RedisUrlError(f"redis_url is a {type(redis_url).__name__}, not a text")
         try:
@@ -73,7 +66,8 @@ class Client:
             self._writing = connect(self.redis_url, retries=0)
         except ValueError as error:
             raise RedisUrlError(str(error)) from None
-        self._submitter = Submitter(self._writing)
+        submitter = Submitter(self._writing)
+        self._submissions = Submissions(submitter, self._reachable, self.pipelines, self.max_message_bytes)
 
     def __enter__(self) -> Self:
         return self
@@ -101,6 +95,7 @@ class Client:
         params: Mapping[str, Any] | None = None,
         output: str | None = None,
         task_id: str | None = None,
+        idempotency_key: str | None = None,
         priority: int = keys.DEFAULT_PRIORITY,
         expires_s: float | None = None,
         delay_s: float | None = None,
@@ -109,7 +104,7 @@ class Client:
         headers: Mapping[str, Any] | None = None,
         check: bool = True,
     ) -> str:
-        """Queues one task, in one round trip; the first submit to a pipeline takes one more, and a ``task_id`` two.
+        """Queues one task, in one round trip; the first submit to a pipeline takes one more, a task with a name two.
 
         Args:
             pipeline: the pipeline's name; its task type unless the worker named it otherwise.
@@ -117,8 +112,12 @@ class Client:
                 elsewhere.
             params: parameters of the pipeline's call, for this task only.
             output: a URI for the result, such as ``s3://results/``; one that ends in ``/`` is a prefix.
-            task_id: an id of your own; submitting the same task again while its record lives changes nothing. Anyone
-                who knows an id can read and cancel the task, so choose one that cannot be guessed.
+            task_id: an id of your own; submitting the same task again while its record lives changes nothing, however
+                it ended. Anyone who knows an id can read and cancel the task, so choose one that cannot be guessed.
+            idempotency_key: a name of this submit, such as ``invoices/17``, which all producers share. While a task
+                with this key waits, runs or has succeeded, submitting it again returns its id and changes nothing; one
+                that failed, expired or was cancelled frees its key. With other inputs, params, output or pipeline it
+                is an error. Redis keeps it as long as the task's record: a day after its end, 7 days at most.
             priority: 0 is served first, 9 last.
             expires_s: seconds from now after which no worker may begin the task.
             delay_s: seconds from now before which no worker may begin the task.
@@ -140,10 +139,18 @@ class Client:
             NoLiveWorkerWarning: no worker serves the pipeline now.
         """
         with submit_errors() as submitted:
-            items = [(inputs, checks.new_task_id(task_id))]
-            output = checks.output(output, many=False)
-            headers = checks.headers(headers) | checks.urgency(deadline_s, fair_key)
-            self._submit_all(submitted, pipeline, items, params, output, priority, expires_s, delay_s, headers, check)
+            wanted = submission.one(inputs, params, task_id, idempotency_key)
+            call = Call(
+                pipeline=checks.pipeline(pipeline),
+                output=checks.output(output, many=False),
+                priority=checks.priority(priority),
+                expires_s=checks.seconds("expires_s", expires_s),
+                delay_s=checks.seconds("delay_s", delay_s),
+                headers=checks.headers(headers) | checks.urgency(deadline_s, fair_key),
+                check=check,
+                is_many=False,
+            )
+            self._submit(submitted, call, wanted)
         return submitted[0]
 
     def submit_many(
@@ -151,8 +158,10 @@ class Client:
         pipeline: str,
         inputs: Iterable[Any],
         *,
-        params: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | Iterable[Mapping[str, Any] | None] | None = None,
         output: str | None = None,
+        task_ids: Iterable[str | None] | None = None,
+        idempotency_keys: Iterable[str | None] | None = None,
         priority: int = keys.DEFAULT_PRIORITY,
         expires_s: float | None = None,
         delay_s: float | None = None,
@@ -163,104 +172,45 @@ class Client:
     ) -> list[str]:
         """Queues one task for each item of ``inputs``, up to 500 tasks a round trip.
 
-        ``inputs`` may be any iterable, and is read lazily. ``output`` must be a prefix (end in ``/``). The other
-        arguments are as for :meth:`submit`.
+        ``inputs`` may be any iterable, and is read lazily. ``output`` must be a prefix (end in ``/``). ``params`` are
+        for all tasks, or an iterable with those of each. ``task_ids`` and ``idempotency_keys`` have a name for each
+        task, or None for a task without one; named tasks take two more round trips for each 500. The other arguments
+        are as for :meth:`submit`.
 
         Returns:
-            The ids, in the order of the inputs.
+            The ids, in the order of the inputs. Inputs with equal names are one task, and have equal ids.
 
         Raises:
-            SubmitError: as :meth:`submit` raises, and ``invalid_input`` if ``inputs`` itself raises. The tasks before
-                the offending chunk stay queued; the error's ``submitted`` has their ids.
+            SubmitError: as :meth:`submit` raises, with the position, as in ``task_ids[3]``; ``invalid_message`` if an
+                argument has more or fewer values than ``inputs``; ``invalid_input`` if ``inputs`` itself raises. The
+                tasks before the offending chunk stay queued; the error's ``submitted`` has their ids.
         """
         with submit_errors() as submitted:
-            output = checks.output(output, many=True)
-            headers = checks.headers(headers) | checks.urgency(deadline_s, fair_key)
-            items = ((item, None) for item in checks.several("inputs", inputs, "inputs", ErrorCode.INVALID_INPUT))
-            self._submit_all(submitted, pipeline, items, params, output, priority, expires_s, delay_s, headers, check)
+            wanted = submission.many(inputs, params, task_ids, idempotency_keys)
+            call = Call(
+                pipeline=checks.pipeline(pipeline),
+                output=checks.output(output, many=True),
+                priority=checks.priority(priority),
+                expires_s=checks.seconds("expires_s", expires_s),
+                delay_s=checks.seconds("delay_s", delay_s),
+                headers=checks.headers(headers) | checks.urgency(deadline_s, fair_key),
+                check=check,
+                is_many=True,
+            )
+            self._submit(submitted, call, wanted)
         return submitted
 
-    def _submit_all(
-        self,
-        submitted: list[str],
-        pipeline: str,
-        items: Iterable[tuple[Any, str | None]],
-        params: Mapping[str, Any] | None,
-        output: str | None,
-        priority: int,
-        expires_s: float | None,
-        delay_s: float | None,
-        headers: Mapping[str, Any],
-        check: bool,
-    ) -> None:
-        """Submits in chunks; appends each id to ``submitted`` as soon as its task is queued."""
-        pipeline = checks.pipeline(pipeline)
-        place = Place(pipeline, keys.list_key(pipeline, checks.priority(priority)), checks.seconds("delay_s", delay_s))
-        expires_s = checks.seconds("expires_s", expires_s)
-        shared = {"params": checks.params(params), "output": {"uri": output} if output else None}
-        chunk = Chunk()
-        served: Served | None = None
-        is_checked = not check
-        for inputs, task_id in items:
-            now = time.time()
-            message = TaskMessage.parse({"pipeline": pipeline, "inputs": plain(inputs), **shared})
-            envelope = Envelope(
-                id=task_id or new_id(),
-                message=message,
-                priority=priority,
-                submitted_at=now,
-                expires_at=None if expires_s is None else now + expires_s,
-                headers=headers,
-                reply_to=self._reply_to,
-                message_sha256=sha256_of(message) if task_id else "",
-            )
-            body = envelope.body()
-            if len(body) > self.max_message_bytes:
-                raise _too_large(len(body), self.max_message_bytes)
-            if not is_checked:
-                self._check_known(pipeline)
-                is_checked = True
-            if task_id is not None:
-                with self._reachable():
-                    served = self._submitter.put_once(place, envelope, body)
-                submitted.append(task_id)
-                continue
-            chunk.add(envelope, body)
-            if chunk.is_full:
-                served = self._put(place, chunk)
-                submitted += chunk.ids
-                chunk = Chunk()
-        if chunk.ids:
-            served = self._put(place, chunk)
-            submitted += chunk.ids
-        if output is not None:
-            self._allow.remember(output)
-        if served is not None and served.live == 0 and check:
+    def _submit(self, submitted: list[str], call: Call, wanted: Iterable[submission.Wanted]) -> None:
+        served = self._submissions.run(submitted, call, wanted)
+        if call.output is not None:
+            self._allow.remember(call.output)
+        if served is not None and served.live == 0 and call.check:
             says = (
-                f"a worker is loading {pipeline!r} now: the tasks wait on their queue until it is ready"
+                f"a worker is loading {call.pipeline!r} now: the tasks wait on their queue until it is ready"
                 if served.loading
-                else f"no worker serves {pipeline!r} now: the tasks wait on their queue until one does"
+                else f"no worker serves {call.pipeline!r} now: the tasks wait on their queue until one does"
             )
             warnings.warn(says, NoLiveWorkerWarning, stacklevel=3)
-
-    def _put(self, place: Place, chunk: Chunk) -> Served:
-        with self._reachable():
-            return self._submitter.put(place, chunk)
-
-    def _check_known(self, pipeline: str) -> None:
-        with self._reachable():
-            if self._submitter.is_known(pipeline):
-                return
-        known = sorted(self.pipelines())
-        meant = get_close_matches(pipeline, known, 1)
-        hint = f"did you mean {shown.line(meant[0])!r}? " if meant else ""
-        names = ", ".join(shown.line(name, 100) for name in known[:NAMES_SHOWN]) or "none yet"
-        more = f" and {len(known) - NAMES_SHOWN} more" if len(known) > NAMES_SHOWN else ""
-        raise PipeqError(
-            ErrorCode.UNKNOWN_PIPELINE,
-            f"no worker has ever served {pipeline!r} (known: {names}{more}): {hint}start one with "
-            f"`pipeq worker {pipeline}`, or pass check=False to queue it anyway",
-        )
 
     def cancel(self, task_id: str) -> TaskStatus:
         """Cancels a task, unless it has ended, by a compare-and-set on its record. No worker need be running.
@@ -379,10 +329,3 @@ class Client:
 
     def _reachable(self) -> AbstractContextManager[None]:
         return reachable(self.redis_url)
-
-
-def _too_large(size: int, limit: int) -> PipeqError:
-    return PipeqError(
-        ErrorCode.INPUT_TOO_LARGE,
-        f"the message is {size} bytes, at most {limit} are allowed: put the input on S3 and submit a Ref to it",
-    )

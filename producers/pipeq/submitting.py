@@ -1,4 +1,6 @@
-"""SUBMIT: envelopes -> records and messages in Redis, each chunk in one transaction. Before: client. After: a worker.
+"""SUBMIT: envelopes -> records and messages in Redis, one transaction a chunk. Before: submission. After: a worker.
+
+Tasks that their caller named go by way of once, which first looks whether they are there.
 
 It uses plain commands between MULTI and EXEC, and no script. A Redis user who may run our script may run any, even an
 endless one, because no rule of Redis can tell scripts apart. So a producer needs no right to run scripts.
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,16 +25,10 @@ from redis.exceptions import (
     WatchError,
 )
 
-from pipeq.contract import keys, shown
-from pipeq.contract.errors import (
-    ErrorCode,
-    PipeqError,
-    RedisUnavailableError,
-    SubmitError,
-    SubmitUnavailableError,
-)
-from pipeq.contract.record import Before
+from pipeq.contract import keys
+from pipeq.contract.errors import PipeqError, RedisUnavailableError, SubmitError, SubmitUnavailableError
 from pipeq.envelope import Envelope
+from pipeq.once import Looked, Name, look
 from pipeq.server import is_wrong_type, replies
 
 #: Most tasks that one transaction queues ...
@@ -49,10 +45,16 @@ class Chunk:
     records: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     bytes: int = 0
+    #: Number -> how its caller named the task, of those that have a name.
+    names: dict[int, Name] = field(default_factory=dict)
 
-    def add(self, envelope: Envelope, body: str) -> None:
+    def add(self, envelope: Envelope, body: str, name: Name | None = None) -> None:
         """Adds a task."""
         message = envelope.encode(body)
+        if name is not None:
+            self.names[len(self.ids)] = name._replace(
+                pipeline=envelope.message.pipeline, sha256=envelope.message_sha256
+            )
         self.ids.append(envelope.id)
         self.records.append(envelope.record())
         self.messages.append(message)
@@ -122,11 +124,16 @@ class Submitter:
         return served.known or served.loading > 0
 
     def put(self, place: Place, chunk: Chunk) -> Served:
-        """Queues tasks with new ids in one round trip, either all of them or none.
+        """Queues tasks in one round trip, either all of them or none. Those with a name take two more.
+
+        ``chunk.ids`` then has the ids under which the tasks are known: for a name that a task has already, its id.
 
         Raises:
+            PipeqError: ``invalid_message``: another task has the name.
             redis.exceptions.RedisError: nothing was queued, as far as Redis could say.
         """
+        if chunk.names:
+            return self._twice(lambda: self._put_once(place, chunk))
         try:
             return self._transaction(place, chunk)
         except AuthenticationError:
@@ -137,34 +144,24 @@ class Submitter:
                 return self._look(place.pipeline)
             return self._transaction(place, chunk)
 
-    def put_once(self, place: Place, envelope: Envelope, body: str) -> Served:
-        """Queues a task with an id that the caller chose, unless it was queued before.
-
-        Raises:
-            PipeqError: ``invalid_message``: another task has the id.
-            redis.exceptions.RedisError: nothing was queued, as far as Redis could say.
-        """
-        chunk = Chunk()
-        chunk.add(envelope, body)
-        return self._twice(lambda: self._put_once(place, envelope, chunk))
-
-    def _put_once(self, place: Place, envelope: Envelope, chunk: Chunk) -> Served:
-        key = keys.record_key(envelope.id)
+    def _put_once(self, place: Place, chunk: Chunk) -> Served:
+        looked = Looked(tuple(chunk.ids), chunk.names)
         while True:
-            with self._redis.pipeline() as pipe:
-                pipe.watch(key)  # type: ignore[no-untyped-call]
-                # MGET returns None also if the key holds another type than a string.
-                [before] = pipe.mget([key])
-                if before is not None:
-                    _check_same(envelope, before)
+            try:
+                with self._redis.pipeline() as pipe:
+                    look(pipe, looked)
+                    if not (new := looked.new):
+                        served = self._look(place.pipeline)
+                        break
+                    pipe.multi()
+                    served = self._fill(pipe, place, chunk, new)
                     break
-                pipe.multi()
-                try:
-                    return self._fill(pipe, place, chunk)
-                except WatchError:
-                    # Another client was faster: read the record again.
-                    continue
-        return self._look(place.pipeline)
+            except WatchError:
+                # Another client was faster with one of the names, a task has ended, or the connection broke: look
+                # again.
+                continue
+        chunk.ids = looked.known_as()
+        return served
 
     def _twice(self, act: Callable[[], Served]) -> Served:
         """Calls ``act`` again if the connection was broken, as those of a pool are after a restart of Redis."""
@@ -179,28 +176,35 @@ class Submitter:
         with self._redis.pipeline(transaction=True) as pipe:
             return self._fill(pipe, place, chunk)
 
-    def _fill(self, pipe: Pipeline, place: Place, chunk: Chunk) -> Served:
+    def _fill(self, pipe: Pipeline, place: Place, chunk: Chunk, new: Sequence[int] | None = None) -> Served:
+        """Queues the tasks of a chunk, or only those with these numbers."""
+        ids, records, messages = chunk.ids, chunk.records, chunk.messages
+        if new is not None and len(new) < len(ids):
+            ids, records, messages = ([column[at] for at in new] for column in (ids, records, messages))
         lifetime = keys.PENDING_TTL_S + int(place.delay_s or 0)
-        for task_id, record in zip(chunk.ids, chunk.records, strict=True):
+        for at in new or ():
+            if (name := chunk.names.get(at)) is not None and name.is_key:
+                pipe.set(keys.once_key(name.text), chunk.ids[at], ex=lifetime)
+        for task_id, record in zip(ids, records, strict=True):
             # Not pipe.set(), whose many options take a third of the time at 500 tasks a transaction.
             pipe.execute_command(*_set(task_id, record, "EX", lifetime))  # type: ignore[no-untyped-call]
         if place.delay_s:
             # Delayed messages wait in Redis, not in a worker's memory as with Celery's countdown.
-            members = [json.dumps({"list": place.list_key, "message": message}) for message in chunk.messages]
+            members = [json.dumps({"list": place.list_key, "message": message}) for message in messages]
             pipe.zadd(keys.waiting_key(place.pipeline), dict.fromkeys(members, time.time() + place.delay_s))
         else:
-            pipe.lpush(place.list_key, *chunk.messages)
+            pipe.lpush(place.list_key, *messages)
         _ask(pipe, place.pipeline)
         *_, pushed, known, live, loading = pipe.execute(raise_on_error=False)
         if isinstance(pushed, Exception):
-            self._take_back(chunk)
+            self._take_back(ids)
             raise pushed
         return self._seen(place.pipeline, known, live, loading)
 
-    def _take_back(self, chunk: Chunk) -> None:
+    def _take_back(self, ids: Sequence[str]) -> None:
         """Removes the records of tasks that could not be queued, because nobody must wait for them."""
         with self._redis.pipeline(transaction=False) as pipe:
-            for task_id in chunk.ids:
+            for task_id in ids:
                 # Not DEL, for which a producer has no right.
                 pipe.execute_command(*_set(task_id, "", "PX", 1))  # type: ignore[no-untyped-call]
             pipe.execute(raise_on_error=False)
@@ -232,14 +236,3 @@ def _ask(pipe: Pipeline, pipeline: str) -> None:
     pipe.hexists(keys.PIPELINES, pipeline)
     pipe.zcount(keys.workers_key(pipeline), alive_since, "+inf")
     pipe.zcount(keys.loading_key(pipeline), alive_since, "+inf")
-
-
-def _check_same(envelope: Envelope, before: bytes | str) -> None:
-    """Raises if the id belongs to a task with other inputs. Records of other clients do not tell their inputs."""
-    theirs = Before.read(before).message_sha256
-    if theirs is not None and theirs != envelope.message_sha256:
-        raise PipeqError(
-            ErrorCode.INVALID_MESSAGE,
-            f"the task id {shown.line(envelope.id)!r} belongs to a task with other inputs, params or output: take "
-            "another id, or none",
-        )

@@ -37,6 +37,13 @@ def test_python_examples(service: Service, name: str) -> None:
     assert "label" in done.stdout
 
 
+def test_names_are_the_tasks_own(service: Service) -> None:
+    code = f"from pipeq import Client\nclient = Client({service.client.redis_url!r})\n{example('once')}"
+    subprocess.run([sys.executable, "-c", code], timeout=120, check=True)
+    for task, found in (("run-7/a", 1), ("run-7/b", 2)):
+        assert len(service.client.result(task, timeout_s=60)) == found
+
+
 def test_ten_lines_are_enough() -> None:
     code = example("client")
     assert len([line for line in code.splitlines() if line.strip()]) <= 10

@@ -86,6 +86,8 @@ def test_the_users_of_the_file_can_do_their_work(
         assert client.submit(QUEUE, 1, task_id="mine") == "mine"
         with pytest.raises(PipeqError, match="'mine' belongs to a task with other inputs"):
             client.submit(QUEUE, 2, task_id="mine")
+        one, two = client.submit_many(QUEUE, [1, 2], idempotency_keys=["k", "l"])
+        assert client.submit_many(QUEUE, [2, 1, 3], idempotency_keys=["l", "k", None])[:2] == [two, one]
         for priority in range(10):
             assert client.result(client.submit(QUEUE, 1, priority=priority), timeout_s=30) == "constant"
         with pytest.raises(PipeqError, match="unknown_pipeline"):
@@ -123,13 +125,14 @@ OF_CLIENT = {
 #: Allowed on channels of records only.
 ON_CHANNELS = {"subscribe", "publish"}
 RECORD = keys.record_key("5e7a2ccf-cc38-4d62-a716-5fe15bae5706")
+ONCE = keys.once_key("invoices/17")
 #: Commands with keys, and the keys that a producer may name in each.
 ON_KEYS = {
-    "set": {RECORD},
-    "get": {RECORD},
-    "mget": {RECORD},
-    "exists": {RECORD},
-    "watch": {RECORD},
+    "set": {RECORD, ONCE},
+    "get": {RECORD, ONCE},
+    "mget": {RECORD, ONCE},
+    "exists": {RECORD, ONCE},
+    "watch": {RECORD, ONCE},
     "lpush": set(keys.list_keys(QUEUE)),
     "zadd": {keys.waiting_key(QUEUE)},
     "hexists": {keys.PIPELINES},
@@ -140,6 +143,7 @@ ON_KEYS = {
 #: Every kind of key, of ours and of Celery.
 KEYS = [
     RECORD,
+    ONCE,
     *keys.list_keys(QUEUE),
     *keys.list_keys("another"),
     QUEUE + "-2",

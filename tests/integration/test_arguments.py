@@ -75,6 +75,7 @@ TAKES: dict[str, set[str]] = {
     "params": {"none", "mapping"},
     "output": {"none"},
     "task_id": {"none", "text", "escape"},
+    "idempotency_key": {"none", "text", "escape"},
     "priority": {"int"},
     "expires_s": {"none", "int", "float"},
     "delay_s": {"none", "int", "float"},
@@ -431,6 +432,8 @@ def test_text_is_text(run: Any, argument: str) -> None:
 
 OPTIONS = {
     "--params": ["x", "5", '"x"', "null"],
+    "--task-id": ["", "x" * 1001],
+    "--idempotency-key": ["", "x" * 1001],
     "--output": ["", "x", "s3://", "http://h/", "file:relative", "\x1b[2J"],
     "--priority": ["x", "-1", "10", "1.5"],
     "--expires": ["x", "-1", "0", "nan", "inf", "1e300"],

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import click
@@ -131,6 +131,7 @@ def _write_params(text: str) -> str:
         "pipeq submit document-question-answering "
         '\'{"image": {"uri": "s3://scans/a.png"}, "question": "Who signed?"}\'',
         "pipeq submit feature-extraction - --text --priority 6 --output s3://results/run-1/ < texts.txt",
+        "pipeq submit feature-extraction - --text --idempotency-key nightly/2026-11-26 < texts.txt",
     )
 )
 @click.argument("pipeline")
@@ -139,6 +140,13 @@ def _write_params(text: str) -> str:
     "--params", default="{}", callback=_parse_params, metavar="JSON", help="Parameters of the pipeline's call."
 )
 @click.option("--output", metavar="URI", help="Where results go: s3://, file://, gs:// or az://; a prefix ends in '/'.")
+@click.option("--task-id", metavar="ID", help="The task's id; submitting the same again changes nothing.")
+@click.option(
+    "--idempotency-key",
+    metavar="KEY",
+    help="Queue nothing for which a task with this key waits, runs or has succeeded. Of several INPUTs or stdin, the "
+    "n-th has the key KEY/n, so a submit that broke off can be repeated.",
+)
 @click.option(
     "--priority",
     type=click.IntRange(0, 9),
@@ -167,6 +175,8 @@ def submit(
     inputs: tuple[str, ...],
     params: dict[str, Any],
     output: str | None,
+    task_id: str | None,
+    idempotency_key: str | None,
     priority: int,
     expires: float | None,
     deadline: float | None,
@@ -197,6 +207,11 @@ def submit(
         "fair_key": fair_key,
         "check": not no_check,
     }
+    is_one = len(inputs) == 1 and inputs[0] != "-"
+    if task_id is not None and not is_one:
+        raise click.UsageError("--task-id names one task: give one INPUT, or --idempotency-key for several")
+    given = {"task_id": task_id, "idempotency_key": idempotency_key}
+    own = {name: text for name, text in given.items() if text is not None}
     waits = wait or timeout is not None
     ids: list[str] = []
     with _client(redis_url, allow) as client:
@@ -208,7 +223,9 @@ def submit(
                 _print_submitted(client, chunk, in_json)
 
         try:
-            _submit_all(client, pipeline, read_inputs(inputs, text), options, done)
+            # The n-th of several inputs, or of the lines of stdin, has the n-th key.
+            names = iter([own]) if is_one else _keys(idempotency_key)
+            _submit_all(client, pipeline, read_inputs(inputs, text), names, options, done)
         except (PipeqError, click.UsageError):
             if ids:
                 say("warning", f"queued before the error: {' '.join(ids)}")
@@ -217,10 +234,15 @@ def submit(
     click.get_current_context().exit(code)
 
 
+def _keys(key: str | None) -> Iterator[dict[str, Any]]:
+    return ({} if key is None else {"idempotency_key": f"{key}/{number}"} for number in count(1))
+
+
 def _submit_all(
     client: Client,
     pipeline: str,
     inputs: Iterator[Any],
+    names: Iterator[dict[str, Any]],
     options: dict[str, Any],
     done: Callable[[list[str]], None],
 ) -> None:
@@ -228,15 +250,22 @@ def _submit_all(
     first = list(islice(inputs, 2))
     if len(first) == 1:
         # A single task may have an exact output; several need a prefix, which submit_many checks.
-        done([client.submit(pipeline, first[0], **options)])
+        done([client.submit(pipeline, first[0], **next(names), **options)])
         return
-    chunk = first + list(islice(inputs, CHUNK_TASKS - 2))
+    chunk, before = first + list(islice(inputs, CHUNK_TASKS - 2)), 0
     while chunk:
+        keys = [one.get("idempotency_key") for one in islice(names, len(chunk))]
+        named: dict[str, Any] = {"idempotency_keys": keys} if any(keys) else {}
         try:
-            done(client.submit_many(pipeline, chunk, **options))
+            done(client.submit_many(pipeline, chunk, **named, **options))
         except SubmitError as error:
             done(list(error.submitted))
-            raise
+            if not before or "[" not in error.message.partition(":")[0]:
+                raise
+            # Its position counts from the beginning of the chunk.
+            sentence = f"of the inputs after the first {before}: {error.message}"
+            raise SubmitError(error.code, sentence, error.retryable, error.submitted) from error
+        before += len(chunk)
         chunk = list(islice(inputs, CHUNK_TASKS))
 
 

@@ -140,6 +140,11 @@ def record_key(task_id: str) -> str:
     return f"celery-task-meta-{task_id}"
 
 
+def once_key(idempotency_key: str) -> str:
+    """String with a lifetime: the id of the task that was submitted with this idempotency key."""
+    return f"pipeq:once:{idempotency_key}"
+
+
 def workers_key(pipeline: str) -> str:
     """Sorted set: worker name -> time of its last heartbeat for this pipeline, in seconds since the epoch."""
     return f"pipeq:workers:{pipeline}"

@@ -276,6 +276,7 @@ class Before:
     submitted_at: float | None = None
     expires_at: float | None = None
     message_sha256: str | None = None
+    pipeline: str | None = None
 
     @classmethod
     def read(cls, reply: object) -> Before:
@@ -284,12 +285,13 @@ class Before:
         if fields is None:
             return _NOTHING
         status, part = fields.get("status"), _part_of(fields)
-        sha256 = part.get("message_sha256")
+        sha256, pipeline = part.get("message_sha256"), part.get("pipeline")
         return cls(
             isinstance(status, str) and status in ENDED,
             _moment(part.get("submitted_at")),
             _moment(part.get("expires_at")),
             sha256 if isinstance(sha256, str) else None,
+            pipeline if isinstance(pipeline, str) else None,
         )
 
 
