@@ -39,6 +39,7 @@ def files() -> dict[str, str]:
         "docs/errors.md": error_docs.page(),
         "docs/architecture.svg": picture.svg(),
         "docs/record.md": record_tables.page(),
+        "docs/dead-letters.md": record_tables.letters_page(),
         "docs/headers.schema.json": headers_schema(),
         "docs/metrics.md": metrics_docs.page(),
     }

@@ -1,4 +1,7 @@
-"""Writes the tables of ``docs/record.md`` from the ``#:`` lines of the dataclasses that are the contract."""
+"""Writes the tables of ``docs/record.md`` and ``docs/dead-letters.md`` from the dataclasses that are the contract.
+
+What a field says is in its ``#:`` lines.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from pipeq.contract.dead_letter import Letter
 from pipeq.contract.record import Mark, Part, Record
 from pipeq.contract.status import BatchInfo, ErrorInfo, ModelInfo, Progress
 
 PAGE = Path(__file__).parents[1] / "docs/record.md"
+LETTERS_PAGE = PAGE.with_name("dead-letters.md")
 #: What JSON has for each annotation.
 JSON_TYPES = {
     "str": "text",
@@ -34,13 +39,19 @@ NESTED = {"error": ErrorInfo, "batch": BatchInfo, "model": ModelInfo, "progress"
 
 
 def page() -> str:
-    """The whole page, with its tables made anew."""
-    text = PAGE.read_text(encoding="utf-8")
-    for name, rows in {
-        "record": _rows(Record, " or null"),
-        "pipeq": _with_parts(Part),
-        "mark": _with_parts(Mark),
-    }.items():
+    """The whole page on records, with its tables made anew."""
+    tables = {"record": _rows(Record, " or null"), "pipeq": _with_parts(Part), "mark": _with_parts(Mark)}
+    return _renewed(PAGE, tables)
+
+
+def letters_page() -> str:
+    """The whole page on dead letters, with its table made anew."""
+    return _renewed(LETTERS_PAGE, {"letter": _rows(Letter, " or null")})
+
+
+def _renewed(path: Path, tables: Mapping[str, Iterable[tuple[str, str, str]]]) -> str:
+    text = path.read_text(encoding="utf-8")
+    for name, rows in tables.items():
         begin, end = f"<!-- {name}: made by `make docs` -->\n", f"<!-- {name} end -->\n"
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeq.client import Client, NoLiveWorkerWarning
+    from pipeq.contract.dead_letter import DeadLetter
     from pipeq.contract.errors import (
         ErrorCode,
         MissingPackageError,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 #: pydantic.
 _HOMES = {
     "Client": "client",
+    "DeadLetter": "contract.dead_letter",
     "ErrorCode": "contract.errors",
     "MissingPackageError": "contract.errors",
     "NoLiveWorkerWarning": "client",
@@ -45,6 +47,7 @@ _HOMES = {
 
 __all__ = [
     "Client",
+    "DeadLetter",
     "ErrorCode",
     "MissingPackageError",
     "NoLiveWorkerWarning",

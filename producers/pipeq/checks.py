@@ -19,6 +19,8 @@ from pipeq.contract.message import plain
 LONGEST_S = 10 * 366 * 86400
 #: Most bytes of headers that a caller may add: half of what a worker accepts for all headers.
 HEADERS_BYTES = 32 * 2**10
+#: Most things that a call returns.
+LONGEST_LIST = 10**9
 #: Largest value that Redis stores.
 MOST_BYTES = 512 * 2**20
 
@@ -77,6 +79,29 @@ def _each(name: str, values: Iterable[Any], code: ErrorCode) -> Iterator[Any]:
         raise
     except Exception as error:
         raise PipeqError(code, f"{name} raised {shown.value(error, 300)} after {count} of them") from error
+
+
+def texts(name: str, values: Any) -> list[str]:
+    """Checks a list of short texts."""
+    found = list(several(name, values, "texts"))
+    for one in found:
+        if not isinstance(one, str) or not 1 <= len(one) <= 200:
+            _refuse(f"{name} has {shown.value(one)}, not a text of 1 to 200 characters")
+    return found
+
+
+def limit(value: Any) -> int | None:
+    """Checks a number of things that are returned at most; None stays None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LONGEST_LIST):
+        _refuse(f"limit is {shown.value(value)}, not a number from 0 to {LONGEST_LIST}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """Checks true or false."""
+    if not isinstance(value, bool):
+        _refuse(f"{name} is {shown.value(value)}, not true or false")
+    return value
 
 
 def seconds(name: str, value: Any) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Self
 
@@ -19,9 +19,11 @@ from pipeq.contract import keys, record
 from pipeq.contract.errors import RedisUrlError
 from pipeq.contract.redis_url import connect
 from pipeq.contract.status import State, TaskFailedError, TaskStatus
+from pipeq.dead import Choice, DeadLetters
 from pipeq.queue_info import QueueInfo, read_queue, registered
 from pipeq.read_allow import ReadAllow
 from pipeq.results import read_object, read_result
+from pipeq.retire import forget, purge
 from pipeq.server import reachable, replies
 from pipeq.submission import Call, Submissions
 from pipeq.submitting import CHUNK_TASKS, Submitter, submit_errors
@@ -326,6 +328,68 @@ class Client:
         """Depth, age and workers of the queues of all known pipelines."""
         with self._reachable():
             return [read_queue(self._redis, name, self.status_many) for name in sorted(self.pipelines())]
+
+    def queue(self, pipeline: str) -> QueueInfo:
+        """Depth, age and workers of one queue, whether or not its pipeline is known."""
+        pipeline = checks.pipeline(pipeline)
+        with self._reachable():
+            return read_queue(self._redis, pipeline, self.status_many)
+
+    # -- for operators ------------------------------------------------------------------------------------------------
+
+    def dead(
+        self,
+        pipeline: str | None = None,
+        *,
+        ids: Iterable[str] | None = None,
+        code: str | Iterable[str] | None = None,
+        older_than_s: float | None = None,
+        newer_than_s: float | None = None,
+    ) -> DeadLetters:
+        """Chooses dead letters: tasks that failed, and messages that could not be read. What is given must all be true.
+
+        ``for letter in client.dead("asr", code="timeout")`` reads them; ``client.dead(ids=[id]).retry()`` sends a task
+        again under its id, and ``client.dead(older_than_s=7 * 86400).drop()`` removes letters for good.
+
+        Args:
+            pipeline: the pipeline's name; None for all that a worker has ever served.
+            ids: ids of tasks, or letters' own (:attr:`DeadLetter.letter`).
+            code: one of :class:`ErrorCode`, or several.
+            older_than_s: how long ago the task failed at least, in seconds.
+            newer_than_s: how long ago it failed at most, in seconds.
+        """
+        choice = Choice.of(pipeline, ids, code, older_than_s, newer_than_s)
+        return DeadLetters(self._redis, self._reachable, self.pipelines, choice)
+
+    def purge(self, pipeline: str, *, progress: Callable[[int, int], None] | None = None) -> int:
+        """Ends every task that waits for a pipeline: on its lists, with a delay, or between two tries.
+
+        Each is ``cancelled`` then, with the error ``purged``. Tasks inside workers go on. Other clients are served in
+        between, also while a million messages are purged.
+
+        Args:
+            pipeline: its name.
+            progress: called with the number of messages done, and of all that were there at first.
+
+        Returns:
+            The number of messages that were taken off.
+        """
+        return purge(self._redis, self._reachable, checks.pipeline(pipeline), progress)
+
+    def forget(self, pipeline: str, *, force: bool = False) -> None:
+        """Takes a retired pipeline off the list of known ones: :meth:`submit` refuses it then.
+
+        Args:
+            pipeline: its name.
+            force: also while a worker serves it or messages wait. Its messages and dead letters stay, and a worker that
+                serves it puts it back on the list within seconds.
+
+        Raises:
+            PipeqError: ``unknown_pipeline``: it is not on the list; ``in_use``: why it is still needed.
+        """
+        queue = self.queue(pipeline)
+        with self._reachable():
+            forget(self._redis, queue, force=checks.flag("force", force))
 
     def _reachable(self) -> AbstractContextManager[None]:
         return reachable(self.redis_url)

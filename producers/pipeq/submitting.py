@@ -109,7 +109,7 @@ class Submitter:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
-        #: Pipelines that were found to be registered, which they stay for ever.
+        #: Pipelines that were registered when they were last submitted to.
         self._known: set[str] = set()
 
     def is_known(self, pipeline: str) -> bool:

@@ -248,6 +248,12 @@ CALLS: dict[str, Callable[[Client], Any]] = {
     "submit unchecked": lambda client: client.submit(PIPELINE, "x", check=False),
     "submit_many": lambda client: client.submit_many(PIPELINE, ["x", "y"]),
     "ping": lambda client: client.ping(),
+    "queue": lambda client: client.queue(PIPELINE),
+    "dead": lambda client: client.dead().list(),
+    "dead retry": lambda client: client.dead(PIPELINE).retry(),
+    "dead drop": lambda client: client.dead(ids=[TASK]).drop(),
+    "purge": lambda client: client.purge(PIPELINE),
+    "forget": lambda client: client.forget(PIPELINE, force=True),
 }
 COMMANDS = [
     ("status", TASK, NEIGHBOUR),
@@ -259,6 +265,12 @@ COMMANDS = [
     ("submit", PIPELINE, "x y"),
     ("submit", PIPELINE, "x y", "--timeout", "0.01", "--json"),
     ("cancel", TASK),
+    ("dead", "list"),
+    ("dead", "show", PIPELINE),
+    ("dead", "retry", "--all"),
+    ("dead", "drop", "--all", "--yes"),
+    ("purge", PIPELINE, "--yes"),
+    ("forget", PIPELINE),
 ]
 
 

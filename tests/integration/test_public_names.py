@@ -16,7 +16,18 @@ from typing import Any
 import pipeq
 import pytest
 import redis
-from pipeq import Client, Output, PipeqError, ReadError, RedisUnavailableError, RedisUrlError, Ref, State, TaskStatus
+from pipeq import (
+    Client,
+    DeadLetter,
+    Output,
+    PipeqError,
+    ReadError,
+    RedisUnavailableError,
+    RedisUrlError,
+    Ref,
+    State,
+    TaskStatus,
+)
 from pipeq.contract import keys as names
 from pydantic import BaseModel
 
@@ -51,18 +62,32 @@ NONSENSE |= {
     "raises": Raises(),
 }
 
+
+def parameters(call: Any) -> set[str]:
+    """The fields of a pydantic class, or the parameters of another callable."""
+    if isinstance(call, type) and issubclass(call, BaseModel):
+        return set(call.model_fields)
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name for name, one in inspect.signature(call).parameters.items() if one.kind not in kinds} - {"self", "cls"}
+
+
 #: Valid arguments, of which the test replaces one at a time by nonsense.
 GOOD: dict[str, dict[str, Any]] = {
     "Client": {"redis_url": None, "allow": None, "max_message_bytes": 1000},
     "Client.submit": {"pipeline": PIPELINE, "inputs": "x"},
     "Client.submit_many": {"pipeline": PIPELINE, "inputs": ["x"]},
     "Client.cancel": {"task_id": "other"},
+    "Client.dead": {"pipeline": PIPELINE},
+    "Client.purge": {"pipeline": PIPELINE},
+    "Client.forget": {"pipeline": PIPELINE, "force": True},
+    "Client.queue": {"pipeline": PIPELINE},
     "Client.status": {"task_id": "ended"},
     "Client.status_many": {"task_ids": ["ended"]},
     "Client.wait": {"task_id": "ended", "timeout_s": 0},
     "Client.as_completed": {"task_ids": ["ended"], "timeout_s": 0},
     "Client.result": {"task": "ended", "timeout_s": 0},
     "Client.read": {"part": {"base64": "eA=="}},
+    "DeadLetter": dict.fromkeys(parameters(DeadLetter)),
     "Ref": {"uri": "s3://b/k"},
     "Ref.from_bytes": {"data": b"x"},
     "Ref.from_path": {"path": "x"},
@@ -74,14 +99,6 @@ GOOD: dict[str, dict[str, Any]] = {
     "TaskMessage.parse": {"fields": {"pipeline": PIPELINE, "inputs": "x"}},
     "TaskStatus": {"id": "x", "state": "succeeded"},
 }
-
-
-def parameters(call: Any) -> set[str]:
-    """The fields of a pydantic class, or the parameters of another callable."""
-    if isinstance(call, type) and issubclass(call, BaseModel):
-        return set(call.model_fields)
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {name for name, one in inspect.signature(call).parameters.items() if one.kind not in kinds} - {"self", "cls"}
 
 
 def public() -> dict[str, set[str]]:

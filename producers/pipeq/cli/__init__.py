@@ -7,6 +7,7 @@ import click
 from pipeq.cli.group import EXIT_CODES, LazyCommand, LazyGroup
 
 _CLIENT = "pipeq.cli.commands"
+_OPERATOR = "pipeq.cli.retire"
 
 
 @click.group(
@@ -17,6 +18,9 @@ _CLIENT = "pipeq.cli.commands"
         "status": LazyCommand(_CLIENT, "Show how tasks fare."),
         "cancel": LazyCommand(_CLIENT, "Take tasks back, unless they have ended."),
         "queues": LazyCommand(_CLIENT, "Show every pipeline's queue."),
+        "dead": LazyCommand("pipeq.cli.dead", "List dead letters, send them again, or drop them."),
+        "purge": LazyCommand(_OPERATOR, "End every task that waits for a pipeline."),
+        "forget": LazyCommand(_OPERATOR, "Take a retired pipeline off the list of known ones."),
         "demo": LazyCommand(
             "pipeq.demo.demo", "Try pipeq on this machine alone: Redis, S3, a worker, tasks.", "worker,demo"
         ),

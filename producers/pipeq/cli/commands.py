@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import count, islice
 from typing import Any
@@ -17,12 +15,13 @@ import click
 from pipeq import checks
 from pipeq.cli.group import OK, TASK_FAILED, say
 from pipeq.cli.inputs import read_inputs
+from pipeq.cli.options import connected, example, json_lines, redis_url_option
 from pipeq.cli.results import output_of, print_results, say_why, state_code, worst
 from pipeq.cli.show import as_json, print_queues, status_block, status_json
 from pipeq.client import Client
 from pipeq.contract import keys as names
 from pipeq.contract import shown
-from pipeq.contract.errors import PipeqError, RedisUrlError, SettingsError, SubmitError, WaitTimeoutError
+from pipeq.contract.errors import PipeqError, SubmitError, WaitTimeoutError
 from pipeq.contract.status import State, TaskStatus
 from pipeq.submitting import CHUNK_TASKS
 
@@ -30,15 +29,6 @@ from pipeq.submitting import CHUNK_TASKS
 UNKNOWN_S = 10.0
 
 
-def _example(*lines: str) -> str:
-    """The epilog of a command's help. The backspace keeps click from joining its lines."""
-    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-_redis_url = click.option(
-    "--redis-url", envvar="PIPEQ_REDIS_URL", metavar="URL", help="Default: PIPEQ_REDIS_URL, then localhost."
-)
-_json = click.option("--json", "in_json", is_flag=True, help="Print JSON, one object a line.")
 _wait = click.option("--wait", is_flag=True, help="Wait until every task has ended.")
 
 
@@ -69,35 +59,6 @@ _allow = click.option(
 )
 
 
-@contextmanager
-def _client(redis_url: str | None, allow: tuple[str, ...] = ()) -> Iterator[Client]:
-    try:
-        client = Client(redis_url, allow=allow) if allow else Client(redis_url)
-    except RedisUrlError as error:
-        raise click.BadParameter(error.message, param_hint="--redis-url") from error
-    except SettingsError as error:
-        hint = "--allow" if allow else "PIPEQ_CLIENT_ALLOW"
-        raise click.BadParameter(error.message, param_hint=hint) from error
-    with client, _warnings_as_lines():
-        yield client
-
-
-@contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    """Prints each warning once, as a line on stderr."""
-    seen: set[str] = set()
-
-    def show(message: Warning | str, *_: object, **__: object) -> None:
-        if str(message) not in seen:
-            seen.add(str(message))
-            say("warning", str(message))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = show
-        yield
-
-
 # -- submit -----------------------------------------------------------------------------------------------------------
 
 
@@ -125,7 +86,7 @@ def _write_params(text: str) -> str:
 
 
 @click.command(
-    epilog=_example(
+    epilog=example(
         "pipeq submit text-classification 'A fine film.' 'A dull one.' --wait",
         'pipeq submit automatic-speech-recognition s3://talks/a.flac --params \'{"return_timestamps": "word"}\'',
         "pipeq submit document-question-answering "
@@ -168,8 +129,8 @@ def _write_params(text: str) -> str:
 @_wait
 @_timeout
 @_allow
-@_json
-@_redis_url
+@json_lines
+@redis_url_option
 def submit(
     pipeline: str,
     inputs: tuple[str, ...],
@@ -214,7 +175,7 @@ def submit(
     own = {name: text for name, text in given.items() if text is not None}
     waits = wait or timeout is not None
     ids: list[str] = []
-    with _client(redis_url, allow) as client:
+    with connected(redis_url, allow) as client:
 
         def done(chunk: list[str]) -> None:
             if waits:
@@ -274,12 +235,12 @@ def _print_submitted(client: Client, ids: list[str], in_json: bool) -> None:
         click.echo(line)
 
 
-@click.command(epilog=_example("pipeq result 6f1c0f5e-3c1c-4f0e-9b55-0a4b1f6d2a77 --timeout 60"))
+@click.command(epilog=example("pipeq result 6f1c0f5e-3c1c-4f0e-9b55-0a4b1f6d2a77 --timeout 60"))
 @click.argument("task_id", metavar="ID")
 @_wait
 @_timeout
 @_allow
-@_redis_url
+@redis_url_option
 def result(task_id: str, wait: bool, timeout: float | None, allow: tuple[str, ...], redis_url: str | None) -> None:
     """Print a task's output as JSON.
 
@@ -287,7 +248,7 @@ def result(task_id: str, wait: bool, timeout: float | None, allow: tuple[str, ..
     is exit code 3. With it, an id that is not known yet is waited for too, for 10 seconds or as long as --timeout says:
     a stock Celery producer's task is unknown until a worker runs it.
     """
-    with _client(redis_url, allow) as client:
+    with connected(redis_url, allow) as client:
         status = client.status(task_id)
         if wait or timeout is not None:
             status = _waited_for(client, status, timeout)
@@ -315,26 +276,26 @@ def _waited_for(client: Client, status: TaskStatus, timeout: float | None) -> Ta
         return now
 
 
-@click.command(epilog=_example("pipeq status 6f1c0f5e-3c1c-4f0e-9b55-0a4b1f6d2a77 --json"))
+@click.command(epilog=example("pipeq status 6f1c0f5e-3c1c-4f0e-9b55-0a4b1f6d2a77 --json"))
 @_ids
-@_json
-@_redis_url
+@json_lines
+@redis_url_option
 def status(ids: tuple[str, ...], in_json: bool, redis_url: str | None) -> None:
     """Show how tasks fare.
 
     The exit code says it too: 0 only once all have succeeded.
     """
-    with _client(redis_url) as client:
+    with connected(redis_url) as client:
         found = client.status_many(ids)
     for task in found:
         click.echo(status_json(task) if in_json else status_block(task))
     click.get_current_context().exit(worst([state_code(task) for task in found]))
 
 
-@click.command(epilog=_example("pipeq cancel 6f1c0f5e-3c1c-4f0e-9b55-0a4b1f6d2a77"))
+@click.command(epilog=example("pipeq cancel 6f1c0f5e-3c1c-4f0e-9b55-0a4b1f6d2a77"))
 @_ids
-@_json
-@_redis_url
+@json_lines
+@redis_url_option
 def cancel(ids: tuple[str, ...], in_json: bool, redis_url: str | None) -> None:
     """Take tasks back, unless they have ended.
 
@@ -342,7 +303,7 @@ def cancel(ids: tuple[str, ...], in_json: bool, redis_url: str | None) -> None:
     known: a stock Celery producer's task is not, until a worker runs it. After a cancel the worker drops it.
     """
     code = OK
-    with _client(redis_url) as client:
+    with connected(redis_url) as client:
         for before in client.status_many(ids):
             task = client.cancel(before.id)
             if before.state is State.UNKNOWN and before.error is None:
@@ -356,9 +317,9 @@ def cancel(ids: tuple[str, ...], in_json: bool, redis_url: str | None) -> None:
     click.get_current_context().exit(code)
 
 
-@click.command(epilog=_example("pipeq queues"))
-@_json
-@_redis_url
+@click.command(epilog=example("pipeq queues"))
+@json_lines
+@redis_url_option
 def queues(in_json: bool, redis_url: str | None) -> None:
     r"""Show every pipeline's queue.
 
@@ -376,7 +337,7 @@ def queues(in_json: bool, redis_url: str | None) -> None:
     \b
     Below the table: the workers that take no messages, and why.
     """
-    with _client(redis_url) as client:
+    with connected(redis_url) as client:
         found = client.queues()
     if in_json:
         for queue in found:

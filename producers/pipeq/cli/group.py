@@ -36,7 +36,7 @@ Exit codes:
   3  a task has not finished yet, or the wait for it timed out
   4  no task of that id is known
   5  Redis cannot be reached
-  6  refused: unknown pipeline, input too large, invalid message, missing package
+  6  refused: unknown pipeline, input too large, invalid message, pipeline in use, missing package
 Of several tasks, 4 goes before 1, and 1 before 3."""
 
 #: Short helps of commands from entry points, because listing commands must not import them.

@@ -115,7 +115,7 @@ def print_queues(queues: Sequence[QueueInfo]) -> None:
         table.add_column(title, justify="right")
     for queue in queues:
         oldest, drain = (
-            "-" if seconds is None else _duration(seconds) for seconds in (queue.oldest_age_s, queue.drain_s)
+            "-" if seconds is None else duration(seconds) for seconds in (queue.oldest_age_s, queue.drain_s)
         )
         table.add_row(
             escape(shown.line(queue.pipeline)),
@@ -146,7 +146,7 @@ def _task_time(queue: QueueInfo) -> str:
     return f"{mean:.1f} s" if mean >= 1 else f"{mean * 1000:.3g} ms"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """``95`` -> ``1 min 35 s``: the two largest units."""
     seconds = max(0, round(seconds))
     for size, unit, rest, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
@@ -161,8 +161,9 @@ class LateProgress:
     It owns one timer thread, which ends with the ``with`` block.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, title: str = "waiting") -> None:
         self._total = total
+        self._title = title
         self._done = 0
         self._closed = False
         self._bar: Progress | None = None
@@ -185,10 +186,14 @@ class LateProgress:
 
     def advance(self) -> None:
         """Counts one more task that has ended."""
+        self.reach(self._done + 1, self._total)
+
+    def reach(self, done: int, total: int) -> None:
+        """Notes how many are done, and of how many."""
         with self._lock:
-            self._done += 1
+            self._done, self._total = done, total
             if self._bar is not None and self._row is not None:
-                self._bar.update(self._row, completed=self._done)
+                self._bar.update(self._row, completed=done, total=total)
 
     def _show(self) -> None:
         from rich.console import Console
@@ -198,7 +203,7 @@ class LateProgress:
             if self._closed:
                 return
             self._bar = Progress(
-                TextColumn("waiting"),
+                TextColumn(self._title),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
@@ -207,5 +212,5 @@ class LateProgress:
                 # Results that go into a pipe must stay there; on the same terminal they are printed above the bar.
                 redirect_stdout=sys.stdout.isatty(),
             )
-            self._row = self._bar.add_task("waiting", total=self._total, completed=self._done)
+            self._row = self._bar.add_task(self._title, total=self._total, completed=self._done)
             self._bar.start()

@@ -50,6 +50,8 @@ class ErrorCode(StrEnum):
     EXPIRED = "expired"
     #: A producer cancelled the task.
     CANCELLED = "cancelled"
+    #: An operator emptied the queue while the task waited there (``pipeq purge``).
+    PURGED = "purged"
     #: A bug in pipeq.
     INTERNAL = "internal"
     #: The worker's settings cannot be used. Never the outcome of a task.
@@ -60,6 +62,8 @@ class ErrorCode(StrEnum):
     NOT_RUNNING = "not_running"
     #: The text that Redis holds under a task's id is not a valid record. Never the outcome of a task.
     INVALID_RECORD = "invalid_record"
+    #: The pipeline is still needed, so it is not forgotten. Never the outcome of a task.
+    IN_USE = "in_use"
     #: The client cannot reach Redis. Never the outcome of a task.
     REDIS_UNAVAILABLE = "redis_unavailable"
 
@@ -89,11 +93,13 @@ HTTP_STATUS: Final[dict[ErrorCode, int]] = {
     # The task existed, but will never have a result.
     ErrorCode.EXPIRED: 410,
     ErrorCode.CANCELLED: 410,
+    ErrorCode.PURGED: 410,
     ErrorCode.INTERNAL: 500,
     ErrorCode.INVALID_SETTINGS: 500,
     ErrorCode.MISSING_PACKAGE: 501,
     ErrorCode.NOT_RUNNING: 503,
     ErrorCode.INVALID_RECORD: 500,
+    ErrorCode.IN_USE: 409,
     ErrorCode.REDIS_UNAVAILABLE: 503,
 }
 

@@ -33,6 +33,13 @@ def headers_schema() -> str:
                 "description": "When the task was submitted, in seconds since the epoch. Without it, the deadline "
                 "counts from the receipt by a worker.",
             },
+            keys.PAST_ATTEMPTS_HEADER: {
+                "type": ["integer", "null"],
+                "minimum": 0,
+                "maximum": keys.ATTEMPTS_MAX,
+                "description": "How often workers had begun to run the task before it was taken out of the dead "
+                "letters. Producers leave it out.",
+            },
         },
     }
     return json.dumps(schema, indent=2) + "\n"

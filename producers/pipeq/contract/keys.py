@@ -27,6 +27,10 @@ FAIR_KEY_HEADER: Final = "fair_key"
 DEADLINE_HEADER: Final = "deadline_s"
 #: ... and when it was submitted, in seconds since the epoch. Without it, a worker counts from its receipt.
 SENT_AT_HEADER: Final = "sent_at"
+#: ... and how often workers had begun to run it before an operator took it out of the dead letters.
+PAST_ATTEMPTS_HEADER: Final = "past_attempts"
+#: More attempts than any worker counts.
+ATTEMPTS_MAX: Final = 1_000_000
 #: Most characters of a tenant's name.
 FAIR_KEY_MAX: Final = 200
 
@@ -38,7 +42,7 @@ RUNNING: Final = "pipeq:running"
 #: Hash: delivery tag -> message, for everything inside a worker; and sorted set: delivery tag -> when its lease ends.
 UNACKED: Final = "pipeq:unacked"
 LEASES: Final = "pipeq:leases"
-#: Hash: pipeline name -> JSON of what its last worker registered. A field is never removed.
+#: Hash: pipeline name -> JSON of what its last worker registered. Only ``pipeq forget`` removes a field.
 PIPELINES: Final = "pipeq:pipelines"
 #: String: the key with which workers sign references for each other. Producers may not read it.
 SIGNING_KEY: Final = "pipeq:signing-key"

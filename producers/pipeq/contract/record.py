@@ -14,6 +14,9 @@ It ends otherwise, or waits     :func:`complete`, by ``finish.lua``    removed, 
 for its next try
 A client cancels                :func:`cancelled`                      stays until the next look; a mark of an ended
                                                                        task means nothing
+An operator empties its queue   :func:`purged`                         removed, by ``purge.lua``
+An operator takes it out of     :func:`revived`, by ``revive.lua``     removed, by ``revive.lua``
+the dead letters
 
 Each record except the first is also published, on a channel named like its key. :func:`read` converts record and mark
 to a status. Any client may have written anything under these keys, so reading never raises: a field of a wrong type
@@ -30,6 +33,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -85,7 +89,8 @@ class Part:
 
     #: The pipeline's name.
     pipeline: str | None = None
-    #: When the producer submitted the task, in seconds since the epoch.
+    #: When the producer submitted the task, in seconds since the epoch; or when an operator sent it again, after it had
+    #: failed.
     submitted_at: float | None = None
     #: Time after which no worker begins it, in seconds since the epoch. Absent if it never expires.
     expires_at: float | None = None
@@ -96,7 +101,7 @@ class Part:
     started_at: float | None = None
     #: When it ended, in seconds since the epoch.
     finished_at: float | None = None
-    #: Number of times that a worker has begun to run it.
+    #: Number of times that a worker has begun to run it. After an operator has sent it again, they go on counting.
     attempts: int | None = None
     #: The name of the worker that ended it, or sent it to its next try.
     worker: str | None = None
@@ -222,19 +227,64 @@ def cancelled(task_id: str, before: bytes | str | None) -> str:
         before: the record before that; None if there was none.
     """
     fields = json_object(before) or {}
+    return _revoked(task_id, ErrorCode.CANCELLED, fields, _ended_now(_part_of(fields)))
+
+
+def purged(task_id: str, before: bytes | str | None, pipeline: str) -> str:
+    """Returns the record of a task that waited on a queue when an operator emptied it.
+
+    Args:
+        task_id: the task's id.
+        before: the record before that; None if there was none.
+        pipeline: the queue's pipeline.
+    """
+    fields = json_object(before) or {}
+    return _revoked(task_id, ErrorCode.PURGED, fields, {**_ended_now(_part_of(fields)), **_purged_part(pipeline)})
+
+
+@lru_cache(maxsize=1)
+def _purged_part(pipeline: str) -> dict[str, Any]:
+    # Made once for a million records.
+    sentence = f"an operator emptied the queue of {shown.line(pipeline)!r} while the task waited there: submit it again"
+    return Part(pipeline=pipeline, error=PipeqError(ErrorCode.PURGED, sentence)).fields()
+
+
+def _revoked(task_id: str, reason: str, before: Mapping[str, Any], part: dict[str, Any]) -> str:
     return Record(
         status=CELERY_STATES[State.CANCELLED],
         # Celery reads the reason of a revocation from here.
         result={
             "exc_type": "TaskRevokedError",
-            "exc_message": ["cancelled"],
+            "exc_message": [str(reason)],
             "exc_module": "celery.exceptions",
         },
-        children=fields.get("children", []),
+        children=before.get("children", []),
         date_done=datetime.now(UTC).isoformat(),
         task_id=task_id,
-        pipeq=_ended_now(_part_of(fields)),
+        pipeq=part,
     ).encode()
+
+
+#: The fields of a part that say how a task ended, or when it was to end: they belong to one life of it.
+_OF_ONE_LIFE = frozenset(
+    {"expires_at", "started_at", "finished_at", "worker", "timing_ms", "batch", "model", "result_uri", "error"}
+)
+
+
+def revived(task_id: str, before: bytes | str | None, *, pipeline: str, attempts: int, now: float) -> str:
+    """Returns the record of a task that failed and gets a new life: it waits on its queue again.
+
+    Args:
+        task_id: the task's id.
+        before: the record before that; None if there is none any more.
+        pipeline: the task's pipeline.
+        attempts: how often workers have begun to run it.
+        now: when it goes back on its queue, in seconds since the epoch; its time in the queue counts from then.
+    """
+    old = _part_of(json_object(before) or {})
+    kept = {name: value for name, value in old.items() if name not in _OF_ONE_LIFE}
+    part = Part(pipeline=pipeline, submitted_at=now, attempts=attempts).fields()
+    return Record(status=CELERY_STATES[State.QUEUED], task_id=task_id, pipeq=kept | part).encode()
 
 
 def complete(record: dict[str, Any], task_id: str, part: Part | None, before: bytes | None = None) -> None:

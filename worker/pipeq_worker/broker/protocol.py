@@ -85,6 +85,7 @@ HEADERS: dict[str, tuple[str, Check]] = {
     keys.FAIR_KEY_HEADER: (f"a text of 1 to {keys.FAIR_KEY_MAX} characters", _fair_key),
     keys.DEADLINE_HEADER: ("a number of seconds from 0", _seconds),
     keys.SENT_AT_HEADER: ("a number of seconds since the epoch", _seconds),
+    keys.PAST_ATTEMPTS_HEADER: ("a count", _count(keys.ATTEMPTS_MAX)),
 }
 #: Property -> the same; the properties that the transport sets itself are not included.
 PROPERTIES: dict[str, tuple[str, Check]] = {

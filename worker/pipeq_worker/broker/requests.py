@@ -29,6 +29,7 @@ def facts_of_request(request: Any) -> dict[str, Any]:
         # Another transport allows any value.
         "queue": queue if keys.is_readable_id(queue) else "",
         "retries": _count(request.request_dict.get("retries")),
+        "past_attempts": _count(request.request_dict.get(keys.PAST_ATTEMPTS_HEADER)),
         "expires_at": expiry_of(request),
         "group_id": request.group,
         "parent_id": request.parent_id,
@@ -48,6 +49,7 @@ def facts_of_plain(message: PlainMessage, now: float) -> dict[str, Any]:
     headers = message.headers
     return {
         "retries": _count(headers.retries),
+        "past_attempts": _count(headers.past_attempts),
         "group_id": headers.group,
         "parent_id": headers.parent_id,
         "priority": priority_of(message.priority),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
 import redis
 from pipeq.contract import keys
+from pipeq.contract.dead_letter import Letter
 
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.leases.frame import as_sent
@@ -18,27 +18,51 @@ MOST = 10_000
 LETTER_CHARS = 64 * 2**10
 
 
-def dead_letter(task_id: str | None, code: str, reason: str, message: Any) -> str:
+def dead_letter(
+    task_id: str | None,
+    code: str,
+    reason: str,
+    message: Any,
+    *,
+    worker: str | None = None,
+    attempts: int = 0,
+    traceback: str | None = None,
+) -> str:
     """Returns one entry of a dead-letter list, as JSON.
 
     Args:
         task_id: the task's id; None if it cannot be read.
         code: one of :class:`pipeq.contract.errors.ErrorCode`.
         reason: the error's sentence.
-        message: the frame as it was on the queue; text if it is not JSON. Its task has ended: to run it again after the
-            cause is fixed, submit its inputs under a new id.
+        message: the frame as it was on the queue; text if it is not JSON.
+        worker: this worker's name.
+        attempts: how often a worker has begun to run the task.
+        traceback: where the cause was raised.
     """
-    entry = {"id": task_id, "code": str(code), "reason": reason, "failed_at": time.time(), "message": message}
-    try:
-        return json.dumps(entry, default=repr)
-    except (ValueError, TypeError, RecursionError) as error:
-        return json.dumps({**entry, "message": f"not JSON: {error}"})
+    return Letter(
+        id=task_id,
+        code=str(code),
+        reason=reason,
+        failed_at=time.time(),
+        attempts=attempts,
+        worker=worker,
+        traceback=traceback or None,
+        message=message,
+    ).encode()
 
 
 def letter_of(delivery: Delivery) -> str:
     """Returns the dead letter of a task that has failed."""
-    assert delivery.error is not None
-    return dead_letter(delivery.id, delivery.error.code, delivery.error.message, raw_frame(delivery.request.message))
+    error = delivery.error
+    assert error is not None
+    return dead_letter(
+        delivery.id,
+        error.code,
+        error.message,
+        raw_frame(delivery.request.message),
+        worker=delivery.request.hostname,
+        attempts=delivery.attempts,
+    )
 
 
 def raw_frame(message: Any) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class Delivery(Task):
     queue: str = ""
     #: Number of tries that ended with a retryable error, as the message says.
     retries: int = 0
+    #: Number of times that workers had begun to run it before an operator took it out of the dead letters.
+    past_attempts: int = 0
     #: When it expires, in seconds since the epoch. Celery checks that only when the message arrives.
     expires_at: float = math.inf
     #: Celery's ids of the group that it belongs to, and of the task that started it.
@@ -80,6 +82,16 @@ class Delivery(Task):
     def is_dropped(self) -> bool:
         """Whether its result is no longer needed: the task has ended, or another worker has its message."""
         return self.is_over or self.is_lost or self.is_terminated
+
+    @property
+    def attempts_before(self) -> int:
+        """Number of tries before this one: those with a retryable error, and those of the task's earlier lives."""
+        return self.retries + self.past_attempts
+
+    @property
+    def attempts(self) -> int:
+        """Number of times that a worker has begun to run the task, this one included."""
+        return self.attempt or self.attempts_before + 1
 
     def is_expired(self) -> bool:
         """Whether the task has expired."""

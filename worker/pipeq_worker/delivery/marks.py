@@ -44,7 +44,7 @@ class Marks:
         redis_keys = [keys.RUNNING, leases, *(keys.record_key(delivery.id) for delivery in deliveries)]
         args: list[str | float] = [self._worker, now, keys.worker_key(""), int(alone)]
         for delivery in deliveries:
-            args += (delivery.id, delivery.retries, delivery.tag)
+            args += (delivery.id, delivery.attempts_before, delivery.tag)
         reply = self._begin(keys=redis_keys, args=args)
         for delivery, died, record in zip(deliveries, reply[::2], reply[1::2], strict=True):
             delivery.before = Before.read(record)
@@ -54,13 +54,13 @@ class Marks:
             delivery.deaths = max(died, delivery.deaths)
             delivery.is_marked = died >= 0 and (alone or not delivery.deaths)
             delivery.started_at = now
-            delivery.attempt = delivery.retries + delivery.deaths + 1
+            delivery.attempt = delivery.attempts_before + delivery.deaths + 1
 
     def died(self, deliveries: Iterable[Delivery]) -> None:
         """Notes the deaths of tasks with which a process of this worker has died, also for the next worker."""
         with self._redis.pipeline(transaction=False) as pipe:
             for delivery in deliveries:
-                attempt = delivery.retries + delivery.deaths
+                attempt = delivery.attempts_before + delivery.deaths
                 mark = Mark.back_on_its_queue(since=time.time(), deaths=delivery.deaths, attempt=attempt)
                 pipe.hset(keys.RUNNING, delivery.id, mark.encode())
             pipe.execute()

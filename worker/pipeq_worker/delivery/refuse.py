@@ -34,7 +34,7 @@ def refuse(app: Celery, worker: str, queue: str, task_id: object, reason: str, m
     logger.error("on %s: %s", queue, error, extra={"action": "dead_letter"})
     key = keys.dead_letter_key(queue)
     if keys.is_readable_id(task_id):
-        letter = dead_letter(task_id, error.code, error.message, message)
+        letter = dead_letter(task_id, error.code, error.message, message, worker=worker)
         part = Part(finished_at=time.time(), worker=worker, error=error)
         token = annotation.set(Annotation(part, key, letter))
         try:
@@ -42,7 +42,7 @@ def refuse(app: Celery, worker: str, queue: str, task_id: object, reason: str, m
         finally:
             annotation.reset(token)
         return
-    letter = dead_letter(None, error.code, error.message, message)
+    letter = dead_letter(None, error.code, error.message, message, worker=worker)
     try:
         push(app.backend.client, queue, letter, app.conf.get("pipeq_dead_letter_max", MOST))
     except ResponseError as problem:

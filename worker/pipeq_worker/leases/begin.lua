@@ -5,7 +5,7 @@
 -- ARGV[1]  worker      ARGV[2] now, in seconds since the epoch
 -- ARGV[3]  prefix of the keys of living workers
 -- ARGV[4]  1: also mark tasks with which a worker died
--- ARGV[5..] id, number of retries and tag (empty: not one of our leases) of each task, in turn
+-- ARGV[5..] id, number of tries before this one and tag (empty: not one of our leases) of each task, in turn
 -- Reply: for each task its deaths so far (-1: it has ended, do not run it; -2: its lease is gone, drop it) and its
 -- record (empty for none).
 --

@@ -16,8 +16,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from pipeq import cli
-from pipeq.cli import commands as cli_commands
 from pipeq.cli import group as cli_group
+from pipeq.cli import options as cli_options
 from pipeq.cli import show as cli_show
 from pipeq.client import QueueInfo
 from pipeq.contract.errors import PipeqError, RedisUnavailableError, SubmitError, WaitTimeoutError
@@ -62,13 +62,15 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
-    monkeypatch.setattr(cli_commands, "Client", recorder)
+    monkeypatch.setattr(cli_options, "Client", recorder)
     return recorder
 
 
 # -- help -------------------------------------------------------------------------------------------------------------
 
-OURS = ("submit", "result", "status", "cancel", "queues")
+OURS = ("submit", "result", "status", "cancel", "queues", "dead", "purge", "forget")
+#: Commands of a group.
+OF_DEAD = ("list", "show", "retry", "drop")
 
 
 def test_help_lists_every_command_and_loads_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,26 +84,35 @@ def test_help_lists_every_command_and_loads_none(monkeypatch: pytest.MonkeyPatch
 
 
 def _examples(command: str) -> list[str]:
-    shown = run(*([command] if command else []), "--help")
+    shown = run(*command.split(), "--help")
     assert shown.exit_code == 0
     _, found, lines = shown.output.partition("Example:\n")
     assert found, "help must end with an example"
     return [line.strip() for line in lines.strip().splitlines()]
 
 
-@pytest.mark.parametrize("command", OURS)
+def command_of(name: str) -> click.Command:
+    found = cli.main.get_command(click.Context(cli.main), name)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("command", [*OURS, *(f"dead {name}" for name in OF_DEAD)])
 def test_every_example_is_a_command_line_that_parses(command: str) -> None:
     lines = _examples(command)
     assert lines
     for line in lines:
         program, name, *rest = shlex.split(line.partition(" < ")[0])
-        assert (program, name) == ("pipeq", command)
-        getattr(cli_commands, command).make_context(name, rest)
+        assert (program, " ".join((name, *rest)).startswith(command)) == ("pipeq", True)
+        found = command_of(name)
+        if isinstance(found, click.Group):
+            found, rest = found.commands[rest[0]], rest[1:]
+        found.make_context(name, rest)
 
 
 @pytest.mark.parametrize("command", OURS)
 def test_the_list_of_commands_says_what_each_says_of_itself(command: str) -> None:
-    assert getattr(cli_commands, command).get_short_help_str(200) == cli.main._lazy[command].help
+    assert command_of(command).get_short_help_str(200) == cli.main._lazy[command].help
 
 
 def test_the_groups_example_uses_real_commands() -> None:
@@ -119,7 +130,12 @@ HEAVY = {"celery", "kombu", "boto3", "botocore", "torch", "transformers", "rich"
 
 @pytest.mark.parametrize(
     ("arguments", "not_even"),
-    [(["--help"], {"redis", "pydantic"}), (["submit", "--help"], set()), (["queues", "--help"], set())],
+    [
+        (["--help"], {"redis", "pydantic"}),
+        (["submit", "--help"], set()),
+        (["queues", "--help"], set()),
+        (["dead", "--help"], set()),
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str], not_even: set[str]) -> None:
     done = subprocess.run(
@@ -149,6 +165,11 @@ def test_help_imports_nothing_heavy(arguments: list[str], not_even: set[str]) ->
         (["cancel"], "ID"),
         (["result", "a", "b"], "b"),
         (["submit", "asr", "/"], "folder"),
+        (["dead", "nonsense"], "nonsense"),
+        (["dead", "list", "--limit", "0"], "--limit"),
+        (["dead", "retry", "--newer-than", "soon"], "--newer-than"),
+        (["purge"], "PIPELINE"),
+        (["forget", "a", "b"], "b"),
     ],
 )
 def test_a_wrong_command_line_is_exit_code_2_and_names_the_part(arguments: list[str], names: str) -> None:
@@ -160,7 +181,18 @@ def test_a_wrong_command_line_is_exit_code_2_and_names_the_part(arguments: list[
 
 @pytest.mark.parametrize(
     "arguments",
-    [["submit", "asr", "x"], ["status", "a"], ["result", "a"], ["result", "a", "--wait"], ["cancel", "a"], ["queues"]],
+    [
+        *(
+            ["submit", "asr", "x"],
+            ["status", "a"],
+            ["result", "a"],
+            ["result", "a", "--wait"],
+            ["cancel", "a"],
+            ["queues"],
+        ),
+        *(["dead", name, "a"] for name in OF_DEAD),
+        *(["purge", "a"], ["forget", "a"]),
+    ],
 )
 def test_no_redis_is_exit_code_5_and_one_line(arguments: list[str]) -> None:
     done = run(*arguments, "--redis-url", "redis://user:s3cret@127.0.0.1:9/0")
@@ -367,7 +399,7 @@ def test_stdin_that_is_no_text_is_refused(recorder: Recorder) -> None:
 
 
 def test_ids_are_not_lost_when_a_later_chunk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_commands, "Client", Recorder(fail_at=1))
+    monkeypatch.setattr(cli_options, "Client", Recorder(fail_at=1))
     done = run("submit", "asr", "-", stdin="x\n" * 600)
     assert done.exit_code == 6
     assert done.stdout.split()[-1] == "early"
@@ -376,7 +408,7 @@ def test_ids_are_not_lost_when_a_later_chunk_is_refused(monkeypatch: pytest.Monk
 
 
 def test_ids_are_not_lost_when_a_later_chunk_is_refused_while_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_commands, "Client", Recorder(fail_at=0))
+    monkeypatch.setattr(cli_options, "Client", Recorder(fail_at=0))
     done = run("submit", "asr", "a", "b", "--wait")
     assert done.exit_code == 6
     assert done.stderr == (

@@ -20,6 +20,8 @@ def allows(rules: dict[str, Any], value: Any) -> bool:
     if isinstance(value, str):
         return "string" in rules["type"] and rules["minLength"] <= len(value) <= rules["maxLength"]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and "integer" in rules["type"]:
+        return isinstance(value, int) and rules["minimum"] <= value <= rules["maximum"]
     return is_number and "number" in rules["type"] and value >= rules["minimum"]
 
 

@@ -302,15 +302,16 @@ ROOT = Path(__file__).parents[4]
 SCRIPTS = ROOT / "worker/pipeq_worker/leases"
 #: Names that also occur elsewhere: in a heartbeat, a message, a dead letter, settings, Celery's states.
 COMMON = {"status", "result", "pipeline", "worker", "batch", "model", "error", "since", "attempts", "pipeq", "task_id"}
-COMMON |= {"progress"}  # of a benchmark or a download, too
+COMMON |= {"progress", "traceback"}  # of a benchmark or a download, of a dead letter, too
 
 
 def test_scripts_have_the_names_of_fields_from_here() -> None:
     names = dict(re.findall(r"^local (\w+) = (.*)$", records.LUA, re.M))
     assert {names[f"MARK_{one.name.upper()}"] for one in fields(Mark)} == {f"'{one.name}'" for one in fields(Mark)}
     used = set()
-    for name in ("begin", "finish", "look"):
-        code = re.sub(r"--.*", "", (SCRIPTS / f"{name}.lua").read_text())
+    theirs_too = ROOT / "producers/pipeq"
+    for path in [*(SCRIPTS / f"{name}.lua" for name in ("begin", "finish", "look")), *theirs_too.glob("*.lua")]:
+        code = re.sub(r"--.*", "", path.read_text())
         theirs = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)*\b", re.sub(r"'[^']*'", "", code))) - {"KEYS", "ARGV"}
         used |= theirs - set(re.findall(r"local ([A-Z]+) =", code))
         # These modules spell none of the names themselves.

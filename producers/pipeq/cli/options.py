@@ -1,0 +1,74 @@
+"""Options that several commands have, and the client that they ask for."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from pipeq import checks
+from pipeq.cli.group import say
+from pipeq.client import Client
+from pipeq.contract import shown
+from pipeq.contract.errors import PipeqError, RedisUrlError, SettingsError
+
+
+def example(*lines: str) -> str:
+    """The epilog of a command's help. The backspace keeps click from joining its lines."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+redis_url_option = click.option(
+    "--redis-url", envvar="PIPEQ_REDIS_URL", metavar="URL", help="Default: PIPEQ_REDIS_URL, then localhost."
+)
+json_lines = click.option("--json", "in_json", is_flag=True, help="Print JSON, one object a line.")
+
+
+#: Unit of a length of time -> seconds.
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_age(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+    """A length of time in seconds: a number of them, or a number with ``s``, ``m``, ``h`` or ``d``."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd]?)", text.strip())
+    if match is None:
+        raise click.BadParameter(f"{shown.line(text, 50)!r} is no length of time: write 90, 90s, 15m, 2h or 7d")
+    try:
+        return checks.seconds("the age", float(match[1]) * _UNITS[match[2]])
+    except PipeqError as error:
+        raise click.BadParameter(error.message) from error
+
+
+@contextmanager
+def connected(redis_url: str | None, allow: tuple[str, ...] = ()) -> Iterator[Client]:
+    """A client, whose warnings are lines on stderr."""
+    try:
+        client = Client(redis_url, allow=allow) if allow else Client(redis_url)
+    except RedisUrlError as error:
+        raise click.BadParameter(error.message, param_hint="--redis-url") from error
+    except SettingsError as error:
+        hint = "--allow" if allow else "PIPEQ_CLIENT_ALLOW"
+        raise click.BadParameter(error.message, param_hint=hint) from error
+    with client, _warnings_as_lines():
+        yield client
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Prints each warning once, as a line on stderr."""
+    seen: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in seen:
+            seen.add(str(message))
+            say("warning", str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield

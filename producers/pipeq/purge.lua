@@ -1,0 +1,55 @@
+-- Ends tasks that wait: takes their messages off their list (or sorted set), and stores and publishes a record of each
+-- that has not ended before. A message that a worker has taken meanwhile is not there any more, and goes on.
+--
+-- KEYS[1]  the list, or the sorted set     KEYS[2] hash of running marks     KEYS[3..] record key of each message
+-- ARGV[1]  'list' or 'set'     ARGV[2] lifetime of the records in seconds
+-- ARGV[3..] of each message, in turn: SHA-1 of its text; its task's id (empty: it has none); its record
+-- Reply: how many messages were taken off.
+--
+-- Names in capitals that are not set here are set by the lines that stand above this text: pipeq.contract.record.LUA.
+
+local function has_ended(text)
+  if type(text) ~= 'string' or #text > RECORD_MAX_BYTES then
+    return false
+  end
+  local ok, fields = pcall(cjson.decode, text)
+  return ok and type(fields) == 'table' and ENDED[fields[RECORD_STATUS]]
+end
+
+local count = #KEYS - 2
+local wanted, found, kept, gone = {}, {}, {}, {}
+for i = 1, count do
+  wanted[ARGV[3 * i]] = i
+end
+-- The messages were read at this end, where workers take them, too: it now holds some of them, and newer ones.
+local got = ARGV[1] == 'list' and redis.call('LRANGE', KEYS[1], -count, -1) or redis.call('ZRANGE', KEYS[1], 0, count - 1)
+for _, text in ipairs(got) do
+  local i = wanted[redis.sha1hex(text)]
+  if i then
+    found[i] = true
+    gone[#gone + 1] = text
+  else
+    kept[#kept + 1] = text
+  end
+end
+if #gone == 0 then
+  return 0
+end
+-- The first write only removes something: a Redis whose memory is full accepts it, and then those after it.
+if ARGV[1] == 'list' then
+  redis.call('LTRIM', KEYS[1], 0, -#got - 1)
+  if #kept > 0 then
+    redis.call('RPUSH', KEYS[1], unpack(kept))
+  end
+else
+  redis.call('ZREM', KEYS[1], unpack(gone))
+end
+for i = 1, count do
+  local id, key = ARGV[3 * i + 1], KEYS[i + 2]
+  if found[i] and id ~= '' and not has_ended(redis.call('MGET', key)[1]) then
+    redis.call('SET', key, ARGV[3 * i + 2], 'EX', ARGV[2])
+    redis.call('PUBLISH', key, ARGV[3 * i + 2])
+    redis.pcall('HDEL', KEYS[2], id)
+  end
+end
+return #gone
