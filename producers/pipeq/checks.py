@@ -86,21 +86,21 @@ def texts(name: str, values: Any) -> list[str]:
     found = list(several(name, values, "texts"))
     for one in found:
         if not isinstance(one, str) or not 1 <= len(one) <= 200:
-            _refuse(f"{name} has {shown.value(one)}, not a text of 1 to 200 characters")
+            refuse(f"{name} has {shown.value(one)}, not a text of 1 to 200 characters")
     return found
 
 
 def limit(value: Any) -> int | None:
     """Checks a number of things that are returned at most; None stays None."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LONGEST_LIST):
-        _refuse(f"limit is {shown.value(value)}, not a number from 0 to {LONGEST_LIST}")
+        refuse(f"limit is {shown.value(value)}, not a number from 0 to {LONGEST_LIST}")
     return value
 
 
 def flag(name: str, value: Any) -> bool:
     """Checks true or false."""
     if not isinstance(value, bool):
-        _refuse(f"{name} is {shown.value(value)}, not true or false")
+        refuse(f"{name} is {shown.value(value)}, not true or false")
     return value
 
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 from redis.exceptions import WatchError
 
 from pipeq import checks, submission
-from pipeq.contract import keys, record
+from pipeq.contract import keys, record, shown
 from pipeq.contract.errors import RedisUrlError
 from pipeq.contract.redis_url import connect
 from pipeq.contract.status import State, TaskFailedError, TaskStatus
@@ -374,6 +374,8 @@ class Client:
         Returns:
             The number of messages that were taken off.
         """
+        if progress is not None and not callable(progress):
+            checks.refuse(f"progress is {shown.value(progress)}, which cannot be called")
         return purge(self._redis, self._reachable, checks.pipeline(pipeline), progress)
 
     def forget(self, pipeline: str, *, force: bool = False) -> None:

@@ -34,7 +34,7 @@ def reachable(url: str) -> Iterator[None]:
         elif isinstance(error, NoPermissionError):
             message = (
                 f"Redis at {where} does not let this user do that ({says}): deploy/redis-users.acl has the rights that "
-                "a producer needs, and an operator"
+                "a producer needs, an operator, and a maintainer"
             )
         else:
             message = f"Redis at {where} answers: {says}"

@@ -1,4 +1,7 @@
-"""The users of `deploy/redis-users.acl` (worker, producer, operator) may do what they need, and nothing else."""
+"""The users of `deploy/redis-users.acl` may do what they need, and nothing else.
+
+They are a worker, a producer, an operator, who only reads, and a maintainer, who also writes.
+"""
 
 from __future__ import annotations
 
@@ -72,6 +75,7 @@ def test_the_users_of_the_file_can_do_their_work(
         worker(tmp_path, urls["pipeq-worker"], "--config", config, lease_s=2, sweep_s=0.5) as process,
         Client(urls["pipeq-producer"]) as client,
         Client(urls["pipeq-operator"]) as operator,
+        Client(urls["pipeq-maintainer"]) as maintainer,
     ):
         process.wait_ready(operator, QUEUE)
         ids = client.submit_many(QUEUE, range(20))
@@ -96,6 +100,16 @@ def test_the_users_of_the_file_can_do_their_work(
         assert client.wait(broken, timeout_s=30).state is State.FAILED
         (queue,) = operator.queues()
         assert (queue.workers, queue.waiting, queue.dead) == (1, 1, 1)
+        assert [letter.task_id for letter in operator.dead()] == [broken]
+        assert [one.refused for one in maintainer.dead().retry()] == [None]
+        assert client.wait(broken, timeout_s=30).attempts == 2
+        assert [one.refused for one in maintainer.dead().drop()] == [None]
+        assert maintainer.purge(QUEUE) == 1  # the one that was cancelled
+        later = client.submit(QUEUE, 1, delay_s=60)
+        assert maintainer.purge(QUEUE) == 1
+        assert maintainer.cancel(later).state is State.CANCELLED
+        maintainer.forget(QUEUE, force=True)
+        process.wait_ready(operator, QUEUE)
         # A stock Celery producer has rights of its own here, to test that the worker's rights are enough for a chord.
         app = Celery(broker=server_url, backend=server_url)
         one = app.signature("pipeq.infer", kwargs={"pipeline": QUEUE, "inputs": 1}, queue=QUEUE, immutable=True)
@@ -241,6 +255,33 @@ def test_only_workers_reach_the_signing_key(db: redis.Redis, urls: dict[str, str
             ):  # fmt: skip
                 with pytest.raises(redis.exceptions.NoPermissionError):
                     own.execute_command(*command)
+
+
+#: Keys that a maintainer may write: those of queues and tasks.
+MAINTAINER = OPERATOR - {keys.worker_key("w1")}
+
+
+def test_a_maintainer_may_write_these_keys_and_no_other(db: redis.Redis, urls: dict[str, str]) -> None:
+    for key in {*KEYS, *OPERATOR}:
+        assert (answer(db, "type", key, user="pipeq-maintainer") == "OK") is (key in OPERATOR), key
+        said = answer(db, "del", key, user="pipeq-maintainer")
+        assert (said == "OK") is (key in MAINTAINER), (key, said)
+    for command in "flushall keys config|get client|kill function|load script|flush zadd".split():
+        said = answer(db, *command.split("|"), "*", "*", "*", user="pipeq-maintainer")
+        assert "no permissions" in said or "wrong number" in said, (command, said)
+
+
+def test_an_operator_changes_nothing(urls: dict[str, str], db: redis.Redis) -> None:
+    db.lpush(keys.dead_letter_key(QUEUE), "x")
+    db.hset(keys.PIPELINES, QUEUE, "{}")
+    with Client(urls["pipeq-operator"]) as operator:
+        for call in (
+            lambda: operator.dead(QUEUE).drop(),
+            lambda: operator.purge(QUEUE) or operator.forget(QUEUE, force=True),
+        ):
+            with pytest.raises(PipeqError, match="does not let this user do that"):
+                call()
+    assert db.llen(keys.dead_letter_key(QUEUE)) == 1
 
 
 def test_an_operator_may_read_these_keys_and_no_other(db: redis.Redis, urls: dict[str, str]) -> None:

@@ -42,6 +42,7 @@ def delivery(task_id: str = "a") -> Any:
     return SimpleNamespace(
         id=task_id,
         retries=0,
+        attempts_before=0,
         is_marked=False,
         deaths=0,
         started_at=None,

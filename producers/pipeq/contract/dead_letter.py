@@ -45,7 +45,7 @@ class Letter:
     failed_at: float
     #: Number of times that a worker has begun to run the task, in all of its lives.
     attempts: int = 0
-    #: The name of the worker that gave it up; null if an app without pipelines found it unreadable.
+    #: The name of the worker that gave it up; null if another Celery app found it unreadable.
     worker: str | None = None
     #: Where the cause of the error was raised, if it was in a library: files, lines and types, but no values.
     traceback: str | None = None

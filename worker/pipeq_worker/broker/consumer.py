@@ -86,7 +86,7 @@ class Consumer(CeleryConsumer):
 
         This happens when the worker starts, because a worker that never gets a message may be the one that hangs.
         """
-        leases.on_unreadable = self._unreadable
+        leases.on_unreadable, leases.worker = self._unreadable, self.hostname
         if self._runtime is not None:
             leases.on_lost, leases.on_stalled = self.pool.on_lost_leases, self.pool.on_stalled
             leases.observer = self._runtime.observer

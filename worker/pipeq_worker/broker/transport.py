@@ -384,7 +384,7 @@ class Channel(kombu_redis.Channel):
         if message.task_id is not None and self.leases.on_unreadable(one, message.task_id, reason, text):
             return
         logger.error("on %s: %s", one.queue, reason, extra={"action": "dead_letter"})
-        letter = dead_letter(message.task_id, ErrorCode.INVALID_MESSAGE, reason, text)
+        letter = dead_letter(message.task_id, ErrorCode.INVALID_MESSAGE, reason, text, worker=self.leases.worker)
         self.leases.bury(one.tag, keys.dead_letter_key(one.queue), letter, MOST)
         self.leases.observer.message_refused(one.queue, reason)
 

@@ -108,6 +108,8 @@ class Leases:
         #: Called with an unreadable message, the task's id found in it, the reason as a sentence, and its text. Returns
         #: whether it ended the task, that is, stored an error under the id and acknowledged the message.
         self.on_unreadable: Callable[[Reserved, str, str, str], bool] = lambda one, task_id, reason, text: False
+        #: The worker's name in the letters of unreadable messages; None in an app of somebody else.
+        self.worker: str | None = None
         #: Says how much the worker takes and gives back; None in apps without pipelines.
         self.sharing: Sharing | None = None
         #: Told of leases that lapsed, and of messages that were put back.
