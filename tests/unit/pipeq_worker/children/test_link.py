@@ -82,6 +82,43 @@ def test_what_is_left_is_due_after_a_while(ends: tuple[Link, Link]) -> None:
     assert receive(there, 1) == [[0]]
 
 
+def test_a_sender_never_waits_and_nothing_is_lost_when_the_other_end_has_no_room(ends: tuple[Link, Link]) -> None:
+    here, there = ends
+    far = protocol.Far(0, 0, None, "x" * 300_000)  # more than a socket holds
+    for at in range(20):
+        here.send(number(2 * at), far)
+        here.gather(number(2 * at + 1))
+    here.flush()
+    found: list[int] = []
+    while len(found) < 40:
+        found += [one.task for one in there.receive(protocol.for_host) if isinstance(one, protocol.Prepared)]
+    assert found == list(range(40))
+    here.close()
+    with pytest.raises(GONE):
+        there.receive(protocol.for_host)
+
+
+def test_each_thread_keeps_its_order(ends: tuple[Link, Link]) -> None:
+    here, there = ends
+
+    def give(first: int) -> None:
+        for at in range(first, first + 400):
+            (here.send, here.gather)[at % 2](number(at), protocol.Far(0, 0, None, "x" * (at % 7) * 1000))
+            if not at % 50:
+                here.write()
+
+    threads = [threading.Thread(target=give, args=(1000 * one,)) for one in range(4)]
+    for thread in threads:
+        thread.start()
+    found: list[int] = []
+    while len(found) < 1600:
+        found += [one.task for one in there.receive(protocol.for_host) if isinstance(one, protocol.Prepared)]
+    for thread in threads:
+        thread.join()
+    for one in range(4):
+        assert [at for at in found if at // 1000 == one] == list(range(1000 * one, 1000 * one + 400))
+
+
 def test_an_end_that_is_gone_is_heard_of_and_takes_nothing(ends: tuple[Link, Link]) -> None:
     here, there = ends
     there.release()
