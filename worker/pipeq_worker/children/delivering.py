@@ -31,7 +31,9 @@ class Delivering(Generic[T]):
         self._waiting: deque[T] = deque()
         self._busy = 0
         self._closed = False
-        self._changed = threading.Condition()
+        # Of one lock, but two, so that the end of a delivery wakes no thread that waits for tasks.
+        lock = threading.RLock()
+        self._changed, self._settled = threading.Condition(lock), threading.Condition(lock)
 
     def start(self) -> None:
         """Starts the threads."""
@@ -48,7 +50,7 @@ class Delivering(Generic[T]):
     def settle(self, timeout_s: float) -> None:
         """Waits until everything is delivered, for at most ``timeout_s``; delivers nothing more then."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting and not self._busy, timeout_s)
+            self._settled.wait_for(lambda: not self._waiting and not self._busy, timeout_s)
             self._closed = True
             self._waiting.clear()
             self._changed.notify_all()
@@ -68,4 +70,4 @@ class Delivering(Generic[T]):
             self._delivered(tasks)
             with self._changed:
                 self._busy -= 1
-                self._changed.notify_all()
+                self._settled.notify_all()

@@ -105,7 +105,9 @@ class Dispatcher(Generic[T]):
         self._tasks: dict[int, T] = {}
         self._tickets = itertools.count(1)
         self._feeding: Feeding[T] = Feeding(self._homes, self._has_plenty, threads_of(settings))
-        self._changed = threading.Condition()
+        # Of one lock, but two, so that a task that comes or goes does not wake the thread that looks once a second.
+        lock = threading.RLock()
+        self._changed, self._ends = threading.Condition(lock), threading.Condition(lock)
         self._last_task_at = time.monotonic()
         self._draining = False
         self._hurried = False
@@ -268,6 +270,7 @@ class Dispatcher(Generic[T]):
             self._changed.wait_for(lambda: self._hurried or not self._tasks, timeout_s)
             # Tasks that are still inside are not delivered any more, whatever happens to them here.
             self._stopped = True
+            self._ends.notify_all()
         self._window.close()
         self._runs.close()
         self._streams.close()
@@ -474,7 +477,7 @@ class Dispatcher(Generic[T]):
         """Finds out which tasks that take long have been cancelled, on a thread of its own."""
         while True:
             with self._changed:
-                if self._changed.wait_for(lambda: self._stopped, LOOK_S):
+                if self._ends.wait_for(lambda: self._stopped, LOOK_S):
                     return
                 now = time.monotonic()
                 # A task that lies ready is looked at when its batch begins.

@@ -58,7 +58,9 @@ class Link:
         self._rest = b""
         #: Whether a thread is in a write that may wait.
         self._is_writing = False
-        self._changed = threading.Condition()
+        # Of one lock, but two, so that the end of a write does not wake the link's thread.
+        lock = threading.RLock()
+        self._changed, self._written = threading.Condition(lock), threading.Condition(lock)
         threading.Thread(target=self._send_all, name="send", daemon=True).start()
 
     def send(self, *messages: protocol.ToChild | protocol.ToHost) -> None:
@@ -97,7 +99,7 @@ class Link:
     def write(self) -> None:
         """Sends everything on the calling thread, which may wait for the other end."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_writing)
+            self._written.wait_for(lambda: not self._is_writing)
             if not (data := self._taken()):
                 return
             self._is_writing = True
@@ -112,7 +114,7 @@ class Link:
                 self._is_writing = False
                 if not is_sent:
                     self._end()
-                self._changed.notify_all()
+                self._written.notify_all()
 
     def flush(self) -> None:
         """Sends what was gathered."""

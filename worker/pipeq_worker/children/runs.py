@@ -98,10 +98,12 @@ class Runs(Generic[T]):
         return len(self._open) >= min(AHEAD + more, MOST_AHEAD)
 
     def ran(self, number: int, seconds: float) -> list[Item[T]]:
-        """Notes that a batch has run, and for how long. Returns its items."""
+        """Notes that a batch has run, and for how long. Returns its items; none if it was not of these runs."""
         with self._changed:
-            self._run_s += _SHARE * (seconds - self._run_s)
             items = self._open.pop(number, [])
+            if not items:
+                return items
+            self._run_s += _SHARE * (seconds - self._run_s)
             for item in items:
                 self._first[item.ticket] = 0  # from now on the task has really begun
             self._has_news = True
