@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from pipeq.contract import keys, schemes, shown
@@ -188,6 +188,13 @@ def headers(value: Any) -> dict[str, Any]:
         refuse(f"headers take {size} bytes, at most {HEADERS_BYTES} are allowed: put what is large into the inputs")
     assert isinstance(found, dict)
     return found
+
+
+def progress(value: Any) -> Callable[[int, int], None] | None:
+    """Checks what is called with the number of tasks that are done, and of all; None stays None."""
+    if value is not None and (not callable(value) or isinstance(value, type)):
+        refuse(f"progress is {shown.value(value)}, not a function of the numbers of tasks that are done, and of all")
+    return value
 
 
 def max_bytes(value: Any) -> int:

@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Self
 
-from redis.exceptions import WatchError
-
-from pipeq import checks, submission
-from pipeq.contract import keys, record, shown
+from pipeq import cancelling, checks, submission
+from pipeq.contract import keys, record
 from pipeq.contract.errors import RedisUrlError
 from pipeq.contract.redis_url import connect
 from pipeq.contract.status import State, TaskFailedError, TaskStatus
@@ -214,37 +212,57 @@ class Client:
             )
             warnings.warn(says, NoLiveWorkerWarning, stacklevel=3)
 
-    def cancel(self, task_id: str) -> TaskStatus:
+    def cancel(self, task_id: str, *, force: bool = False) -> TaskStatus:
         """Cancels a task, unless it has ended, by a compare-and-set on its record. No worker need be running.
 
-        A task that is in a batch may still be computed, but its result is not published. An id without a record (of a
-        stock Celery producer) gets one that says cancelled, and the worker that takes its message drops it.
+        A task that waits does not run any more. One that runs stops within about a second, and its result is not
+        published; its status keeps ``started_at``, ``attempts`` and ``worker``. An unknown id changes nothing.
+
+        Args:
+            task_id: the task.
+            force: whether to cancel an unknown id, too: a record is made that says cancelled, and a worker that takes a
+                message with this id, for instance of a stock Celery producer, drops it.
 
         Returns:
-            The status afterwards: ``cancelled``, or how the task had ended before.
+            The status afterwards: ``cancelled``, how the task had ended before, or ``unknown``.
         """
-        key = keys.record_key(checks.task_id(task_id))
+        return self.cancel_many([task_id], force=force)[0]
+
+    def cancel_many(
+        self, task_ids: Iterable[str], *, force: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> list[TaskStatus]:
+        """Cancels tasks as :meth:`cancel` does, up to 500 in four round trips.
+
+        Args:
+            task_ids: the tasks.
+            force: as for :meth:`cancel`.
+            progress: called with the number of tasks that are done, and of all.
+
+        Returns:
+            The status of each afterwards, in order.
+        """
+        ids, progress = checks.task_ids(task_ids), checks.progress(progress)
         with self._reachable():
-            while True:
-                with self._redis.pipeline() as pipe:
-                    pipe.watch(key)  # type: ignore[no-untyped-call]
-                    # MGET returns None also if the key holds another type than a string.
-                    [raw] = pipe.mget([key])
-                    status = record.read(task_id, raw)
-                    if status.is_final:
-                        return status
-                    text = record.cancelled(task_id, raw)
-                    pipe.multi()
-                    # Kept as long as the message may wait on its queue, because only this record tells a worker to drop
-                    # it.
-                    pipe.set(key, text, ex=keys.PENDING_TTL_S)
-                    pipe.publish(key, text)
-                    try:
-                        pipe.execute()
-                    except WatchError:
-                        # The record was changed meanwhile, perhaps by a result: read it again.
-                        continue
-                return record.read(task_id, text)
+            found = cancelling.cancel(self._redis, ids, force=checks.flag("force", force), progress=progress)
+        return [found[task_id] for task_id in ids]
+
+    def cancel_pipeline(self, pipeline: str, *, progress: Callable[[int, int], None] | None = None) -> list[TaskStatus]:
+        """Cancels every task of a pipeline that has not ended: waiting, delayed, or inside a worker.
+
+        It reads the queue and what workers hold, so it needs the rights of a maintainer where Redis has users
+        (``deploy/redis-users.acl``).
+        Tasks that are submitted meanwhile are not cancelled.
+
+        Args:
+            pipeline: the pipeline's name.
+            progress: as for :meth:`cancel_many`.
+
+        Returns:
+            The status of each of these tasks afterwards.
+        """
+        pipeline, progress = checks.pipeline(pipeline), checks.progress(progress)
+        with self._reachable():
+            return list(cancelling.cancel_pipeline(self._redis, pipeline, self.status_many, progress).values())
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -374,9 +392,7 @@ class Client:
         Returns:
             The number of messages that were taken off.
         """
-        if progress is not None and not callable(progress):
-            checks.refuse(f"progress is {shown.value(progress)}, which cannot be called")
-        return purge(self._redis, self._reachable, checks.pipeline(pipeline), progress)
+        return purge(self._redis, self._reachable, checks.pipeline(pipeline), checks.progress(progress))
 
     def forget(self, pipeline: str, *, force: bool = False) -> None:
         """Takes a retired pipeline off the list of known ones: :meth:`submit` refuses it then.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -33,8 +32,7 @@ class Wanted(NamedTuple):
     name: Name | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Call:
+class Call(NamedTuple):
     """What the tasks of one call share. All of it is checked."""
 
     pipeline: str
@@ -49,11 +47,11 @@ class Call:
     is_many: bool
 
 
-def one(inputs: Any, params: Any, task_id: Any, key: Any) -> Iterator[Wanted]:
+def one(inputs: Any, params: Any, task_id: Any, key: Any) -> list[Wanted]:
     """The task of ``submit``."""
     if task_id is not None and key is not None:
         checks.refuse("task_id and idempotency_key both name the task: give one of them")
-    yield Wanted(inputs, checks.params(params), _name("task_id", task_id, "idempotency_key", key))
+    return [Wanted(inputs, checks.params(params), _name("task_id", task_id, "idempotency_key", key))]
 
 
 def many(inputs: Any, params: Any, task_ids: Any, keys_: Any) -> Iterator[Wanted]:

@@ -152,7 +152,8 @@ def test_ids_are_text(client: Client, kind: str) -> None:
     value = ODD[kind]
     if isinstance(value, str) and value not in ("", "\udc80"):
         assert client.status(value).state is State.UNKNOWN
-        assert client.cancel(value).state is State.CANCELLED
+        assert client.cancel(value).state is State.UNKNOWN
+        assert client.cancel(value, force=True).state is State.CANCELLED
         return
     for call in (client.status, client.cancel, client.wait, client.result):
         assert "task id" in refused(lambda call=call: call(value))  # type: ignore[misc]
@@ -356,7 +357,9 @@ def test_a_cancel_of_nothing_says_so(run: Any, client: Client) -> None:
     assert "task nonsense was never seen" in done.stderr
     task = client.submit(PIPELINE, "x")
     assert run("cancel", task).exit_code == 0
+    assert client.status("nonsense").state is State.UNKNOWN
     # A stock Celery producer's task has no record yet; the worker that takes it drops it.
+    assert run("cancel", "nonsense", "--force").stdout == "nonsense  cancelled\n"
     assert client.status("nonsense").state is State.CANCELLED
 
 

@@ -438,7 +438,7 @@ def test_cancelling_twice_changes_nothing(client: Client, db: redis.Redis) -> No
 
 
 def test_an_id_without_a_record_can_be_cancelled(client: Client, db: redis.Redis) -> None:
-    assert client.cancel("from-a-stock-producer").state is State.CANCELLED
+    assert client.cancel("from-a-stock-producer", force=True).state is State.CANCELLED
     assert client.status("from-a-stock-producer").state is State.CANCELLED
     assert db.ttl(names.record_key("from-a-stock-producer")) > names.PENDING_TTL_S - 60
 
@@ -446,8 +446,9 @@ def test_an_id_without_a_record_can_be_cancelled(client: Client, db: redis.Redis
 def test_a_running_task_can_be_cancelled(client: Client, db: redis.Redis) -> None:
     task_id = client.submit(PIPELINE, "x")
     db.hset(names.RUNNING, task_id, json.dumps({"worker": "w1", "attempt": 1, "since": time.time()}))
-    assert client.cancel(task_id).state is State.CANCELLED
-    assert client.status(task_id).state is State.CANCELLED
+    for status in (client.cancel(task_id), client.status(task_id)):
+        assert (status.state, status.worker, status.attempts) == (State.CANCELLED, "w1", 1)
+        assert status.started_at == pytest.approx(time.time(), abs=60)
 
 
 def test_a_result_stored_between_a_cancels_read_and_write_stays(

@@ -81,6 +81,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "Client.purge": {"pipeline": PIPELINE},
     "Client.forget": {"pipeline": PIPELINE, "force": True},
     "Client.queue": {"pipeline": PIPELINE},
+    "Client.cancel_many": {"task_ids": ["other"]},
+    "Client.cancel_pipeline": {"pipeline": PIPELINE},
     "Client.status": {"task_id": "ended"},
     "Client.status_many": {"task_ids": ["ended"]},
     "Client.wait": {"task_id": "ended", "timeout_s": 0},

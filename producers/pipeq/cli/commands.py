@@ -17,7 +17,7 @@ from pipeq.cli.group import OK, TASK_FAILED, say
 from pipeq.cli.inputs import read_inputs
 from pipeq.cli.options import connected, example, json_lines, redis_url_option
 from pipeq.cli.results import output_of, print_results, say_why, state_code, worst
-from pipeq.cli.show import as_json, print_queues, status_block, status_json
+from pipeq.cli.show import LateProgress, as_json, print_queues, status_block, status_json
 from pipeq.client import Client
 from pipeq.contract import keys as names
 from pipeq.contract import shown
@@ -292,28 +292,36 @@ def status(ids: tuple[str, ...], in_json: bool, redis_url: str | None) -> None:
     click.get_current_context().exit(worst([state_code(task) for task in found]))
 
 
-@click.command(epilog=example("pipeq cancel 6f1c0f5e-3c1c-4f0e-9b55-0a4b1f6d2a77"))
-@_ids
+@click.command(
+    epilog=example("pipeq cancel 6f1c0f5e-3c1c-4f0e-9b55-0a4b1f6d2a77", "pipeq cancel --pipeline feature-extraction")
+)
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option("--pipeline", metavar="NAME", help="Cancel every task of this pipeline that has not ended.")
+@click.option("--force", is_flag=True, help="Cancel unknown ids, too: a worker drops a message that has one.")
 @json_lines
 @redis_url_option
-def cancel(ids: tuple[str, ...], in_json: bool, redis_url: str | None) -> None:
+def cancel(ids: tuple[str, ...], pipeline: str | None, force: bool, in_json: bool, redis_url: str | None) -> None:
     """Take tasks back, unless they have ended.
 
     No worker need be up. Prints the state of each afterwards; exit code 1 where one had ended otherwise, or was not
-    known: a stock Celery producer's task is not, until a worker runs it. After a cancel the worker drops it.
+    known: a stock Celery producer's task is not, until a worker runs it. An unknown id changes nothing without --force.
     """
+    if not ids and pipeline is None:
+        raise click.UsageError("Missing argument 'ID...', or --pipeline")
     code = OK
     with connected(redis_url) as client:
-        for before in client.status_many(ids):
-            task = client.cancel(before.id)
-            if before.state is State.UNKNOWN and before.error is None:
-                task = before
-                say(
-                    before.state,
-                    f"task {before.id} was never seen, or is forgotten; a worker that gets it will drop it",
-                )
-            click.echo(status_json(task) if in_json else f"{shown.line(task.id)}  {task.state}")
+        with LateProgress(len(ids), "cancelling") as bar:
+            tasks = client.cancel_many(ids, force=force, progress=bar.reach)
+            of_pipeline = [] if pipeline is None else client.cancel_pipeline(pipeline, progress=bar.reach)
+        for task in tasks:
+            if task.state is State.UNKNOWN and task.error is None:
+                say(task.state, f"task {task.id} was never seen, or is forgotten: nothing was changed")
             code = code if task.state is State.CANCELLED else TASK_FAILED
+        for task in [*tasks, *of_pipeline]:
+            click.echo(status_json(task) if in_json else f"{shown.line(task.id)}  {task.state}")
+    if pipeline is not None:
+        count_cancelled = sum(task.state is State.CANCELLED for task in of_pipeline)
+        say("cancelled", f"{count_cancelled} tasks of {pipeline}")
     click.get_current_context().exit(code)
 
 

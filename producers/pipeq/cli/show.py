@@ -156,9 +156,13 @@ def duration(seconds: float) -> str:
 
 
 class LateProgress:
-    """A progress bar on stderr that appears only if a wait takes over 2 s, and only on a terminal.
+    """A progress bar on stderr that appears only if something takes over 2 s, and only on a terminal.
 
     It owns one timer thread, which ends with the ``with`` block.
+
+    Args:
+        total: how many tasks there are; 0 if that is not known yet.
+        title: what is done with them.
     """
 
     def __init__(self, total: int, title: str = "waiting") -> None:

@@ -219,15 +219,18 @@ def succeeded(
     return b"%b%b,%b" % (_SUCCEEDED_BEGIN, result, end[1:])
 
 
-def cancelled(task_id: str, before: bytes | str | None) -> str:
+def cancelled(task_id: str, before: bytes | str | None, mark: bytes | str | None = None) -> str:
     """Returns the record of a task that was cancelled, in the form of Celery's own revocation.
 
     Args:
         task_id: the task's id.
         before: the record before that; None if there was none.
+        mark: its running mark, which says where and since when it ran; None if there is none.
     """
     fields = json_object(before) or {}
-    return _revoked(task_id, ErrorCode.CANCELLED, fields, _ended_now(_part_of(fields)))
+    running = _running(mark)
+    ran = {name: value for name, value in running.items() if name in ("worker", "attempts", "started_at")}
+    return _revoked(task_id, ErrorCode.CANCELLED, fields, _ended_now(_part_of(fields) | ran))
 
 
 def purged(task_id: str, before: bytes | str | None, pipeline: str) -> str:
