@@ -440,7 +440,7 @@ class Dispatcher(Generic[T]):
         if ended.batch is not None:
             if (learned := self.costs.find(task.lane)) is not None:
                 learned.task_ended()
-            task.batch = BatchInfo(size=ended.batch[0], padding=ended.batch[1])
+            task.batch = BatchInfo.model_construct(size=ended.batch[0], padding=ended.batch[1])
         self._end(task)
 
     def _end(self, task: T) -> None:

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.schedule.batchable import Batchable
-from pipeq_worker.schedule.urgency import Urgency, Waiting, waiting
+from pipeq_worker.schedule.urgency import Urgency, Waiting, by_due, waiting
 
 T = TypeVar("T", bound=Batchable)
 
@@ -85,7 +85,7 @@ class Waitings(Generic[T]):
         queues: dict[tuple[int, Hashable], list[Waiting[T]]] = {}
         for one in equal:
             queues.setdefault((one.item.priority, one.item.tenant), []).append(one)
-        heads: list[tuple[int, float, Waiting[T], list[Waiting[T]]]] = []
+        heads: list[tuple[int, float, tuple[float, int], Waiting[T], list[Waiting[T]]]] = []
         chosen = []
         for (at, _), queue in queues.items():
             time = self._urgency.time(queue[0])
@@ -94,14 +94,16 @@ class Waitings(Generic[T]):
                 chosen.append(head)
                 time += head.cost
             if queue:
-                queue.sort(reverse=True)
-                heads.append((at, time, queue.pop(), queue))
+                queue.sort(key=by_due, reverse=True)
+                one = queue.pop()
+                heads.append((at, time, by_due(one), one, queue))
         heapq.heapify(heads)
         while len(chosen) < number:
-            at, time, one, queue = heads[0]
+            at, time, _, one, queue = heads[0]
             chosen.append(one)
             if queue:
-                heapq.heapreplace(heads, (at, time + one.cost, queue.pop(), queue))
+                following = queue.pop()
+                heapq.heapreplace(heads, (at, time + one.cost, by_due(following), following, queue))
             else:
                 heapq.heappop(heads)
         return chosen

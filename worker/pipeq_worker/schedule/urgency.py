@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
 from pipeq_worker.schedule.turns import Turns
@@ -48,8 +49,9 @@ class Waiting(Generic[U]):
     order: int
     is_taken: bool = False
 
-    def __lt__(self, other: Waiting[U]) -> bool:
-        return (self.due, self.order) < (other.due, other.order)
+
+#: The order of equals: who is due first, and among those who came first.
+by_due = attrgetter("due", "order")
 
 
 def waiting(item: U, cost: int, now: float, order: int) -> Waiting[U]:
@@ -59,8 +61,9 @@ def waiting(item: U, cost: int, now: float, order: int) -> Waiting[U]:
 
 @dataclass(eq=False)
 class _Tenant(Generic[U]):
-    #: Those that were taken in the meantime are dropped when they come to the front.
-    heap: list[Waiting[U]] = field(default_factory=list)
+    #: Each with when it is due and its number. Those that were taken in the meantime are dropped when they come to the
+    #: front.
+    heap: list[tuple[float, int, Waiting[U]]] = field(default_factory=list)
     count: int = 0
 
 
@@ -83,22 +86,25 @@ class Urgency(Generic[U]):
         priority = self._priorities.setdefault(one.item.priority, _Priority())
         tenant = priority.tenants.setdefault(one.item.tenant, _Tenant())
         priority.turns.join(one.item.tenant)
-        heapq.heappush(tenant.heap, one)
+        heapq.heappush(tenant.heap, (one.due, one.order, one))
         tenant.count += 1
 
     def head(self) -> Waiting[U]:
         """The most urgent one. Some must wait."""
         waiting = {at: one for at, one in self._priorities.items() if one.tenants}
-        at = min(waiting, key=lambda at: (waiting[at].passed_over < EVERY, at))
+        # Nearly always there is one of each, and nothing to compare.
+        at = (
+            next(iter(waiting))
+            if len(waiting) == 1
+            else min(waiting, key=lambda at: (waiting[at].passed_over < EVERY, at))
+        )
         priority = waiting[at]
-        tenant = min(priority.tenants, key=lambda name: (priority.turns.time(name), self._first(priority, name)))
-        return self._first(priority, tenant)
-
-    def _first(self, priority: _Priority[U], tenant: Hashable) -> Waiting[U]:
-        heap = priority.tenants[tenant].heap
-        while heap[0].is_taken:
-            heapq.heappop(heap)
-        return heap[0]
+        if len(priority.tenants) == 1:
+            (only,) = priority.tenants.values()
+            return _first(only)[-1]
+        times = priority.turns.time
+        _, (*_, head) = min((times(name), _first(tenant)) for name, tenant in priority.tenants.items())
+        return head
 
     def time(self, one: Waiting[U]) -> float:
         """The virtual time of the tenant of one that waits."""
@@ -132,4 +138,11 @@ class Urgency(Generic[U]):
     def __iter__(self) -> Iterator[Waiting[U]]:
         for priority in self._priorities.values():
             for tenant in priority.tenants.values():
-                yield from (one for one in tenant.heap if not one.is_taken)
+                yield from (one for *_, one in tenant.heap if not one.is_taken)
+
+
+def _first(tenant: _Tenant[U]) -> tuple[float, int, Waiting[U]]:
+    heap = tenant.heap
+    while heap[0][-1].is_taken:
+        heapq.heappop(heap)
+    return heap[0]

@@ -24,7 +24,7 @@ from pipeq_worker.schedule.best_window import best_window, use
 from pipeq_worker.schedule.costs import Learned
 from pipeq_worker.schedule.ranks import T, Waitings
 from pipeq_worker.schedule.turns import Turns
-from pipeq_worker.schedule.urgency import Waiting
+from pipeq_worker.schedule.urgency import Waiting, by_due
 
 #: Device time by which urgent items may bring their pipeline ahead of the others, in seconds.
 LEAD_S = 5.0
@@ -108,16 +108,17 @@ class Window(Generic[T]):
                 yield from group.by_cost
 
     def _next_lane(self) -> Hashable | None:
-        heads = {name: lane.waiting.head() for name, lane in self._lanes.items() if lane.waiting.count}
-        if len(heads) < 2:
-            return next(iter(heads), None)
+        names = [name for name, lane in self._lanes.items() if lane.waiting.count]
+        if len(names) < 2:
+            return names[0] if names else None
+        heads = {name: self._lanes[name].waiting.head() for name in names}
         for name in heads:
             self._correct(name, self._lanes[name])
         times = {name: self._turns.time(name) for name in heads}
         urgent = min(head.item.priority for head in heads.values())
         latest = min(times.values()) + LEAD_S
         first = [name for name in heads if heads[name].item.priority == urgent and times[name] <= latest]
-        return min(first or heads, key=lambda name: (times[name], heads[name]))
+        return min(first or heads, key=lambda name: (times[name], by_due(heads[name])))
 
     def _correct(self, name: Hashable, lane: _Lane[T]) -> None:
         """Counts the time that passes took beyond, or below, what was predicted."""
