@@ -20,7 +20,6 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import msgspec
-import numpy as np
 
 #: Bytes of address space of a slab. Memory is taken as it is used, and given back.
 SIZE = 2**29
@@ -233,6 +232,8 @@ class _Pickler(pickle.Pickler):
 
 
 def _reduced(tensor: Any) -> Any:
+    # Here, because the host only makes slabs, and needs neither.
+    import numpy as np
     import torch
 
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
