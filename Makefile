@@ -50,7 +50,7 @@ long: install ## Run an hour of audio (MINUTES), 100,000 texts (TASKS), 10,000 o
 		tests/acceptance/test_bounds_lifted.py \
 		tests/acceptance/test_mixed_parameters.py tests/acceptance/test_failures_leave_nothing.py \
 		tests/integration/test_generation_parity.py tests/integration/test_model_state.py \
-		tests/integration/test_params.py tests/integration/test_parity.py $(PYTEST_ARGS)
+		tests/integration/test_params.py tests/integration/test_parity.py tests/integration/test_stopping.py $(PYTEST_ARGS)
 
 fuzz: install ## Send a worker of every task type MESSAGES invalid messages (200,000); SEED selects them.
 	MESSAGES=$(MESSAGES) SEED=$(SEED) $(PYTEST) -s tests/fuzz $(PYTEST_ARGS)
