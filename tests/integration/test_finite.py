@@ -194,6 +194,21 @@ INF, NAN = float("inf"), float("nan")
 )
 def test_what_is_no_answer(output: Any, is_wrong: bool) -> None:
     assert finite.not_finite(output, 0, 0, left=False) == is_wrong
+    # One look at a batch never finds it finite then; it may leave it open.
+    good = {"logits": torch.rand(1, 3)}
+    assert not (is_wrong and finite.are_finite([good, output, good]))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_one_look_at_a_batch(kind: torch.dtype, bad: float) -> None:
+    outputs: list[Any] = [{"logits": torch.rand(1, 3).to(kind), "ids": torch.arange(3)} for _ in range(8)]
+    assert finite.are_finite(outputs)
+    assert finite.are_finite([*outputs, {"logits": torch.rand(1, 2)}])
+    assert not finite.are_finite([*outputs, (torch.rand(1, 3),)])
+    assert not finite.are_finite([*outputs, {"logits": torch.rand(1, finite.SMALL + 1)}])
+    outputs[5]["logits"][0, 1] = bad
+    assert not finite.are_finite(outputs)
 
 
 @pytest.mark.parametrize("left", [False, True])

@@ -19,7 +19,7 @@ from pipeq_worker.stages.steps import Stage
 _HEAD = struct.Struct("=Q")
 #: Stage (0: none), number of the task or batch, and when it began.
 _SLOT = struct.Struct("=QQd")
-#: Threads that a child may have: more than it ever does, and 96 KiB that cost nothing until they are written.
+#: Slots of a child: more than its threads ever need, and 96 KiB that cost nothing until they are written.
 SLOTS = 4096
 SIZE = _HEAD.size + SLOTS * _SLOT.size
 
@@ -43,7 +43,7 @@ def make() -> int:
 
 
 class Writer:
-    """The child's side. Each thread writes into a slot of its own."""
+    """The child's side. Each thread writes into slots of its own: one for each task of its step."""
 
     def __init__(self, descriptor: int) -> None:
         self._map = mmap.mmap(descriptor, SIZE)
@@ -51,22 +51,34 @@ class Writer:
         self._lock = threading.Lock()
         self._here = threading.local()
 
-    def begin(self, stage: Stage, number: int) -> None:
-        """Notes that the calling thread begins a step."""
-        _SLOT.pack_into(self._map, self._place(), stage, number, time.monotonic())
+    def begin(self, stage: Stage, number: int, *others: int) -> None:
+        """Notes that the calling thread begins a step, of one task or of several."""
+        places, now = self._places(), time.monotonic()
+        _SLOT.pack_into(self._map, places[0], stage, number, now)
+        for at, other in enumerate(others, 1):
+            if at == len(places):
+                places.append(self._new_place())
+            _SLOT.pack_into(self._map, places[at], stage, other, now)
+        self._here.count = max(self._here.count, 1 + len(others))
 
     def end(self) -> None:
         """Notes that the calling thread's step has ended."""
-        _SLOT.pack_into(self._map, self._place(), 0, 0, 0.0)
+        for place in self._places()[: self._here.count]:
+            _SLOT.pack_into(self._map, place, 0, 0, 0.0)
+        self._here.count = 0
 
-    def _place(self) -> int:
-        place: int | None = getattr(self._here, "place", None)
-        if place is None:
-            with self._lock:
-                place = _HEAD.size + self._used % SLOTS * _SLOT.size
-                self._used += 1
-                _HEAD.pack_into(self._map, 0, min(self._used, SLOTS))
-            self._here.place = place
+    def _places(self) -> list[int]:
+        places: list[int] | None = getattr(self._here, "places", None)
+        if places is None:
+            places = self._here.places = [self._new_place()]
+            self._here.count = 0
+        return places
+
+    def _new_place(self) -> int:
+        with self._lock:
+            place = _HEAD.size + self._used % SLOTS * _SLOT.size
+            self._used += 1
+            _HEAD.pack_into(self._map, 0, min(self._used, SLOTS))
         return place
 
 

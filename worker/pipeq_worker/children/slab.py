@@ -21,10 +21,10 @@ from typing import Any, cast
 
 import msgspec
 
+from pipeq_worker.children.flat import aligned, flattened, joined, unflattened
+
 #: Bytes of address space of a slab. Memory is taken as it is used, and given back.
 SIZE = 2**29
-#: Places in a slab begin at multiples of this many bytes, as vector instructions like it.
-ALIGN = 64
 #: Values smaller than this go into the message itself.
 SMALL = 4096
 _NONE: Mapping[int, Any] = MappingProxyType({})
@@ -35,7 +35,7 @@ _GIVEN_BACK = 2**22
 class Where(msgspec.Struct, tag="where", array_like=True, frozen=True):
     """Where a value is."""
 
-    #: Its pickle. Buffers that are not in the slab are inside it.
+    #: Its pickle. Buffers that are not in the slab are inside it. Of a mapping of tensors, its head (:mod:`.flat`).
     head: bytes
     #: The slab, and the place of its buffers there; -1 if they are inside the pickle.
     slab: int = -1
@@ -44,6 +44,9 @@ class Where(msgspec.Struct, tag="where", array_like=True, frozen=True):
     lengths: tuple[int, ...] = ()
     #: Objects that the value refers to by number: number -> its pickle.
     marked: dict[int, bytes] = {}
+    #: Of a mapping of tensors: their bytes, unless they are in the slab.
+    data: bytes = b""
+    is_flat: bool = False
 
 
 def make() -> int:
@@ -81,21 +84,37 @@ class Slabs:
             head = _marked(value, numbers, originals, marked)
             if marked:
                 return Where(head, marked=marked)
+        if (flat := flattened(value)) is not None:
+            return self._put_flat(*flat)
         if nbytes < SMALL:
             return Where(_dumped(value, None))
         buffers: list[pickle.PickleBuffer] = []
         head = _dumped(value, buffers.append)
-        raws = [one.raw() for one in buffers]
+        if not buffers:
+            return Where(head)
+        where = self._placed(head, [one.raw() for one in buffers])
+        return where or Where(_dumped(value, None))
+
+    def _put_flat(self, head: bytes, arrays: list[Any]) -> Where:
+        where = None
+        if sum(one.nbytes for one in arrays) >= SMALL:
+            where = self._placed(
+                head, [memoryview(cast(Any, np.ascontiguousarray(one))).cast("B") for one in arrays], True
+            )
+        return where or Where(head, data=joined(arrays), is_flat=True)
+
+    def _placed(self, head: bytes, raws: list[memoryview], is_flat: bool = False) -> Where | None:
+        """Writes buffers into the slab, if they are worth it and there is room."""
         lengths = tuple(raw.nbytes for raw in raws)
-        total = sum(map(_aligned, lengths))
+        total = sum(map(aligned, lengths))
         start = self._rooms.take(total) if total >= SMALL else None
         if start is None:
-            return Where(_dumped(value, None) if buffers else head)
+            return None
         view, at = self._views[self._own], start
         for raw, length in zip(raws, lengths, strict=True):
             view[at : at + length] = raw
-            at += _aligned(length)
-        return Where(head, self._own, start, lengths)
+            at += aligned(length)
+        return Where(head, self._own, start, lengths, is_flat=is_flat)
 
     def put_back(self, value: Any, seen: Mapping[int, int]) -> Where:
         """Writes what was made of a value with marked objects: ``seen`` is what :meth:`get_marked` returned."""
@@ -115,28 +134,34 @@ class Slabs:
 
     def get(self, where: Where) -> Any:
         """Reads a value. Its tensors and arrays are views of the slab, until the writer frees it."""
+        if where.is_flat:
+            in_slab = where.slab >= 0
+            return unflattened(where.head, self._views[where.slab], where.start) if in_slab else _unjoined(where)
         if where.slab < 0:
             return pickle.loads(where.head)  # noqa: S301 - written by a process of this worker
         view, at, buffers = self._views[where.slab], where.start, []
         for length in where.lengths:
             buffers.append(view[at : at + length])
-            at += _aligned(length)
+            at += aligned(length)
         return pickle.loads(where.head, buffers=buffers)  # noqa: S301 - written by a process of this worker
 
     def copied(self, where: Where, originals: Mapping[int, Any] = _NONE) -> Any:
         """Reads a value into memory of its own, with the very objects that were marked in :meth:`put`."""
         if where.slab < 0:
-            return _loaded(where.head, originals.__getitem__)
+            return _unjoined(where) if where.is_flat else _loaded(where.head, originals.__getitem__)
+        if where.is_flat:
+            size = sum(map(aligned, where.lengths))
+            return unflattened(where.head, bytearray(self._views[where.slab][where.start : where.start + size]))
         view, at, buffers = self._views[where.slab], where.start, []
         for length in where.lengths:
             buffers.append(bytearray(view[at : at + length]))
-            at += _aligned(length)
+            at += aligned(length)
         return pickle.loads(where.head, buffers=buffers)  # noqa: S301 - written by a process of this worker
 
     def free(self, where: Where) -> None:
         """Gives the room of a value that this child has written back. Nobody may read it any more."""
         if where.slab == self._own:
-            size = sum(map(_aligned, where.lengths))
+            size = sum(map(aligned, where.lengths))
             self._rooms.give(where.start, size)
             if size >= _GIVEN_BACK:
                 first = -(-where.start // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -182,8 +207,9 @@ class Rooms:
             return sum(size for _, size in self._free)
 
 
-def _aligned(size: int) -> int:
-    return -(-size // ALIGN) * ALIGN
+def _unjoined(where: Where) -> Any:
+    # What is read-only cannot become a tensor without a warning of torch.
+    return unflattened(where.head, bytearray(where.data))
 
 
 def _dumped(value: Any, outside: Callable[[pickle.PickleBuffer], Any] | None) -> bytes:

@@ -9,8 +9,9 @@ none. The check is a reduction on the model's device; one small transfer for eac
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +31,9 @@ _NOT_ABOVE = frozenset(
 )
 #: Outputs whose rows are not the batch's, for instance one for each label. The other outputs show their faults, too.
 _OTHER_ROWS = frozenset({"logits_per_text", "text_embeds", "loss"})
+_JOINED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+#: Most numbers of a tensor that is worth being copied for one look at a whole batch.
+SMALL = 1024
 SENTENCE = "the model's output holds NaN or infinity: is its dtype too narrow, or its checkpoint damaged?"
 _current = threading.local()
 
@@ -87,6 +91,27 @@ def hook(model: Any) -> None:
             module.register_forward_hook(_look, with_kwargs=True)
         elif type(module).__name__.endswith("Encoder"):
             module.register_forward_hook(_look_inside)
+
+
+def are_finite(outputs: Sequence[Any]) -> bool:
+    """Whether all numbers of a batch's outputs are finite, by one look at all that are small.
+
+    Returns:
+        False also if that is not known: :func:`not_finite` then looks at each.
+    """
+    parts = []
+    for output in outputs:
+        if not isinstance(output, Mapping):
+            return False
+        for value in output.values():
+            if not isinstance(value, torch.Tensor) or value.numel() > SMALL or value.device.type != "cpu":
+                return False
+            if value.dtype in _JOINED:
+                parts.append(value.reshape(-1))
+            elif value.is_floating_point():
+                return False
+    # A sum is finite only if all of its parts are.
+    return not parts or math.isfinite(float(torch.cat(parts).sum()))
 
 
 def not_finite(output: Any, own: int, padded: int, *, left: bool) -> bool:

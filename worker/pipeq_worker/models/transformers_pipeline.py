@@ -8,7 +8,7 @@ import json
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.status import ModelInfo
 
 from pipeq_worker.media import picture_memory
-from pipeq_worker.models import finite, scaling, stopping, word_lengths
+from pipeq_worker.models import finite, scaling, stopping, together, word_lengths
 from pipeq_worker.models.call import SOLO, Call
 from pipeq_worker.models.continuous import ContinuousStream
 from pipeq_worker.models.faults import is_out_of_memory
@@ -48,6 +48,8 @@ LAUNCH_COST = {"cpu": 64}
 LAUNCH_COST_ACCELERATOR = 4096
 #: Estimate of what an item's Python objects take in addition to its tensors, in bytes.
 OBJECT_BYTES = 4096
+#: Calls with different parameters that are remembered, and the longest parameters (as JSON) that are.
+CALLS, MOST_KEY = 256, 1024
 #: Parts of a pipeline that keep state between calls, so that each thread needs its own copy.
 _PARTS = ("tokenizer", "feature_extractor", "image_processor", "video_processor", "processor")
 
@@ -92,10 +94,13 @@ class TransformersPipeline(Pipeline):
         extractor = pipe.feature_extractor
         self.sampling_rate = getattr(extractor, "sampling_rate", self.sampling_rate)
         self._pipe = pipe
+        self.prepares_together = together.is_able(pipe, self.quirks)
         finite.hook(pipe.model)
         stopping.hook(pipe.model)
         self._local = threading.local()
         self._copying = threading.Lock()
+        #: Parameters of a task, as JSON -> its call.
+        self._calls: dict[str, Call] = {}
         #: Loads the pipeline again, for :meth:`recover`.
         self.rebuild: Callable[[], transformers.Pipeline] | None = None
         self._state: ModelState | None = None
@@ -126,6 +131,20 @@ class TransformersPipeline(Pipeline):
         return own
 
     def merge(self, params: Mapping[str, Any]) -> Call:
+        try:
+            key = json.dumps(params)
+        except TypeError:  # objects, which no message can hold
+            return self._merge(params)
+        if len(key) > MOST_KEY:
+            return self._merge(params)
+        if (call := self._calls.get(key)) is None:
+            call = self._merge(params)
+            if len(self._calls) >= CALLS:
+                self._calls.clear()
+            self._calls[key] = call
+        return call
+
+    def _merge(self, params: Mapping[str, Any]) -> Call:
         merged = overlaid(self.settings.params, self.accepted.check(params, self.name))
         merged = {name: value for name, value in merged.items() if value is not None or self._means_all(name)}
         for name, example in self.task_type.required:
@@ -176,6 +195,34 @@ class TransformersPipeline(Pipeline):
             own = self.quirks.group(features, call.forward)
             group = (self.name, call.key, uuid.uuid4().hex if own == SOLO else own)
             yield Prepared(features, group, rows * self.quirks.cost(features), _nbytes(features))
+
+    def prepare_together(self, values: Sequence[Any], call: Call) -> list[Prepared] | None:
+        if not (self.prepares_together and together.takes(call.preprocess) and all(type(one) is str for one in values)):
+            return None
+        try:
+            rows = together.features(self.pipe().tokenizer, values, call.handed_out().preprocess)
+            return None if rows is None else self._prepared(rows, call)
+        except BaseException as error:
+            if not isinstance(error, Exception) and not _is_panic(error):
+                raise
+            self._put_back(self._restore_parts())
+            return None  # alone, each of them gives its row, or its own error
+
+    def _prepared(self, rows: Sequence[Mapping[str, Any]], call: Call) -> list[Prepared] | None:
+        """Rows as :meth:`prepare` yields them. All else follows from their shapes, of which most texts share one."""
+        made: dict[tuple[Any, ...], Prepared] = {}
+        found = []
+        for row in rows:
+            shape = tuple(row[name].shape for name in row)
+            if (like := made.get(shape)) is None:
+                self.quirks.check_features(self.pipe(), row, call.forward)
+                if (own := self.quirks.group(row, call.forward)) == SOLO:
+                    return None
+                group = (self.name, call.key, own)
+                cost = self.quirks.rows(call.forward) * self.quirks.cost(row)
+                made[shape] = like = Prepared(row, group, cost, _nbytes(row))
+            found.append(Prepared(row, like.group, like.cost, like.nbytes))
+        return found
 
     def preprocess(self, value: Any, call: Call) -> Iterator[Mapping[str, Any]]:
         """Yields the features of one decoded input's items: one item, or one for each chunk."""
@@ -250,6 +297,8 @@ class TransformersPipeline(Pipeline):
 
     def _checked(self, outputs: list[Any], features: list[Mapping[str, Any]], bad: list[bool]) -> list[Any]:
         """Replaces each output that holds NaN by an error; the other outputs stay."""
+        if not any(bad) and finite.are_finite(outputs):
+            return outputs
         lengths = [one["input_ids"].shape[-1] if _has_tokens(one) else 0 for one in features]
         left, padded = getattr(self._pipe.tokenizer, "padding_side", "right") == "left", max(lengths)
         for at, (output, own, is_bad) in enumerate(zip(outputs, lengths, bad, strict=True)):
@@ -361,6 +410,7 @@ class TransformersPipeline(Pipeline):
         made.pads = made.pads and pads
         self._pipe, self.quirks, self.accepted.pipe = pipe, made, pipe
         self._local = threading.local()
+        self._calls.clear()
         if self.stream is not None and isinstance(made, Generates):
             self.stream.follow(pipe, made)
         warm_up(self)

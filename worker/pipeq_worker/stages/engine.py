@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -196,16 +196,37 @@ class Engine:
 
     def _finish_later(self, tasks: list[Task]) -> None:
         """Finishes tasks on other threads: the device's must not wait for it."""
-        self._finishing.submit(*(partial(self._finish, task) for task in tasks), light=True)
+        finishing = self._finishing
+        if not finishing.has_short_steps:
+            finishing.submit(*(partial(self._finish, task) for task in tasks))
+            return
+        # Of many short steps each one's entry on the board, and turn of the loop, would take as long as itself.
+        together, most = [task for task in tasks if not task.alone], finishing.most_together
+        for at in range(0, len(together), most):
+            finishing.together(partial(self._finish_together, together[at : at + most]))
+        finishing.submit(*(partial(self._finish, task) for task in tasks if task.alone), light=True)
+
+    def _finish_together(self, tasks: Sequence[Task]) -> tuple[int, int]:
+        with self._steps.step(Stage.FINISH, *(task.number for task in tasks)):
+            uploads = [self._converted(task) for task in tasks]
+        for task, one in zip(tasks, uploads, strict=True):
+            self._place(task, one)
+        return len(tasks), len(tasks)
 
     def _finish(self, task: Task) -> None:
+        with self._steps.step(Stage.FINISH, task.number, alone=task.alone):
+            uploads = self._converted(task)
+        self._place(task, uploads)
+
+    def _converted(self, task: Task) -> Uploads:
         try:
-            with self._steps.step(Stage.FINISH, task.number, alone=task.alone):
-                uploads = self._placer.convert(task)
+            return self._placer.convert(task)
         except BaseException as error:  # a panic inside a tokenizer is not an Exception
             logger.exception("task %s", task.id, extra={"action": "finish"})
             task.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
-            uploads = Uploads()
+            return Uploads()
+
+    def _place(self, task: Task, uploads: Uploads) -> None:
         if uploads.parts or uploads.result is not None:
             # Stores answer slowly, and many writes may wait for them at the same time.
             self._placing.submit(self._upload, task, uploads)

@@ -27,6 +27,7 @@ class Lane:
     def __init__(
         self, name: str, max_bytes: int, fetch_threads: int, prepare_threads: int, loop: Loop | None = None
     ) -> None:
+        self.name = name
         self.budget = Budget(max_bytes)
         self.fetching = ThreadPoolExecutor(fetch_threads, f"fetch-{name}")
         self.preparing = Threads(prepare_threads, f"prepare-{name}", loop=loop)

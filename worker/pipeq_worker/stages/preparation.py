@@ -23,8 +23,10 @@ from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages import decode, prepare
 from pipeq_worker.stages.accept import read_inputs, read_message
+from pipeq_worker.stages.company import Company
 from pipeq_worker.stages.fetch import Fetcher, ref_name
 from pipeq_worker.stages.lane import Lane
+from pipeq_worker.stages.located import located
 from pipeq_worker.stages.shelf import Shelf
 from pipeq_worker.stages.steps import Stage, Steps
 from pipeq_worker.stages.task import Item, Slot, Task
@@ -89,10 +91,27 @@ class Preparation:
         #: Held during a step of preparation whose decoded inputs are large.
         self._large = threading.Lock()
         self._closed = False
+        self._companies = {
+            name: Company(
+                self._lanes[name].preparing,
+                steps,
+                alone=lambda task: self._guarded(task, self._accept),
+                accept=lambda task: self._safely(task, self._accept),
+                prepare=lambda task: self._submit(task, self._prepare),
+                go_on=lambda task: self._safely(task, self._go_on),
+            )
+            for name, pipeline in pipelines.items()
+            if loop is not None and pipeline.prepares_together
+        }
 
     def submit(self, task: Task) -> None:
         """Accepts a task. Returns at once."""
-        self._lane(task).preparing.submit(partial(self._guarded, task, self._accept), light=task.is_light)
+        lane = self._lane(task)
+        company = self._companies.get(lane.name)
+        if company is not None and task.is_light and not task.alone and lane.preparing.has_short_steps:
+            company.add(task)
+        else:
+            self._submit(task, self._accept)
 
     def close(self) -> None:
         """Stops all preparation. Returns at once."""
@@ -154,6 +173,8 @@ class Preparation:
         self._check_items(prepare.least_items(task.inputs, task.call.params))
         if any(one.slots for one in task.inputs):
             self._lane(task).fetching.submit(self._guarded, task, self._fetch)
+        elif task.company is not None:
+            task.company.append(task)
         else:
             self._prepare(task)
 
@@ -168,7 +189,7 @@ class Preparation:
                 # Other tasks wait for this thread.
                 lane.fetching.submit(self._guarded, task, self._fetch)
                 return
-            with task.timed("fetch"), _located(task, at):
+            with task.timed("fetch"), located(task, at):
                 slot.data = self._fetcher.fetch(slot.ref, lambda size: self.hold(task, size))
         lane.preparing.submit(partial(self._guarded, task, self._prepare))
 
@@ -198,7 +219,7 @@ class Preparation:
     def _decode(self, task: Task, at: int, slot: Slot, decoded: Decoded) -> None:
         assert task.pipeline is not None
         assert slot.data is not None
-        with _located(task, at):
+        with located(task, at):
             name, rate = ref_name(slot.ref), task.pipeline.sampling_rate
             limits = self._settings.inputs
             value = decode.decode(slot.media, slot.data, name, limits, rate, slot.in_chat, decoded)
@@ -256,15 +277,26 @@ class Preparation:
                 f"{most} (`max_items`): send it in parts",
             )
 
+    def _submit(self, task: Task, stage: Callable[[Task], None]) -> None:
+        """Runs a stage soon, in a step of its own."""
+        self._lane(task).preparing.submit(partial(self._guarded, task, stage), light=task.is_light)
+
     def _guarded(self, task: Task, stage: Callable[[Task], None]) -> None:
+        """Runs a stage as a step."""
+        if self._closed or task.needs_no_device:
+            self._safely(task, stage)
+            return
+        what = Stage.FETCH if stage in (self._fetch, self._fetch_results) else Stage.PREPARE
+        with self._steps.step(what, task.number, alone=task.alone):
+            self._safely(task, stage)
+
+    def _safely(self, task: Task, stage: Callable[[Task], None]) -> None:
         """Runs a stage. An error ends the task, not the thread."""
         try:
             if self._closed:
                 return
             if not task.needs_no_device:
-                what = Stage.FETCH if stage in (self._fetch, self._fetch_results) else Stage.PREPARE
-                with self._steps.step(what, task.number, alone=task.alone):
-                    stage(task)
+                stage(task)
                 return
         except PipeqError as error:
             task.fail(error)
@@ -290,17 +322,3 @@ class Preparation:
 def share_of(settings: Settings, pipelines: int) -> int:
     """Bytes of inputs that each of ``pipelines`` pipelines may hold."""
     return max(1, settings.prefetch_bytes // pipelines)
-
-
-class _located:  # noqa: N801 - reads as a statement
-    """Adds the index of the input to an error's message, if the task has several."""
-
-    def __init__(self, task: Task, index: int) -> None:
-        self._where = f"inputs[{index}]: " if task.is_list else ""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if self._where and isinstance(error, PipeqError):
-            raise PipeqError(error.code, self._where + error.message, error.retryable) from error

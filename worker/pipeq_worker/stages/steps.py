@@ -28,8 +28,8 @@ class Stage(IntEnum):
 class Board(Protocol):
     """Where steps are noted."""
 
-    def begin(self, stage: Stage, number: int) -> None:
-        """Notes that the calling thread begins a step: of the task with this number, or, for FORWARD, of the batch."""
+    def begin(self, stage: Stage, number: int, *others: int) -> None:
+        """Notes that the calling thread begins a step: of the tasks with these numbers, or, for FORWARD, of a batch."""
 
     def end(self) -> None:
         """Notes that the calling thread's step has ended."""
@@ -38,7 +38,7 @@ class Board(Protocol):
 class NoBoard:
     """For a process that nobody watches."""
 
-    def begin(self, stage: Stage, number: int) -> None:
+    def begin(self, stage: Stage, number: int, *others: int) -> None:
         """Notes nothing."""
 
     def end(self) -> None:
@@ -58,12 +58,12 @@ class Steps:
         self._here = threading.local()
 
     @contextmanager
-    def step(self, stage: Stage, number: int, *, alone: bool = False) -> Iterator[None]:
-        """Runs the block as a step. FETCH only reads, often for long, so it runs beside any other step."""
+    def step(self, stage: Stage, number: int, *others: int, alone: bool = False) -> Iterator[None]:
+        """Runs the block as a step of one task or several. FETCH only reads, often for long, so it runs beside any."""
         if stage is not Stage.FETCH:
             self._enter(alone)
         self._here.stage, self._here.alone = stage, alone
-        self._board.begin(stage, number)
+        self._board.begin(stage, number, *others)
         try:
             yield
         finally:

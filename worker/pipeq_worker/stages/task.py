@@ -117,6 +117,8 @@ class Task:
     #: the thread that runs it.
     rows: Iterator[Item | None] | None = None
     thread: int = 0
+    #: Tasks that were accepted in the same step and may be prepared in one, too: it joins them instead of going on.
+    company: list[Task] | None = None
     #: An item that was made when there was no room for it.
     held_up: Item | None = None
     #: Number of items prepared so far.

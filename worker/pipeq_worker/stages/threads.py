@@ -27,6 +27,8 @@ Step = Callable[[], None]
 MOST_PREPARE_THREADS = 8
 #: If half of the steps take less than this, they run on one thread, in seconds.
 SHORT_S = 0.002
+#: Short steps that are run as one, at most, and about how long they take, in seconds.
+MOST_TOGETHER, TOGETHER_S = 32, 0.01
 #: A step that goes on for so long shows that others should not wait for it, in seconds.
 LATE_S = 0.1
 #: The number of a loop's thread, for :meth:`Threads.go_on`.
@@ -100,12 +102,31 @@ class Threads:
             steps: functions.
             light: whether they wait for nothing and, as far as is known, do not take longer than others.
         """
-        if light and self._loop is not None and self._median_s < SHORT_S:
+        if light and self.has_short_steps and self._loop is not None:
             self._loop.call(*(partial(self._run_here, step) for step in steps), first=self._is_first)
             return
         with self._lock:
             self._new.extend(steps)
             self._call()
+
+    @property
+    def has_short_steps(self) -> bool:
+        """Whether light steps run on the loop."""
+        return self._loop is not None and self._median_s < SHORT_S
+
+    @property
+    def most_together(self) -> int:
+        """Number of short steps that the loop may run before it hears the host again."""
+        return max(1, min(MOST_TOGETHER, int(TOGETHER_S / self._median_s)))
+
+    def together(self, burst: Callable[[], tuple[int, int]]) -> None:
+        """Runs a step of several tasks on the loop, which there must be. Returns at once.
+
+        Args:
+            burst: returns how many tasks it took, and how many of them it brought to their end.
+        """
+        assert self._loop is not None
+        self._loop.call(partial(self._run_burst, burst), first=self._is_first)
 
     def here(self) -> int:
         """The number of the calling thread, for :meth:`go_on`."""
@@ -137,6 +158,15 @@ class Threads:
             step()
         finally:
             self._took(time.monotonic() - began)
+
+    def _run_burst(self, burst: Callable[[], tuple[int, int]]) -> None:
+        if self._closed:
+            return
+        began = time.monotonic()
+        taken, ended = burst()
+        # The others are measured when they go on.
+        for _ in range(ended):
+            self._took((time.monotonic() - began) / taken)
 
     def _took(self, seconds: float) -> None:
         """Learns from a step."""

@@ -10,6 +10,9 @@ import pytest
 import torch
 from pipeq_worker.children import slab
 from pipeq_worker.children.slab import Rooms, Slabs
+from transformers import BatchEncoding
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import ModelOutput
 
 VALUES: dict[str, Any] = {
     "small": {"input_ids": torch.arange(8).reshape(1, 8)},
@@ -51,6 +54,49 @@ def test_a_value_comes_out_as_it_was(name: str, nbytes: int) -> None:
     assert same(copy, VALUES[name])
     writer.free(other)
     assert writer._rooms.free_bytes == slab.SIZE
+
+
+@pytest.mark.parametrize("size", [1, 3, 5000])
+@pytest.mark.parametrize("kind", [dict, BatchEncoding, ModelOutput, SequenceClassifierOutput])
+def test_a_mapping_of_tensors_comes_out_as_what_it_was(kind: type, size: int) -> None:
+    """It is not pickled. Its class, names, types and shapes are kept."""
+    writer, reader = pair()
+    logits, hidden = torch.rand(1, size), torch.rand(size, 2, 2).transpose(0, 2)[1:]
+    value = kind({"logits": logits, "hidden_states": hidden, "loss": torch.tensor(0.5)})
+    where = writer.put(value)
+    assert where.is_flat
+    copy, view = reader.copied(where), reader.get(where)
+    for one in (copy, view):
+        assert type(one) is kind
+        assert list(one) == list(value)
+        assert all(torch.equal(one[name], value[name]) and one[name].dtype == value[name].dtype for name in value)
+        assert one["hidden_states"].shape == hidden.shape
+    if kind is SequenceClassifierOutput:
+        assert copy.logits is copy["logits"]
+        assert copy.attentions is None
+    writer.free(where)
+    assert writer._rooms.free_bytes == slab.SIZE
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": torch.nn.Parameter(torch.rand(3))},
+        {"a": torch.rand(3), "name": "text"},
+        {"a": torch.rand(3, dtype=torch.bfloat16)},
+        {"a": torch.rand(3, requires_grad=True)},
+        {"a": torch.empty(0)},
+        {1: torch.rand(3)},
+        {},
+        [torch.rand(3)],
+        torch.rand(3),
+    ],
+)
+def test_all_else_is_pickled(value: Any) -> None:
+    writer, reader = pair()
+    where = writer.put(value)
+    assert not where.is_flat
+    assert same(reader.get(where), value)
 
 
 def test_what_does_not_fit_goes_into_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
