@@ -98,9 +98,7 @@ class Slabs:
     def _put_flat(self, head: bytes, arrays: list[Any]) -> Where:
         where = None
         if sum(one.nbytes for one in arrays) >= SMALL:
-            where = self._placed(
-                head, [memoryview(cast(Any, np.ascontiguousarray(one))).cast("B") for one in arrays], True
-            )
+            where = self._placed(head, [memoryview(one.reshape(-1)).cast("B") for one in arrays], True)
         return where or Where(head, data=joined(arrays), is_flat=True)
 
     def _placed(self, head: bytes, raws: list[memoryview], is_flat: bool = False) -> Where | None:
