@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -21,7 +22,6 @@ from pipeq.demo.embedded import S3Server
 from pipeq_worker.process import startup
 from pipeq_worker.process.cli import worker as command
 
-from tests import tiny_models
 from tests.worker_process import worker
 
 PIPELINE = "text-classification"
@@ -212,13 +212,27 @@ def test_a_worker_that_could_not_load_is_not_loading(db: redis.Redis, valkey_url
         client.submit(PIPELINE, "x")
 
 
-def test_a_real_worker_says_that_it_loads(db: redis.Redis, valkey_url: str, tiny: Path, tmp_path: Path) -> None:
-    model = tiny_models.build("classifier", tiny)
-    with worker(tmp_path, valkey_url, f"{PIPELINE}={model}") as process, Client(valkey_url) as client:
+#: In the child only: it takes as long to load as if it imported torch.
+LATE = """
+import sys, time
+
+if "pipeq_worker.children.main" in sys.orig_argv:
+    time.sleep(3)
+"""
+
+
+def test_a_real_worker_says_that_it_loads(db: redis.Redis, valkey_url: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(LATE)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    config = tmp_path / "pipelines.toml"
+    config.write_text(f'[pipelines.{PIPELINE}]\ntask = "constant"\n')
+    with (
+        worker(tmp_path, valkey_url, "--config", config, PYTHONPATH=path) as process,
+        Client(valkey_url) as client,
+    ):
         deadline = time.monotonic() + 60
         while not db.exists(keys.loading_key(PIPELINE)) and time.monotonic() < deadline:
             time.sleep(0.01)
-        # Importing torch alone takes seconds.
         with pytest.warns(NoLiveWorkerWarning, match="is loading"):
             task = client.submit(PIPELINE, "hello")
         assert client.result(task, timeout_s=90)

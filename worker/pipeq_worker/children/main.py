@@ -16,14 +16,6 @@ import socket
 import sys
 import threading
 
-from pipeq_worker.children import board, protocol
-from pipeq_worker.children.allocator import keep_freed_memory
-from pipeq_worker.children.child import Child
-from pipeq_worker.children.link import Link
-from pipeq_worker.children.slab import Slabs
-from pipeq_worker.observe import log
-from pipeq_worker.settings.read import Settings
-
 #: A child's exit code after ``lost``.
 EXIT_LOST = 75
 #: How long the reason may take to get out then, in seconds.
@@ -33,6 +25,17 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Runs the process."""
+    # Here, so that the collector does not walk through what modules are made of: an eighth of the time of a start.
+    gc.disable()
+    from pipeq_worker.children import board, protocol
+    from pipeq_worker.children.allocator import keep_freed_memory
+    from pipeq_worker.children.child import Child
+    from pipeq_worker.children.link import Link
+    from pipeq_worker.children.slab import Slabs
+    from pipeq_worker.observe import log
+    from pipeq_worker.settings.read import Settings
+
+    gc.enable()
     end, board_fd, parent, own, *slabs = map(int, sys.argv[1:])
     _end_with(parent)
     # The host decides when this process ends; Ctrl-C and systemd send their signals to all processes of a group.
