@@ -17,7 +17,7 @@ from pipeq.cli.group import OK, TASK_FAILED, say
 from pipeq.cli.inputs import read_inputs
 from pipeq.cli.options import connected, example, json_lines, redis_url_option
 from pipeq.cli.results import output_of, print_results, say_why, state_code, worst
-from pipeq.cli.show import LateProgress, as_json, print_queues, status_block, status_json
+from pipeq.cli.show import LateProgress, as_json, history_lines, print_queues, status_block, status_json
 from pipeq.client import Client
 from pipeq.contract import keys as names
 from pipeq.contract import shown
@@ -278,9 +278,10 @@ def _waited_for(client: Client, status: TaskStatus, timeout: float | None) -> Ta
 
 @click.command(epilog=example("pipeq status 6f1c0f5e-3c1c-4f0e-9b55-0a4b1f6d2a77 --json"))
 @_ids
+@click.option("--history", "with_history", is_flag=True, help="Show every try: worker, times, stage and error.")
 @json_lines
 @redis_url_option
-def status(ids: tuple[str, ...], in_json: bool, redis_url: str | None) -> None:
+def status(ids: tuple[str, ...], with_history: bool, in_json: bool, redis_url: str | None) -> None:
     """Show how tasks fare.
 
     The exit code says it too: 0 only once all have succeeded.
@@ -289,6 +290,8 @@ def status(ids: tuple[str, ...], in_json: bool, redis_url: str | None) -> None:
         found = client.status_many(ids)
     for task in found:
         click.echo(status_json(task) if in_json else status_block(task))
+        for line in history_lines(task) if with_history and not in_json else ():
+            click.echo(f"  {line}")
     click.get_current_context().exit(worst([state_code(task) for task in found]))
 
 

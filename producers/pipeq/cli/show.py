@@ -49,6 +49,18 @@ def status_block(status: TaskStatus) -> str:
     return "\n".join([head, *(f"  {name:<10} {text}" for name, text in _lines(status))])
 
 
+def history_lines(status: TaskStatus) -> Iterator[str]:
+    """A line for each try of a task: when, where and how long, and how it ended."""
+    for number, one in enumerate(status.history, start=max(1, status.attempts - len(status.history) + 1)):
+        at = one.started_at if one.started_at is not None else one.ended_at
+        when = "-" if at is None else datetime.fromtimestamp(at).astimezone().isoformat(" ", "seconds")
+        took = "" if one.started_at is None or one.ended_at is None else f"  {one.ended_at - one.started_at:.3g} s"
+        stage = "" if one.stage is None or one.code is None else f" in {one.stage}"
+        ended = "runs" if not status.is_final and number == status.attempts and one.code is None else "done"
+        said = ended if one.code is None else f"{one.code}{stage}" + (f": {one.message}" if one.message else "")
+        yield shown.line(f"try {number}  {when}  {one.worker or '-'}{took}  {said}", ERROR_CHARS)
+
+
 def _without_nan(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

@@ -6,9 +6,9 @@ The mark is a :class:`Mark`, as JSON in the field ``<id>`` of the hash ``pipeq:r
 
 What happens                    The record                             The mark
 A client submits                :func:`queued`                         none
-Its first batch begins          stays as it is                         set, by ``begin.lua``
+Its first batch begins          says STARTED, by ``begin.lua``         set, by ``begin.lua``
 It runs for seconds             stays as it is                         says how far it is, by ``look.lua``
-Its worker puts the task back   stays as it is                         removed, or :meth:`Mark.back_on_its_queue`
+Its worker puts the task back   as before it began, by ``back.lua``    removed, or :meth:`Mark.back_on_its_queue`
 The task succeeds               :func:`succeeded`, by ``finish.lua``   removed, by ``finish.lua``
 It ends otherwise, or waits     :func:`complete`, by ``finish.lua``    removed, by ``finish.lua``
 for its next try
@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -41,7 +41,17 @@ from pydantic import ValidationError
 from pipeq.contract import keys, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.reading import UnreadableError, json_object, number, readable, readable_object
-from pipeq.contract.status import CELERY_STATES, LATEST_S, BatchInfo, ErrorInfo, ModelInfo, Progress, State, TaskStatus
+from pipeq.contract.status import (
+    CELERY_STATES,
+    LATEST_S,
+    Attempt,
+    BatchInfo,
+    ErrorInfo,
+    ModelInfo,
+    Progress,
+    State,
+    TaskStatus,
+)
 from pipeq.contract.writing import to_json
 
 #: Celery's states of a task that has ended; its record does not change any more.
@@ -52,6 +62,12 @@ _STATES = {word: state for state, word in CELERY_STATES.items() if state is not 
 MAX_BYTES = 64 * 2**20
 #: Size of the longest record of a task that has not ended, and so has no result, in bytes.
 OPEN_MAX_BYTES = 2**20
+#: Earlier tries that a record keeps, the newest ...
+HISTORY_MAX = 10
+#: ... and most characters of the error's sentence of each.
+HISTORY_CHARS = 500
+#: Stages in the order in which a task comes to them; the last one in its times is where a try ended.
+_STAGES = ("fetch", "decode", "prepare", "batch", "wait_device", "infer", "deliver")
 
 
 @dataclass(kw_only=True)
@@ -116,6 +132,9 @@ class Part:
     result_uri: str | None = None
     #: Why it failed; after RETRY, why it will be tried again.
     error: PipeqError | None = None
+    #: The tries before the last one, the oldest first, ten at most; after RETRY also the last one. The last try of a
+    #: task that has ended is in the fields above.
+    history: list[Any] | None = None
 
     def fields(self) -> dict[str, Any]:
         """Returns it in the form that the record has it."""
@@ -146,15 +165,17 @@ class Mark:
     attempt: int
     #: How far the task is. Absent at first; ``look.lua`` writes it, once a second at most.
     progress: Progress | None = None
+    #: The tries that ended with the death of a worker or its process, as in the record's ``history``. Absent for none.
+    lost_tries: list[Any] | None = None
 
     @classmethod
-    def back_on_its_queue(cls, *, since: float, deaths: int, attempt: int) -> Mark:
+    def back_on_its_queue(cls, *, since: float, deaths: int, attempt: int, lost: Sequence[dict[str, Any]] = ()) -> Mark:
         """Returns the mark of a task that goes back unfinished, and whose earlier workers died.
 
         The next worker finds a mark whose worker is not alive, and counts one death more than the mark says. Going
         back is not a death, so the mark says one less than there were.
         """
-        return cls(worker="", since=since, deaths=deaths - 1, attempt=attempt)
+        return cls(worker="", since=since, deaths=deaths - 1, attempt=attempt, lost_tries=list(lost) or None)
 
     def encode(self) -> str:
         """Returns the text that is stored in Redis."""
@@ -164,6 +185,10 @@ class Mark:
         return json.dumps(found)
 
 
+#: How records begin that say that a task waits, or runs. A record of :func:`queued` has a blank more, so that
+#: ``begin.lua`` can write over these bytes alone.
+_QUEUED_HEAD, _STARTED_HEAD = '{"status": "QUEUED" ,', '{"status": "STARTED",'
+
 #: The first lines of each script that reads or writes records and marks; they define the names as Lua variables.
 LUA = "".join(
     f"local {name} = {value}\n"
@@ -172,6 +197,18 @@ LUA = "".join(
         "RECORD_MAX_BYTES": MAX_BYTES,
         "OPEN_MAX_BYTES": OPEN_MAX_BYTES,
         "RECORD_STATUS": "'status'",
+        "QUEUED_HEAD": f"'{_QUEUED_HEAD}'",
+        "STARTED_HEAD": f"'{_STARTED_HEAD}'",
+        "RETRY_HEAD": """'{"status": "RETRY",'""",
+        # As a client of an earlier version writes it.
+        "PLAIN_QUEUED_HEAD": """'{"status": "QUEUED",'""",
+        # Of a task without a record: in front of its id as JSON, and behind it.
+        "STARTED_REST": """{' "result": null, "children": [], "task_id": ', ', "pipeq": {}}'}""",
+        "PENDING_TTL_S": keys.PENDING_TTL_S,
+        "HISTORY_MAX": HISTORY_MAX,
+        "LOST_WORKER": "'worker'",
+        "LOST_STARTED": "'started_at'",
+        "LOST_CODE": "{'code', 'worker_lost'}",
         **{f"MARK_{one.name.upper()}": f"'{one.name}'" for one in fields(Mark)},
     }.items()
 )
@@ -181,7 +218,12 @@ LUA = "".join(
 
 
 #: The beginning of every first record. Encoding the whole record each time would take a tenth of a submit's time.
-_QUEUED_BEGIN = Record(status=CELERY_STATES[State.QUEUED], task_id="", pipeq={}).encode().partition('"", "pipeq"')[0]
+_QUEUED_BEGIN = (
+    Record(status=CELERY_STATES[State.QUEUED], task_id="", pipeq={})
+    .encode()
+    .partition('"", "pipeq"')[0]
+    .replace('{"status": "QUEUED",', _QUEUED_HEAD)
+)
 
 
 def queued(task_id: str, part: Part) -> str:
@@ -230,6 +272,8 @@ def cancelled(task_id: str, before: bytes | str | None, mark: bytes | str | None
     fields = json_object(before) or {}
     running = _running(mark)
     ran = {name: value for name, value in running.items() if name in ("worker", "attempts", "started_at")}
+    if lost := _lost(mark):
+        ran["history"] = with_lost(_part_of(fields).get("history"), lost)
     return _revoked(task_id, ErrorCode.CANCELLED, fields, _ended_now(_part_of(fields) | ran))
 
 
@@ -286,8 +330,10 @@ def revived(task_id: str, before: bytes | str | None, *, pipeline: str, attempts
     """
     old = _part_of(json_object(before) or {})
     kept = {name: value for name, value in old.items() if name not in _OF_ONE_LIFE}
-    part = Part(pipeline=pipeline, submitted_at=now, attempts=attempts).fields()
-    return Record(status=CELERY_STATES[State.QUEUED], task_id=task_id, pipeq=kept | part).encode()
+    history = with_lost(old.get("history"), _last_attempt(old, State.FAILED)) or None
+    part = Part(pipeline=pipeline, submitted_at=now, attempts=attempts, history=history).fields()
+    text = Record(status=CELERY_STATES[State.QUEUED], task_id=task_id, pipeq=kept | part).encode()
+    return text.replace(_QUEUED_HEAD.replace(" ,", ","), _QUEUED_HEAD, 1)
 
 
 def complete(record: dict[str, Any], task_id: str, part: Part | None, before: bytes | None = None) -> None:
@@ -316,6 +362,49 @@ def _ended_now(part: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in part.items() if name != "error"}, "finished_at": time.time()}
 
 
+# -- the history ------------------------------------------------------------------------------------------------------
+
+
+def attempt(
+    worker: object,
+    started_at: object,
+    ended_at: object,
+    error: PipeqError | None = None,
+    timing_ms: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Returns one try as the history has it."""
+    found = {"worker": worker, "started_at": started_at, "ended_at": ended_at}
+    if error is not None:
+        found |= {"code": error.code, "message": shown.line(error.message, HISTORY_CHARS)}
+    found["stage"] = next((stage for stage in reversed(_STAGES) if stage in (timing_ms or ())), None)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def with_lost(history: object, more: Sequence[Any]) -> list[Any]:
+    """Returns a history with further tries at its end, without the oldest ones beyond the bound."""
+    return [*(history if isinstance(history, list) else ()), *more][-HISTORY_MAX:]
+
+
+def _last_attempt(part: Mapping[str, Any], state: State) -> list[dict[str, Any]]:
+    """Returns the last try of a task that has ended, which its record has in its own fields; none if it never ran."""
+    worker, started_at = part.get("worker"), part.get("started_at")
+    if worker is None and started_at is None:
+        return []
+    error, timing = part.get("error"), part.get("timing_ms")
+    found = attempt(worker, started_at, part.get("finished_at"), None, timing if isinstance(timing, dict) else None)
+    if isinstance(error, dict):
+        message = error.get("message")
+        found |= {"code": error.get("code"), "message": message[:HISTORY_CHARS] if isinstance(message, str) else None}
+    elif state in (State.CANCELLED, State.EXPIRED):
+        found["code"] = str(state)
+    return [found]
+
+
+def _lost(mark: bytes | str | None) -> list[Any]:
+    lost = (readable_object(mark) or {}).get("lost_tries")
+    return lost if isinstance(lost, list) else []
+
+
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -330,6 +419,7 @@ class Before:
     expires_at: float | None = None
     message_sha256: str | None = None
     pipeline: str | None = None
+    history: list[Any] | None = None
 
     @classmethod
     def read(cls, reply: object) -> Before:
@@ -345,6 +435,7 @@ class Before:
             _moment(part.get("expires_at")),
             sha256 if isinstance(sha256, str) else None,
             pipeline if isinstance(pipeline, str) else None,
+            history if isinstance(history := part.get("history"), list) else None,
         )
 
 
@@ -393,6 +484,8 @@ def _status(task_id: str, record: dict[str, Any], running: dict[str, Any], now: 
         state = State.EXPIRED
     fields = {name: part[name] for name in TaskStatus.model_fields if name in part}
     fields |= {"id": task_id, "state": state}
+    if state.is_final:
+        fields["history"] = _attempts(part.get("history"), _last_attempt(part, state))
     if state is State.SUCCEEDED:
         if part.get("result_uri") is None:
             fields["result"] = record.get("result")
@@ -400,6 +493,7 @@ def _status(task_id: str, record: dict[str, Any], running: dict[str, Any], now: 
         fields["error"] = part.get("error") or _foreign_error(record)
     elif not state.is_final:
         fields |= running
+        fields["history"] = _attempts(part.get("history"), running.get("history", ()))
     status, dropped = _of_what_fits(fields)
     if state is State.SUCCEEDED and dropped & {"result", "result_uri"}:
         return _unreadable(task_id, f"its {' and '.join(sorted(dropped))} cannot be read", {})
@@ -428,14 +522,26 @@ def _running(mark: bytes | str | None) -> dict[str, Any]:
     fields = readable_object(mark) or {}
     worker = fields.get("worker")
     if not isinstance(worker, str) or not worker:
-        return {}
+        return {"history": lost} if (lost := _lost(mark)) else {}
     return {
         "state": State.RUNNING,
         "worker": worker,
         "attempts": fields.get("attempt", 1),
         "started_at": fields.get("since"),
         "progress": fields.get("progress"),
+        "history": [*_lost(mark), attempt(worker, fields.get("since"), None)],
     }
+
+
+def _attempts(earlier: object, last: Sequence[Any]) -> list[Attempt]:
+    """Returns the tries that can be read."""
+    found = []
+    for one in with_lost(earlier, ()) + list(last):
+        try:
+            found.append(Attempt(**one))
+        except (ValidationError, TypeError):
+            continue
+    return found
 
 
 def _unreadable(task_id: str, why: str, running: dict[str, Any]) -> TaskStatus:

@@ -113,6 +113,25 @@ class ModelInfo(BaseModel):
     device: str | None = None
 
 
+class Attempt(BaseModel):
+    """One try of a task: where and when it ran, and why it ended if not with a result."""
+
+    model_config = ConfigDict(frozen=True)
+
+    #: The worker that had it.
+    worker: str | None = None
+    #: When its first batch began, in seconds since the epoch; null if it did not come so far.
+    started_at: Moment | None = None
+    #: When it ended, in seconds since the epoch; null while it runs, and if its worker died.
+    ended_at: Moment | None = None
+    #: Why it has no result: a code of :class:`pipeq.contract.errors.ErrorCode`, ``worker_lost`` if its worker died.
+    code: str | None = None
+    #: The error's sentence, cut to 500 characters.
+    message: str | None = None
+    #: The last stage that it reached, of those in ``timing_ms``; null if that is not known.
+    stage: str | None = None
+
+
 class TaskStatus(BaseModel):
     """All that is known about a task. Times are in seconds since the epoch, durations in milliseconds."""
 
@@ -142,6 +161,8 @@ class TaskStatus(BaseModel):
     progress: Progress | None = None
     batch: BatchInfo | None = None
     model: ModelInfo | None = None
+    #: The tries that have begun, the oldest first; the last ten and the present one.
+    history: tuple[Attempt, ...] = ()
 
     def __init__(self, /, **fields: Any) -> None:
         """Checks the fields.

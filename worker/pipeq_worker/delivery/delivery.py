@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,9 @@ class Delivery(Task):
     #: Set if it failed with a retryable error and has tries left.
     is_retried: bool = False
     attempt: int = 0
+    #: Its tries that ended with the death of a worker or of a process, for its history; the last one's start.
+    lost: Sequence[Any] = ()
+    last_started_at: float | None = None
     #: Whether this worker wrote its running mark.
     is_marked: bool = False
     #: Further deliveries of the same message, which end with this one.
@@ -100,6 +103,11 @@ class Delivery(Task):
     def withdraw(self) -> bool:
         """Withdraws the task unless it has begun. Only a message with a lease can go back on its queue."""
         return self.leases is not None and super().withdraw()
+
+    def starts_over(self) -> None:
+        """Forgets its try in a child that has died, but for the history."""
+        self.last_started_at = self.started_at
+        super().starts_over()
 
     def terminate(self, signum: Any = None) -> None:
         """``revoke(terminate=True)``: the task is dropped at its next stage. Celery has recorded the revocation."""

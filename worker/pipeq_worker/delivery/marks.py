@@ -7,7 +7,9 @@ from collections.abc import Iterable
 
 import redis
 from pipeq.contract import keys
-from pipeq.contract.record import LUA, Before, Mark
+from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.reading import json_value
+from pipeq.contract.record import LUA, Before, Mark, attempt, with_lost
 
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.leases import lua
@@ -16,6 +18,7 @@ from pipeq_worker.leases import lua
 ENDED, LOST = -1, -2
 #: Number of tasks that one call of the script marks at most.
 MARKS_PER_CALL = 1000
+_LOST = PipeqError(ErrorCode.WORKER_LOST, "a process of the worker died while it worked on the task")
 
 
 class Marks:
@@ -25,6 +28,7 @@ class Marks:
         self._redis = client
         self._worker = worker
         self._begin = client.register_script(lua.source("begin", LUA))
+        self._back = client.register_script(lua.source("back", LUA))
         self._look = client.register_script(lua.source("look", LUA))
 
     def begin(self, deliveries: Iterable[Delivery], *, alone: bool = False) -> None:
@@ -46,7 +50,8 @@ class Marks:
         for delivery in deliveries:
             args += (delivery.id, delivery.attempts_before, delivery.tag)
         reply = self._begin(keys=redis_keys, args=args)
-        for delivery, died, record in zip(deliveries, reply[::2], reply[1::2], strict=True):
+        told = reply[: 2 * len(deliveries)]
+        for delivery, died, record in zip(deliveries, told[::2], told[1::2], strict=True):
             delivery.before = Before.read(record)
             delivery.is_over = died == ENDED
             delivery.is_lost = delivery.is_lost or died == LOST
@@ -55,15 +60,20 @@ class Marks:
             delivery.is_marked = died >= 0 and (alone or not delivery.deaths)
             delivery.started_at = now
             delivery.attempt = delivery.attempts_before + delivery.deaths + 1
+        # After them, for tasks with deaths alone: its place, and the tries that ended so.
+        for place, lost in zip(reply[len(told) :: 2], reply[len(told) + 1 :: 2], strict=True):
+            deliveries[place - 1].lost = json_value(lost)
 
     def died(self, deliveries: Iterable[Delivery]) -> None:
         """Notes the deaths of tasks with which a process of this worker has died, also for the next worker."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            for delivery in deliveries:
-                attempt = delivery.attempts_before + delivery.deaths
-                mark = Mark.back_on_its_queue(since=time.time(), deaths=delivery.deaths, attempt=attempt)
-                pipe.hset(keys.RUNNING, delivery.id, mark.encode())
-            pipe.execute()
+        marks = []
+        for delivery in deliveries:
+            lost = attempt(self._worker, delivery.last_started_at, time.time(), _LOST, delivery.timing_ms)
+            delivery.lost = with_lost(list(delivery.lost), [lost])
+            tries, ended = delivery.attempts_before + delivery.deaths, delivery.lost
+            mark = Mark.back_on_its_queue(since=time.time(), deaths=delivery.deaths, attempt=tries, lost=ended)
+            marks.append((delivery.id, mark.encode()))
+        self._put_back(marks)
 
     def look(self, deliveries: Iterable[Delivery]) -> None:
         """Sets ``is_over`` of tasks that have ended meanwhile, usually because they were cancelled.
@@ -83,14 +93,22 @@ class Marks:
 
     def take_back(self, deliveries: Iterable[Delivery]) -> None:
         """Takes back the marks of tasks that go back on their queues unfinished: that does not count as a death."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            for delivery in deliveries:
-                if not delivery.is_marked:
-                    continue
-                if delivery.deaths:
-                    since = delivery.started_at or time.time()
-                    mark = Mark.back_on_its_queue(since=since, deaths=delivery.deaths, attempt=delivery.attempt)
-                    pipe.hset(keys.RUNNING, delivery.id, mark.encode())
-                else:
-                    pipe.hdel(keys.RUNNING, delivery.id)
-            pipe.execute()
+        marks = []
+        for delivery in deliveries:
+            if not delivery.is_marked:
+                continue
+            mark = ""
+            if delivery.deaths:
+                since, tries = delivery.started_at or time.time(), delivery.attempt
+                mark = Mark.back_on_its_queue(
+                    since=since, deaths=delivery.deaths, attempt=tries, lost=delivery.lost
+                ).encode()
+            marks.append((delivery.id, mark))
+        self._put_back(marks)
+
+    def _put_back(self, marks: list[tuple[str, str]]) -> None:
+        """Replaces marks, or removes those that become empty; the records do not say any more that the tasks run."""
+        for start in range(0, len(marks), MARKS_PER_CALL):
+            some = marks[start : start + MARKS_PER_CALL]
+            names = [keys.RUNNING, *(keys.record_key(task_id) for task_id, _ in some)]
+            self._back(keys=names, args=[text for one in some for text in one])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
-from pipeq.contract.record import Before, Part
+from pipeq.contract.record import Before, Part, attempt, with_lost
 
 from pipeq_worker.delivery.delivery import Delivery
 
@@ -26,7 +27,16 @@ def part_of(delivery: Delivery, *, retrying: bool = False) -> Part:
         model=pipeline.model if pipeline else None,
         result_uri=delivery.result_uri,
         error=delivery.error,
+        history=_history(delivery, before, now if retrying else None),
     )
+
+
+def _history(delivery: Delivery, before: Before, ended_at: float | None) -> list[Any] | None:
+    """The tries before this one, and this one if it ended without an end of the task; None if there is none."""
+    if not (before.history or delivery.lost or ended_at):
+        return None
+    this = attempt(delivery.request.hostname, delivery.started_at, ended_at, delivery.error, delivery.timing_ms)
+    return with_lost(before.history, [*delivery.lost, *([this] if ended_at else [])])
 
 
 def timing_of(delivery: Delivery) -> dict[str, float]:

@@ -1,4 +1,4 @@
--- Marks the tasks of a batch as running, and reports which of them have ended meanwhile (cancelled, or done elsewhere).
+-- Marks the tasks of a batch as running, has their records say so, and reports which of them have ended meanwhile (cancelled, or done elsewhere).
 -- A mark that is already there was left by a worker that died with the task in a batch.
 --
 -- KEYS[1]  hash of running marks           KEYS[2] sorted set of leases     KEYS[3..] record key of each task
@@ -7,7 +7,8 @@
 -- ARGV[4]  1: also mark tasks with which a worker died
 -- ARGV[5..] id, number of tries before this one and tag (empty: not one of our leases) of each task, in turn
 -- Reply: for each task its deaths so far (-1: it has ended, do not run it; -2: its lease is gone, drop it) and its
--- record (empty for none).
+-- record before that (empty for none). Then, for tasks with deaths alone, in turn: its place (1 for the first) and the
+-- tries that ended with a death, as JSON.
 --
 -- Names in capitals that are not set here are set by the lines that stand above this text: pipeq.contract.record.LUA.
 --
@@ -43,7 +44,7 @@ if marks.err then
   marks = {}
 end
 local leases = redis.call('ZMSCORE', KEYS[2], unpack(tags))
-local reply, running, ended = {}, {}, {}
+local reply, running, ended, begun, lost_tries = {}, {}, {}, {}, {}
 for i, id in ipairs(ids) do
   local record = records[i] or ''
   if tags[i] ~= '' and not leases[i] then
@@ -54,20 +55,39 @@ for i, id in ipairs(ids) do
     end
     reply[#reply + 1] = -1
   else
-    local deaths = 0
+    local deaths, lost = 0, nil
     if marks[i] then
       local left = object(marks[i])
       -- If the mark's worker is alive, the message was delivered twice, and nobody died. A mark must name a worker.
       local worker = left[MARK_WORKER]
       local lives = type(worker) ~= 'string' or worker == ARGV[1] or redis.call('EXISTS', ARGV[3] .. worker) == 1
       deaths = count(left[MARK_DEATHS]) + (lives and 0 or 1)
+      lost = type(left[MARK_LOST_TRIES]) == 'table' and left[MARK_LOST_TRIES] or {}
+      if #lost > HISTORY_MAX then
+        lost = {} -- no worker wrote that
+      end
+      if not lives and worker ~= '' then
+        lost[#lost + 1] = {
+          [LOST_WORKER] = worker, [LOST_STARTED] = tonumber(left[MARK_SINCE]), [LOST_CODE[1]] = LOST_CODE[2],
+        }
+      end
+      if #lost > HISTORY_MAX then
+        table.remove(lost, 1)
+      end
+      if #lost > 0 then
+        lost_tries[#lost_tries + 1] = i
+        lost_tries[#lost_tries + 1] = cjson.encode(lost)
+      else
+        lost = nil
+      end
     end
     if deaths == 0 or ARGV[4] == '1' then
       running[#running + 1] = id
       running[#running + 1] = cjson.encode({
         [MARK_WORKER] = ARGV[1], [MARK_SINCE] = tonumber(ARGV[2]), [MARK_DEATHS] = deaths,
-        [MARK_ATTEMPT] = retries[i] + deaths + 1,
+        [MARK_ATTEMPT] = retries[i] + deaths + 1, [MARK_LOST_TRIES] = lost,
       })
+      begun[#begun + 1] = i
     end
     reply[#reply + 1] = deaths
   end
@@ -77,7 +97,23 @@ end
 -- memory is full accept the writes after it.
 redis.call('ZREM', KEYS[2], '')
 redis.pcall('HDEL', KEYS[1], '', unpack(ended))
-if #running > 0 then
-  redis.pcall('HSET', KEYS[1], unpack(running))
+local marked = #running > 0 and redis.pcall('HSET', KEYS[1], unpack(running))
+-- Readers of the record alone, such as Celery's AsyncResult, see that the tasks run. If their marks were refused, they
+-- are not said to run.
+for _, i in ipairs(type(marked) == 'number' and begun or {}) do
+  local record, key = records[i] or '', KEYS[i + 2]
+  if string.sub(record, 1, #QUEUED_HEAD) == QUEUED_HEAD then
+    redis.pcall('SETRANGE', key, 0, STARTED_HEAD)
+  elseif string.sub(record, 1, #RETRY_HEAD) == RETRY_HEAD then
+    redis.pcall('SET', key, STARTED_HEAD .. string.sub(record, #RETRY_HEAD + 1), 'KEEPTTL')
+  elseif string.sub(record, 1, #PLAIN_QUEUED_HEAD) == PLAIN_QUEUED_HEAD then
+    redis.pcall('SET', key, STARTED_HEAD .. string.sub(record, #PLAIN_QUEUED_HEAD + 1), 'KEEPTTL')
+  elseif record == '' then
+    local text = STARTED_HEAD .. STARTED_REST[1] .. cjson.encode(ids[i]) .. STARTED_REST[2]
+    redis.pcall('SET', key, text, 'NX', 'EX', PENDING_TTL_S)
+  end
+end
+for _, one in ipairs(lost_tries) do
+  reply[#reply + 1] = one
 end
 return reply
