@@ -30,7 +30,7 @@ def facts_of_request(request: Any) -> dict[str, Any]:
         "queue": queue if keys.is_readable_id(queue) else "",
         "retries": _count(request.request_dict.get("retries")),
         "past_attempts": _count(request.request_dict.get(keys.PAST_ATTEMPTS_HEADER)),
-        "expires_at": expiry_of(request),
+        "expiry": expiry_of(request),
         "group_id": request.group,
         "parent_id": request.parent_id,
         "has_next": any(embed.get(name) for name in ("callbacks", "chain", "chord")),

@@ -40,7 +40,7 @@ class Delivery(Task):
     #: Number of times that workers had begun to run it before an operator took it out of the dead letters.
     past_attempts: int = 0
     #: When it expires, in seconds since the epoch. Celery checks that only when the message arrives.
-    expires_at: float = math.inf
+    expiry: float = math.inf
     #: Celery's ids of the group that it belongs to, and of the task that started it.
     group_id: str | None = None
     parent_id: str | None = None
@@ -98,7 +98,7 @@ class Delivery(Task):
 
     def is_expired(self) -> bool:
         """Whether the task has expired."""
-        return self.expires_at < time.time()
+        return self.expiry < time.time()
 
     def withdraw(self) -> bool:
         """Withdraws the task unless it has begun. Only a message with a lease can go back on its queue."""

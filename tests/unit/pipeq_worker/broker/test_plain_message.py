@@ -146,7 +146,7 @@ def check(raw: bytes, common: Requesting, monkeypatch: pytest.MonkeyPatch) -> Pl
     with still(monkeypatch) as now:
         facts, known = facts_of_request(request), facts_of_plain(plain, now)
     # What the short way does not say has the value that a delivery has by itself.
-    rest = {"queue": "it", "expires_at": math.inf, "has_next": False, "has_followers": False}
+    rest = {"queue": "it", "expiry": math.inf, "has_next": False, "has_followers": False}
     assert {**rest, **known} == facts
     assert plain.headers.id == request.id
 
