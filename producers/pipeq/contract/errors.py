@@ -119,6 +119,8 @@ class PipeqError(Exception):
     message: str
     #: Whether the same call may succeed later.
     retryable: bool
+    #: In a worker: where its cause was raised, as text; empty if there is none.
+    traceback: str = ""
 
     def __init__(self, code: str, message: str, retryable: bool | None = None) -> None:
         self.code = str(code) if isinstance(code, str) else shown.value(code)
@@ -131,6 +133,12 @@ class PipeqError(Exception):
     def http_status(self) -> int:
         """The status that an HTTP server answers with, see :data:`HTTP_STATUS`; 500 for an unknown code."""
         return _HTTP_STATUS_OF.get(self.code, 500)
+
+    def bare(self, where: str = "") -> PipeqError:
+        """Returns a copy that refers to no frames and no other exceptions, with ``where`` before its message."""
+        copy = PipeqError(self.code, where + self.message, self.retryable)
+        copy.traceback = self.traceback
+        return copy
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"

@@ -145,7 +145,8 @@ class Part:
         if self.model is not None:
             found["model"] = dict(vars(self.model))
         if (error := self.error) is not None:
-            found["error"] = {"code": error.code, "message": error.message, "retryable": error.retryable}
+            about = {"code": error.code, "message": error.message, "retryable": error.retryable}
+            found["error"] = {**about, "traceback": error.traceback} if error.traceback else about
         return found
 
 
@@ -480,7 +481,7 @@ def _status(task_id: str, record: dict[str, Any], running: dict[str, Any], now: 
     part = _part_of(record)
     # Celery's other states (PENDING, RECEIVED) mean that a task waits.
     state: State = _STATES.get(record["status"], State.QUEUED)
-    if state is State.CANCELLED and _revoked_reason(record) == "expired":
+    if state is State.CANCELLED and revoked_reason(record) == "expired":
         state = State.EXPIRED
     fields = {name: part[name] for name in TaskStatus.model_fields if name in part}
     fields |= {"id": task_id, "state": state}
@@ -553,7 +554,7 @@ def _invalid(task_id: str, why: str) -> ErrorInfo:
     return ErrorInfo(code=ErrorCode.INVALID_RECORD, message=f"{key} in Redis is no record: {why}", retryable=False)
 
 
-def _revoked_reason(record: dict[str, Any]) -> str:
+def revoked_reason(record: dict[str, Any]) -> str:
     """Returns the reason of a revocation, which Celery stores as the argument of a TaskRevokedError."""
     result = record.get("result")
     message = result.get("exc_message") if isinstance(result, dict) else None

@@ -72,6 +72,8 @@ class ErrorInfo(BaseModel):
     message: str
     #: Whether the same task may succeed later.
     retryable: bool
+    #: Where its cause was raised, if that was in a library: files, lines, code and types, but no values.
+    traceback: str | None = None
 
 
 class BatchInfo(BaseModel):

@@ -185,7 +185,7 @@ class TaskPool(BasePool):
                     else:
                         request.acknowledge()
                 except Exception:
-                    logger.exception("task %s", delivery.id, extra={"action": "deliver"})
+                    logger.exception("task %s", delivery.id, extra={"action": "deliver", "task_id": delivery.id})
 
     def sharing(self, leases: Leases) -> PipelineSharing:
         """What the worker takes of its pipelines' queues, and gives back."""

@@ -24,7 +24,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from pipeq.contract import keys, redis_url, shown
-from pipeq.contract.errors import ErrorCode
+from pipeq.contract.errors import ErrorCode, PipeqError
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import OutOfMemoryError
 from redis.retry import Retry
@@ -38,6 +38,7 @@ from pipeq_worker.leases.redis_arguments import over
 from pipeq_worker.leases.reserved import Reserved, Wanted
 from pipeq_worker.leases.reserver import Reserver, Terms
 from pipeq_worker.leases.server import Server, place
+from pipeq_worker.observe.failures import failures
 from pipeq_worker.observe.outage import outage
 
 logger = logging.getLogger(__name__)
@@ -383,7 +384,8 @@ class Channel(kombu_redis.Channel):
         reason = f"the message cannot be read: {message.reason}"
         if message.task_id is not None and self.leases.on_unreadable(one, message.task_id, reason, text):
             return
-        logger.error("on %s: %s", one.queue, reason, extra={"action": "dead_letter"})
+        error = PipeqError(ErrorCode.INVALID_MESSAGE, reason)
+        failures.failed(message.task_id, one.queue, error, worker=self.leases.worker, attempt=0)
         letter = dead_letter(message.task_id, ErrorCode.INVALID_MESSAGE, reason, text, worker=self.leases.worker)
         self.leases.bury(one.tag, keys.dead_letter_key(one.queue), letter, MOST)
         self.leases.observer.message_refused(one.queue, reason)

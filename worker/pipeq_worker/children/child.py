@@ -268,12 +268,11 @@ class Child:
             before = {one.number for one in said}
 
     def _ended(self, task: Task) -> None:
-        error = task.error
         self._say(
             protocol.Ended(
                 task.number,
-                None if error is None else protocol.Error(error.code, protocol.text(error.message), error.retryable),
-                task.result if error is None else b"null",
+                None if task.error is None else protocol.Error.of(task.error),
+                task.result if task.error is None else b"null",
                 task.timing_ms,
                 task.result_uri,
                 task.handed_on,

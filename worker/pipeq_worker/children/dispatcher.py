@@ -430,7 +430,7 @@ class Dispatcher(Generic[T]):
         if task is None:
             return
         if ended.error is not None:
-            task.fail(PipeqError(ended.error.code, ended.error.message, ended.error.retryable))
+            task.fail(ended.error.error())
         task.result_json, task.result_uri = ended.result, ended.result_uri
         task.handed_on_json = ended.handed_on
         task.timing_ms = ended.timing_ms

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from pipeq.contract.errors import PipeqError
-
 from pipeq_worker.children import protocol
 from pipeq_worker.children.slab import Slabs, Where
 from pipeq_worker.models.call import Call
@@ -62,7 +60,7 @@ class Exchange:
 
     def _read(self, output: Where | protocol.Error, task: Task) -> Any:
         if isinstance(output, protocol.Error):
-            return PipeqError(output.code, output.message, output.retryable)
+            return output.error()
         # Copied, because the device process writes other outputs there soon.
         return self._slabs.copied(output, task.originals)
 
@@ -111,8 +109,7 @@ class Exchange:
             with self._lock:
                 seen, _ = self._seen.pop(id(item), ({}, None))
             if item.error is not None:
-                error = item.error
-                found.append(protocol.Error(error.code, protocol.text(error.message), error.retryable))
+                found.append(protocol.Error.of(item.error))
             else:
                 found.append(self._slabs.put_back(item.output, seen))
             item.features = item.output = None

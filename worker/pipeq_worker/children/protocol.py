@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import msgspec
+from pipeq.contract.errors import PipeqError
 
 from pipeq_worker.children.slab import Where
 
@@ -102,6 +103,19 @@ class Error(msgspec.Struct, tag="error", array_like=True, frozen=True):
     code: str
     message: str
     retryable: bool
+    #: Where its cause was raised.
+    traceback: str = ""
+
+    @classmethod
+    def of(cls, error: PipeqError) -> Self:
+        """Makes it of an error."""
+        return cls(error.code, text(error.message), error.retryable, text(error.traceback))
+
+    def error(self) -> PipeqError:
+        """Returns the error again."""
+        found = PipeqError(self.code, self.message, self.retryable)
+        found.traceback = self.traceback
+        return found
 
 
 class Outputs(msgspec.Struct, tag="outputs", frozen=True):

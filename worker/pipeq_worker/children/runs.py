@@ -20,6 +20,7 @@ from pipeq_worker.children import protocol
 from pipeq_worker.children.guarded import guarded
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.observe.observer import Observer
+from pipeq_worker.observe.traces import internal
 from pipeq_worker.schedule.batcher import Batch, Batcher, Closed
 from pipeq_worker.schedule.task import Item, T
 from pipeq_worker.settings.read import Settings
@@ -188,7 +189,7 @@ class Runs(Generic[T]):
             except Exception as error:
                 logger.exception("a batch failed inside pipeq", extra={"action": "batch"})
                 for task in _tasks_of(batch.items):
-                    task.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
+                    task.fail(internal(error))
                     self._drop(task)
 
     def _wait_for_batch(self) -> Batch[Item[T]] | None:

@@ -12,12 +12,11 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from pipeq.contract.errors import ErrorCode, PipeqError
-
 from pipeq_worker.children.guarded import guarded
 from pipeq_worker.children.runs import Runs
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.observe.observer import Observer
+from pipeq_worker.observe.traces import internal
 from pipeq_worker.schedule.batcher import Batcher
 from pipeq_worker.schedule.task import Item, T
 from pipeq_worker.schedule.task_queue import TaskQueue
@@ -94,7 +93,7 @@ class Streams(Runs[T]):
             except Exception as error:
                 logger.exception("items failed inside pipeq", extra={"action": "stream"})
                 for item in [*lone, *items]:
-                    item.task.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
+                    item.task.fail(internal(error))
                     self._drop(item.task)
 
     def _inside(self, lane: str) -> list[Item[T]]:

@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 from celery import states
 from celery.backends.redis import RedisBackend
 from pipeq.contract import keys, redis_url, shown
-from pipeq.contract.record import LUA, OPEN_MAX_BYTES, Part, complete
+from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.record import LUA, OPEN_MAX_BYTES, Part, complete, revoked_reason
 from redis.exceptions import ResponseError
 
 from pipeq_worker.delivery.worker_app import WorkerApp
 from pipeq_worker.leases import lua
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.leases.redis_arguments import over
+from pipeq_worker.observe.failures import failures
 from pipeq_worker.observe.outage import outage
 
 logger = logging.getLogger(__name__)
@@ -135,6 +137,8 @@ class Backend(RedisBackend):
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         # Celery itself ends a task of ours that was revoked or has expired before it reaches a batch.
         by_celery = note is None and state in (states.REVOKED, states.FAILURE)
+        if by_celery and revoked_reason(meta) == ErrorCode.EXPIRED:
+            _tell_expired(task_id, request)
         complete(meta, task_id, note.part if note else None, self._before(key) if by_celery else None)
         record = _text(self.encode(meta))
         note = note or Annotation(Part())
@@ -219,6 +223,13 @@ class Backend(RedisBackend):
             return self.client.getrange(key, 0, OPEN_MAX_BYTES)
         except ResponseError:  # the key does not hold a string
             return None
+
+
+def _tell_expired(task_id: str, request: Any) -> None:
+    """Logs that a task expired. Celery notices it when the message arrives, and this worker before the task's batch."""
+    queue = (getattr(request, "delivery_info", None) or {}).get("routing_key")
+    error = PipeqError(ErrorCode.EXPIRED, "it expired before a worker began it")
+    failures.failed(task_id, str(queue or ""), error, worker=getattr(request, "hostname", None), attempt=0)
 
 
 def _text(value: Any) -> str:

@@ -36,7 +36,7 @@ class Beginning:
                     one.start()
             except Exception as error:
                 # Celery acts on fields of the message here, and may fail on values that the earlier checks let through.
-                logger.exception("task %s cannot begin", one.id, extra={"action": "batch"})
+                logger.exception("task %s cannot begin", one.id, extra={"action": "batch", "task_id": one.id})
                 sentence = f"its message cannot be worked with: {type(error).__name__}: {shown.line(str(error))}"
                 one.fail(PipeqError(ErrorCode.INVALID_MESSAGE, sentence))
         deliveries = [one for one in deliveries if not one.needs_no_device]

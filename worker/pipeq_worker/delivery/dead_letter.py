@@ -11,6 +11,7 @@ from pipeq.contract.dead_letter import Letter
 
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.leases.frame import as_sent
+from pipeq_worker.observe.traces import for_record
 
 #: Length of a dead-letter list where the settings are not available.
 MOST = 10_000
@@ -62,6 +63,7 @@ def letter_of(delivery: Delivery) -> str:
         raw_frame(delivery.request.message),
         worker=delivery.request.hostname,
         attempts=delivery.attempts,
+        traceback=for_record(error.traceback),
     )
 
 

@@ -30,6 +30,7 @@ from pipeq_worker.delivery.retries import Retries
 from pipeq_worker.delivery.tracing import Tracing
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.leases.server import place
+from pipeq_worker.observe.failures import failures
 from pipeq_worker.observe.frames import forget
 from pipeq_worker.observe.observer import Ended, Observer
 from pipeq_worker.observe.outage import outage
@@ -121,7 +122,9 @@ class Deliverer:
                 try:
                     done.append((delivery, self._store(backend, delivery, delivery in plain)))
                 except Exception as problem:
-                    logger.exception("task %s cannot be ended", delivery.id, extra={"action": "deliver"})
+                    logger.exception(
+                        "task %s cannot be ended", delivery.id, extra={"action": "deliver", "task_id": delivery.id}
+                    )
                     forget(problem)
                     broken.append((delivery, problem))
         return done, broken, stored
@@ -157,7 +160,7 @@ class Deliverer:
                 if not delivery.is_lost:
                     self._give_up(delivery, cause)
             except Exception:
-                logger.exception("task %s", delivery.id, extra={"action": "deliver"})
+                logger.exception("task %s", delivery.id, extra={"action": "deliver", "task_id": delivery.id})
             let_go(delivery)
         self._tell(delivery)
 
@@ -169,6 +172,14 @@ class Deliverer:
         code = delivery.error.code if delivery.error is not None else None
         if delivery.is_dropped:
             ended, code = "dropped", None
+        if ended == "failed" and delivery.error is not None:
+            failures.failed(
+                delivery.id,
+                name or delivery.queue,
+                delivery.error,
+                worker=delivery.request.hostname,
+                attempt=delivery.attempts,
+            )
         self._observer.task_ended(delivery.id, name, ended, code, timing_of(delivery))
 
     def _claim(self, deliveries: list[Delivery]) -> None:
@@ -207,7 +218,9 @@ class Deliverer:
 
     def _give_up(self, delivery: Delivery, cause: Exception) -> None:
         """Fails a task that Celery cannot end because of its message; its links and callbacks do not run."""
-        logger.error("task %s cannot be ended: %r", delivery.id, cause, extra={"action": "deliver"})
+        logger.error(
+            "task %s cannot be ended: %r", delivery.id, cause, extra={"action": "deliver", "task_id": delivery.id}
+        )
         if not isinstance(cause, PipeqError):
             sentence = f"its message cannot be worked with: {type(cause).__name__}: {shown.line(str(cause))}"
             cause = PipeqError(ErrorCode.INVALID_MESSAGE, sentence)

@@ -23,7 +23,9 @@ def put_back(delivery: Delivery) -> None:
         celery_state.task_ready(delivery.request)
         delivery.request.reject(requeue=True)
     except Exception:
-        logger.exception("task %s goes back when its lease lapses", delivery.id, extra={"action": "deliver"})
+        logger.exception(
+            "task %s goes back when its lease lapses", delivery.id, extra={"action": "deliver", "task_id": delivery.id}
+        )
         if delivery.leases is not None:
             delivery.leases.release([delivery.tag])
 
@@ -65,7 +67,7 @@ def let_go(delivery: Delivery) -> None:
         celery_state.task_ready(delivery.request)
         delivery.request.acknowledge()
     except Exception:
-        logger.exception("task %s", delivery.id, extra={"action": "deliver"})
+        logger.exception("task %s", delivery.id, extra={"action": "deliver", "task_id": delivery.id})
     if delivery.leases is not None:
         delivery.leases.acknowledge(delivery.tag)  # does nothing if it was acknowledged above
 

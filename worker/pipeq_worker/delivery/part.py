@@ -8,6 +8,7 @@ from typing import Any
 from pipeq.contract.record import Before, Part, attempt, with_lost
 
 from pipeq_worker.delivery.delivery import Delivery
+from pipeq_worker.observe.failures import recorded
 
 
 def part_of(delivery: Delivery, *, retrying: bool = False) -> Part:
@@ -26,7 +27,7 @@ def part_of(delivery: Delivery, *, retrying: bool = False) -> Part:
         batch=delivery.batch,
         model=pipeline.model if pipeline else None,
         result_uri=delivery.result_uri,
-        error=delivery.error,
+        error=None if delivery.error is None else recorded(delivery.error),
         history=_history(delivery, before, now if retrying else None),
     )
 

@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 
 from pipeq_worker.delivery.backend import Annotation, annotation
 from pipeq_worker.delivery.dead_letter import MOST, dead_letter, push
+from pipeq_worker.observe.failures import failures
 from pipeq_worker.observe.outage import is_wrong_type
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def refuse(app: Celery, worker: str, queue: str, task_id: object, reason: str, m
         message: the frame; text if it is not a frame.
     """
     error = PipeqError(ErrorCode.INVALID_MESSAGE, reason)
-    logger.error("on %s: %s", queue, error, extra={"action": "dead_letter"})
+    failures.failed(task_id if keys.is_readable_id(task_id) else None, queue, error, worker=worker, attempt=0)
     key = keys.dead_letter_key(queue)
     if keys.is_readable_id(task_id):
         letter = dead_letter(task_id, error.code, error.message, message, worker=worker)

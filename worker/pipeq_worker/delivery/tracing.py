@@ -68,7 +68,7 @@ class Tracing:
             if error is None:
                 return delivery.result if delivery.handed_on_json is None else delivery.handed_on
             # A new exception: raising adds frames to it, and the frames refer to the other deliveries of the batch.
-            problem = PipeqError(error.code, error.message, error.retryable)
+            problem = error.bare()
             if retry is not None:
                 raise CeleryRetry(str(problem), exc=problem, when=retry.due - time.time())
             raise problem
@@ -89,7 +89,13 @@ class Tracing:
             return None
         retry = self._retries.next_try(delivery)
         delay_s = retry.due - time.time()
-        logger.info("task %s retries in %.1f s: %s", delivery.id, delay_s, error, extra={"action": "retry"})
+        logger.info(
+            "task %s retries in %.1f s: %s",
+            delivery.id,
+            delay_s,
+            error,
+            extra={"action": "retry", "task_id": delivery.id},
+        )
         return retry
 
 

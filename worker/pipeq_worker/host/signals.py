@@ -7,10 +7,13 @@ returns. Our handler only notes the signal, and a thread of its own acts on it.
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
+
+logger = logging.getLogger(__name__)
 
 
 def on_stop(drain: Callable[[], None], hurry: Callable[[], None]) -> None:
@@ -23,14 +26,18 @@ def on_stop(drain: Callable[[], None], hurry: Callable[[], None]) -> None:
     # SimpleQueue.put() is safe in a signal handler that interrupts itself; queue.Queue.put() and Event.set() are not.
     noted: SimpleQueue[int] = SimpleQueue()
 
+    def heard() -> int:
+        number = noted.get()
+        logger.info("got %s", signal.Signals(number).name, extra={"action": "signal", "signal": number})
+        return number
+
     def run() -> None:
-        first = noted.get()
-        if first != signal.SIGQUIT:
+        if heard() != signal.SIGQUIT:
             drain()
-            noted.get()
+            heard()
         while True:
             hurry()
-            noted.get()
+            heard()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, lambda number, _: noted.put(number))

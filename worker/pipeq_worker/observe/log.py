@@ -19,6 +19,12 @@ class TextFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's line, and below it the traceback of an error of another process, if it has one."""
+        text = super().format(record)
+        trace = getattr(record, "traceback", None)
+        return f"{text}\n{_indented(shown.without_secrets(trace))}" if isinstance(trace, str) else text
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
         """The record's line. Line breaks are escaped, because a producer could otherwise forge log lines."""
         return _escaped(shown.without_secrets(super().formatMessage(record)))

@@ -43,5 +43,5 @@ class Log(Observer):
             task_id,
             ended,
             f": {code}" if code else "",
-            extra={"action": "end", "pipeline": pipeline, "ended": ended, "code": code},
+            extra={"action": "end", "pipeline": pipeline, "ended": ended, "code": code, "task_id": task_id},
         )

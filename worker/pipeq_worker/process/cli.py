@@ -110,6 +110,7 @@ def run(settings: Settings) -> int:
     from pipeq_worker.broker.pool import EXIT_DEVICE_LOST
     from pipeq_worker.host.runtime import Runtime
     from pipeq_worker.host.seen import Seen
+    from pipeq_worker.observe.failures import failures
     from pipeq_worker.observe.logged import Log
     from pipeq_worker.observe.observer import Observers, of_entry_points
 
@@ -132,6 +133,7 @@ def run(settings: Settings) -> int:
     warnings.filterwarnings("ignore", category=SecurityWarning)
     celery_worker = Worker(app=app, hostname=hostname, quiet=True, loglevel=settings.log_level)
     celery_worker.start()
+    failures.close()
     if not runtime.lost:
         logger.info("ended", extra={"action": "end"})
     logging.shutdown()

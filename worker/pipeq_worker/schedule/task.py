@@ -134,7 +134,7 @@ class Task:
         task.
         """
         if self.error is None:
-            self.error = PipeqError(error.code, error.message, error.retryable)
+            self.error = error.bare()
 
 
 T = TypeVar("T", bound=Task)

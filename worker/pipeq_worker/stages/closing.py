@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pipeq.contract.errors import PipeqError
 from pipeq.contract.status import BatchInfo
 
 from pipeq_worker.stages.device import Ran
@@ -29,7 +28,7 @@ def close(shelf: Shelf, items: list[Item], ran: Ran) -> list[Task]:
         item.features = None
         if item.error is not None:
             where = f"inputs[{item.index}]: " if item.task.is_list else ""
-            item.task.fail(PipeqError(item.error.code, where + item.error.message, item.error.retryable))
+            item.task.fail(item.error.bare(where))
         else:
             item.task.outputs[item.index][item.chunk] = item.output
     # A cancelled task's items may have been removed, and closed, meanwhile.

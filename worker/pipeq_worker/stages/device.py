@@ -13,9 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pipeq.contract.errors import ErrorCode, PipeqError
-
 from pipeq_worker.models.faults import is_fatal
+from pipeq_worker.observe.traces import internal
 from pipeq_worker.schedule.costs import Pass
 from pipeq_worker.stages.infer import DeviceLostError, infer
 from pipeq_worker.stages.steps import Stage, Steps
@@ -146,4 +145,4 @@ class Device:
                 raise DeviceLostError(f"{type(error).__name__}: {error}") from error
             logger.exception("a batch failed inside pipeq", extra={"action": "batch"})
             for item in items:
-                item.error = PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}")
+                item.error = internal(error)

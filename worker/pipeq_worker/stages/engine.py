@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import PipeqError
 from pipeq.contract.status import Progress
 
 from pipeq_worker.models.pipeline import Pipeline
+from pipeq_worker.observe.traces import internal
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.closing import close
 from pipeq_worker.stages.continuous import StreamStage
@@ -222,8 +223,7 @@ class Engine:
         try:
             return self._placer.convert(task)
         except BaseException as error:  # a panic inside a tokenizer is not an Exception
-            logger.exception("task %s", task.id, extra={"action": "finish"})
-            task.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
+            task.fail(internal(error))
             return Uploads()
 
     def _place(self, task: Task, uploads: Uploads) -> None:
@@ -237,8 +237,8 @@ class Engine:
         try:
             self._placer.upload(task, uploads)
         except Exception as error:
-            logger.exception("task %s", task.id, extra={"action": "deliver"})
-            task.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
+            logger.exception("task %s", task.id, extra={"action": "deliver", "task_id": task.id})
+            task.fail(internal(error))
         self._end(task)
 
     def _end(self, task: Task) -> None:

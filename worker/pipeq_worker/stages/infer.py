@@ -11,6 +11,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq_worker.models.faults import is_fatal, is_out_of_memory
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.models.running import AllStoppedError, Running
+from pipeq_worker.observe.traces import trace_of
 from pipeq_worker.schedule.costs import Pass
 from pipeq_worker.stages.task import Item
 
@@ -119,3 +120,4 @@ def _halve(
         return
     text = str(error).strip().partition("\n")[0]
     items[0].error = PipeqError(code, f"{pipeline.name!r} failed on this input: {type(error).__name__}: {text}")
+    items[0].error.traceback = trace_of(error)

@@ -13,6 +13,7 @@ from pipeq.contract import keys, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.writing import to_json
 
+from pipeq_worker.observe.traces import internal
 from pipeq_worker.settings.sections import ResultSettings
 from pipeq_worker.stages.outputs import Object, convert
 from pipeq_worker.stages.task import Task
@@ -82,8 +83,8 @@ class Placer:
         except PipeqError as error:
             task.fail(error)
         except Exception as error:
-            logger.exception("task %s", task.id, extra={"action": "deliver"})
-            task.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
+            logger.exception("task %s", task.id, extra={"action": "deliver", "task_id": task.id})
+            task.fail(internal(error))
         finally:
             task.outputs, task.inputs, task.echoes, task.originals, task.given = [], [], {}, {}, None
         return Uploads()
@@ -147,7 +148,9 @@ class Placer:
             task.fail(error)
             return False
         except Exception as error:
-            logger.exception("task %s: cannot write %s", task.id, upload.uri, extra={"action": "deliver"})
+            logger.exception(
+                "task %s: cannot write %s", task.id, upload.uri, extra={"action": "deliver", "task_id": task.id}
+            )
             sentence = f"cannot write {shown.uri(upload.uri)}: {shown.line(str(error))}"
             task.fail(PipeqError(ErrorCode.OUTPUT_FAILED, sentence, False))
             return False

@@ -20,6 +20,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 
 from pipeq_worker.media.decoded import Decoded
 from pipeq_worker.models.pipeline import Pipeline
+from pipeq_worker.observe.traces import internal
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages import decode, prepare
 from pipeq_worker.stages.accept import read_inputs, read_message
@@ -303,8 +304,7 @@ class Preparation:
         except BaseException as error:  # a panic inside a tokenizer is not an Exception
             if self._closed:
                 return
-            logger.exception("stage %s failed on task %s", stage.__name__, task.id, extra={"action": "stage"})
-            task.fail(PipeqError(ErrorCode.INTERNAL, f"{type(error).__name__}: {error}"))
+            task.fail(internal(error))
         self._end(task)
 
     def _end(self, task: Task) -> None:

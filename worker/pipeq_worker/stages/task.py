@@ -22,6 +22,7 @@ from pipeq_worker.models.call import Call
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.models.running import Row
 from pipeq_worker.models.task_type import Media
+from pipeq_worker.observe.traces import trace_of
 
 
 @dataclass(eq=False)
@@ -213,7 +214,8 @@ class Task:
         task.
         """
         if self.error is None:
-            self.error = PipeqError(error.code, error.message, error.retryable)
+            self.error = error.bare()
+            self.error.traceback = error.traceback or trace_of(error)
 
 
 @dataclass(eq=False)
