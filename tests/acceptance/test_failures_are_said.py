@@ -114,7 +114,7 @@ def test_each_failure_is_one_warning(served: Served, kind: str) -> None:
     assert (line["level"], line["code"], line["pipeline"]) == ("WARNING", status.error.code, pipeline)
     assert line["worker"] in served.process.text()
     assert status.error.message[:200] in line["message"]
-    assert (line["attempt"] > 0) or kind.startswith("receipt")
+    assert (line["attempts"] > 0) or kind.startswith("receipt")
     library = KINDS[kind][2]
     if library is not None:
         assert library in line["traceback"]
@@ -147,13 +147,6 @@ def test_what_succeeds_is_not_a_warning(served: Served) -> None:
     task = served.client.submit(TEXT, "fine")
     assert served.client.wait(task, 30).state is State.SUCCEEDED
     assert not [one for one in served.lines() if task in json.dumps(one) and one["level"] != "INFO"]
-
-
-def test_a_retry_is_said_with_its_task(served: Served) -> None:
-    put(served, "again", "deliver output_failed")
-    served.client.wait("again", 60)
-    actions = [(one["action"], one["level"]) for one in served.lines() if one.get("task_id") == "again"]
-    assert actions[-1] == ("failed", "WARNING")
 
 
 def test_thousands_of_failures_are_some_lines_and_a_count(served: Served) -> None:

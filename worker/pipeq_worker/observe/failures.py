@@ -84,7 +84,7 @@ class Failures:
             "pipeline": pipeline,
             "code": error.code,
             "worker": worker,
-            "attempt": attempt,
+            "attempts": attempt,
         }
         if error.traceback:
             extra["traceback"] = error.traceback

@@ -31,8 +31,8 @@ def test_each_code_is_one_line_with_all_there_is_to_know(caplog: pytest.LogCaptu
     (line,) = lines(caplog)
     assert line == f"task id-1 of asr failed on w1 in attempt 2: {code}: it took long"
     found = json.loads(JsonFormatter().format(caplog.records[0]))
-    assert {name: found[name] for name in ("action", "task_id", "pipeline", "code", "worker", "attempt")} == {
-        "action": "failed", "task_id": "id-1", "pipeline": "asr", "code": code, "worker": "w1", "attempt": 2,
+    assert {name: found[name] for name in ("action", "task_id", "pipeline", "code", "worker", "attempts")} == {
+        "action": "failed", "task_id": "id-1", "pipeline": "asr", "code": code, "worker": "w1", "attempts": 2,
     }  # fmt: skip
 
 
