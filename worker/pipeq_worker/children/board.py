@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 import threading
 import time
 from dataclasses import dataclass
 
 from pipeq_worker.stages.steps import Stage
 
-#: Number of slots that were ever taken.
-_HEAD = struct.Struct("=Q")
-#: Stage (0: none), number of the task or batch, and when it began.
-_SLOT = struct.Struct("=QQd")
+#: The memory is words of 8 bytes: how many slots were ever taken, then the slots. A word is written and read at once.
+_WORD = 8
+#: The words of a slot: stage (0: none), number of the task or batch, and when it began. The stage is written last and
+#: cleared first, because the host may look at any moment: what stands beside a stage is never half written.
+_STAGE, _NUMBER, _SINCE, _WORDS = 0, 1, 2, 3
 #: Slots of a child: more than its threads ever need, and 96 KiB that cost nothing until they are written.
 SLOTS = 4096
-SIZE = _HEAD.size + SLOTS * _SLOT.size
+SIZE = _WORD * (1 + SLOTS * _WORDS)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Writer:
     """The child's side. Each thread writes into slots of its own: one for each task of its step."""
 
     def __init__(self, descriptor: int) -> None:
-        self._map = mmap.mmap(descriptor, SIZE)
+        memory = memoryview(mmap.mmap(descriptor, SIZE))
+        self._words, self._times = memory.cast("Q"), memory.cast("d")
         self._used = 0
         self._lock = threading.Lock()
         self._here = threading.local()
@@ -54,17 +55,18 @@ class Writer:
     def begin(self, stage: Stage, number: int, *others: int) -> None:
         """Notes that the calling thread begins a step, of one task or of several."""
         places, now = self._places(), time.monotonic()
-        _SLOT.pack_into(self._map, places[0], stage, number, now)
-        for at, other in enumerate(others, 1):
-            if at == len(places):
-                places.append(self._new_place())
-            _SLOT.pack_into(self._map, places[at], stage, other, now)
+        while len(places) <= len(others):
+            places.append(self._new_place())
+        for place, one in zip(places, (number, *others), strict=False):
+            self._times[place + _SINCE] = now
+            self._words[place + _NUMBER] = one
+            self._words[place + _STAGE] = stage
         self._here.count = max(self._here.count, 1 + len(others))
 
     def end(self) -> None:
         """Notes that the calling thread's step has ended."""
         for place in self._places()[: self._here.count]:
-            _SLOT.pack_into(self._map, place, 0, 0, 0.0)
+            self._words[place + _STAGE] = 0
         self._here.count = 0
 
     def _places(self) -> list[int]:
@@ -76,9 +78,9 @@ class Writer:
 
     def _new_place(self) -> int:
         with self._lock:
-            place = _HEAD.size + self._used % SLOTS * _SLOT.size
+            place = 1 + self._used % SLOTS * _WORDS
             self._used += 1
-            _HEAD.pack_into(self._map, 0, min(self._used, SLOTS))
+            self._words[0] = min(self._used, SLOTS)
         return place
 
 
@@ -87,13 +89,20 @@ class Reader:
 
     def __init__(self, descriptor: int) -> None:
         self._map = mmap.mmap(descriptor, SIZE, prot=mmap.PROT_READ)
+        self._memory = memoryview(self._map)
+        self._words, self._times = self._memory.cast("Q"), self._memory.cast("d")
 
     def read(self) -> list[Entry]:
         """What each thread that is in a step is doing."""
-        (used,) = _HEAD.unpack_from(self._map, 0)
-        slots = (_SLOT.unpack_from(self._map, _HEAD.size + at * _SLOT.size) for at in range(min(used, SLOTS)))
-        return [Entry(Stage(stage), number, since) for stage, number, since in slots if 0 < stage <= len(Stage)]
+        found = []
+        for place in range(1, 1 + min(self._words[0], SLOTS) * _WORDS, _WORDS):
+            if 0 < (stage := self._words[place + _STAGE]) <= len(Stage):
+                entry = Entry(Stage(stage), self._words[place + _NUMBER], self._times[place + _SINCE])
+                found.append(entry)
+        return found
 
     def close(self) -> None:
         """Gives the memory back."""
+        for view in (self._words, self._times, self._memory):
+            view.release()
         self._map.close()

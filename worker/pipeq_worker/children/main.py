@@ -52,6 +52,8 @@ def main() -> None:
     log.set_up(settings.log_level, settings.log_format)
     # A task makes some hundred small objects and frees them all when it ends; see pipeq_worker.process.cli.
     gc.set_threshold(50_000, 10, 10)
+    if v := os.environ.get('SWI'):
+        sys.setswitchinterval(float(v))
     child = Child(link, board.Writer(board_fd), Slabs(slabs, own), lost=_end_soon)
     for message in messages:
         child.take(message)

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 AHEAD, MOST_AHEAD = 2, 4
 #: How much the last batch counts in the averages that decide this.
 _SHARE = 0.2
+#: How fast a batch that took long to start is forgotten.
+_FADE = 0.1
 
 
 class Runs(Generic[T]):
@@ -185,7 +187,9 @@ class Runs(Generic[T]):
             began = time.monotonic()
             try:
                 self._start_batch(batch.items)
-                self._start_s += _SHARE * (time.monotonic() - began - self._start_s)
+                took_s = time.monotonic() - began
+                # One that takes long is remembered, because the next one may.
+                self._start_s = max(took_s, self._start_s + _FADE * (took_s - self._start_s))
             except Exception as error:
                 logger.exception("a batch failed inside pipeq", extra={"action": "batch"})
                 for task in _tasks_of(batch.items):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
 
 from pipeq_worker.children import board
 from pipeq_worker.stages.steps import Stage, Steps
@@ -51,3 +54,35 @@ def test_threads_do_not_write_over_each_other() -> None:
     for one in threads:
         one.join(20)
     assert not reader.read()
+
+
+#: Begins and ends steps as fast as it can, until its input ends.
+_BUSY = """
+import select, sys
+from pipeq_worker.children.board import Writer
+from pipeq_worker.stages.steps import Stage
+writer, number = Writer(int(sys.argv[1])), 0
+print("begins", flush=True)
+while not select.select([sys.stdin], [], [], 0)[0]:
+    for _ in range(1000):
+        number += 1
+        writer.begin(Stage.PREPARE, *[number] * 8)
+        writer.end()
+"""
+
+
+def test_no_step_is_ever_seen_half_written() -> None:
+    """A time of 0 would be a step that hangs since the machine was started, and its process would be ended."""
+    descriptor = board.make()
+    reader, began, seen = board.Reader(descriptor), time.monotonic(), 0
+    command = [sys.executable, "-c", _BUSY, str(descriptor)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, pass_fds=[descriptor], **pipes) as process:  # type: ignore[call-overload]
+        process.stdout.readline()
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            found = reader.read()
+            assert all(one.stage is Stage.PREPARE and one.since >= began and one.number for one in found)
+            seen += len(found)
+        process.stdin.close()
+    assert seen
