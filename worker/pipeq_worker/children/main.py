@@ -16,6 +16,8 @@ import socket
 import sys
 import threading
 
+#: How long a thread of a child keeps Python's lock while another one waits for it, in seconds.
+SWITCH_S = 0.001
 #: A child's exit code after ``lost``.
 EXIT_LOST = 75
 #: How long the reason may take to get out then, in seconds.
@@ -52,8 +54,8 @@ def main() -> None:
     log.set_up(settings.log_level, settings.log_format)
     # A task makes some hundred small objects and frees them all when it ends; see pipeq_worker.process.cli.
     gc.set_threshold(50_000, 10, 10)
-    if v := os.environ.get('SWI'):
-        sys.setswitchinterval(float(v))
+    # A pass gives Python's lock up and wants it back many times. Python's own 5 ms would be a quarter of a short pass.
+    sys.setswitchinterval(SWITCH_S)
     child = Child(link, board.Writer(board_fd), Slabs(slabs, own), lost=_end_soon)
     for message in messages:
         child.take(message)
