@@ -74,13 +74,18 @@ class Intake:
         )
 
     def take(self, reserved: list[Reserved]) -> list[Reserved]:
-        """Takes those messages that it can, and returns the others, in order. Raises nothing."""
+        """Takes those messages that it can, and returns the others, in order."""
         if self.is_watched():
             return reserved
         left: list[Reserved] = []
         taken: dict[str, Delivery] = {}
         for one in reserved:
-            delivery = self._delivery(one)
+            try:
+                delivery = self._delivery(one)
+            except Exception:
+                # A message must neither be lost nor stop the worker, and the other way refuses what cannot be used.
+                logger.exception("a message takes Celery's way", extra={"action": "intake"})
+                delivery = None
             if delivery is None or delivery.id in taken:
                 left.append(one)
             else:

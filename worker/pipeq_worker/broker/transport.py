@@ -257,7 +257,11 @@ class Channel(kombu_redis.Channel):
         if not reserved:
             raise Empty
         if self.intake is not None:
-            reserved = self.intake(reserved)
+            try:
+                reserved = self.intake(reserved)
+            except BaseException:
+                self.leases.requeue(one.tag for one in reserved)
+                raise
         for at, one in enumerate(reserved):
             try:
                 self._hand_on(one)
