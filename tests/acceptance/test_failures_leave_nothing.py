@@ -15,6 +15,7 @@ import pytest
 import redis
 from pipeq import Client
 from pipeq.contract import keys
+from pipeq.contract.record import ENDED
 from pipeq.demo import embedded
 
 from tests import tiny_models
@@ -65,6 +66,10 @@ def served(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
         yield process, redis.Redis.from_url(url)
 
 
+def has_ended(record: bytes | None) -> bool:
+    return record is not None and json.loads(record)["status"] in ENDED
+
+
 def fail(db: redis.Redis, kind: str, count: int) -> None:
     """Runs that many of a kind."""
     pipeline, fields, code = KINDS[kind]
@@ -75,7 +80,7 @@ def fail(db: redis.Redis, kind: str, count: int) -> None:
         places = [keys.record_key(one) for one in ids]
         db.lpush(pipeline, *(frame(one, pipeline, kwargs, **embed) for one in ids))
         deadline = time.monotonic() + 120
-        while None in (records := db.mget(places)):
+        while not all(map(has_ended, records := db.mget(places))):
             assert time.monotonic() < deadline, kind
             time.sleep(0.02)
         db.delete(*places)

@@ -133,7 +133,7 @@ class TransformersPipeline(Pipeline):
     def merge(self, params: Mapping[str, Any]) -> Call:
         try:
             key = json.dumps(params)
-        except TypeError:  # objects, which no message can hold
+        except (TypeError, ValueError):  # objects and endless numbers, which no message can hold
             return self._merge(params)
         if len(key) > MOST_KEY:
             return self._merge(params)

@@ -6,6 +6,7 @@ import base64
 import copy
 import json
 import math
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -235,6 +236,34 @@ def test_what_was_delivered_before_or_is_too_large_takes_celerys_way() -> None:
     assert plain_message.read(Reserved("it", "tag", b" " + raw_of()), LIMITS) is None
     assert plain_message.read(Reserved("it", "tag", b"t\n" + raw_of(), too_large=1), LIMITS) is None
     assert plain_message.read(Reserved("other", "tag", raw_of()), LIMITS) is None
+
+
+def damaged(raw: bytes, rng: random.Random) -> bytes:
+    at, other = rng.randrange(len(raw)), rng.randrange(256)
+    how = rng.randrange(4)
+    if how == 0:
+        return raw[:at] + bytes([other]) + raw[at + 1 :]
+    if how == 1:
+        return raw[:at] + bytes([other]) + raw[at:]
+    if how == 2:
+        return raw[:at] + raw[at + rng.randrange(1, 9) :]
+    piece = rng.choice(
+        [b"\\q", b"\\ud800", b"\n", b"\x00", b"1e999", b"NaN", b"tru", b",", b'":"', b"\xc1", b"\\", b"01"]
+    )
+    return raw[:at] + piece + raw[at:]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_damage_of_frames_and_bodies(seed: int, common: Requesting, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, taken = random.Random(seed), 0
+    headers = {**HEADERS, "traceparent": "an é of others", "baggage": {"a": ["b", 1.5, None]}}
+    body = body_of(
+        fields={**FIELDS, "inputs": {"text": "an é", "more": [1, 2.5, None, True, "x"]}, "params": {"a": "b"}}
+    )
+    for _ in range(1500):
+        taken += check(damaged(raw_of(headers, body=body), rng), common, monkeypatch) is not None
+        taken += check(raw_of(headers, body=damaged(body, rng)), common, monkeypatch) is not None
+    assert taken > 100
 
 
 JSONS = st.recursive(
