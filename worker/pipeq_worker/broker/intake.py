@@ -2,8 +2,8 @@
 
 A message takes this way if it is plain (plain_message.py), and as long as nobody watches messages come in: no receiver
 of a signal, no events of tasks, no rate limit. All others are left to kombu's and Celery's own way, which ends in
-:meth:`pipeq_worker.broker.pool.TaskPool.on_apply`. Both ways make the same deliveries; tests/integration/test_intake.py
-sends each message along both.
+:meth:`pipeq_worker.broker.pool.TaskPool.on_apply`. Both ways find the same in a message, which
+``tests/unit/pipeq_worker/broker/test_plain_message.py`` compares.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
--- Marks the tasks of a batch as running, has their records say so, and reports which of them have ended meanwhile (cancelled, or done elsewhere).
+-- Marks the tasks of a batch as running, has their records say so, and reports which of them have ended meanwhile
+-- (cancelled, or done elsewhere).
 -- A mark that is already there was left by a worker that died with the task in a batch.
 --
 -- KEYS[1]  hash of running marks           KEYS[2] sorted set of leases     KEYS[3..] record key of each task
