@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
@@ -159,14 +159,32 @@ class DeadLetters:
         """Walks each list from its oldest letter, with a function that takes letters off it."""
         began, done = time.time(), dict[str, Handled]()
         for queue in self._queues():
-            kept = 0
-            while letters := self._read(queue, -kept - LETTERS_PER_CALL, -kept - 1):
-                # What has failed since is not meant: it may be what was just retried.
-                meant = [one for one in letters if self._choice.has(one) and (one.failed_at or 0) <= began]
-                outcomes = act(tuple(reversed(meant))) if meant else ()
-                done |= {one.letter: one for one in outcomes}
-                kept += len(letters) - sum(one.refused in (None, _FASTER) for one in outcomes)
+            # Letters that others take off the list meanwhile move those that are still to be read, perhaps past the
+            # place that is read next. So the list is walked until nothing more is found.
+            while outcomes := self._walk(queue, act, began, done):
+                done |= outcomes
         return tuple(done.values())
+
+    def _walk(
+        self,
+        queue: str,
+        act: Callable[[tuple[DeadLetter, ...]], tuple[Handled, ...]],
+        began: float,
+        done: Mapping[str, Handled],
+    ) -> dict[str, Handled]:
+        """Walks a list once. Returns what became of the letters that were not handled before."""
+        new, kept = dict[str, Handled](), 0
+        while letters := self._read(queue, -kept - LETTERS_PER_CALL, -kept - 1):
+            # What has failed since is not meant: it may be what was just retried.
+            meant = [
+                one
+                for one in letters
+                if self._choice.has(one) and (one.failed_at or 0) <= began and not _stays(done.get(one.letter))
+            ]
+            outcomes = act(tuple(reversed(meant))) if meant else ()
+            new |= {one.letter: one for one in outcomes}
+            kept += len(letters) - sum(not _stays(one) for one in outcomes)
+        return new
 
     def _remove(self, letters: tuple[DeadLetter, ...]) -> tuple[Handled, ...]:
         with self._reachable(), self._redis.pipeline(transaction=False) as pipe:
@@ -235,6 +253,11 @@ def _not_failed(task_id: str, before: bytes | None) -> str | None:
         return None
     # Its id was used for another task since, or somebody has sent it again by other means.
     return f"task {shown.line(task_id)} is {state} now: drop the letter"
+
+
+def _stays(one: Handled | None) -> bool:
+    """Whether a letter was handled, and is still on its list."""
+    return one is not None and one.refused not in (None, _FASTER)
 
 
 def _handled(letter: DeadLetter, refused: str | None) -> Handled:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -17,10 +18,10 @@ from click.testing import CliRunner, Result
 from pipeq import Client, PipeqError, State
 from pipeq.cli import main
 from pipeq.contract import keys
-from pipeq.contract.dead_letter import Letter
+from pipeq.contract.dead_letter import DeadLetter, Letter
 from pipeq.contract.errors import ErrorCode
 from pipeq.contract.record import LUA
-from pipeq.dead import LETTERS_PER_CALL
+from pipeq.dead import LETTERS_PER_CALL, Choice, DeadLetters
 
 from tests.integration.test_arguments import ODD
 
@@ -242,6 +243,29 @@ def test_of_many_who_retry_at_once_one_succeeds(client: Client, db: redis.Redis,
         done = [pool.submit(retry) for _ in range(8)]
     assert sorted(itertools.chain.from_iterable(one.result() for one in done)) == sorted(ids)
     assert sorted(waiting(db)) == sorted(ids)
+
+
+def test_letters_that_others_take_off_the_list_hide_no_others(client: Client, db: redis.Redis, valkey_url: str) -> None:
+    ids = client.submit_many(A, ["x"] * 5 * LETTERS_PER_CALL)
+    for task in ids:
+        fail(db, task)
+    taken: list[str] = []
+
+    class Meddled(DeadLetters):
+        """Somebody else retries the oldest letters whenever a page of them was read."""
+
+        def _read(self, queue: str, first: int, last: int) -> tuple[DeadLetter, ...]:
+            found = super()._read(queue, first, last)
+            with Client(valkey_url) as other:
+                some = {str(one.task_id) for one in list(found)[-70:]}
+                taken.extend(str(one.task_id) for one in other.dead(A, ids=some).retry() if one.refused is None)
+            return found
+
+    choice = Choice.of(A, None, None, None, None)
+    with redis.Redis.from_url(valkey_url) as mine:
+        own = Meddled(mine, nullcontext, lambda: [A], choice).retry()
+    done = [str(one.task_id) for one in own if one.refused is None]
+    assert sorted(done + taken) == sorted(ids)
 
 
 def test_retries_and_drops_that_race_agree(client: Client, db: redis.Redis, valkey_url: str) -> None:
