@@ -24,6 +24,7 @@ from pipeq_worker.children import protocol
 from pipeq_worker.children.exchange import Exchange
 from pipeq_worker.children.link import GONE, Link
 from pipeq_worker.children.loop import Loop
+from pipeq_worker.children.preparers import preparers_of
 from pipeq_worker.children.slab import Slabs, Where
 from pipeq_worker.models.loading import dump_ends, load_ends, load_pipeline, make_room, needs_torch
 from pipeq_worker.models.pipeline import Pipeline
@@ -193,8 +194,8 @@ class Child:
         listener = Listener(
             self._ready, self._prepared, self._ran, self._ended, self._lost, self._far, self._link.flush
         )
-        # In the device process, Python's lock belongs to the forward pass, and its loop must hear what stops one.
-        loop = self._loop if self._is_preparer else None
+        # A device process beside others must hear at once what they have prepared, and what stops a forward pass.
+        loop = self._loop if self._is_preparer or not preparers_of(settings) else None
         self._made = Engine(self._pipelines, settings, fetcher, placer, listener, self._steps, loop)
         self._made.start()
         if not self._is_preparer:
@@ -241,7 +242,7 @@ class Child:
     def _ready(self, item: Item) -> None:
         # A group is made of names, numbers and shapes, so that its text is the same in all processes.
         group = repr(item.group).encode("utf-8", "surrogatepass")
-        about = (item.task.number, item.number, group, item.cost, item.nbytes)
+        about = (item.task.number, item.number, group, item.cost, item.nbytes, item.task.has_one_item)
         place = self._exchange.keep(item) if self._is_preparer else ()
         self._say(protocol.Ready(*about, *place))
 

@@ -5,7 +5,6 @@ device process: load the weights -> ends -> prepare processes: load the ends
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -14,23 +13,10 @@ from pipeq.contract.errors import PipeqError
 from pipeq_worker.children import protocol
 from pipeq_worker.children.deaths import Death
 from pipeq_worker.children.keeper import Keeper
+from pipeq_worker.children.preparers import preparers_of
 from pipeq_worker.children.process import Starter
 from pipeq_worker.children.served import Served
-from pipeq_worker.models.loading import needs_torch
 from pipeq_worker.settings.read import Settings
-
-#: Most prepare processes where the settings say "auto": each takes memory for torch and transformers.
-MOST_PREPARERS = 4
-
-
-def preparers_of(settings: Settings) -> int:
-    """Number of prepare processes of a worker."""
-    if not any(needs_torch(name, section) for name, section in settings.pipelines.items()):
-        return 0  # their ends are so cheap that going to another process costs more
-    if settings.prepare_processes != "auto":
-        return settings.prepare_processes
-    cores = len(os.sched_getaffinity(0))
-    return 0 if cores < 2 else min(MOST_PREPARERS, max(1, cores // 4))
 
 
 class Crew:

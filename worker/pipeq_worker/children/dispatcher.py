@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic
@@ -112,10 +112,9 @@ class Dispatcher(Generic[T]):
         self._draining = False
         self._hurried = False
         self._stopped = False
-        # The items' bytes are bounded where they lie, in the child.
         #: What forward passes take, and what the next ones will.
         self.costs = Costs()
-        self._window: Batcher[Item[T]] = Batcher(2**62, self.costs)
+        self._window: Batcher[Item[T]] = Batcher(self.costs)
         self._delivering: Delivering[T] = Delivering(hooks.deliver, self._delivered)
         self._crew = Crew(
             settings,
@@ -335,57 +334,71 @@ class Dispatcher(Generic[T]):
 
     def _hear(self, home: Keeper, messages: Sequence[protocol.ToHost]) -> None:
         """Hears messages of a child, on its thread."""
-        for message in messages:
-            match message:
-                case protocol.Loaded() if home.number == 0:
-                    self._residents.loaded(message)
-                case protocol.Ready():
-                    self._ready(home, message)
-                case protocol.Prepared():
-                    self._unfed(message.task, Place.PREPARED)
-                case protocol.Ran():
-                    self._ran(message)
-                case protocol.Far():
-                    self._far(message)
-                case protocol.FarRows():
-                    self._far_rows(message)
-                case protocol.Ended():
-                    self._ended(message)
-                case protocol.Taken():
-                    self._answers.taken(home, message.number)
-                case protocol.Ends():
-                    self._crew.take_ends(message)
+        # Messages of a kind come together: then one lock, and one wake of who waits for it, do for all of them.
+        for kind, some in itertools.groupby(messages, type):
+            if kind is protocol.Ready:
+                self._ready(home, some)  # type: ignore[arg-type]
+            elif kind is protocol.Ended:
+                self._ended(some)  # type: ignore[arg-type]
+            else:
+                for message in some:
+                    self._hear_one(home, message)
         self._runs.poke()
         self.feed()
 
+    def _hear_one(self, home: Keeper, message: protocol.ToHost) -> None:
+        match message:
+            case protocol.Loaded() if home.number == 0:
+                self._residents.loaded(message)
+            case protocol.Prepared():
+                with self._changed:
+                    self._unfed(message.task, Place.PREPARED)
+            case protocol.Ran():
+                self._ran(message)
+            case protocol.Far():
+                self._far(message)
+            case protocol.FarRows():
+                self._far_rows(message)
+            case protocol.Taken():
+                self._answers.taken(home, message.number)
+            case protocol.Ends():
+                self._crew.take_ends(message)
+
     def _unfed(self, ticket: int, place: Place) -> T | None:
-        """Notes that the child is further with a task. Returns the task, unless it is not ours any more."""
-        with self._changed:
-            task = self._tasks.get(ticket)
-            self._feeding.is_ready(ticket)
-            if task is not None and task.place in (Place.PREPARING, Place.PREPARED) and task.place is not place:
-                task.moved(place)
+        """Notes that the child is further with a task. Returns the task, unless it is not ours any more.
+
+        Call it with the lock held.
+        """
+        task = self._tasks.get(ticket)
+        self._feeding.is_ready(ticket)
+        if task is not None and task.place is not place and task.place in (Place.PREPARING, Place.PREPARED):
+            task.moved(place)
         return task
 
-    def _ready(self, home: Keeper, ready: protocol.Ready) -> None:
-        task = self._unfed(ready.task, Place.PREPARING)
-        if task is None:
-            return
-        task.params = ready.params or task.params
-        assert task.lane is not None
-        # A task with deaths shares no batch.
-        group = (ready.task, ready.item) if task.deaths else ready.group
-        about = (group, task.lane, ready.cost, ready.nbytes, home.number, ready.where)
-        item = Item(task, ready.task, ready.item, *about)
-        if self._crew.device.served[task.lane].slots:
-            self._streams.put(item)
-            return
-        self._offer(item)
+    def _ready(self, home: Keeper, messages: Iterable[protocol.Ready]) -> None:
+        items: dict[str, list[Item[T]]] = {}
+        with self._changed:
+            for ready in messages:
+                task = self._unfed(ready.task, Place.PREPARED if ready.is_only else Place.PREPARING)
+                if task is None:
+                    continue
+                task.params = ready.params or task.params
+                assert task.lane is not None
+                # A task with deaths shares no batch.
+                group = (ready.task, ready.item) if task.deaths else ready.group
+                about = (group, task.lane, ready.cost, ready.nbytes, home.number, ready.where)
+                items.setdefault(task.lane, []).append(Item(task, ready.task, ready.item, *about))
+        for name, some in items.items():
+            if self._crew.device.served[name].slots:
+                for item in some:
+                    self._streams.put(item)
+            else:
+                self._offer(*some)
 
-    def _offer(self, item: Item[T]) -> None:
-        """Puts an item that is ready into the window."""
+    def _offer(self, *items: Item[T]) -> None:
+        """Puts items of a pipeline that are ready into the window."""
         with suppress(Closed):  # draining: the message goes back on its queue
-            self._window.put(item, self._limits(item.lane))
+            self._window.put_all(items, self._limits(items[0].lane))
 
     def _limits(self, name: str) -> BatchLimits:
         return self._crew.device.served[name].limits
@@ -425,36 +438,46 @@ class Dispatcher(Generic[T]):
                 if not items[at].is_gone and (task.progress is None or task.progress.unit == unit):
                     task.progress = Progress(done=done, total=total, unit=unit)
 
-    def _ended(self, ended: protocol.Ended) -> None:
-        task = self._unfed(ended.task, Place.PREPARED)
-        if task is None:
-            return
-        if ended.error is not None:
-            task.fail(ended.error.error())
-        task.result_json, task.result_uri = ended.result, ended.result_uri
-        task.handed_on_json = ended.handed_on
-        task.timing_ms = ended.timing_ms
-        if task.lane is not None and ended.error is None:
-            with self._changed:
-                self._feeding.learn(task.lane, ended.timing_ms)
-        if ended.batch is not None:
-            if (learned := self.costs.find(task.lane)) is not None:
-                learned.task_ended()
-            task.batch = BatchInfo.model_construct(size=ended.batch[0], padding=ended.batch[1])
-        self._end(task)
-
-    def _end(self, task: T) -> None:
-        """Delivers a task soon."""
+    def _ended(self, messages: Iterable[protocol.Ended]) -> None:
+        tasks = []
         with self._changed:
-            if self._stopped or task.place is Place.ENDED or self._tasks.get(task.ticket) is not task:
-                return
-            self._feeding.is_ready(task.ticket)
-            task.moved(Place.ENDED)
-        if task.lane is not None:
-            for stage in _STAGES[:-1]:
-                if stage in task.timing_ms:
-                    self._observer.stage_ended(task.id, task.lane, stage, task.timing_ms[stage] / 1000)
-        self._delivering.put([task])
+            for ended in messages:
+                task = self._unfed(ended.task, Place.PREPARED)
+                if task is None:
+                    continue
+                if ended.error is not None:
+                    task.fail(ended.error.error())
+                elif task.lane is not None:
+                    self._feeding.learn(task.lane, ended.timing_ms)
+                task.result_json, task.result_uri = ended.result, ended.result_uri
+                task.handed_on_json = ended.handed_on
+                task.timing_ms = ended.timing_ms
+                if ended.batch is not None:
+                    if (learned := self.costs.find(task.lane)) is not None:
+                        learned.task_ended()
+                    task.batch = BatchInfo.model_construct(size=ended.batch[0], padding=ended.batch[1])
+                tasks.append(task)
+        self._end(*tasks)
+
+    def _end(self, *tasks: T) -> None:
+        """Delivers tasks soon."""
+        with self._changed:
+            ending = [task for task in tasks if self._ends_now(task)]
+        for task in ending:
+            if task.lane is not None:
+                for stage in _STAGES[:-1]:
+                    if stage in task.timing_ms:
+                        self._observer.stage_ended(task.id, task.lane, stage, task.timing_ms[stage] / 1000)
+        if ending:
+            self._delivering.put(ending)
+
+    def _ends_now(self, task: T) -> bool:
+        """Notes that a task has ended, unless that is known, or it is not ours any more. Call it with the lock held."""
+        if self._stopped or task.place is Place.ENDED or self._tasks.get(task.ticket) is not task:
+            return False
+        self._feeding.is_ready(task.ticket)
+        task.moved(Place.ENDED)
+        return True
 
     def _drop(self, task: T) -> None:
         """Ends a task that needs no more work: cancelled, expired, or failed here. The child stops working on it."""

@@ -4,11 +4,12 @@
     child -> host   loaded, ends, failed, ready, prepared, ran, taken, far, ended, answer, lost
 
 The device process answers ``load`` with ``loaded`` and ``ends`` for each pipeline; a prepare process gets those ends.
-A child answers ``prepare`` with one ``ready`` for each item and then ``prepared``, and sends ``ended`` once for each
-task, unless it was cancelled. ``forward`` runs items that the device process has prepared itself, ``forward_rows``
-those of prepare processes; the answer is ``ran``. Its outputs go to the prepare process as ``outputs``, which says
-``taken`` when it has read them, whereupon the device process may ``free`` their place. ``cancel``, or ``stop`` for rows
-of prepare processes, also stops what runs, between two of its steps. Answers come in any order.
+A child answers ``prepare`` with one ``ready`` for each item and then ``prepared``, unless a ``ready`` said that there
+is only one; and sends ``ended`` once for each task, unless it was cancelled. ``forward`` runs items that the device
+process has prepared itself, ``forward_rows`` those of prepare processes; the answer is ``ran``. Its outputs go to the
+prepare process as ``outputs``, which says ``taken`` when it has read them, whereupon the device process may ``free``
+their place. ``cancel``, or ``stop`` for rows of prepare processes, also stops what runs, between two of its steps.
+Answers come in any order.
 
 What a producer sent goes to a child as bytes that only the child reads; what comes back is numbers, and results that
 are JSON already. There is no ``stats``: what a child is doing stands on its board
@@ -27,7 +28,7 @@ from pipeq.contract.errors import PipeqError
 from pipeq_worker.children.slab import Where
 
 
-class Start(msgspec.Struct, tag="start", frozen=True):
+class Start(msgspec.Struct, tag="start", array_like=True, frozen=True):
     """The first message to a child."""
 
     #: The worker's :class:`Settings`, pickled.
@@ -36,25 +37,25 @@ class Start(msgspec.Struct, tag="start", frozen=True):
     is_preparer: bool = False
 
 
-class Load(msgspec.Struct, tag="load", frozen=True):
+class Load(msgspec.Struct, tag="load", array_like=True, frozen=True):
     """Loads pipelines, one after the other; the first such message names all."""
 
     pipelines: list[str]
 
 
-class Unload(msgspec.Struct, tag="unload", frozen=True):
+class Unload(msgspec.Struct, tag="unload", array_like=True, frozen=True):
     """Gives the weights of pipelines back, between two batches. ``load`` brings them back; their ends stay."""
 
     pipelines: list[str]
 
 
-class LoadEnds(msgspec.Struct, tag="load_ends", frozen=True):
+class LoadEnds(msgspec.Struct, tag="load_ends", array_like=True, frozen=True):
     """Makes pipelines without weights: the name of each, and what the device process said in ``ends``."""
 
     ends: dict[str, bytes]
 
 
-class Prepare(msgspec.Struct, tag="prepare", frozen=True):
+class Prepare(msgspec.Struct, tag="prepare", array_like=True, frozen=True):
     """Takes a task in: accept, fetch, decode, prepare; and finish, once its items have run."""
 
     #: By which host and child know the task.
@@ -70,7 +71,7 @@ class Prepare(msgspec.Struct, tag="prepare", frozen=True):
     has_next: bool = False
 
 
-class Forward(msgspec.Struct, tag="forward", frozen=True):
+class Forward(msgspec.Struct, tag="forward", array_like=True, frozen=True):
     """Runs one batch; batches run in the order in which they come."""
 
     number: int
@@ -86,7 +87,7 @@ class Row(msgspec.Struct, array_like=True, frozen=True):
     cost: int
 
 
-class ForwardRows(msgspec.Struct, tag="forward_rows", frozen=True):
+class ForwardRows(msgspec.Struct, tag="forward_rows", array_like=True, frozen=True):
     """Runs one batch of rows that prepare processes have made."""
 
     number: int
@@ -118,7 +119,7 @@ class Error(msgspec.Struct, tag="error", array_like=True, frozen=True):
         return found
 
 
-class Outputs(msgspec.Struct, tag="outputs", frozen=True):
+class Outputs(msgspec.Struct, tag="outputs", array_like=True, frozen=True):
     """What a batch made of items of this prepare process."""
 
     number: int
@@ -130,13 +131,13 @@ class Outputs(msgspec.Struct, tag="outputs", frozen=True):
     items: dict[int, Where | Error]
 
 
-class Free(msgspec.Struct, tag="free", frozen=True):
+class Free(msgspec.Struct, tag="free", array_like=True, frozen=True):
     """The outputs of a batch have been read."""
 
     number: int
 
 
-class Cancel(msgspec.Struct, tag="cancel", frozen=True):
+class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True):
     """Stops working on tasks; nothing more is said of them."""
 
     tasks: list[int]
@@ -144,7 +145,7 @@ class Cancel(msgspec.Struct, tag="cancel", frozen=True):
     busy: list[int] = []
 
 
-class Stop(msgspec.Struct, tag="stop", frozen=True):
+class Stop(msgspec.Struct, tag="stop", array_like=True, frozen=True):
     """The answers of some rows of a batch are not wanted any more."""
 
     number: int
@@ -152,11 +153,11 @@ class Stop(msgspec.Struct, tag="stop", frozen=True):
     rows: list[int]
 
 
-class Ask(msgspec.Struct, tag="ask", frozen=True):
+class Ask(msgspec.Struct, tag="ask", array_like=True, frozen=True):
     """Asks for an answer, to know that the child still reads what it is sent."""
 
 
-class Loaded(msgspec.Struct, tag="loaded", frozen=True):
+class Loaded(msgspec.Struct, tag="loaded", array_like=True, frozen=True):
     """A pipeline is loaded and warmed up."""
 
     name: str
@@ -181,21 +182,21 @@ class Loaded(msgspec.Struct, tag="loaded", frozen=True):
     can_unload: bool = False
 
 
-class Ends(msgspec.Struct, tag="ends", frozen=True):
+class Ends(msgspec.Struct, tag="ends", array_like=True, frozen=True):
     """What a prepare process needs to prepare for a pipeline; None if only the device process can."""
 
     name: str
     data: bytes | None
 
 
-class Failed(msgspec.Struct, tag="failed", frozen=True):
+class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
     """A pipeline cannot be loaded; its settings or its model must be changed."""
 
     code: str
     message: str
 
 
-class Ready(msgspec.Struct, tag="ready", frozen=True):
+class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
     """An item lies ready for a batch."""
 
     task: int
@@ -204,19 +205,21 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
     group: bytes
     cost: int
     nbytes: int
+    #: Whether it is known to be the task's only one, so that no ``prepared`` follows.
+    is_only: bool = False
     #: Where a prepare process has put it.
     where: Where | None = None
     #: The parameters of its task's call, pickled, with the first item of a prepare process.
     params: bytes = b""
 
 
-class Prepared(msgspec.Struct, tag="prepared", frozen=True):
+class Prepared(msgspec.Struct, tag="prepared", array_like=True, frozen=True):
     """All items of a task have been made."""
 
     task: int
 
 
-class Ran(msgspec.Struct, tag="ran", frozen=True):
+class Ran(msgspec.Struct, tag="ran", array_like=True, frozen=True):
     """A batch has run; each of its items has an output or an error, which the child keeps."""
 
     number: int
@@ -234,13 +237,13 @@ class Ran(msgspec.Struct, tag="ran", frozen=True):
     outputs: list[Where | Error] = []
 
 
-class Taken(msgspec.Struct, tag="taken", frozen=True):
+class Taken(msgspec.Struct, tag="taken", array_like=True, frozen=True):
     """A prepare process has read the outputs of a batch."""
 
     number: int
 
 
-class Far(msgspec.Struct, tag="far", frozen=True):
+class Far(msgspec.Struct, tag="far", array_like=True, frozen=True):
     """How far a task is; said of tasks that take more than a second, once a second at most."""
 
     task: int
@@ -251,14 +254,14 @@ class Far(msgspec.Struct, tag="far", frozen=True):
     unit: str
 
 
-class FarRows(msgspec.Struct, tag="far_rows", frozen=True):
+class FarRows(msgspec.Struct, tag="far_rows", array_like=True, frozen=True):
     """How far rows of prepare processes are that take more than a second: position, done, total, and unit of each."""
 
     number: int
     rows: list[tuple[int, int, int | None, str]]
 
 
-class Ended(msgspec.Struct, tag="ended", frozen=True):
+class Ended(msgspec.Struct, tag="ended", array_like=True, frozen=True):
     """A task has its result, or its error. The child has forgotten it."""
 
     task: int
@@ -273,11 +276,11 @@ class Ended(msgspec.Struct, tag="ended", frozen=True):
     batch: tuple[int, float] | None = None
 
 
-class Answer(msgspec.Struct, tag="answer", frozen=True):
+class Answer(msgspec.Struct, tag="answer", array_like=True, frozen=True):
     """The answer to ``ask``."""
 
 
-class Lost(msgspec.Struct, tag="lost", frozen=True):
+class Lost(msgspec.Struct, tag="lost", array_like=True, frozen=True):
     """The child cannot use its device any more, and ends."""
 
     reason: str

@@ -48,7 +48,7 @@ class Streams(Runs[T]):
         hopeless: Callable[[str], None],
         slots: Callable[[str], int],
     ) -> None:
-        super().__init__(Batcher(1), begin, send, may_run, drop, limits, settings, observer, hopeless)
+        super().__init__(Batcher(), begin, send, may_run, drop, limits, settings, observer, hopeless)
         self._numbers = itertools.count(FIRST)
         self._slots = slots
         #: Lane -> items that wait for a place, the most urgent first, and those that wait to be alone.

@@ -107,9 +107,8 @@ def _batched(
         items += [Item(task, index, at, r.features, r.group, r.cost, r.nbytes) for at, r in enumerate(rows)]
     if shuffle is not None:
         random.Random(shuffle).shuffle(items)  # noqa: S311 - no secret
-    batcher: Batcher[Item] = Batcher(2**62)
-    for item in items:
-        batcher.put(item, limits)
+    batcher: Batcher[Item] = Batcher()
+    batcher.put_all(items, limits)
     while len(batcher):
         batch = batcher.take()
         assert batch is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeq.contract.errors import ErrorCode, PipeqError
@@ -26,11 +26,15 @@ STEP_S = 0.05
 class ConstantPipeline(Pipeline):
     """Accepts any input and returns :data:`RESULT`. The parameter ``seconds`` (0) is the duration of a forward pass."""
 
+    prepares_together = True
+
     def __init__(self, name: str, settings: PipelineSettings) -> None:
         self.name = name
         self.task_type = find(settings.task or name)
         self.settings = settings
         self.model = ModelInfo(id=RESULT)
+        #: The call of a task without parameters: nearly all have none.
+        self._plain: Call | None = None
         self.limits = BatchLimits(
             max_size=settings.max_batch_size,
             max_cost=settings.max_batch_size if settings.max_batch_cost == "auto" else settings.max_batch_cost,
@@ -39,6 +43,13 @@ class ConstantPipeline(Pipeline):
         )
 
     def merge(self, params: Mapping[str, Any]) -> Call:
+        if params:
+            return self._merged(params)
+        if self._plain is None:
+            self._plain = self._merged({})
+        return self._plain
+
+    def _merged(self, params: Mapping[str, Any]) -> Call:
         merged = {"seconds": 0, **self.settings.params, **params}
         seconds = merged["seconds"]
         for name in merged.keys() - {"seconds"}:
@@ -52,7 +63,10 @@ class ConstantPipeline(Pipeline):
         return Call({"seconds": checked}, key=checked)
 
     def prepare(self, value: Any, call: Call) -> Iterator[Prepared]:
-        yield Prepared(None, (self.name, call.key), 1, 0)
+        yield from self.prepare_together([value], call)
+
+    def prepare_together(self, values: Sequence[Any], call: Call) -> list[Prepared]:
+        return [Prepared(None, (self.name, call.key), 1, 0)] * len(values)
 
     def forward(self, features: list[Any], call: Call, running: Running | None = None) -> list[Any]:
         until = time.monotonic() + call.params["seconds"]

@@ -1,14 +1,14 @@
 """BATCH: ready items -> batches, by padded cost and urgency. Before: prepare. After: infer. No Celery and no torch.
 
-The window (window.py) chooses the batches. This module lets threads put items in and take batches out, and makes those
-wait that put in too much.
+The window (window.py) chooses the batches. This module lets threads put items in and take batches out. How many items
+there are at most is decided where they lie (stages/shelf.py).
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
@@ -16,9 +16,6 @@ from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.schedule.costs import Costs
 from pipeq_worker.schedule.ranks import T
 from pipeq_worker.schedule.window import Window
-
-#: Share of the window's bytes beyond which a lane is full once two batches wait in it.
-ENOUGH = 0.25
 
 
 @dataclass(frozen=True)
@@ -43,13 +40,10 @@ class Batcher(Generic[T]):
     """The window of ready items. Many threads put items in, and the device thread takes batches out.
 
     Args:
-        max_bytes: :meth:`put` blocks while an item's lane holds this much, which slows down the thread that cuts a long
-            audio into chunks.
         costs: what was learned of each lane; it sets the limits of batches.
     """
 
-    def __init__(self, max_bytes: int, costs: Costs | None = None) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, costs: Costs | None = None) -> None:
         self._costs = costs or Costs()
         self._window: Window[T] = Window()
         self._closed = False
@@ -64,37 +58,30 @@ class Batcher(Generic[T]):
         with self._changed:
             return self._window.waiting(lane)[0]
 
-    def put(self, item: T, limits: BatchLimits) -> bool:
-        """Adds an item; blocks while its lane is full by bytes.
+    def put(self, item: T, limits: BatchLimits) -> None:
+        """Adds an item. Returns at once.
 
         Args:
             item: the item.
             limits: those of its pipeline, from which learning starts.
 
-        Returns:
-            Whether the lane has no room for another item like it; a caller with more items should then pause.
-
         Raises:
             Closed: the batcher was closed.
         """
-        learned = self._costs.of(item.lane, limits)
+        self.put_all([item], limits)
+
+    def put_all(self, items: Sequence[T], limits: BatchLimits) -> None:
+        """Adds items of one pipeline, as :meth:`put` does."""
+        if not items:
+            return
+        learned = self._costs.of(items[0].lane, limits)
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._is_full(item, learned.limits))
             if self._closed:
                 raise Closed
-            self._window.add(item, learned, time.monotonic())
+            now = time.monotonic()
+            for item in items:
+                self._window.add(item, learned, now)
             self._changed.notify_all()
-            return self._is_full(item, learned.limits)
-
-    def _is_full(self, item: T, limits: BatchLimits) -> bool:
-        """Whether an item has to wait outside. A lane that is empty admits one item of any size."""
-        count, cost, nbytes = self._window.waiting(item.lane)
-        total = nbytes + item.nbytes
-        if not count or total <= self._max_bytes * ENOUGH:
-            return False
-        # Two batches give enough choice; holding more items only takes memory.
-        has_two = count >= 2 * limits.max_size or cost >= 2 * limits.max_cost
-        return has_two or total > self._max_bytes
 
     def take(self, *, is_idle: bool = True) -> Batch[T] | None:
         """Returns the next batch.
@@ -112,7 +99,6 @@ class Batcher(Generic[T]):
                 now = time.monotonic()
                 found = self._window.next(now, is_idle=is_idle)
                 if isinstance(found, list):
-                    self._changed.notify_all()
                     return Batch(found)
                 if not is_idle:
                     return None

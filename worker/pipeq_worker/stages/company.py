@@ -105,6 +105,7 @@ class Company:
         for task, row in zip(tasks, rows, strict=True):
             task.add_time("prepare", seconds)
             task.rows, task.thread, task.held_up, task.items = iter(()), LOOP, _item(task, row), 1
+            task.has_one_item = True
             self._go_on(task)
         return True
 

@@ -48,7 +48,7 @@ class Listener:
 
     Attributes:
         ready: an item lies on the shelf.
-        prepared: all items of a task do, or have run already.
+        prepared: all items of a task do, or have run already; not told of one that was known to have only one item.
         ran: a batch has run.
         ended: a task has its result, or an error.
         lost: the device cannot be used any more; the reason.

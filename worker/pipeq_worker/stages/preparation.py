@@ -55,7 +55,7 @@ class Preparation:
         shelf: receives the items.
         steps: what the threads do is noted there.
         ready: called with each item, once it lies on the shelf.
-        prepared: called with a task whose items are all made.
+        prepared: called with a task whose items are all made, unless it was known to have only one.
         finish: called with a task that needs no device, or whose items have all run.
         check_output: raises if a producer may not have output written to a URI.
         loop: prepares what is short, if there is one.
@@ -312,7 +312,7 @@ class Preparation:
         task.rows = None
         if task.prepared():
             self._finish(task)
-        else:
+        elif not task.has_one_item:
             self._prepared(task)
 
     def _lane(self, task: Task) -> Lane:

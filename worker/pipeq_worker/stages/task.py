@@ -124,6 +124,8 @@ class Task:
     held_up: Item | None = None
     #: Number of items prepared so far.
     items: int = 0
+    #: Whether its first item is known to be its only one.
+    has_one_item: bool = False
     #: When it has to be done (monotonic clock), if it has to.
     deadline: float | None = None
     #: The row of its last item, which tells how far that is.

@@ -46,7 +46,7 @@ def test_rows_of_a_process_that_dies_while_their_batch_begins_do_not_run() -> No
     def begin(tasks: list[Task], alone: bool) -> None:
         gone.task.ticket = 3  # its prepare process has died, and it starts over
 
-    window: Batcher[Item[Task]] = Batcher(2**30)
+    window: Batcher[Item[Task]] = Batcher()
     for one in (gone, stays):
         window.put(one, LIMITS)
     runs = make(window, begin, sent)
@@ -68,7 +68,7 @@ def test_rows_of_a_process_that_dies_while_their_batch_begins_do_not_run() -> No
 def test_a_batch_that_takes_long_to_start_is_started_earlier(start_s: float, run_s: float, ahead: int) -> None:
     """Batches that lie ready delay what is urgent, so there are no more than the device needs."""
     sent: list[protocol.ForwardRows] = []
-    window: Batcher[Item[Task]] = Batcher(2**30)
+    window: Batcher[Item[Task]] = Batcher()
     for at in range(1, 40 * LIMITS.max_size):
         window.put(item(at), LIMITS)
     runs = make(window, lambda *_: time.sleep(start_s), sent)

@@ -27,7 +27,7 @@ class Row:
 
 
 def test_a_batch_holds_similar_lengths_and_the_oldest() -> None:
-    batcher: Batcher[Row] = Batcher(10**6)
+    batcher: Batcher[Row] = Batcher()
     rows = [Row(50), Row(3), Row(48), Row(4), Row(5)]
     for row in rows:
         batcher.put(row, LIMITS)
@@ -40,7 +40,7 @@ def test_a_batch_holds_similar_lengths_and_the_oldest() -> None:
 
 def test_no_batch_is_over_its_limits_and_none_is_lost() -> None:
     rng = random.Random(0)
-    batcher: Batcher[Row] = Batcher(10**6)
+    batcher: Batcher[Row] = Batcher()
     rows = [Row(rng.randint(1, 120)) for _ in range(500)]
     for row in rows:
         batcher.put(row, LIMITS)
@@ -58,7 +58,7 @@ def test_no_batch_is_over_its_limits_and_none_is_lost() -> None:
 
 def test_the_oldest_is_never_overtaken_for_long() -> None:
     """The long item is in the very next batch, however many short ones keep coming."""
-    batcher: Batcher[Row] = Batcher(10**6)
+    batcher: Batcher[Row] = Batcher()
     long = Row(90)
     batcher.put(long, LIMITS)
     for _ in range(100):
@@ -95,7 +95,7 @@ def test_an_item_over_the_limit_runs_alone() -> None:
 
 
 def test_groups_do_not_mix_and_take_turns_by_age() -> None:
-    batcher: Batcher[Row] = Batcher(10**6)
+    batcher: Batcher[Row] = Batcher()
     for group in "abab":
         batcher.put(Row(5, group), LIMITS)
     taken = [batcher.take(), batcher.take()]
@@ -103,7 +103,7 @@ def test_groups_do_not_mix_and_take_turns_by_age() -> None:
 
 
 def test_idle_waits_for_company_but_not_long() -> None:
-    batcher: Batcher[Row] = Batcher(10**6)
+    batcher: Batcher[Row] = Batcher()
     limits = BatchLimits(max_size=8, max_cost=100, max_wait_s=0.2)
     batcher.put(Row(5), limits)
     threading.Timer(0.05, batcher.put, (Row(5), limits)).start()
@@ -115,33 +115,15 @@ def test_idle_waits_for_company_but_not_long() -> None:
 
 
 def test_a_full_batch_does_not_wait() -> None:
-    batcher: Batcher[Row] = Batcher(10**6)
+    batcher: Batcher[Row] = Batcher()
     limits = BatchLimits(max_size=2, max_cost=100, max_wait_s=60)
     batcher.put(Row(5), limits)
     batcher.put(Row(5), limits)
     assert batcher.take() is not None
 
 
-def test_put_blocks_while_the_window_is_full() -> None:
-    batcher: Batcher[Row] = Batcher(max_bytes=10)
-    batcher.put(Row(5, nbytes=8), LIMITS)
-    put = threading.Thread(target=batcher.put, args=(Row(5, nbytes=8), LIMITS))
-    put.start()
-    put.join(0.1)
-    assert put.is_alive()
-    assert batcher.take() is not None
-    put.join(5)
-    assert not put.is_alive()
-
-
-def test_one_larger_than_the_window_is_let_in_alone() -> None:
-    batcher: Batcher[Row] = Batcher(max_bytes=10)
-    batcher.put(Row(5, nbytes=1000), LIMITS)
-    assert batcher.take() is not None
-
-
 def test_close_wakes_everybody_and_returns_the_rest() -> None:
-    batcher: Batcher[Row] = Batcher(max_bytes=1)
+    batcher: Batcher[Row] = Batcher()
     taken: list[Batch[Row] | None] = []
     take = threading.Thread(target=lambda: taken.append(batcher.take()))
     take.start()
@@ -156,36 +138,8 @@ def test_padding() -> None:
     assert Batch([Row(5), Row(10)]).padding == 0.25
 
 
-def test_a_full_lane_holds_up_no_other() -> None:
-    batcher: Batcher[Row] = Batcher(10)
-    batcher.put(Row(5, nbytes=8), LIMITS)
-    full = threading.Thread(target=batcher.put, args=(Row(5, nbytes=8), LIMITS))
-    full.start()
-    other = Row(5, "b", nbytes=8, lane="b")
-    batcher.put(other, LIMITS)  # would block for ever
-    batches = [batcher.take() for _ in range(3)]
-    full.join()
-    assert sorted(row.lane for batch in batches if batch for row in batch.items) == ["a", "a", "b"]
-
-
-def test_beyond_two_batches_little_more_is_kept() -> None:
-    """Of an hour of audio in chunks, for instance, only as many wait as batches can be chosen from."""
-    batcher: Batcher[Row] = Batcher(100)
-    for _ in range(4):
-        batcher.put(Row(50, nbytes=10), LIMITS)  # a batch is two of them
-    late = threading.Thread(target=batcher.put, args=(Row(50, nbytes=10), LIMITS))
-    late.start()
-    late.join(0.1)
-    assert late.is_alive()
-    for _ in range(6):
-        batcher.put(Row(1, "b", nbytes=10, lane="b"), LIMITS)  # small ones: not two batches yet
-    batcher.take()
-    late.join(5)
-    assert not late.is_alive()
-
-
 def test_a_lone_item_does_not_wait_once_company_was_not_seen() -> None:
-    batcher: Batcher[Row] = Batcher(10**6)
+    batcher: Batcher[Row] = Batcher()
     limits = BatchLimits(max_size=8, max_cost=100, max_wait_s=0.1)
     batcher.put(Row(5), limits)
     batcher.take()  # of the first item nothing is known: it waits
@@ -200,7 +154,7 @@ def test_a_lone_item_does_not_wait_once_company_was_not_seen() -> None:
 
 
 def test_company_is_waited_for_again_when_it_comes() -> None:
-    batcher: Batcher[Row] = Batcher(10**6)
+    batcher: Batcher[Row] = Batcher()
     limits = BatchLimits(max_size=8, max_cost=100, max_wait_s=0.2)
     for pause in (0, 0.25, 0.25):
         time.sleep(pause)
@@ -215,7 +169,7 @@ def test_company_is_waited_for_again_when_it_comes() -> None:
 
 
 def test_a_busy_device_gets_only_what_cannot_become_better() -> None:
-    batcher: Batcher[Row] = Batcher(10**6)
+    batcher: Batcher[Row] = Batcher()
     limits = BatchLimits(max_size=2, max_cost=100, max_wait_s=60)
     assert batcher.take(is_idle=False) is None
     batcher.put(Row(5), limits)
@@ -229,7 +183,7 @@ def test_a_busy_device_gets_only_what_cannot_become_better() -> None:
 
 
 def test_a_wait_ends_for_a_deadline() -> None:
-    batcher: Batcher[Row] = Batcher(10**6)
+    batcher: Batcher[Row] = Batcher()
     limits = BatchLimits(max_size=8, max_cost=100, max_wait_s=60)
     began = time.monotonic()
     batcher.put(Row(5, deadline=began + 0.2), limits)
