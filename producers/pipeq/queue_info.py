@@ -16,6 +16,7 @@ from pipeq.contract import keys
 from pipeq.contract.heartbeat import Beat, drain_s, totals
 from pipeq.contract.reading import json_object, readable_object
 from pipeq.contract.status import TaskStatus
+from pipeq.contract.unlike import odd_ones
 from pipeq.server import replies
 
 
@@ -47,6 +48,9 @@ class QueueInfo:
     #: padded cost), ``task_s`` (device time of a task), ``max_batch_cost``, and ``memory_limit`` after a batch had too
     #: little memory. Empty before the first pass.
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    #: Worker -> how the model or the parameters with which it serves the pipeline differ from those of most workers, in
+    #: words; empty if all are alike.
+    unlike: dict[str, str] = field(default_factory=dict)
 
 
 def registered(found: Mapping[bytes | str, bytes | str]) -> dict[str, dict[str, Any]]:
@@ -107,6 +111,9 @@ def read_queue(
         drain_s=drain_s(depth + in_flight, pipeline, beats.values()),
         # A worker that serves by now may still be registered as loading.
         loading=len((set(loading or []) - beats.keys()) | again),
+        unlike=odd_ones(
+            {name.decode("utf-8", "replace"): beat.models.get(pipeline, {}) for name, beat in beats.items()}
+        ),
     )
 
 

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 import transformers
 from click.testing import CliRunner
+from pipeq.contract import unlike
 from pipeq.contract.errors import PipeqError
 from pipeq.demo.embedded import S3Server
 from pipeq_worker.models.loading import load_pipeline
@@ -314,3 +315,23 @@ def answer_of_decision(pipeline: TransformersPipeline) -> Any:
     call = pipeline.call({})
     (features,) = pipeline.preprocess(samples.decisions()[0], call)
     return pipeline.postprocess(pipeline.forward([features], call), call)
+
+
+def test_models_of_one_name_with_other_weights_are_told_apart(tiny: Path, tmp_path: Path) -> None:
+    """Two folders of one name, on two machines: a copy is the same model, one that was trained on is another."""
+    found = {}
+    for name in ("model", "copy", "trained"):
+        folder = tmp_path / name / "model"
+        shutil.copytree(tiny_models.build("classifier", tiny), folder)
+        if name == "trained":
+            weights = {
+                key: one * 1.01 for key, one in safetensors.torch.load_file(folder / "model.safetensors").items()
+            }
+            safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        task = "sentiment-analysis" if name == "copy" else "text-classification"
+        found[name] = load_pipeline("it", PipelineSettings(task=task, model=str(folder)), "cpu").identity
+    assert unlike.differences(found["model"], found["copy"]) is None
+    sentence = unlike.differences(found["model"], found["trained"])
+    assert sentence is not None
+    assert sentence.startswith("files ")
+    assert f"of {tmp_path}/trained/model (not " in sentence

@@ -147,6 +147,9 @@ def print_queues(queues: Sequence[QueueInfo]) -> None:
         for name, reason in sorted(queue.deaf.items()):
             text = f"{shown.line(queue.pipeline)}: {shown.line(name)} takes no messages: {shown.line(reason)}"
             console.print(text, markup=False, soft_wrap=True)
+        for name, how in sorted(queue.unlike.items()):
+            text = f"{shown.line(queue.pipeline)}: {shown.line(name)} serves another model: {shown.line(how, 1000)}"
+            console.print(text, markup=False, soft_wrap=True)
 
 
 def _task_time(queue: QueueInfo) -> str:

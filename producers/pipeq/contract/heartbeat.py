@@ -42,6 +42,8 @@ class Beat:
     deaf: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: Pipeline -> what its forward passes take: the numbers in :data:`COSTS`.
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    #: Pipeline -> what decides its answers: aspect -> a short text (see :mod:`pipeq.contract.unlike`).
+    models: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def encode(self) -> str:
         """Returns the text that is stored in Redis; what is empty is left out."""
@@ -63,6 +65,7 @@ class Beat:
             stopping=found.get("stopping") is True,
             deaf={name: one for name, one in deaf.items() if isinstance(one, dict)} if isinstance(deaf, dict) else {},
             costs=_costs(found.get("costs")),
+            models=_models(found.get("models")),
         )
 
     def takes_nothing(self, pipeline: str) -> str | None:
@@ -101,6 +104,16 @@ def _costs(value: object) -> dict[str, dict[str, float]]:
         return {}
     found = {name: _numbers(one, float) for name, one in value.items()}
     return {name: {part: one[part] for part in COSTS if part in one} for name, one in found.items() if one}
+
+
+def _models(value: object) -> dict[str, dict[str, str]]:
+    if not isinstance(value, dict):
+        return {}
+    found = {pipeline: one for pipeline, one in value.items() if isinstance(one, dict)}
+    texts = {
+        pipeline: {name: text for name, text in one.items() if isinstance(text, str)} for pipeline, one in found.items()
+    }
+    return {pipeline: one for pipeline, one in texts.items() if one}
 
 
 def _within(value: object) -> float | None:

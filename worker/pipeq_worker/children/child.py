@@ -309,6 +309,7 @@ def _loaded(pipeline: Pipeline) -> protocol.Loaded:
         pipeline.weight_bytes,
         pipeline.is_loaded,
         pipeline.can_unload,
+        dict(pipeline.identity),
     )
 
 

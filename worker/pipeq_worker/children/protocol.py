@@ -180,6 +180,8 @@ class Loaded(msgspec.Struct, tag="loaded", array_like=True, frozen=True):
     weight_bytes: int = 0
     is_resident: bool = True
     can_unload: bool = False
+    #: What decides its answers: aspect -> a short text.
+    identity: dict[str, str] = {}
 
 
 class Ends(msgspec.Struct, tag="ends", array_like=True, frozen=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Self
 
 from pipeq.contract.status import ModelInfo
@@ -25,6 +25,8 @@ class Served:
     slots: int = 0
     #: Passes that ran while it was loaded.
     first_passes: tuple[Pass, ...] = ()
+    #: What decides its answers: aspect -> a short text.
+    identity: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, loaded: protocol.Loaded) -> Self:
@@ -32,4 +34,4 @@ class Served:
         limits = BatchLimits(**{one.name: getattr(loaded, one.name) for one in fields(BatchLimits)})
         model = ModelInfo.model_validate_json(loaded.model)
         passes = tuple(Pass(*one) for one in loaded.first_passes)
-        return cls(loaded.name, loaded.task_type, model, limits, loaded.slots, passes)
+        return cls(loaded.name, loaded.task_type, model, limits, loaded.slots, passes, loaded.identity)

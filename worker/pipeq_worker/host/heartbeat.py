@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from pipeq_worker.children.served import Served
 from pipeq_worker.delivery.retries import Retries
 from pipeq_worker.host.health import Health
+from pipeq_worker.host.others import Others
 from pipeq_worker.leases.receiving import Receiving
 from pipeq_worker.observe.outage import Episodes, is_wrong_type, outage
 from pipeq_worker.observe.rates import Rates
@@ -60,6 +61,7 @@ class Heartbeat:
         self._log = Episodes(
             "the key %s is not what pipeq keeps there: %s", "the key %s is as it should be", "heartbeat"
         )
+        self._others = Others(client, worker, pipelines)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -123,6 +125,7 @@ class Heartbeat:
             stopping=self._health.is_stopping,
             deaf=deaf,
             costs={str(name): about for name, about in self._costs().items()},
+            models={name: one.identity for name, one in self._pipelines.items()},
         )
         self.deaf = {queue: one["reason"] for queue, one in deaf.items()}
         written = []
@@ -135,12 +138,16 @@ class Heartbeat:
                 written += [keys.PIPELINES, keys.workers_key(name), keys.workers_key(name)]
             pipe.set(keys.worker_key(self._worker), about.encode(), ex=int(keys.WORKER_TTL_S))
             written.append(keys.worker_key(self._worker))
+            for name in self._pipelines:
+                pipe.zrangebyscore(keys.workers_key(name), now - keys.WORKER_TTL_S, "+inf")
             # A key of the wrong type must not keep the other keys from being written.
             replies = pipe.execute(raise_on_error=False)
         wrong = {}
-        for key, reply in zip(written, replies, strict=True):
+        for key, reply in zip(written, replies[: len(written)], strict=True):
             if is_wrong_type(reply):
                 wrong[key] = shown.line(str(reply))
             elif isinstance(reply, Exception):
                 raise reply
         self._log.now(wrong)
+        alive = dict(zip(self._pipelines, replies[len(written) :], strict=True))
+        self._others.look({name: reply for name, reply in alive.items() if isinstance(reply, list)})

@@ -50,6 +50,8 @@ class Runtime:
     seen: Seen
     #: What the child has loaded, by name.
     pipelines: dict[str, Served] = field(default_factory=dict)
+    #: Called when the heartbeat is about to begin.
+    on_serving: Callable[[], None] = lambda: None
     #: Set when only a new process helps: nothing is waited for then.
     lost: bool = False
     dispatcher: Dispatcher[Delivery] = field(init=False)
@@ -135,6 +137,7 @@ class Runtime:
 
     def announce(self) -> None:
         """Registers the pipelines, so that producers may submit to them. Called when messages are being taken."""
+        self.on_serving()
         self._heartbeat.start()
         self.seen.health.serves()
         logger.info("ready: serving %s as %s", ", ".join(self.queues), self.hostname, extra={"action": "ready"})

@@ -9,6 +9,7 @@ from typing import Any
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.status import ModelInfo
 
+from pipeq_worker.models import identity
 from pipeq_worker.models.call import Call
 from pipeq_worker.models.params.rules import Number, UnfitError, display
 from pipeq_worker.models.pipeline import BatchLimits, Pipeline, Prepared
@@ -33,6 +34,7 @@ class ConstantPipeline(Pipeline):
         self.task_type = find(settings.task or name)
         self.settings = settings
         self.model = ModelInfo(id=RESULT)
+        self.identity = identity.of_settings(settings, self.task_type.name, RESULT, None, None)
         #: The call of a task without parameters: nearly all have none.
         self._plain: Call | None = None
         self.limits = BatchLimits(

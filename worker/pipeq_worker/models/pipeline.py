@@ -57,6 +57,8 @@ class Pipeline(ABC):
     #: The model that computes the results.
     model: ModelInfo
     limits: BatchLimits
+    #: What decides its answers: aspect -> a short text. Other workers compare it with theirs.
+    identity: Mapping[str, str] = {}
     #: Items, padded cost and seconds of passes that have run while it was loaded.
     first_passes: Sequence[tuple[int, int, float]] = ()
     #: Sampling rate of the audio that it takes, in Hz.

@@ -12,7 +12,7 @@ import torch
 import transformers
 from pipeq.contract.errors import PipeqError, SettingsError
 
-from pipeq_worker.models import own, pickles, seeding, weights
+from pipeq_worker.models import identity, own, pickles, seeding, weights
 from pipeq_worker.models.continuous_trial import make_stream
 from pipeq_worker.models.model_archive import unpacked
 from pipeq_worker.models.own import checkpoint
@@ -60,6 +60,13 @@ def load_transformers_pipeline(
         with pickles.refused(settings.allow_pickle):
             pipeline = TransformersPipeline(name, task_type, settings, pipe, limits)
         loaded = time.monotonic()
+        pipeline.identity = identity.of_settings(
+            settings,
+            task if task.startswith(task_type.name) else task_type.name,  # an alias means the same
+            pipeline.model.id,
+            model,
+            identity.commit_of(pipe.model),
+        )
         warm_up(pipeline)
         pipeline.first_passes = seeding.measured(pipeline, time.monotonic() - loaded)
         _check_padding(pipeline)

@@ -9,6 +9,7 @@ import secrets
 import socket
 import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -122,8 +123,11 @@ def run(settings: Settings) -> int:
     observer = Observers([Log(), *seen.observers, *own])
     startup.wait_for_redis(settings.redis_url)
     runtime = Runtime(settings, hostname, observer, seen)
-    with startup.Loading(settings.redis_url, hostname, settings.pipelines):
+    with ExitStack() as starting:
+        loading = starting.enter_context(startup.Loading(settings.redis_url, hostname, settings.pipelines))
         runtime.load()
+        loading.claim(runtime.pipelines, strict=settings.strict)
+        runtime.on_serving = starting.pop_all().close
     supervisor.end_with_parent()
     gc.collect()
     gc.freeze()

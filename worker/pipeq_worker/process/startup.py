@@ -11,8 +11,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from types import TracebackType
 from typing import Self
@@ -20,6 +21,7 @@ from typing import Self
 import redis
 from pipeq.contract import keys, shown
 from pipeq.contract.errors import SettingsError
+from pipeq.contract.heartbeat import Beat
 from pipeq.contract.redis_url import connect
 from redis.exceptions import (
     AuthenticationError,
@@ -28,7 +30,10 @@ from redis.exceptions import (
     TimeoutError,  # noqa: A004
 )
 
+from pipeq_worker.children.served import Served
+from pipeq_worker.host import others
 from pipeq_worker.models.task_types import ALIASES, TASK_TYPES, is_task_type
+from pipeq_worker.observe.outage import outage
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stores import registry
@@ -171,21 +176,34 @@ def _said(error: Exception) -> str:
 class Loading:
     """Registers the worker in Redis as loading, so that a submit in the meantime does not warn of a missing worker.
 
-    A context manager; it owns its thread, which ends with the block. The registration expires after
-    ``queues.WORKER_TTL_S``; by then the heartbeat of the ready worker has replaced it. After an error it is removed at
-    once.
+    A context manager; it owns its thread, which ends with the block: when the worker's heartbeat is about to begin.
+    After an error the registration is removed at once, otherwise it expires after ``keys.WORKER_TTL_S``.
     """
 
     def __init__(self, url: str, worker: str, pipelines: Iterable[str]) -> None:
         self._redis = connect(url)
         self._worker = worker
         self._pipelines = list(pipelines)
+        #: What it has claimed to serve, once that is loaded.
+        self._claimed: Beat | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="loading", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
+
+    def claim(self, pipelines: Mapping[str, Served], *, strict: bool) -> None:
+        """Says what the worker will serve: see :func:`pipeq_worker.host.others.claim`. Waits until Redis answers."""
+        while True:
+            try:
+                self._claimed = others.claim(self._redis, self._worker, pipelines, strict=strict)
+            except RedisError as error:
+                outage.noticed("claim", error)
+                time.sleep(_ASK_AGAIN_S)
+            else:
+                outage.over("claim")
+                return
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -196,6 +214,7 @@ class Loading:
             with suppress(RedisError), self._redis.pipeline(transaction=False) as pipe:
                 for name in self._pipelines:
                     pipe.zrem(keys.loading_key(name), self._worker)
+                pipe.delete(keys.worker_key(self._worker))
                 pipe.execute(raise_on_error=False)
         self._redis.close()
 
@@ -215,4 +234,6 @@ class Loading:
                 pipe.zadd(key, {self._worker: now})
                 pipe.zremrangebyscore(key, "-inf", now - keys.WORKER_TTL_S)
                 pipe.expire(key, 3600)
+            if self._claimed is not None:
+                others.register(pipe, self._worker, replace(self._claimed, at=now))
             pipe.execute(raise_on_error=False)

@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     max_loaded_bytes: Bytes | None = None
     #: Threads that torch uses for one operation on the CPU; torch's own default where it is absent.
     torch_threads: int | None = Field(default=None, gt=0)
+    #: Whether the worker refuses to start while another one serves a pipeline of the same name with another model,
+    #: revision or parameters. Without it, both log a warning.
+    strict: bool = False
     #: Tries of a task whose store is unreachable, the first one included.
     max_attempts: int = Field(default=4, gt=0)
     #: The first retry waits about this long, each further one twice as long, in seconds.

@@ -20,6 +20,7 @@ WHOLE = Beat(
     stopping=True,
     deaf={"a": {"reason": "no consumer", "since": 1.0}},
     costs={"a": {"launch_s": 0.1, "cost_s": 0.2, "task_s": 0.3, "max_batch_cost": 4.0, "memory_limit": 5.0}},
+    models={"a": {"task": "fill-mask", "name": "m", "model": "m"}},
 )
 VALUES: list[Any] = [None, True, 0, -1, 1e308, 10**200, "text", [], [1, {}], {}, {"a": {}}, {"a": "x"}, {"a": -1}]
 VALUES += [{"a": MOST}, {"a": True}, {"a": None}, {"a": [1]}, float("nan")]
