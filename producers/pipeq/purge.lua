@@ -6,15 +6,7 @@
 -- ARGV[3..] of each message, in turn: SHA-1 of its text; its task's id (empty: it has none); its record
 -- Reply: how many messages were taken off.
 --
--- Names in capitals that are not set here are set by the lines that stand above this text: pipeq.contract.record.LUA.
-
-local function has_ended(text)
-  if type(text) ~= 'string' or #text > RECORD_MAX_BYTES then
-    return false
-  end
-  local ok, fields = pcall(cjson.decode, text)
-  return ok and type(fields) == 'table' and ENDED[fields[RECORD_STATUS]]
-end
+-- The function `has_ended` is in the lines that stand above this text: pipeq.contract.record.LUA.
 
 local count = #KEYS - 2
 local wanted, found, kept, gone = {}, {}, {}, {}

@@ -190,7 +190,25 @@ class Mark:
 #: ``begin.lua`` can write over these bytes alone.
 _QUEUED_HEAD, _STARTED_HEAD = '{"status": "QUEUED" ,', '{"status": "STARTED",'
 
-#: The first lines of each script that reads or writes records and marks; they define the names as Lua variables.
+#: Functions that the scripts share.
+_LUA_FUNCTIONS = """
+-- The fields of a record or a mark. Any client may have written anything there: what is neither has no fields.
+local function object(text)
+  if type(text) ~= 'string' or #text > RECORD_MAX_BYTES then
+    return {}
+  end
+  local ok, fields = pcall(cjson.decode, text)
+  return ok and type(fields) == 'table' and fields or {}
+end
+
+-- Whether a record says that its task has ended.
+local function has_ended(text)
+  return ENDED[object(text)[RECORD_STATUS]]
+end
+
+"""
+
+#: The first lines of each script that reads or writes records and marks: names as Lua variables, and those functions.
 LUA = "".join(
     f"local {name} = {value}\n"
     for name, value in {
@@ -213,6 +231,7 @@ LUA = "".join(
         **{f"MARK_{one.name.upper()}": f"'{one.name}'" for one in fields(Mark)},
     }.items()
 )
+LUA += _LUA_FUNCTIONS
 
 
 # -- building ---------------------------------------------------------------------------------------------------------

@@ -11,20 +11,13 @@
 -- record before that (empty for none). Then, for tasks with deaths alone, in turn: its place (1 for the first) and the
 -- tries that ended with a death, as JSON.
 --
--- Names in capitals that are not set here are set by the lines that stand above this text: pipeq.contract.record.LUA.
+-- Names in capitals that are not set here, and the functions `object` and `has_ended`, are in the lines that stand above
+-- this text: pipeq.contract.record.LUA.
 --
 -- Any client may have written anything under these keys. A value that is no record or no mark counts as absent, and
 -- affects only its own task.
 -- More retries or deaths than any worker counts.
 local MOST = 1e6
-
-local function object(text)
-  if type(text) ~= 'string' or #text > RECORD_MAX_BYTES then
-    return {}
-  end
-  local ok, fields = pcall(cjson.decode, text)
-  return ok and type(fields) == 'table' and fields or {}
-end
 
 local function count(value)
   local number = tonumber(value)
@@ -50,7 +43,7 @@ for i, id in ipairs(ids) do
   local record = records[i] or ''
   if tags[i] ~= '' and not leases[i] then
     reply[#reply + 1] = -2
-  elseif ENDED[object(record)[RECORD_STATUS]] then
+  elseif has_ended(record) then
     if marks[i] then
       ended[#ended + 1] = id
     end

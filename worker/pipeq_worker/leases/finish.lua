@@ -10,18 +10,10 @@
 -- Reply: for each task 1 if it was stored, 2 if it was stored but its dead letter was refused, 0 if it had ended before,
 -- -1 if its lease is gone, -2 if it cannot wait for its next try; with -1 and -2 nothing was done.
 --
--- Names in capitals are set by the lines that stand above this text: pipeq.contract.record.LUA.
+-- The function `has_ended` is in the lines that stand above this text: pipeq.contract.record.LUA.
 --
 -- Any client may have written anything under these keys. A value that is no record counts as absent, and a key of
 -- another type affects only its own task.
-
-local function has_ended(text)
-  if type(text) ~= 'string' or #text > RECORD_MAX_BYTES then
-    return false
-  end
-  local ok, fields = pcall(cjson.decode, text)
-  return ok and type(fields) == 'table' and ENDED[fields[RECORD_STATUS]]
-end
 
 local function refused(reply)
   return type(reply) == 'table' and reply.err

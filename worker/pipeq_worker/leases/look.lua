@@ -5,17 +5,11 @@
 -- ARGV[2..] id of each task and how far it is, as JSON (empty: not known), in turn
 -- Reply: the beginning of each task's record (empty for none).
 --
--- Names in capitals that are not set here are set by the lines that stand above this text: pipeq.contract.record.LUA.
+-- Names in capitals that are not set here, and the functions `object` and `has_ended`, are in the lines that stand above
+-- this text: pipeq.contract.record.LUA.
 --
 -- Only a mark of this worker changes, in the same step in which it is read: a task that ends meanwhile has no mark any
 -- more, and must not get one back.
-local function object(text)
-  if type(text) ~= 'string' or #text > RECORD_MAX_BYTES then
-    return {}
-  end
-  local ok, fields = pcall(cjson.decode, text)
-  return ok and type(fields) == 'table' and fields or {}
-end
 
 local reply, marks, ended = {}, {}, {}
 for i = 2, #KEYS do
@@ -25,7 +19,7 @@ for i = 2, #KEYS do
   local record = redis.pcall('GETRANGE', KEYS[i], 0, OPEN_MAX_BYTES)
   record = type(record) == 'string' and record or ''
   reply[#reply + 1] = record
-  if ENDED[object(record)[RECORD_STATUS]] then
+  if has_ended(record) then
     ended[#ended + 1] = id
   elseif progress ~= '' then
     local mark = object(redis.pcall('HGET', KEYS[1], id))
