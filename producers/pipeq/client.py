@@ -140,13 +140,15 @@ class Client:
         """
         with submit_errors() as submitted:
             wanted = submission.one(inputs, params, task_id, idempotency_key)
-            call = Call(
-                pipeline=checks.pipeline(pipeline),
-                output=checks.output(output, many=False),
-                priority=checks.priority(priority),
-                expires_s=checks.seconds("expires_s", expires_s),
-                delay_s=checks.seconds("delay_s", delay_s),
-                headers=checks.headers(headers) | checks.urgency(deadline_s, fair_key),
+            call = submission.call(
+                pipeline,
+                output,
+                priority,
+                expires_s,
+                delay_s,
+                deadline_s,
+                fair_key,
+                headers,
                 check=check,
                 is_many=False,
             )
@@ -187,15 +189,8 @@ class Client:
         """
         with submit_errors() as submitted:
             wanted = submission.many(inputs, params, task_ids, idempotency_keys)
-            call = Call(
-                pipeline=checks.pipeline(pipeline),
-                output=checks.output(output, many=True),
-                priority=checks.priority(priority),
-                expires_s=checks.seconds("expires_s", expires_s),
-                delay_s=checks.seconds("delay_s", delay_s),
-                headers=checks.headers(headers) | checks.urgency(deadline_s, fair_key),
-                check=check,
-                is_many=True,
+            call = submission.call(
+                pipeline, output, priority, expires_s, delay_s, deadline_s, fair_key, headers, check=check, is_many=True
             )
             self._submit(submitted, call, wanted)
         return submitted

@@ -47,6 +47,32 @@ class Call(NamedTuple):
     is_many: bool
 
 
+def call(
+    pipeline: Any,
+    output: Any,
+    priority: Any,
+    expires_s: Any,
+    delay_s: Any,
+    deadline_s: Any,
+    fair_key: Any,
+    headers: Any,
+    *,
+    check: bool,
+    is_many: bool,
+) -> Call:
+    """What the tasks of one call share, from its arguments; the first that cannot be used raises an error."""
+    return Call(
+        pipeline=checks.pipeline(pipeline),
+        output=checks.output(output, many=is_many),
+        priority=checks.priority(priority),
+        expires_s=checks.seconds("expires_s", expires_s),
+        delay_s=checks.seconds("delay_s", delay_s),
+        headers=checks.headers(headers) | checks.urgency(deadline_s, fair_key),
+        check=check,
+        is_many=is_many,
+    )
+
+
 def one(inputs: Any, params: Any, task_id: Any, key: Any) -> list[Wanted]:
     """The task of ``submit``."""
     if task_id is not None and key is not None:
