@@ -1,17 +1,23 @@
-"""Pipelines of tiny models, each loaded once for all the tests that only use it."""
+"""Pipelines of tiny models, each loaded once for all the tests that only use it; a database, and a client of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
+from pipeq import Client
+from pipeq.contract import keys
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.sections import PipelineSettings
 
 from tests import tiny_models
 
+#: The pipeline of most tests that need no worker.
+PIPELINE = "text-classification"
 #: Task type and tiny model -> their pipeline.
 Loaded = Callable[[str, str], TransformersPipeline]
 
@@ -30,3 +36,28 @@ def loaded(tiny: Path) -> Loaded:
         return found[task, model]
 
     return get
+
+
+@pytest.fixture
+def pipelines() -> tuple[str, ...]:
+    """The pipelines that ``db`` knows; a module with others has a fixture of this name."""
+    return (PIPELINE,)
+
+
+@pytest.fixture
+def db(valkey_url: str, pipelines: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
+    """An empty database, in which a live worker has registered pipelines. Commands use it, too."""
+    monkeypatch.setenv("PIPEQ_REDIS_URL", valkey_url)
+    with redis.Redis.from_url(valkey_url) as db:
+        db.flushdb()
+        for name in pipelines:
+            db.hset(keys.PIPELINES, name, '{"task": "text-classification"}')
+            # A heartbeat of now would be too old before a test on a slow machine ends.
+            db.zadd(keys.workers_key(name), {"w1": time.time() + 3600})
+        yield db
+
+
+@pytest.fixture
+def client(db: redis.Redis, valkey_url: str) -> Iterator[Client]:
+    with Client(valkey_url) as client:
+        yield client

@@ -19,13 +19,13 @@ from typing import Any
 
 import pytest
 import redis
-from click.testing import CliRunner, Result
 from pipeq import Client, PipeqError, Ref, State
 from pipeq.cli import main
 from pipeq.contract import keys as names
 from pipeq.demo import embedded
 
-PIPELINE = "text-classification"
+from tests.commands import run
+from tests.integration.conftest import PIPELINE
 
 
 class Odd:
@@ -83,21 +83,6 @@ TAKES: dict[str, set[str]] = {
     "fair_key": {"none", "text", "escape"},
     "headers": {"none", "mapping"},
 }
-
-
-@pytest.fixture
-def db(valkey_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(valkey_url) as db:
-        db.flushdb()
-        db.hset(names.PIPELINES, PIPELINE, "{}")
-        db.zadd(names.workers_key(PIPELINE), {"w1": time.time() + 3600})
-        yield db
-
-
-@pytest.fixture
-def client(db: redis.Redis, valkey_url: str) -> Iterator[Client]:
-    with Client(valkey_url) as client:
-        yield client
 
 
 def refused(call: Any) -> str:
@@ -338,20 +323,7 @@ def refused_by_redis(client: Client, task: str) -> str:
 # -- the command line -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def run(db: redis.Redis, valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("PIPEQ_REDIS_URL", valkey_url)
-
-    def invoke(*arguments: str, stdin: str | None = None) -> Result:
-        done = CliRunner().invoke(main, arguments, input=stdin, prog_name="pipeq")
-        if done.exception is not None and not isinstance(done.exception, SystemExit):
-            raise done.exception
-        return done
-
-    return invoke
-
-
-def test_a_cancel_of_nothing_says_so(run: Any, client: Client) -> None:
+def test_a_cancel_of_nothing_says_so(client: Client) -> None:
     done = run("cancel", "nonsense")
     assert (done.exit_code, done.stdout) == (1, "nonsense  unknown\n")
     assert "task nonsense was never seen" in done.stderr
@@ -363,7 +335,8 @@ def test_a_cancel_of_nothing_says_so(run: Any, client: Client) -> None:
     assert client.status("nonsense").state is State.CANCELLED
 
 
-def test_a_wait_for_nothing_ends(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("db")
+def test_a_wait_for_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeq.cli.commands.UNKNOWN_S", 0.2)
     done = run("result", "nonsense", "--wait")
     assert (done.exit_code, done.stdout) == (4, "")
@@ -386,7 +359,8 @@ def test_a_wait_for_nothing_ends(run: Any, monkeypatch: pytest.MonkeyPatch) -> N
         ("", "write one object"),
     ],
 )
-def test_params_say_what_to_write(run: Any, params: str, write: str) -> None:
+@pytest.mark.usefixtures("db")
+def test_params_say_what_to_write(params: str, write: str) -> None:
     done = run("submit", PIPELINE, "x", "--params", params)
     assert done.exit_code == 2
     assert "'--params'" in done.stderr
@@ -409,7 +383,7 @@ def test_params_say_what_to_write(run: Any, params: str, write: str) -> None:
         "a.csv",
     ],
 )
-def test_a_file_that_is_not_there_is_no_text(run: Any, db: redis.Redis, argument: str) -> None:
+def test_a_file_that_is_not_there_is_no_text(db: redis.Redis, argument: str) -> None:
     done = run("submit", PIPELINE, argument)
     assert done.exit_code == 2
     assert f"there is no file '{argument}' here; pass --text if it is text" in " ".join(done.stderr.split())
@@ -419,7 +393,8 @@ def test_a_file_that_is_not_there_is_no_text(run: Any, db: redis.Redis, argument
 
 
 @pytest.mark.parametrize("argument", ["http://h/a.png", "ftp://h/a", "abfs://b/k", "hdfs://x"])
-def test_a_uri_that_nobody_reads_is_no_text(run: Any, argument: str) -> None:
+@pytest.mark.usefixtures("db")
+def test_a_uri_that_nobody_reads_is_no_text(argument: str) -> None:
     done = run("submit", PIPELINE, argument)
     assert done.exit_code == 2
     assert "is not read, only s3://, file://, https://, gs://, az://, hf://" in " ".join(done.stderr.split())
@@ -429,7 +404,8 @@ def test_a_uri_that_nobody_reads_is_no_text(run: Any, argument: str) -> None:
 @pytest.mark.parametrize(
     "argument", ["Great.", "and/or", "3.5", "A photo.png of mine", "see http://h/", "e.g.", "Mr.X", "1/2"]
 )
-def test_text_is_text(run: Any, argument: str) -> None:
+@pytest.mark.usefixtures("db")
+def test_text_is_text(argument: str) -> None:
     assert run("submit", PIPELINE, argument).exit_code == 0
 
 
@@ -458,7 +434,7 @@ def test_the_options_of_submit_are_those_walked_here() -> None:
 @pytest.mark.parametrize(
     ("option", "value"), [(option, value) for option, values in OPTIONS.items() for value in values]
 )
-def test_an_option_with_a_wrong_value_is_named(run: Any, db: redis.Redis, option: str, value: str) -> None:
+def test_an_option_with_a_wrong_value_is_named(db: redis.Redis, option: str, value: str) -> None:
     done = run("submit", PIPELINE, "x", option, value)
     assert done.exit_code in (2, 6), done.output
     assert option.strip("-").replace("-", "_") in done.stderr.replace("-", "_"), done.stderr

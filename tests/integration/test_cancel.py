@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -13,30 +11,14 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
-from click.testing import CliRunner
 from pipeq import Client, PipeqError, State
-from pipeq.cli import main
 from pipeq.contract import keys as names
 from pipeq.contract.record import Mark
 from pipeq.contract.status import CELERY_STATES
 from redis.connection import AbstractConnection
 
-PIPELINE = "text-classification"
-
-
-@pytest.fixture
-def db(valkey_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(valkey_url) as db:
-        db.flushdb()
-        db.hset(names.PIPELINES, PIPELINE, "{}")
-        db.zadd(names.workers_key(PIPELINE), {"w1": time.time() + 3600})
-        yield db
-
-
-@pytest.fixture
-def client(db: redis.Redis, valkey_url: str) -> Iterator[Client]:
-    with Client(valkey_url) as client:
-        yield client
+from tests.commands import run
+from tests.integration.conftest import PIPELINE
 
 
 def everything(db: redis.Redis) -> dict[bytes, Any]:
@@ -279,22 +261,18 @@ def test_an_empty_pipeline_has_nothing_to_cancel(client: Client) -> None:
 # -- the command line -------------------------------------------------------------------------------------------------
 
 
-def run(url: str, *arguments: str) -> Any:
-    return CliRunner().invoke(main, [*arguments, "--redis-url", url], prog_name="pipeq")
-
-
-def test_the_command_takes_ids_and_a_pipeline(client: Client, db: redis.Redis, valkey_url: str) -> None:
+def test_the_command_takes_ids_and_a_pipeline(client: Client, db: redis.Redis) -> None:
     other = client.submit("other", "x", check=False)
     ids = client.submit_many(PIPELINE, map(str, range(3)))
-    done = run(valkey_url, "cancel", other, "nonsense", "--pipeline", PIPELINE)
+    done = run("cancel", other, "nonsense", "--pipeline", PIPELINE)
     assert done.exit_code == 1
     assert sorted(done.stdout.splitlines()) == sorted(
         [f"{other}  cancelled", "nonsense  unknown", *(f"{one}  cancelled" for one in ids)]
     )
     assert "task nonsense was never seen, or is forgotten: nothing was changed" in done.stderr
     assert f"pipeq: cancelled: 3 tasks of {PIPELINE}" in done.stderr
-    assert run(valkey_url, "cancel", "--pipeline", PIPELINE).exit_code == 0
-    assert run(valkey_url, "cancel").exit_code == 2
+    assert run("cancel", "--pipeline", PIPELINE).exit_code == 0
+    assert run("cancel").exit_code == 2
     # As JSON, one a line.
-    lines = run(valkey_url, "cancel", *ids, "--json").stdout.splitlines()
+    lines = run("cancel", *ids, "--json").stdout.splitlines()
     assert [json.loads(line)["state"] for line in lines] == ["cancelled"] * 3

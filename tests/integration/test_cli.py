@@ -7,48 +7,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from click.testing import CliRunner, Result
 from pipeq import Client, State
-from pipeq.cli import main
 from pipeq.contract import keys as names
 from pipeq.demo.embedded import S3Server
 
-PIPELINE = "text-classification"
+from tests.commands import run
+from tests.integration.conftest import PIPELINE
+
 OOM = {"code": "out_of_memory", "message": "the input\nis too long", "retryable": False}
 
-
-@pytest.fixture(autouse=True)
-def _environment(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIPEQ_REDIS_URL", valkey_url)
-
-
-@pytest.fixture
-def db(valkey_url: str) -> Iterator[redis.Redis]:
-    """An empty database, in which a live worker has registered one pipeline."""
-    with redis.Redis.from_url(valkey_url) as db:
-        db.flushdb()
-        db.hset(names.PIPELINES, PIPELINE, '{"task": "text-classification"}')
-        db.zadd(names.workers_key(PIPELINE), {"w1": time.time()})
-        yield db
-
-
-@pytest.fixture
-def client(db: redis.Redis, valkey_url: str) -> Iterator[Client]:
-    with Client(valkey_url) as client:
-        yield client
-
-
-def run(*arguments: str, stdin: str | None = None) -> Result:
-    done = CliRunner().invoke(main, arguments, input=stdin, prog_name="pipeq")
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done
+pytestmark = pytest.mark.usefixtures("db")
 
 
 def finish(db: redis.Redis, task_id: str, status: str = "SUCCESS", result: Any = None, **ours: Any) -> None:

@@ -34,23 +34,7 @@ from pipeq.contract.status import ErrorInfo, TaskStatus
 from pipeq.submitting import CHUNK_TASKS
 from pipeq.waiting import RECHECK_S
 
-PIPELINE = "text-classification"
-
-
-@pytest.fixture
-def db(valkey_url: str) -> Iterator[redis.Redis]:
-    """An empty database, in which a live worker has registered one pipeline."""
-    with redis.Redis.from_url(valkey_url) as db:
-        db.flushdb()
-        db.hset(names.PIPELINES, PIPELINE, '{"task": "text-classification"}')
-        db.zadd(names.workers_key(PIPELINE), {"w1": time.time()})
-        yield db
-
-
-@pytest.fixture
-def client(db: redis.Redis, valkey_url: str) -> Iterator[Client]:
-    with Client(valkey_url) as client:
-        yield client
+from tests.integration.conftest import PIPELINE
 
 
 @pytest.fixture

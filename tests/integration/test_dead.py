@@ -14,15 +14,14 @@ from typing import Any
 
 import pytest
 import redis
-from click.testing import CliRunner, Result
 from pipeq import Client, PipeqError, State
-from pipeq.cli import main
 from pipeq.contract import keys
 from pipeq.contract.dead_letter import DeadLetter, Letter
 from pipeq.contract.errors import ErrorCode
 from pipeq.contract.record import LUA
 from pipeq.dead import LETTERS_PER_CALL, Choice, DeadLetters
 
+from tests.commands import run
 from tests.integration.test_arguments import ODD
 
 A, B = "text-classification", "summarization"
@@ -30,28 +29,15 @@ SECRET = "https://user:s3cret@h.example/a.wav?X-Amz-Signature=abcdef012345"
 
 
 @pytest.fixture
-def db(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
-    """An empty database, in which live workers have registered two pipelines."""
-    monkeypatch.setenv("PIPEQ_REDIS_URL", valkey_url)
-    with redis.Redis.from_url(valkey_url, decode_responses=True) as db:
-        db.flushdb()
-        for name in (A, B):
-            db.hset(keys.PIPELINES, name, "{}")
-            db.zadd(keys.workers_key(name), {"w1": time.time() + 3600})
-        yield db
+def pipelines() -> tuple[str, ...]:
+    return (A, B)
 
 
 @pytest.fixture
-def client(db: redis.Redis, valkey_url: str) -> Iterator[Client]:
-    with Client(valkey_url) as client:
-        yield client
-
-
-def run(*arguments: str, stdin: str | None = None) -> Result:
-    done = CliRunner().invoke(main, arguments, input=stdin, prog_name="pipeq")
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done
+def db(db: redis.Redis, valkey_url: str) -> Iterator[redis.Redis]:
+    """It answers with texts."""
+    with redis.Redis.from_url(valkey_url, decode_responses=True) as db:
+        yield db
 
 
 def fail(

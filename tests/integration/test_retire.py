@@ -14,42 +14,33 @@ import pytest
 import redis
 from celery import Celery
 from celery.exceptions import TaskRevokedError
-from click.testing import CliRunner, Result
 from pipeq import Client, PipeqError, State, TaskFailedError, retire
-from pipeq.cli import main
 from pipeq.contract import keys
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.leases.reserved import Wanted
 from pipeq_worker.leases.server import Server, place
+
+from tests.commands import run
 
 QUEUE, OTHER = "text-classification", "summarization"
 LISTS = keys.list_keys(QUEUE)
 
 
 @pytest.fixture
-def db(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
-    monkeypatch.setenv("PIPEQ_REDIS_URL", valkey_url)
-    with redis.Redis.from_url(valkey_url, decode_responses=True) as db:
-        db.flushdb()
-        for name in (QUEUE, OTHER):
-            db.hset(keys.PIPELINES, name, "{}")
-        yield db
+def pipelines() -> tuple[str, ...]:
+    return (QUEUE, OTHER)
 
 
 @pytest.fixture
-def client(db: redis.Redis, valkey_url: str) -> Iterator[Client]:
-    with Client(valkey_url) as client:
-        yield client
+def db(db: redis.Redis, valkey_url: str) -> Iterator[redis.Redis]:
+    """It answers with texts, and no worker lives."""
+    for name in (QUEUE, OTHER):
+        db.delete(keys.workers_key(name))
+    with redis.Redis.from_url(valkey_url, decode_responses=True) as db:
+        yield db
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::pipeq.client.NoLiveWorkerWarning")
-
-
-def run(*arguments: str, stdin: str | None = None) -> Result:
-    done = CliRunner().invoke(main, arguments, input=stdin, prog_name="pipeq")
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done
 
 
 def move_to_fair_set(db: redis.Redis, name: str) -> None:

@@ -13,38 +13,25 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import redis
-from click.testing import CliRunner, Result
 from pipeq import Client, PipeqError, State, SubmitError
-from pipeq.cli import main
 from pipeq.contract import keys as names
 from pipeq.contract.record import Mark
 from pipeq.submitting import CHUNK_TASKS
 from redis.connection import Connection
 
-PIPELINE = "text-classification"
-ALIVE_S = 3600
+from tests.commands import run
+from tests.integration.conftest import PIPELINE
 
 
 @pytest.fixture
-def db(valkey_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(valkey_url) as db:
-        db.flushdb()
-        for name in (PIPELINE, "asr"):
-            db.hset(names.PIPELINES, name, "{}")
-            db.zadd(names.workers_key(name), {"w1": time.time() + ALIVE_S})
-        yield db
-
-
-@pytest.fixture
-def client(db: redis.Redis, valkey_url: str) -> Iterator[Client]:
-    with Client(valkey_url) as client:
-        yield client
+def pipelines() -> tuple[str, ...]:
+    return (PIPELINE, "asr")
 
 
 def queued(db: redis.Redis, pipeline: str = PIPELINE) -> list[str]:
@@ -403,33 +390,27 @@ def test_a_task_has_one_name(client: Client) -> None:
 # -- the command line -------------------------------------------------------------------------------------------------
 
 
-def run(url: str, *arguments: str, stdin: str | None = None) -> Result:
-    done = CliRunner().invoke(main, [*arguments, "--redis-url", url], input=stdin, prog_name="pipeq")
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done
-
-
-def test_a_submit_that_broke_off_can_be_repeated(db: redis.Redis, valkey_url: str) -> None:
+def test_a_submit_that_broke_off_can_be_repeated(db: redis.Redis) -> None:
     lines = [f"text {n}" for n in range(1200)]
-    run(valkey_url, "submit", PIPELINE, "-", "--idempotency-key", "night", stdin="\n".join(lines[:700]))
-    done = run(valkey_url, "submit", PIPELINE, "-", "--idempotency-key", "night", stdin="\n".join(lines))
+    run("submit", PIPELINE, "-", "--idempotency-key", "night", stdin="\n".join(lines[:700]))
+    done = run("submit", PIPELINE, "-", "--idempotency-key", "night", stdin="\n".join(lines))
     assert done.exit_code == 0
     assert queued(db) == done.stdout.split()
     assert [one["inputs"] for one in inputs_of(db)] == lines
-    other = run(valkey_url, "submit", PIPELINE, "-", "--idempotency-key", "night", stdin="\n".join(lines[1:]))
+    other = run("submit", PIPELINE, "-", "--idempotency-key", "night", stdin="\n".join(lines[1:]))
     assert other.exit_code == 6
     assert re.search(r"idempotency_keys\[0\]: the idempotency key 'night/1' belongs to task", other.stderr)
 
 
-def test_one_input_has_the_name_itself(db: redis.Redis, valkey_url: str) -> None:
-    one, two = (run(valkey_url, "submit", PIPELINE, "x", "--idempotency-key", "k").stdout for _ in range(2))
+def test_one_input_has_the_name_itself(db: redis.Redis) -> None:
+    one, two = (run("submit", PIPELINE, "x", "--idempotency-key", "k").stdout for _ in range(2))
     assert one == two
     assert db.exists(names.once_key("k"))
-    assert run(valkey_url, "submit", PIPELINE, "y", "--task-id", "own").stdout == "own\n"
-    assert run(valkey_url, "submit", PIPELINE, "y", "--task-id", "own").stdout == "own\n"
+    assert run("submit", PIPELINE, "y", "--task-id", "own").stdout == "own\n"
+    assert run("submit", PIPELINE, "y", "--task-id", "own").stdout == "own\n"
     assert queued(db) == [one.strip(), "own"]
     for several in (["y", "z"], ["-"]):
-        done = run(valkey_url, "submit", PIPELINE, *several, "--task-id", "own", stdin="y\n")
+        done = run("submit", PIPELINE, *several, "--task-id", "own", stdin="y\n")
         assert done.exit_code == 2
         assert "--task-id names one task" in done.stderr
-    assert run(valkey_url, "submit", PIPELINE, "else", "--task-id", "own").exit_code == 6
+    assert run("submit", PIPELINE, "else", "--task-id", "own").exit_code == 6
