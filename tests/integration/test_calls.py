@@ -39,7 +39,7 @@ def answers(pipeline: TransformersPipeline, values: list[Any], call: Call) -> li
     inputs = [Input({"it": copy.deepcopy(one)}, is_plain=True) for one in values]
     task = Task(id="it", pipeline=pipeline, call=call, inputs=inputs)
     found: list[list[Any]] = [[] for _ in values]
-    for item in prepare.items(task):
+    for item in (item for at in range(len(inputs)) for item in prepare.items(task, at)):
         infer(pipeline, [item])
         assert item.error is None
         found[item.index].append(item.output)

@@ -91,6 +91,28 @@ class Decoded:
                 "([inputs] max_decoded_bytes): send a smaller picture, or fewer in one task",
             )
 
+    def check_made(self, passing: int, kept: int) -> None:
+        """Checks what preparing an input makes at once, and the size of its answer. Call it before it is prepared.
+
+        Args:
+            passing: bytes that are needed until :meth:`end`.
+            kept: bytes that the answer takes; those of all inputs of a task add up.
+
+        Raises:
+            PipeqError: ``input_too_large``.
+        """
+        self._answer_bytes += kept
+        if self._answer_bytes + passing > self._limit:
+            raise PipeqError(
+                ErrorCode.INPUT_TOO_LARGE,
+                f"its chunks, or its answer with that many of the best, may take {self._answer_bytes + passing:.1e} "
+                f"bytes, beyond the {self._limit} that this worker makes of one task ([inputs] max_decoded_bytes): ask "
+                "for fewer answers (top_k), let chunks overlap less, or send less in one task",
+            )
+        if self._large is not None and not self._is_large and passing > self._limit // 8:
+            self._large.acquire()
+            self._is_large = True
+
     def end(self) -> None:
         """Ends a preparation step, successful or not, and lets another large task begin."""
         if self._large is not None and self._is_large:

@@ -11,6 +11,7 @@ from pipeq.contract.status import ModelInfo
 
 from pipeq_worker.media.picture_memory import PictureMemory
 from pipeq_worker.models.call import Call
+from pipeq_worker.models.foreseen import NOTHING, Foreseen
 from pipeq_worker.models.running import Running
 from pipeq_worker.models.stream import Stream
 from pipeq_worker.models.task_type import TaskType
@@ -89,6 +90,17 @@ class Pipeline(ABC):
         Raises:
             PipeqError: ``invalid_input``, or ``invalid_params`` that do not fit this input.
         """
+
+    def foresee(self, value: Any, call: Call) -> Foreseen:
+        """What one decoded input becomes, beyond what is counted while it is made."""
+        return NOTHING
+
+    def output_bytes(self, output: Any, call: Call) -> int:
+        """Bytes that a row's output takes, once it is a result."""
+        return 0
+
+    #: Whether a decoded input is needed no more once its rows are prepared.
+    lets_go_of_inputs: bool = False
 
     #: Whether :meth:`prepare_together` may be worth a try.
     prepares_together: bool = False

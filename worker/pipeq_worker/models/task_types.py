@@ -196,6 +196,7 @@ _VISION_ROWS = (
         cost="pixels",
         company="same shape",
         objects="NPY with `return_tensors`",
+        quirks=lambda: quirks.vision.ImageFeatureExtraction,
     ),
     TaskType(
         "image-segmentation",

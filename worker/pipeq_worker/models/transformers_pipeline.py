@@ -25,6 +25,7 @@ from pipeq_worker.models import finite, scaling, stopping, together, word_length
 from pipeq_worker.models.call import SOLO, Call
 from pipeq_worker.models.continuous import ContinuousStream
 from pipeq_worker.models.faults import is_out_of_memory
+from pipeq_worker.models.foreseen import Foreseen
 from pipeq_worker.models.known_sample import KnownSample
 from pipeq_worker.models.model_state import ModelState, PartsState
 from pipeq_worker.models.params.accepted import Accepted
@@ -71,7 +72,7 @@ class TransformersPipeline(Pipeline):
         self.task_type = task_type
         self.settings = settings
         limits = limits or ParamLimits()
-        self._max_scaled_pixels = limits.max_scaled_pixels
+        self._max_scaled_pixels, self._max_labels = limits.max_scaled_pixels, limits.max_labels
         self.quirks = self._quirks_of(pipe)
         self.accepted = Accepted(task_type, pipe, limits)
         self.device = torch.device(pipe.device)
@@ -95,6 +96,8 @@ class TransformersPipeline(Pipeline):
         self.sampling_rate = getattr(extractor, "sampling_rate", self.sampling_rate)
         self._pipe = pipe
         self.prepares_together = together.is_able(pipe, self.quirks)
+        # Outputs repeat the parts of chats, and mask-generation reads its picture in the forward pass.
+        self.lets_go_of_inputs = Media.CHAT not in task_type.fields.values() and not task_type.prepares_with_model
         finite.hook(pipe.model)
         stopping.hook(pipe.model)
         self._local = threading.local()
@@ -109,7 +112,7 @@ class TransformersPipeline(Pipeline):
 
     def _quirks_of(self, pipe: transformers.Pipeline) -> Quirks:
         made = self.task_type.quirks()(pipe)
-        made.max_scaled_pixels = self._max_scaled_pixels
+        made.max_scaled_pixels, made.max_labels = self._max_scaled_pixels, self._max_labels
         made.bound(pipe, self.settings.max_input_tokens, self.settings.max_item_bytes)
         return made
 
@@ -246,6 +249,14 @@ class TransformersPipeline(Pipeline):
             raise PipeqError(
                 ErrorCode.INVALID_INPUT, f"{self.name!r} cannot prepare {_seen(value)}: {type(error).__name__}: {error}"
             ) from error
+
+    def foresee(self, value: Any, call: Call) -> Foreseen:
+        pipe = self.pipe()
+        word_lengths.check(pipe.tokenizer, value)
+        return self.quirks.foresee(pipe, value, call)
+
+    def output_bytes(self, output: Any, call: Call) -> int:
+        return tensor_bytes(output) * self.quirks.json_factor(call)
 
     def _check_chat(self, pipe: transformers.Pipeline, value: Any) -> None:
         """Refuses a chat if the model has no template for chats."""
@@ -507,6 +518,15 @@ def _nbytes(features: Mapping[str, Any]) -> int:
     tensors = sum(value.nbytes for value in features.values() if isinstance(value, torch.Tensor))
     images = sum(value.width * value.height * 3 for value in features.values() if isinstance(value, Image.Image))
     return tensors + images + OBJECT_BYTES
+
+
+def tensor_bytes(output: Any) -> int:
+    """Bytes of all tensors and arrays in an output, at any depth."""
+    if isinstance(output, torch.Tensor | np.ndarray):
+        return output.nbytes
+    if isinstance(output, Mapping):
+        return sum(tensor_bytes(one) for one in output.values())
+    return sum(tensor_bytes(one) for one in output) if isinstance(output, list | tuple) else 0
 
 
 def _sample(task_type: TaskType) -> Any:

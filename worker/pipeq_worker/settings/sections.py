@@ -65,12 +65,14 @@ class InputSettings(_Section):
     #: Most bytes that the inputs of one task may take once they are decoded, with what their preparation takes for a
     #: moment: about 90 minutes of audio that is not cut into chunks (`chunk_length_s`), 500 million pixels, or 130 MB
     #: of text. Of tasks beyond an eighth of it, one at a time is prepared.
-    #: Answers of the size of a picture (masks, depth, images) may take as much.
+    #: What they take before they are decoded, at a time, and what the results of a task take until it ends, are bounded
+    #: by as much, each by itself.
     max_decoded_bytes: Bytes = 4 * 2**30
     #: Longest audio, in seconds.
     max_audio_s: float = Field(default=4 * 3600, gt=0)
     #: Cells of one table, headers aside; a cell of more than 64 characters counts as several. Tokenizers of tables are
-    #: Python, look at every cell, and cannot be stopped: 4,096 cells take about 3 seconds.
+    #: Python, look at every cell, and cannot be stopped: 4,096 cells take about 3 seconds. All questions of one input
+    #: may look at 16 times as many.
     max_table_cells: int = Field(default=4096, gt=0)
     #: Columns of one table: each is looked for in every row, and TAPAS knows no more.
     max_table_columns: int = Field(default=512, gt=0)

@@ -11,7 +11,8 @@ class Budget:
     """Counts bytes. A task waits only while it holds none, so two half-read tasks never wait for each other."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        #: Bytes that all tasks together may hold.
+        self.limit = limit
         self._used = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -24,7 +25,7 @@ class Budget:
     def wait_for_room(self) -> None:
         """Waits while the limit is reached. Called before a connection is opened, which would stay open meanwhile."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._used < self._limit)
+            self._changed.wait_for(lambda: self._closed or self._used < self.limit)
 
     def add(self, held: int, more: int, waiting: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Adds ``more`` bytes for a task that holds ``held``; if it holds none, waits for room first.
@@ -47,7 +48,7 @@ class Budget:
                 self._changed.notify_all()
 
     def _has_room(self, more: int) -> bool:
-        return self._closed or not self._used or self._used + more <= self._limit
+        return self._closed or not self._used or self._used + more <= self.limit
 
     def close(self) -> None:
         """Lets all waiting threads through, so that they can end."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.status import BatchInfo
 
 from pipeq_worker.stages.device import Ran
@@ -9,13 +12,14 @@ from pipeq_worker.stages.shelf import Shelf
 from pipeq_worker.stages.task import Item, Task
 
 
-def close(shelf: Shelf, items: list[Item], ran: Ran) -> list[Task]:
+def close(shelf: Shelf, items: list[Item], ran: Ran, most_bytes: float = math.inf) -> list[Task]:
     """Takes items that have run off the shelf. Returns the tasks that have none left.
 
     Args:
         shelf: where they lie.
         items: of one batch; each has its output or its error, unless its task needs none any more.
         ran: the batch.
+        most_bytes: most bytes that the results of one task may take.
     """
     wanted = [item for item in items if not item.task.needs_no_device]
     info = BatchInfo(size=ran.size, padding=round(ran.padding, 4))
@@ -30,6 +34,23 @@ def close(shelf: Shelf, items: list[Item], ran: Ran) -> list[Task]:
             where = f"inputs[{item.index}]: " if item.task.is_list else ""
             item.task.fail(item.error.bare(where))
         else:
-            item.task.outputs[item.index][item.chunk] = item.output
+            _keep(item, most_bytes)
     # A cancelled task's items may have been removed, and closed, meanwhile.
     return [item.task for item in shelf.remove(items) if item.task.closed()]
+
+
+def _keep(item: Item, most_bytes: float) -> None:
+    """Keeps an item's output until its task ends, unless that has too many by now."""
+    task, pipeline = item.task, item.task.pipeline
+    assert pipeline is not None
+    task.output_bytes += pipeline.output_bytes(item.output, task.call)
+    if task.output_bytes <= most_bytes:
+        task.outputs[item.index][item.chunk] = item.output
+        return
+    task.fail(
+        PipeqError(
+            ErrorCode.INPUT_TOO_LARGE,
+            f"the results of the task would take more than {most_bytes:g} bytes, the most that this worker makes of "
+            "one task ([inputs] max_decoded_bytes): send it in parts",
+        )
+    )

@@ -10,7 +10,9 @@ process that holds the leases; it bounds the number of tasks inside, a :class:`B
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from pipeq_worker.stages.continuous import StreamStage
 from pipeq_worker.stages.device import Device, Move, Ran, Run
 from pipeq_worker.stages.far import Far
 from pipeq_worker.stages.fetch import Fetcher
+from pipeq_worker.stages.fetching import SLICE_S
 from pipeq_worker.stages.placing import UPLOAD_THREADS, Placer, Uploads
 from pipeq_worker.stages.preparation import Preparation, share_of
 from pipeq_worker.stages.shelf import Shelf
@@ -40,6 +43,8 @@ logger = logging.getLogger(__name__)
 #: Most bytes of prepared items that wait for the device: a window of 256 images, or an hour of audio in chunks.
 WINDOW_BYTES = 256 * 2**20
 FINISH_THREADS = 2
+#: A task of more inputs is finished in slices, on a thread that does not hear the host.
+SHORT_INPUTS = 32
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class Engine:
     ) -> None:
         self._listener = listener
         self._placer = placer
+        self._most_bytes = settings.inputs.max_decoded_bytes
         self._steps = steps or Steps()
         #: Number -> task, from its acceptance to its end.
         self._tasks: dict[int, Task] = {}
@@ -162,7 +168,7 @@ class Engine:
                 item.error = output
             else:
                 item.output = output
-        self._finish_later(close(self._shelf, items, ran))
+        self._finish_later(close(self._shelf, items, ran, self._most_bytes))
 
     def cancel(self, numbers: Iterable[int]) -> list[int]:
         """Stops working on tasks; of those nothing more is told. Returns the numbers of their items."""
@@ -193,7 +199,7 @@ class Engine:
 
     def _ran(self, items: list[Item], ran: Ran) -> None:
         self._listener.ran(ran)
-        self._finish_later(close(self._shelf, items, ran))
+        self._finish_later(close(self._shelf, items, ran, self._most_bytes))
 
     def _finish_later(self, tasks: list[Task]) -> None:
         """Finishes tasks on other threads: the device's must not wait for it."""
@@ -202,26 +208,32 @@ class Engine:
             finishing.submit(*(partial(self._finish, task) for task in tasks))
             return
         # Of many short steps each one's entry on the board, and turn of the loop, would take as long as itself.
-        together, most = [task for task in tasks if not task.alone], finishing.most_together
+        short = [task for task in tasks if len(task.outputs) <= SHORT_INPUTS]
+        finishing.submit(*(partial(self._finish, task) for task in tasks if len(task.outputs) > SHORT_INPUTS))
+        together, most = [task for task in short if not task.alone], finishing.most_together
         for at in range(0, len(together), most):
             finishing.together(partial(self._finish_together, together[at : at + most]))
-        finishing.submit(*(partial(self._finish, task) for task in tasks if task.alone), light=True)
+        finishing.submit(*(partial(self._finish, task) for task in short if task.alone), light=True)
 
     def _finish_together(self, tasks: Sequence[Task]) -> tuple[int, int]:
         with self._steps.step(Stage.FINISH, *(task.number for task in tasks)):
             uploads = [self._converted(task) for task in tasks]
         for task, one in zip(tasks, uploads, strict=True):
+            assert one is not None
             self._place(task, one)
         return len(tasks), len(tasks)
 
     def _finish(self, task: Task) -> None:
         with self._steps.step(Stage.FINISH, task.number, alone=task.alone):
-            uploads = self._converted(task)
-        self._place(task, uploads)
+            uploads = self._converted(task, time.monotonic() + SLICE_S)
+        if uploads is None:
+            self._finishing.submit(partial(self._finish, task))  # after those that wait
+        else:
+            self._place(task, uploads)
 
-    def _converted(self, task: Task) -> Uploads:
+    def _converted(self, task: Task, until: float = math.inf) -> Uploads | None:
         try:
-            return self._placer.convert(task)
+            return self._placer.convert(task, until)
         except BaseException as error:  # a panic inside a tokenizer is not an Exception
             task.fail(internal(error))
             return Uploads()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,13 +74,23 @@ class Placer:
         """
         self._writer.check_allowed(uri)
 
-    def convert(self, task: Task) -> Uploads:
-        """Sets the ``result`` or the ``error`` of a task. Returns what must be uploaded, if anything."""
+    def convert(self, task: Task, until: float = math.inf) -> Uploads | None:
+        """Sets the ``result`` or the ``error`` of a task. Returns what must be uploaded, if anything.
+
+        Args:
+            task: all of its items have run.
+            until: when other tasks should take their turn (monotonic clock).
+
+        Returns:
+            None if the results of some inputs are left to be made: call it again then.
+        """
         if task.error is not None or task.is_cancelled:
-            return Uploads()
+            return self._forget(task)
         try:
             with task.timed("deliver"):
                 assert task.pipeline is not None
+                if not _advance(task, until):
+                    return None
                 return self._split(task, *convert(_value(task), task.echoes, task.pipeline.task_type.audio_key))
         except PipeqError as error:
             task.fail(error)
@@ -86,7 +98,12 @@ class Placer:
             logger.exception("task %s", task.id, extra={"action": "deliver", "task_id": task.id})
             task.fail(internal(error))
         finally:
-            task.outputs, task.inputs, task.echoes, task.originals, task.given = [], [], {}, {}, None
+            if len(task.results) == len(task.outputs) or task.error is not None:
+                self._forget(task)
+        return Uploads()
+
+    def _forget(self, task: Task) -> Uploads:
+        task.outputs, task.results, task.inputs, task.echoes, task.originals, task.given = [], [], [], {}, {}, None
         return Uploads()
 
     def upload(self, task: Task, uploads: Uploads) -> None:
@@ -167,14 +184,24 @@ def _encode(value: Any) -> bytes:
         ) from error
 
 
+def _advance(task: Task, until: float) -> bool:
+    """Makes the results of a task's inputs, from the outputs of their items. Returns whether all are made."""
+    assert task.pipeline is not None
+    for at in range(len(task.results), len(task.outputs)):
+        task.results.append(task.pipeline.postprocess(task.outputs[at], task.call))
+        # They may be large, and are needed no more.
+        task.outputs[at] = []
+        if time.monotonic() > until:
+            break
+    return len(task.results) == len(task.outputs)
+
+
 def _value(task: Task) -> Any:
-    """Returns the result of a task, from the outputs of its items."""
-    pipeline = task.pipeline
-    assert pipeline is not None
-    results = [pipeline.postprocess(outputs, task.call) for outputs in task.outputs]
+    """Returns the result of a task."""
     if task.is_list:
-        return results
-    return pipeline.result(results[0], task.inputs[0].call_value, task.call)
+        return task.results
+    assert task.pipeline is not None
+    return task.pipeline.result(task.results[0], task.inputs[0].call_value, task.call)
 
 
 def _check_inline(size: int, results: ResultSettings) -> None:

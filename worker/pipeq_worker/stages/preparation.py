@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 from pipeq.contract.errors import ErrorCode, PipeqError
 
@@ -24,23 +23,22 @@ from pipeq_worker.observe.traces import internal
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages import decode, prepare
 from pipeq_worker.stages.accept import read_inputs, read_message
+from pipeq_worker.stages.bounds import check_input, check_items
 from pipeq_worker.stages.company import Company
 from pipeq_worker.stages.fetch import Fetcher, ref_name
+from pipeq_worker.stages.fetching import SLICE_S, Fetching
 from pipeq_worker.stages.lane import Lane
 from pipeq_worker.stages.located import located
 from pipeq_worker.stages.shelf import Shelf
 from pipeq_worker.stages.steps import Stage, Steps
 from pipeq_worker.stages.task import Item, Slot, Task
 from pipeq_worker.stages.threads import LOOP, Loop, threads_of
-from pipeq_worker.stores.signed import looks_like_result
 
 logger = logging.getLogger(__name__)
 
-#: How long one task may keep a thread while other tasks of its pipeline wait for it, in seconds.
-SLICE_S = 0.05
 #: How long one task may keep the loop while everything else waits for it, in seconds.
 LOOP_SLICE_S = 0.01
-_END = object()
+_END, _FETCH = object(), object()
 #: Most items of one task between preparation and the device's answer, in batches; items of other tasks fit in between.
 OPEN_BATCHES = 8
 
@@ -77,7 +75,6 @@ class Preparation:
     ) -> None:
         self._pipelines = pipelines
         self._settings = settings
-        self._fetcher = fetcher
         self._shelf = shelf
         self._steps = steps
         self._ready = ready
@@ -89,6 +86,8 @@ class Preparation:
         self._lanes = {name: Lane(name, share, settings.fetch_threads, prepare_threads, loop) for name in pipelines}
         #: For tasks that name none of our pipelines; they only fail.
         self._no_lane = next(iter(self._lanes.values()))
+        most = settings.inputs.max_decoded_bytes
+        self._fetching = Fetching(fetcher, most, settings.max_items, self._lane, self.hold)
         #: Held during a step of preparation whose decoded inputs are large.
         self._large = threading.Lock()
         self._closed = False
@@ -142,26 +141,16 @@ class Preparation:
             self._check_output(message.output.uri)
         task.call = pipeline.merge(message.params)
         task.given = message.inputs
-        if any(map(looks_like_result, task.given if isinstance(task.given, list) else [task.given])):
+        if self._fetching.has_results(task):
             self._lane(task).fetching.submit(self._guarded, task, self._fetch_results)
         else:
             self._read(task)
 
     def _fetch_results(self, task: Task) -> None:
-        """Reads results of earlier tasks (of a chain, or of a chord's header) back from the store."""
-        if not task.held_bytes:
-            self._lane(task).budget.wait_for_room()
-        if isinstance(task.given, list):
-            task.given = [self._fetch_result(task, one) for one in task.given]
+        if self._fetching.fetch_results(task):
+            self._lane(task).preparing.submit(partial(self._guarded, task, self._read))
         else:
-            task.given = self._fetch_result(task, task.given)
-        self._lane(task).preparing.submit(partial(self._guarded, task, self._read))
-
-    def _fetch_result(self, task: Task, value: Any) -> Any:
-        if task.needs_no_device or (ref := self._fetcher.result_ref(value)) is None:
-            return value
-        with task.timed("fetch"):
-            return self._fetcher.fetch_result(ref, lambda size: self.hold(task, size))
+            self._lane(task).fetching.submit(self._guarded, task, self._fetch_results)
 
     def _read(self, task: Task) -> None:
         pipeline = task.pipeline
@@ -171,7 +160,7 @@ class Preparation:
         for one in task.inputs:
             for read, sent in one.turns:
                 task.echo(read, sent)
-        self._check_items(prepare.least_items(task.inputs, task.call.params))
+        check_items(prepare.least_items(task.inputs, task.call.params), self._settings)
         if any(one.slots for one in task.inputs):
             self._lane(task).fetching.submit(self._guarded, task, self._fetch)
         elif task.company is not None:
@@ -180,40 +169,52 @@ class Preparation:
             self._prepare(task)
 
     def _fetch(self, task: Task) -> None:
-        lane, until = self._lane(task), time.monotonic() + SLICE_S
-        if not task.held_bytes:
-            lane.budget.wait_for_room()
-        for at, slot in [(at, slot) for at, one in enumerate(task.inputs) for slot in one.slots if slot.data is None]:
-            if task.needs_no_device:
-                break
-            if time.monotonic() > until:
-                # Other tasks wait for this thread.
-                lane.fetching.submit(self._guarded, task, self._fetch)
-                return
-            with task.timed("fetch"), located(task, at):
-                slot.data = self._fetcher.fetch(slot.ref, lambda size: self.hold(task, size))
-        lane.preparing.submit(partial(self._guarded, task, self._prepare))
+        lane = self._lane(task)
+        if not self._fetching.fetch(task):
+            # Other tasks wait for this thread.
+            lane.fetching.submit(self._guarded, task, self._fetch)
+        elif task.rows is None:
+            lane.preparing.submit(partial(self._guarded, task, self._prepare))
+        else:
+            lane.preparing.go_on(task.thread, partial(self._guarded, task, self._go_on))
 
     def _prepare(self, task: Task) -> None:
         task.rows, task.thread = self._rows(task), self._lane(task).preparing.here()
         self._go_on(task)
 
-    def _rows(self, task: Task) -> Iterator[Item | None]:
-        """Decodes and prepares step by step: yields None for each decoded value, then the items."""
+    def _rows(self, task: Task) -> Iterator[Item | object | None]:
+        """Decodes and prepares step by step.
+
+        Yields:
+            For each input None after each decoded value, then its items; before it :data:`_FETCH` if it is not there
+            yet.
+        """
         assert task.pipeline is not None
         answer = task.pipeline.picture_memory(task.call)
         most = self._settings.inputs.max_decoded_bytes
         decoded = Decoded(most, lambda more: self.hold(task, more), self._large, answer)
+        releases = task.is_list and task.pipeline.lets_go_of_inputs
         try:
-            for at, slot in [(at, slot) for at, one in enumerate(task.inputs) for slot in one.slots]:
-                with task.timed("decode"):
-                    self._decode(task, at, slot, decoded)
+            for at, one in enumerate(task.inputs):
+                if one.slots and at >= task.fetched:
+                    yield _FETCH
+                before = task.held_bytes - sum(len(slot.data or b"") for slot in one.slots)
+                for slot in one.slots:
+                    with task.timed("decode"):
+                        self._decode(task, at, slot, decoded)
+                    decoded.end()
+                    yield None
+                with located(task, at):
+                    check_input(task, one, decoded, self._settings)
+                for item in prepare.items(task, at):
+                    # Ended before other tasks get this thread, because they may be large, too.
+                    decoded.end()
+                    yield item
                 decoded.end()
-                yield None
-            for item in prepare.items(task):
-                # Ended before other tasks get this thread, because they may be large, too.
-                decoded.end()
-                yield item
+                if one.slots and releases:
+                    # Its items have what they need of it.
+                    task.let_go(one)
+                    self.hold(task, before - task.held_bytes)
         finally:
             decoded.end()
 
@@ -224,6 +225,7 @@ class Preparation:
             name, rate = ref_name(slot.ref), task.pipeline.sampling_rate
             limits = self._settings.inputs
             value = decode.decode(slot.media, slot.data, name, limits, rate, slot.in_chat, decoded)
+        task.ahead_bytes -= len(slot.data)
         if not decode.keeps_its_bytes(value):
             self.hold(task, -len(slot.data))
         slot.fill(value)
@@ -246,11 +248,14 @@ class Preparation:
             item = held_up or next(rows, _END)
             if item is _END or task.needs_no_device:
                 break
+            if item is _FETCH:
+                self._lane(task).fetching.submit(self._guarded, task, self._fetch)
+                return
             if isinstance(item, Item):
                 if held_up is None:
                     task.add_time("prepare", time.monotonic() - began)
                     task.items += 1
-                    self._check_items(task.items)
+                    check_items(task.items, self._settings)
                     if self._shelf.is_full(pipeline.name, pipeline.limits):
                         task.held_up = item
                         self._shelf.when_room(pipeline.name, pipeline.limits, go_on)
@@ -269,14 +274,6 @@ class Preparation:
         self._end(task)
 
     # -- helpers ------------------------------------------------------------------------------------------------------
-
-    def _check_items(self, count: int) -> None:
-        if count > (most := self._settings.max_items):
-            raise PipeqError(
-                ErrorCode.INPUT_TOO_LARGE,
-                f"the task makes {count} items or more (inputs, times their labels or chunks), and this worker takes "
-                f"{most} (`max_items`): send it in parts",
-            )
 
     def _submit(self, task: Task, stage: Callable[[Task], None]) -> None:
         """Runs a stage soon, in a step of its own."""

@@ -25,19 +25,18 @@ def _entries(value: Any) -> int:
     return max(1, len(value)) if isinstance(value, list | dict) else 1
 
 
-def items(task: Task) -> Iterator[Item]:
-    """Yields a task's items (tokens, features, chunks) one by one, so a long audio is never in memory as a whole.
+def items(task: Task, index: int) -> Iterator[Item]:
+    """Yields the items of one input (tokens, features, chunks), so a long audio is never in memory as a whole.
 
     Raises:
         PipeqError: ``invalid_input`` or ``invalid_params``, naming the input.
     """
     assert task.pipeline is not None
-    for index, one in enumerate(task.inputs):
-        rows = task.pipeline.prepare(one.call_value, task.call)
-        for chunk, row in enumerate(_located(rows, f"inputs[{index}]" if task.is_list else "")):
-            item = Item(task, index, chunk, row.features, row.group, row.cost, row.nbytes)
-            item.row.deadline, task.row = task.deadline, item.row
-            yield item
+    rows = task.pipeline.prepare(task.inputs[index].call_value, task.call)
+    for chunk, row in enumerate(_located(rows, f"inputs[{index}]" if task.is_list else "")):
+        item = Item(task, index, chunk, row.features, row.group, row.cost, row.nbytes)
+        item.row.deadline, task.row = task.deadline, item.row
+        yield item
 
 
 def _located(rows: Iterator[Prepared], where: str) -> Iterator[Prepared]:

@@ -98,6 +98,10 @@ class Task:
     originals: dict[int, Any] = field(default_factory=dict)
     #: For each input the model's outputs, one for each chunk.
     outputs: list[list[Any]] = field(default_factory=list)
+    #: Bytes that these will take as results.
+    output_bytes: int = 0
+    #: The results of the first inputs, while those of the others are being made of their outputs.
+    results: list[Any] = field(default_factory=list)
     error: PipeqError | None = None
     #: Whether its result is no longer wanted.
     is_cancelled: bool = False
@@ -112,11 +116,15 @@ class Task:
     batch: BatchInfo | None = None
     #: Milliseconds in each stage.
     timing_ms: dict[str, float] = field(default_factory=dict)
-    #: Bytes that it holds of its pipeline's budget.
+    #: Bytes that it holds of its pipeline's budget; and of these, what is fetched and not decoded yet.
     held_bytes: int = 0
+    ahead_bytes: int = 0
+    #: Number of inputs that are fetched; and when it is time to decode them first (monotonic clock).
+    fetched: int = 0
+    fetching_until: float | None = None
     #: The rest of its preparation while there is more: yields items, and None for each decoded value; and the number of
     #: the thread that runs it.
-    rows: Iterator[Item | None] | None = None
+    rows: Iterator[Item | object | None] | None = None
     thread: int = 0
     #: Tasks that were accepted in the same step and may be prepared in one, too: it joins them instead of going on.
     company: list[Task] | None = None
@@ -176,6 +184,13 @@ class Task:
     def echo(self, value: Any, sent: Any) -> None:
         """Notes that an output that repeats ``value`` should show what was sent for it."""
         self.echoes[id(value)], self.originals[id(value)] = sent, value
+
+    def let_go(self, one: Input) -> None:
+        """Forgets the decoded values of an input whose items are made."""
+        for slot in one.slots:
+            value, slot.container[slot.key] = slot.container[slot.key], None
+            self.echoes.pop(id(value), None)
+            self.originals.pop(id(value), None)
 
     def opened(self) -> int:
         """Counts one more open item, that is, one in the batcher or on the device. Returns how many are open."""

@@ -81,10 +81,7 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         for name, text in (("question", question), ("context", context)):
             if not text:
                 raise PipeqError(ErrorCode.INVALID_INPUT, f"{name} is empty")
-        if max_seq_len is None:
-            max_seq_len = min(self.tokenizer.model_max_length, _MAX_SEQ_LEN)
-        if doc_stride is None:
-            doc_stride = min(max_seq_len // 2, _DOC_STRIDE)
+        max_seq_len, doc_stride = self.chunk_sizes(max_seq_len, doc_stride)
         if doc_stride > max_seq_len:
             raise ValueError(f"doc_stride is {doc_stride}, beyond max_seq_len, {max_seq_len}")
         self._check_room(question, context, max_seq_len, doc_stride)
@@ -155,6 +152,12 @@ class QuestionAnsweringPipeline(ChunkPipeline):
             found.append({"score": null_score, "start": 0, "end": 0, "answer": ""})
         best = sorted(found, key=lambda answer: answer["score"], reverse=True)[:top_k]
         return best[0] if len(best) == 1 else best
+
+    def chunk_sizes(self, max_seq_len: int | None, doc_stride: int | None) -> tuple[int, int]:
+        """Tokens of a chunk, and tokens by which two chunks overlap, with the defaults for what is not given."""
+        if max_seq_len is None:
+            max_seq_len = min(self.tokenizer.model_max_length, _MAX_SEQ_LEN)
+        return max_seq_len, min(max_seq_len // 2, _DOC_STRIDE) if doc_stride is None else doc_stride
 
     def _check_room(self, question: str, context: str, max_seq_len: int, doc_stride: int) -> None:
         """Raises if the question leaves too little room for a chunk of the context, at which the tokenizer panics."""

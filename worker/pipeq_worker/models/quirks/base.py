@@ -14,6 +14,7 @@ from transformers.pipelines.pt_utils import PipelineIterator
 
 from pipeq_worker.models import footprint, pinned
 from pipeq_worker.models.call import SOLO, Call
+from pipeq_worker.models.foreseen import NOTHING, Foreseen
 from pipeq_worker.models.quirks.rope import Rope
 
 #: Features that transformers pads along their second dimension (pipelines/base.py: ``_pad``).
@@ -24,6 +25,8 @@ PADDED = frozenset(
 PATCH_PIXELS = 256
 #: This many frames of a mel spectrogram count as one token (Whisper's encoder halves 100 frames a second).
 FRAMES_PER_TOKEN = 2
+#: Bytes of a number in JSON, and of Python's object for it, for each byte of a float32.
+JSON_FACTOR = 14
 #: This many samples count as one token (wav2vec2's 20 ms at 16 kHz).
 SAMPLES_PER_TOKEN = 320
 
@@ -33,6 +36,8 @@ class Quirks:
 
     #: ``[param_limits] max_scaled_pixels``.
     max_scaled_pixels = 2**25
+    #: ``[param_limits] max_labels``.
+    max_labels = 1000
     #: Most tokens of one item, and most bytes of its forward pass: see :meth:`bound`.
     most_tokens, most_bytes = footprint.MOST_TOKENS, float(2**32)
     #: Whether ``truncation`` cuts a text at the most tokens, if the tokenizer itself has no limit.
@@ -92,6 +97,14 @@ class Quirks:
         """Yields the features of one input's items: one item, or one for each chunk."""
         made = pipe.preprocess(self.call_input(pipe, value, call.params), **call.preprocess)
         yield from made if isinstance(pipe, ChunkPipeline) else (made,)
+
+    def foresee(self, pipe: transformers.Pipeline, value: Any, call: Call) -> Foreseen:
+        """What one decoded input becomes, beyond what is counted while it is made."""
+        return NOTHING
+
+    def json_factor(self, call: Call) -> int:
+        """How many bytes each byte of the tensors in an output takes at most, once it is a result."""
+        return 1
 
     def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: Call) -> list[Any]:
         """Runs features of one group. Returns each item's output as if it had run alone."""

@@ -12,7 +12,9 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from transformers.pipelines.any_to_any import Chat as AnyChat
 from transformers.utils.chat_template_utils import Chat
 
+from pipeq_worker.models import footprint
 from pipeq_worker.models.call import SOLO, Call
+from pipeq_worker.models.foreseen import NOTHING, Foreseen, chunks
 from pipeq_worker.models.quirks.base import Quirks
 from pipeq_worker.models.quirks.generation import Generates
 from pipeq_worker.models.quirks.vision import picture
@@ -26,6 +28,22 @@ class DocumentQuestionAnswering(Quirks):
     def __init__(self, pipe: transformers.Pipeline) -> None:
         super().__init__(pipe)
         self.reads_words = "VisionEncoderDecoder" not in str(pipe.model_type)
+
+    def foresee(self, pipe: transformers.Pipeline, value: Any, call: Call) -> Foreseen:
+        boxes = value.get("word_boxes")
+        if not self.reads_words or not isinstance(boxes, list):
+            return NOTHING
+        text = " ".join(str(one[0]) for one in boxes if isinstance(one, list) and one)
+        length = call.preprocess.get("max_seq_len") or pipe.tokenizer.model_max_length
+        stride = call.preprocess.get("doc_stride")
+
+        def room() -> int:
+            question = _tokens(pipe, str(value.get("question", "")))
+            return length - pipe.tokenizer.num_special_tokens_to_add(pair=True) - question
+
+        stride = min(length // 2, 256) if stride is None else stride
+        entries = min(call.postprocess.get("top_k") or 1, length * length)
+        return chunks(len(text.encode()), lambda: _tokens(pipe, text), room, stride, length, entries)
 
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         boxes = value.get("word_boxes")
@@ -164,6 +182,23 @@ class TableQuestionAnswering(Generates):
     def call(self, pipe: transformers.Pipeline, value: Any, params: dict[str, Any]) -> Any:
         return pipe(self.call_input(pipe, value, params), **params)
 
+    def check_features(
+        self, pipe: transformers.Pipeline, features: Mapping[str, Any], forward: Mapping[str, Any]
+    ) -> None:
+        super().check_features(pipe, features, forward)
+        rows = len(features["input_ids"])
+        # TAPAS reads the table for all questions in one pass, unless they follow one another.
+        if (
+            not forward.get("sequential")
+            and self.footprint.of(footprint.longest(features), rows=rows) > self.most_bytes
+        ):
+            raise PipeqError(
+                ErrorCode.INPUT_TOO_LARGE,
+                f"{rows} questions of {footprint.longest(features)} tokens with their table are more than fits into "
+                "the bytes of one item (`max_item_bytes` of the pipeline in the worker's settings): send fewer "
+                "questions in one input, or set sequential=true",
+            )
+
     def group(self, features: Mapping[str, Any], forward: Mapping[str, Any]) -> Hashable:
         return SOLO
 
@@ -199,6 +234,12 @@ def _check_word_boxes(boxes: Any) -> None:
                 f"word_boxes[{at}] is not [word, [left, top, right, bottom]] with whole numbers from 0 to 1000, left "
                 "not beyond right and top not beyond bottom",
             )
+
+
+def _tokens(pipe: transformers.Pipeline, text: str) -> int:
+    """About how many tokens a text has; tokenizers of documents take it only with boxes."""
+    backend = getattr(pipe.tokenizer, "backend_tokenizer", None)
+    return len(text) if backend is None else len(backend.encode(text, add_special_tokens=False).ids)
 
 
 def _tesseract() -> bool:

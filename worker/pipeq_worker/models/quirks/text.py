@@ -9,9 +9,10 @@ import transformers
 from pipeq.contract.errors import ErrorCode, PipeqError
 from transformers.utils.chat_template_utils import Chat
 
-from pipeq_worker.models.call import SOLO
+from pipeq_worker.models.call import SOLO, Call
+from pipeq_worker.models.foreseen import ENTRY_BYTES, HARMLESS_BYTES, NOTHING, Foreseen, chunks
 from pipeq_worker.models.own.text2text import TranslationPipeline
-from pipeq_worker.models.quirks.base import Quirks
+from pipeq_worker.models.quirks.base import JSON_FACTOR, Quirks
 from pipeq_worker.models.quirks.generation import Generates
 
 
@@ -26,6 +27,16 @@ class TokenClassification(Quirks):
     """A text longer than the model's limit is cut into chunks with ``stride``. A list of words is one input."""
 
     cuts = False  # its pipeline would cut texts without being asked to
+
+    def foresee(self, pipe: transformers.Pipeline, value: Any, call: Call) -> Foreseen:
+        if (stride := call.params.get("stride")) is None:
+            return NOTHING
+        text, length = value if isinstance(value, str) else " ".join(value), pipe.tokenizer.model_max_length
+
+        def room() -> int:
+            return length - pipe.tokenizer.num_special_tokens_to_add()
+
+        return chunks(len(text.encode()), lambda: _tokens(pipe, text), room, stride, length, length)
 
     def call_params(self, params: dict[str, Any]) -> dict[str, Any]:
         # The pipeline's call adds these, and its preprocessing requires them.
@@ -58,6 +69,9 @@ class ZeroShotClassification(Quirks):
 
 class FeatureExtraction(Quirks):
     """Returns one row for each token, so rows of padding are cut off."""
+
+    def json_factor(self, call: Call) -> int:
+        return 1 if call.params.get("return_tensors") else JSON_FACTOR
 
     def trim(
         self,
@@ -120,7 +134,32 @@ class TextGeneration(Generates):
 
 
 class FillMask(Quirks):
-    """Each text must have a mask."""
+    """Each text must have a mask.
+
+    Only the scores at the masks are kept: those of all tokens would take 60 MB for a text, until its task ends.
+    """
+
+    def foresee(self, pipe: transformers.Pipeline, value: Any, call: Call) -> Foreseen:
+        masks = value.count(pipe.tokenizer.mask_token or "\0")
+        entries = masks * (call.postprocess.get("top_k") or 5)
+        # Each entry repeats the text.
+        kept = entries * (len(value) + ENTRY_BYTES)
+        return NOTHING if kept < HARMLESS_BYTES else Foreseen(kept=kept)
+
+    def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: Call) -> list[Any]:
+        mask = pipe.tokenizer.mask_token_id
+        return [
+            {**output, "logits": output["logits"][:, output["input_ids"][0] == mask].clone()}
+            for output in super().forward(pipe, features, call)
+        ]
+
+    def postprocess(self, pipe: transformers.Pipeline, outputs: list[Any], call: Call) -> Any:
+        output, scores = outputs[0], outputs[0]["logits"]
+        tokens = output["input_ids"][0]
+        # As the pipeline expects it: scores of each token, of which it reads those of the masks.
+        every = scores.new_zeros((1, len(tokens), scores.shape[-1]))
+        every[:, tokens == pipe.tokenizer.mask_token_id] = scores
+        return super().postprocess(pipe, [{**output, "logits": every}], call)
 
     def call_input(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
         mask = pipe.tokenizer.mask_token
@@ -158,5 +197,19 @@ class QuestionAnswering(Quirks):
         # Padding on the left would shift a text in the model's table of positions.
         self.pads = self.pads and pipe.tokenizer.padding_side == "right"
 
+    def foresee(self, pipe: transformers.Pipeline, value: Any, call: Call) -> Foreseen:
+        question, context = str(value.get("question", "")), str(value.get("context", ""))
+        length, stride = pipe.chunk_sizes(call.preprocess.get("max_seq_len"), call.preprocess.get("doc_stride"))
+
+        def room() -> int:
+            return length - pipe.tokenizer.num_special_tokens_to_add(pair=True) - _tokens(pipe, question)
+
+        entries = min(2 * (call.postprocess.get("top_k") or 1) + 10, length * length)
+        return chunks(len(context.encode()), lambda: _tokens(pipe, context), room, stride, length, entries)
+
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return {"question": "what?", "context": "warm up"}, {}
+
+
+def _tokens(pipe: transformers.Pipeline, text: str) -> int:
+    return len(pipe.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

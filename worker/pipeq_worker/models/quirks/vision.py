@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
@@ -16,7 +17,8 @@ from pipeq_worker.media import picture_memory
 from pipeq_worker.media.video import Video
 from pipeq_worker.models import footprint, scaling
 from pipeq_worker.models.call import SOLO, Call
-from pipeq_worker.models.quirks.base import Quirks
+from pipeq_worker.models.foreseen import Foreseen
+from pipeq_worker.models.quirks.base import JSON_FACTOR, Quirks
 from pipeq_worker.models.quirks.generation import Generates
 
 #: Number of labels whose scores are scaled up together.
@@ -72,6 +74,12 @@ class ZeroShotObjectDetection(ComparesLabels):
                 'candidate_labels must be a list of texts, or texts separated by commas, none of them blank: ["cat", '
                 '"dog"]',
             )
+        if len(labels) > self.max_labels:
+            raise PipeqError(
+                ErrorCode.INPUT_TOO_LARGE,
+                f"there are {len(labels)} candidate_labels, at most {self.max_labels} are taken (`max_labels` in "
+                "[param_limits] of the worker's settings): send them in parts",
+            )
         return {"image": fields["image"], "candidate_labels": labels}
 
     def alone(self, pipe: transformers.Pipeline, value: Any, params: Mapping[str, Any]) -> Any:
@@ -79,6 +87,13 @@ class ZeroShotObjectDetection(ComparesLabels):
 
     def sample(self, pipe: transformers.Pipeline) -> tuple[Any, dict[str, Any]]:
         return {"image": picture(), "candidate_labels": ["a"]}, {}
+
+
+class ImageFeatureExtraction(Quirks):
+    """Returns one row for each patch."""
+
+    def json_factor(self, call: Call) -> int:
+        return 1 if call.params.get("return_tensors") else JSON_FACTOR
 
 
 class KeypointMatching(Quirks):
@@ -144,7 +159,20 @@ class ImageSegmentation(Quirks):
 class MaskGeneration(Quirks):
     """Its preprocessing runs the vision encoder, so it runs on the device's thread, image by image."""
 
+    def foresee(self, pipe: transformers.Pipeline, value: Any, call: Call) -> Foreseen:
+        # Each batch of points is a pass of its own, and each layer of crops has four times as many crops.
+        params = call.params
+        layers, side = params.get("crops_n_layers") or 0, params.get("points_per_crop") or 32
+        less, at_once = params.get("crop_n_points_downscale_factor") or 1, params.get("points_per_batch") or 64
+        passes = [4**layer * -(-(max(1, side // less**layer) ** 2) // at_once) for layer in range(layers + 1)]
+        return Foreseen(rows=sum(passes))
+
     def preprocess(self, pipe: transformers.Pipeline, value: Any, call: Call) -> Iterator[Mapping[str, Any]]:
+        crops = sum(4**layer for layer in range((call.params.get("crops_n_layers") or 0) + 1))
+        # They are scaled, and go through the encoder, all at once.
+        scaling.check(
+            image_processor(pipe), itertools.repeat(value.size, crops), call.preprocess, self.max_scaled_pixels
+        )
         yield {"image": value, "preprocess": call.preprocess}
 
     def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: Call) -> list[Any]:
