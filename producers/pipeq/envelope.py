@@ -55,6 +55,8 @@ class Envelope:
     expires_at: float | None = None
     #: Additional message headers, for instance ``traceparent``.
     headers: Mapping[str, Any] = field(default_factory=dict)
+    #: When its delay ends, in seconds since the epoch. None if it has none.
+    due_at: float | None = None
     reply_to: str = ""
     #: The message's digest if the caller chose the id, to recognize another task with the same id. Otherwise empty.
     message_sha256: str = ""
@@ -83,6 +85,7 @@ class Envelope:
         part = Part(
             pipeline=self.message.pipeline,
             submitted_at=self.submitted_at,
+            due_at=self.due_at,
             expires_at=self.expires_at,
             message_sha256=self.message_sha256 or None,
         )

@@ -194,6 +194,7 @@ class Submissions:
             submitted_at=now,
             expires_at=None if call.expires_s is None else now + call.expires_s,
             headers=call.headers,
+            due_at=now + call.delay_s if call.delay_s else None,
             reply_to=self._reply_to,
             message_sha256="" if name is None else sha256_of(message),
         )

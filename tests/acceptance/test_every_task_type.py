@@ -24,6 +24,7 @@ from pipeq_worker.stages.outputs import convert
 
 from tests import samples, tiny_models
 from tests.parity import assert_same
+from tests.times import adds_up
 from tests.zoo import SERVED, Zoo, inputs_of, refer, running
 
 torch.set_num_threads(1)
@@ -80,6 +81,8 @@ def test_through_the_queue(zoo: Zoo, task: str) -> None:
     sent = [refer(value, zoo.inputs, at) for at, value in enumerate(values)]
     ids = zoo.client.submit_many(task, [[one] for one in sent], params=params)
     got = [zoo.client.result(task_id, timeout_s=60) for task_id in ids]
+    for status in zoo.client.status_many(ids):
+        adds_up(status)
     pipeline = load_pipeline("it", PipelineSettings(task=task, model=str(tiny_models.build(model, zoo.models))), "cpu")
     assert isinstance(pipeline, TransformersPipeline)
     for (mine,), value, message in zip(got, values, sent, strict=True):

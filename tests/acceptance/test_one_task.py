@@ -32,7 +32,7 @@ def test_status_tells_the_whole_story(service: Service) -> None:
     assert status.submitted_at <= status.started_at <= status.finished_at
     assert status.attempts == 1
     assert status.timing_ms is not None
-    assert {"queue", "prepare", "batch", "infer", "deliver"} <= status.timing_ms.keys()
+    assert {"queued", "prepare", "wait_device", "infer", "deliver"} == status.timing_ms.keys()
     assert status.model is not None
     assert (status.model.dtype, status.model.device) == ("float32", "cpu")
     assert status.worker is not None

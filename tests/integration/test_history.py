@@ -52,14 +52,15 @@ class Workers:
             id=self.id, retries=self.tries, attempts_before=self.tries, tag="", leases=None, deaths=0, is_marked=False,
             is_lost=False, is_over=False, started_at=None, last_started_at=None, lost=(), before=None, progress=None,
             lane=PIPELINE, pipeline=None, received_at=time.time(), attempts=1, batch=None, result_uri=None, error=None,
-            timing_ms={}, request=SimpleNamespace(hostname=worker),
+            timing_ms={}, told_ms={}, arrived=time.monotonic(), began=time.monotonic(), tried_until=None, given_at=None,
+            was_lost=False, request=SimpleNamespace(hostname=worker),
         )  # fmt: skip
         self.now = one
         Marks(self.db, worker).begin([one], alone=True)
         one.attempts = one.attempt
 
     def store(self, word: str, *, retrying: bool = False) -> None:
-        part = part_of(self.now, retrying=retrying)
+        part = part_of(self.now, next_try_at=time.time() if retrying else None)
         result = {"exc_type": "PipeqError"} if retrying else None
         text = record.Record(status=word, result=result, task_id=self.id, pipeq=part.fields()).encode()
         self.db.set(keys.record_key(self.id), text, ex=60)
@@ -67,13 +68,13 @@ class Workers:
 
     def retry(self) -> None:
         self.now.error = PipeqError("input_unavailable", f"away {self.tries}", True)
-        self.now.timing_ms = {"queue": 1.0, "fetch": 3.0}
+        self.now.timing_ms = {"fetch": 3.0}
         self.store("RETRY", retrying=True)
         self.tries += 1
 
     def fail(self) -> None:
         self.now.error = PipeqError("inference_failed", "broken", False)
-        self.now.timing_ms = {"fetch": 1.0, "infer": 1.0, "batch": 1.0}
+        self.now.timing_ms = {"fetch": 1.0, "wait_device": 1.0, "infer": 1.0}
         self.store("FAILURE")
 
     def die(self) -> None:

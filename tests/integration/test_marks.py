@@ -51,6 +51,8 @@ def delivery(task_id: str = "a") -> Any:
         is_lost=False,
         is_over=False,
         progress=None,
+        given_at=None,
+        was_lost=False,
     )
 
 

@@ -38,7 +38,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeq.contract import keys, shown
+from pipeq.contract import keys, shown, times
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.reading import UnreadableError, json_object, number, readable, readable_object
 from pipeq.contract.status import (
@@ -66,7 +66,8 @@ OPEN_MAX_BYTES = 2**20
 HISTORY_MAX = 10
 #: ... and most characters of the error's sentence of each.
 HISTORY_CHARS = 500
-#: Stages in the order in which a task comes to them; the last one in its times is where a try ended.
+#: Stages in the order in which a task comes to them; the last one in its times is where a try ended. Records of earlier
+#: versions call the wait for the device "batch".
 _STAGES = ("fetch", "decode", "prepare", "batch", "wait_device", "infer", "deliver")
 
 
@@ -108,6 +109,9 @@ class Part:
     #: When the producer submitted the task, in seconds since the epoch; or when an operator sent it again, after it had
     #: failed.
     submitted_at: float | None = None
+    #: Time before which no worker begins its last try, in seconds since the epoch: when its delay is over, or the wait
+    #: for its next try. Absent if it has none.
+    due_at: float | None = None
     #: Time after which no worker begins it, in seconds since the epoch. Absent if it never expires.
     expires_at: float | None = None
     #: SHA-256, in hexadecimal, of pipeline, inputs, params and output, if the producer chose the id itself. With it, a
@@ -121,8 +125,9 @@ class Part:
     attempts: int | None = None
     #: The name of the worker that ended it, or sent it to its next try.
     worker: str | None = None
-    #: Milliseconds in each stage of the last try: ``queue``, ``fetch``, ``decode``, ``prepare``, ``batch``, ``infer``,
-    #: ``deliver``. A stage that it did not reach is absent.
+    #: Milliseconds in each part of its life: ``delayed``, ``queued``, ``fetch``, ``decode``, ``prepare``,
+    #: ``wait_device``, ``infer``, ``deliver``. They add up to ``finished_at`` minus ``submitted_at``. A part that it
+    #: did not come to is absent.
     timing_ms: dict[str, float] | None = None
     #: The largest batch that one of its items ran in.
     batch: BatchInfo | None = None
@@ -166,6 +171,9 @@ class Mark:
     attempt: int
     #: How far the task is. Absent at first; ``look.lua`` writes it, once a second at most.
     progress: Progress | None = None
+    #: Milliseconds before that in which a worker prepared it (``prepare``), and in which it waited for its first batch
+    #: (``wait_device``).
+    timing_ms: dict[str, float] | None = None
     #: The tries that ended with the death of a worker or its process, as in the record's ``history``. Absent for none.
     lost_tries: list[Any] | None = None
 
@@ -294,7 +302,8 @@ def cancelled(task_id: str, before: bytes | str | None, mark: bytes | str | None
     ran = {name: value for name, value in running.items() if name in ("worker", "attempts", "started_at")}
     if lost := _lost(mark):
         ran["history"] = with_lost(_part_of(fields).get("history"), lost)
-    return _revoked(task_id, ErrorCode.CANCELLED, fields, _ended_now(_part_of(fields) | ran))
+    mark_fields = readable_object(mark) if running.get("worker") else None
+    return _revoked(task_id, ErrorCode.CANCELLED, fields, _ended_now(_part_of(fields) | ran, mark_fields))
 
 
 def purged(task_id: str, before: bytes | str | None, pipeline: str) -> str:
@@ -334,7 +343,18 @@ def _revoked(task_id: str, reason: str, before: Mapping[str, Any], part: dict[st
 
 #: The fields of a part that say how a task ended, or when it was to end: they belong to one life of it.
 _OF_ONE_LIFE = frozenset(
-    {"expires_at", "started_at", "finished_at", "worker", "timing_ms", "batch", "model", "result_uri", "error"}
+    {
+        "due_at",
+        "expires_at",
+        "started_at",
+        "finished_at",
+        "worker",
+        "timing_ms",
+        "batch",
+        "model",
+        "result_uri",
+        "error",
+    }
 )
 
 
@@ -377,9 +397,14 @@ def _part_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     return found if isinstance(found := fields.get("pipeq"), dict) else {}
 
 
-def _ended_now(part: Mapping[str, Any]) -> dict[str, Any]:
-    # The error of an earlier try does not explain this end.
-    return {**{name: value for name, value in part.items() if name != "error"}, "finished_at": time.time()}
+def _ended_now(part: Mapping[str, Any], mark: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    now = time.time()
+    # The error of an earlier try does not explain this end, and its times are not those of this one.
+    found = {name: value for name, value in part.items() if name not in ("error", "timing_ms")} | {"finished_at": now}
+    mark = mark or {}
+    began_at, before = mark.get("since"), mark.get("timing_ms")
+    timing_ms = times.of_ended_by_client(part.get("submitted_at"), part.get("due_at"), now, began_at, before)
+    return found if timing_ms is None else {**found, "timing_ms": timing_ms}
 
 
 # -- the history ------------------------------------------------------------------------------------------------------
@@ -436,6 +461,7 @@ class Before:
     has_ended: bool = False
     #: As in :class:`Part`.
     submitted_at: float | None = None
+    due_at: float | None = None
     expires_at: float | None = None
     message_sha256: str | None = None
     pipeline: str | None = None
@@ -452,6 +478,7 @@ class Before:
         return cls(
             isinstance(status, str) and status in ENDED,
             _moment(part.get("submitted_at")),
+            _moment(part.get("due_at")),
             _moment(part.get("expires_at")),
             sha256 if isinstance(sha256, str) else None,
             pipeline if isinstance(pipeline, str) else None,

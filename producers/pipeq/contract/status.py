@@ -147,6 +147,8 @@ class TaskStatus(BaseModel):
     #: When its first item entered a batch.
     started_at: Moment | None = None
     finished_at: Moment | None = None
+    #: When its delay ends or ended, or the wait for its next try: no worker begins it before. Null if it has none.
+    due_at: Moment | None = None
     #: When it expires, if it does.
     expires_at: Moment | None = None
     #: How often a worker has begun to run it.
@@ -157,7 +159,8 @@ class TaskStatus(BaseModel):
     #: The URI of the output, if it is stored elsewhere.
     result_uri: str | None = None
     error: ErrorInfo | None = None
-    #: Milliseconds in each stage: queue, fetch, decode, prepare, batch, infer, deliver.
+    #: Milliseconds in each part of its life: delayed, queued, fetch, decode, prepare, wait_device, infer, deliver. They
+    #: add up to ``finished_at`` minus ``submitted_at``; what each part is: :mod:`pipeq.contract.times`.
     timing_ms: dict[str, Finite] | None = None
     #: How far it is, while it runs and takes more than a second or two.
     progress: Progress | None = None

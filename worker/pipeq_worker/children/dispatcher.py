@@ -49,7 +49,7 @@ LOOK_S = 1.0
 #: How long results may still take to be stored when a drain ends, in seconds.
 STORE_S = 2.0
 #: Stages whose times are told to observers, in the order of a task's way.
-_STAGES = ("fetch", "decode", "prepare", "batch", "infer", "deliver")
+_STAGES = ("fetch", "decode", "prepare", "wait_device", "infer")
 
 
 def _ignore(_: Any) -> None:
@@ -383,6 +383,7 @@ class Dispatcher(Generic[T]):
                 if task is None:
                     continue
                 task.params = ready.params or task.params
+                task.ready_at = task.ready_at or time.monotonic()
                 assert task.lane is not None
                 # A task with deaths shares no batch.
                 group = (ready.task, ready.item) if task.deaths else ready.group
@@ -448,10 +449,10 @@ class Dispatcher(Generic[T]):
                 if ended.error is not None:
                     task.fail(ended.error.error())
                 elif task.lane is not None:
-                    self._feeding.learn(task.lane, ended.timing_ms)
+                    self._feeding.learn(task.lane, ended.busy_s)
                 task.result_json, task.result_uri = ended.result, ended.result_uri
                 task.handed_on_json = ended.handed_on
-                task.timing_ms = ended.timing_ms
+                task.began, task.timing_ms = ended.began, ended.timing_ms
                 if ended.batch is not None:
                     if (learned := self.costs.find(task.lane)) is not None:
                         learned.task_ended()
@@ -465,7 +466,7 @@ class Dispatcher(Generic[T]):
             ending = [task for task in tasks if self._ends_now(task)]
         for task in ending:
             if task.lane is not None:
-                for stage in _STAGES[:-1]:
+                for stage in _STAGES:
                     if stage in task.timing_ms:
                         self._observer.stage_ended(task.id, task.lane, stage, task.timing_ms[stage] / 1000)
         if ending:

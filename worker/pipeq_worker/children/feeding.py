@@ -7,7 +7,7 @@ woken for every single one while the device has plenty to do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic
 
 from pipeq_worker.children import protocol
@@ -65,9 +65,8 @@ class Feeding(Generic[T]):
         """Notes that an item of a task is ready, or that the task has ended."""
         self._fed.discard(ticket)
 
-    def learn(self, name: str, timing_ms: Mapping[str, float]) -> None:
-        """Learns from the times of a task of a pipeline that has ended. Waiting for a store keeps no thread busy."""
-        seconds = (timing_ms.get("decode", 0.0) + timing_ms.get("prepare", 0.0)) / 1000
+    def learn(self, name: str, seconds: float) -> None:
+        """Learns how long threads were busy preparing a task of a pipeline. Waiting for a store keeps none busy."""
         known = self._prepare_s.setdefault(name, seconds)
         self._prepare_s[name] = known + _SHARE * (seconds - known)
 
@@ -93,7 +92,7 @@ class Feeding(Generic[T]):
                 rooms[at] -= 1
                 task = queue.pop()
                 task.child = homes[at].number
-                task.moved(Place.PREPARING)
+                task.given()
                 self._fed.add(task.ticket, name, task.child)
                 given[at].append(_prepare(task))
             for home, messages in zip(homes, given, strict=True):

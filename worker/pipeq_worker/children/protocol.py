@@ -270,7 +270,11 @@ class Ended(msgspec.Struct, tag="ended", array_like=True, frozen=True):
     error: Error | None
     #: JSON: what its caller reads.
     result: bytes
+    #: When work on it began (monotonic clock; None if it did not), and the milliseconds of each part from then on.
+    began: float | None
     timing_ms: dict[str, float]
+    #: Seconds for which threads were busy preparing it.
+    busy_s: float
     result_uri: str | None = None
     #: JSON: what the next task gets, if that is something else.
     handed_on: bytes | None = None

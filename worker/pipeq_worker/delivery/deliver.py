@@ -24,7 +24,7 @@ from pipeq_worker.delivery.backend import Annotation, Backend, Buffer, annotatio
 from pipeq_worker.delivery.dead_letter import letter_of
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.delivery.messages import drop, let_go, put_back, tell, tell_success
-from pipeq_worker.delivery.part import part_of, timing_of
+from pipeq_worker.delivery.part import part_of
 from pipeq_worker.delivery.plain import Plain, is_plain
 from pipeq_worker.delivery.retries import Retries
 from pipeq_worker.delivery.tracing import Tracing
@@ -166,8 +166,8 @@ class Deliverer:
 
     def _tell(self, delivery: Delivery) -> None:
         name = delivery.pipeline.name if delivery.pipeline is not None else None
-        if name is not None and "deliver" in delivery.timing_ms:
-            self._observer.stage_ended(delivery.id, name, "deliver", delivery.timing_ms["deliver"] / 1000)
+        if name is not None and "deliver" in delivery.told_ms:
+            self._observer.stage_ended(delivery.id, name, "deliver", delivery.told_ms["deliver"] / 1000)
         ended: Ended = "succeeded" if delivery.error is None else "retrying" if delivery.is_retried else "failed"
         code = delivery.error.code if delivery.error is not None else None
         if delivery.is_dropped:
@@ -180,7 +180,7 @@ class Deliverer:
                 worker=delivery.request.hostname,
                 attempt=delivery.attempts,
             )
-        self._observer.task_ended(delivery.id, name, ended, code, timing_of(delivery))
+        self._observer.task_ended(delivery.id, name, ended, code, delivery.told_ms or delivery.timing_ms)
 
     def _claim(self, deliveries: list[Delivery]) -> None:
         """Renews the leases now, so that the tracer runs links and chords only for tasks that are still ours."""

@@ -62,6 +62,10 @@ class Delivery(Task):
     is_terminated: bool = False
     #: Set if it failed with a retryable error and has tries left.
     is_retried: bool = False
+    #: Whether another worker died with it before this one took it.
+    was_lost: bool = False
+    #: Milliseconds of the parts of its life, as its record has them; empty before its end.
+    told_ms: dict[str, float] = field(default_factory=dict)
     attempt: int = 0
     #: Its tries that ended with the death of a worker or of a process, for its history; the last one's start.
     lost: Sequence[Any] = ()

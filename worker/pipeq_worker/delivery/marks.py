@@ -12,6 +12,7 @@ from pipeq.contract.reading import json_value
 from pipeq.contract.record import LUA, Before, Mark, attempt, with_lost
 
 from pipeq_worker.delivery.delivery import Delivery
+from pipeq_worker.delivery.times import before_batch
 from pipeq_worker.leases import lua
 
 #: What begin.lua returns for a task instead of its number of deaths.
@@ -43,18 +44,19 @@ class Marks:
             self._begin_some(deliveries[start : start + MARKS_PER_CALL], alone)
 
     def _begin_some(self, deliveries: list[Delivery], alone: bool) -> None:
-        now = time.time()
+        now, steady = time.time(), time.monotonic()
         leases = next((delivery.leases.key for delivery in deliveries if delivery.leases is not None), keys.LEASES)
         redis_keys = [keys.RUNNING, leases, *(keys.record_key(delivery.id) for delivery in deliveries)]
         args: list[str | float] = [self._worker, now, keys.worker_key(""), int(alone)]
         for delivery in deliveries:
-            args += (delivery.id, delivery.attempts_before, delivery.tag)
+            args += (delivery.id, delivery.attempts_before, delivery.tag, _as_json(before_batch(delivery, steady)))
         reply = self._begin(keys=redis_keys, args=args)
         told = reply[: 2 * len(deliveries)]
         for delivery, died, record in zip(deliveries, told[::2], told[1::2], strict=True):
             delivery.before = Before.read(record)
             delivery.is_over = died == ENDED
             delivery.is_lost = delivery.is_lost or died == LOST
+            delivery.was_lost = delivery.was_lost or died > delivery.deaths
             # Those in this worker are counted here, too, if Redis could not be told.
             delivery.deaths = max(died, delivery.deaths)
             delivery.is_marked = died >= 0 and (alone or not delivery.deaths)
@@ -112,3 +114,8 @@ class Marks:
             some = marks[start : start + MARKS_PER_CALL]
             names = [keys.RUNNING, *(keys.record_key(task_id) for task_id, _ in some)]
             self._back(keys=names, args=[text for one in some for text in one])
+
+
+def _as_json(times: dict[str, float]) -> str:
+    # The general way takes ten times as long.
+    return ",".join([f'"{part}":{ms}' for part, ms in times.items()]).join("{}") if times else ""

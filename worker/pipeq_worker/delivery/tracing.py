@@ -55,7 +55,7 @@ class Tracing:
         retry, error = self._next_try(delivery), delivery.error
         delivery.is_retried = retry is not None
         note = Annotation(
-            part_of(delivery, retrying=retry is not None),
+            part_of(delivery, next_try_at=None if retry is None else retry.due),
             keys.dead_letter_key(delivery.queue),
             letter_of(delivery) if delivery.error is not None and retry is None else "",
             fence,

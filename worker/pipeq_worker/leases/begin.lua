@@ -6,7 +6,8 @@
 -- ARGV[1]  worker      ARGV[2] now, in seconds since the epoch
 -- ARGV[3]  prefix of the keys of living workers
 -- ARGV[4]  1: also mark tasks with which a worker died
--- ARGV[5..] id, number of tries before this one and tag (empty: not one of our leases) of each task, in turn
+-- ARGV[5..] of each task, in turn: id; number of tries before this one; tag (empty: not one of our leases); its times
+--           before that, as JSON (empty: not known)
 -- Reply: for each task its deaths so far (-1: it has ended, do not run it; -2: its lease is gone, drop it) and its
 -- record before that (empty for none). Then, for tasks with deaths alone, in turn: its place (1 for the first) and the
 -- tries that ended with a death, as JSON.
@@ -25,10 +26,11 @@ local function count(value)
   return number and number >= 0 and number <= MOST and math.floor(number) or 0
 end
 
-local ids, retries, tags, records = {}, {}, {}, {}
+local ids, retries, tags, times, records = {}, {}, {}, {}, {}
 for i = 3, #KEYS do
-  local at = 5 + (i - 3) * 3
+  local at = 5 + (i - 3) * 4
   ids[#ids + 1], retries[#retries + 1], tags[#tags + 1] = ARGV[at], count(ARGV[at + 1]), ARGV[at + 2]
+  times[#times + 1] = ARGV[at + 3]
   records[#records + 1] = KEYS[i]
 end
 -- MGET returns nothing for a key that holds no string; HMGET raises for a key that is no hash.
@@ -77,10 +79,14 @@ for i, id in ipairs(ids) do
     end
     if deaths == 0 or ARGV[4] == '1' then
       running[#running + 1] = id
-      running[#running + 1] = cjson.encode({
+      local mark = cjson.encode({
         [MARK_WORKER] = ARGV[1], [MARK_SINCE] = tonumber(ARGV[2]), [MARK_DEATHS] = deaths,
         [MARK_ATTEMPT] = retries[i] + deaths + 1, [MARK_LOST_TRIES] = lost,
       })
+      if times[i] ~= '' then
+        mark = string.sub(mark, 1, -2) .. ',"' .. MARK_TIMING_MS .. '":' .. times[i] .. '}'
+      end
+      running[#running + 1] = mark
       begun[#begun + 1] = i
     end
     reply[#reply + 1] = deaths

@@ -47,15 +47,16 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             "pipeq_queue_wait_seconds",
             "histogram",
             ("pipeline",),
-            "From the submit until the worker took the message. Stock Celery producers do not say when they submit.",
+            "From when a task could be taken (its submit, the end of its delay or of the wait for its next try) until "
+            "the worker began to work on it. Stock Celery producers do not say when they submit.",
             _WAITS,
         ),
         Metric(
             "pipeq_stage_seconds",
             "histogram",
             ("pipeline", "stage"),
-            "Time of a task in a stage: `fetch`, `decode`, `prepare`, `batch` (its wait for one), `infer`, `deliver`; "
-            "summed over its inputs and items.",
+            "Time of a task in a stage: `fetch`, `decode`, `prepare`, `wait_device`, `infer`, `deliver`; each moment "
+            "of its last try counts once, as in `timing_ms`.",
             _LATENCIES,
         ),
     ),

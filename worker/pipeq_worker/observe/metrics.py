@@ -95,9 +95,8 @@ class Metrics(Observer):
         name = self._known(pipeline)
         code = "" if code is None else code if code in _CODES else ErrorCode.INTERNAL.value
         self._of("pipeq_tasks_total", name, ended, code).inc()
-        if "queue" in timing_ms:
-            # The clocks of two machines differ.
-            self._of("pipeq_queue_wait_seconds", name).observe(max(0.0, timing_ms["queue"] / 1000))
+        if "queued" in timing_ms:
+            self._of("pipeq_queue_wait_seconds", name).observe(timing_ms["queued"] / 1000)
 
     def message_refused(self, queue: str, reason: str) -> None:
         """Counts the message."""

@@ -63,6 +63,14 @@ class Task:
     since: float = field(default_factory=time.monotonic)
     #: When its first batch began, in seconds since the epoch.
     started_at: float | None = None
+    #: When a child was given it, and when its first item was ready there (monotonic clock); of its last try.
+    given_at: float | None = None
+    ready_at: float | None = None
+    #: When its last try in a child that died was over, and when the one before its present try was (monotonic clock).
+    over_at: float | None = None
+    tried_until: float | None = None
+    #: When its child began to work on it, as the child said at its end (monotonic clock).
+    began: float | None = None
     #: How many processes died while they worked on it. A task with deaths runs alone.
     deaths: int = 0
     #: When it was last checked for having ended in the meantime (monotonic clock).
@@ -79,7 +87,7 @@ class Task:
     handed_on_json: bytes | None = None
     #: Size and padding of its largest batch.
     batch: BatchInfo | None = None
-    #: Milliseconds in each stage.
+    #: Milliseconds of each part, from ``began`` until its child was done with it.
     timing_ms: dict[str, float] = field(default_factory=dict)
 
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -106,6 +114,11 @@ class Task:
         """Notes that it is somewhere else now."""
         self.place, self.since = place, time.monotonic()
 
+    def given(self) -> None:
+        """Notes that a child gets it now."""
+        self.moved(Place.PREPARING)
+        self.given_at, self.ready_at, self.tried_until = self.since, None, self.over_at
+
     def begins(self) -> bool:
         """Marks it as begun. Returns whether it may run or be delivered; False once it was withdrawn."""
         with self._lock:
@@ -118,6 +131,7 @@ class Task:
             self._has_begun = False
         self.started_at = self.progress = None
         self.moved(Place.HOST)
+        self.over_at = self.since
 
     def withdraw(self) -> bool:
         """Withdraws it, unless it has begun. Returns whether it was withdrawn; it then belongs to the caller again."""

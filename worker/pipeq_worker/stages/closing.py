@@ -22,13 +22,13 @@ def close(shelf: Shelf, items: list[Item], ran: Ran, most_bytes: float = math.in
         most_bytes: most bytes that the results of one task may take.
     """
     wanted = [item for item in items if not item.task.needs_no_device]
+    ended = ran.began + ran.seconds
     info = BatchInfo(size=ran.size, padding=round(ran.padding, 4))
     for task in dict.fromkeys(item.task for item in wanted):
         if task.batch is None or info.size > task.batch.size:
             task.batch = info
-        task.add_time("infer", ran.seconds)
+        task.times.passed(ran.began, ended)
     for item in wanted:
-        item.task.add_time("batch", max(0.0, ran.began - item.ready_at))
         item.features = None
         if item.error is not None:
             where = f"inputs[{item.index}]: " if item.task.is_list else ""
@@ -36,7 +36,11 @@ def close(shelf: Shelf, items: list[Item], ran: Ran, most_bytes: float = math.in
         else:
             _keep(item, most_bytes)
     # A cancelled task's items may have been removed, and closed, meanwhile.
-    return [item.task for item in shelf.remove(items) if item.task.closed()]
+    done = [item.task for item in shelf.remove(items) if item.task.closed()]
+    for task in done:
+        # One that has failed here is not delivered: its pass was the last that it came to.
+        task.times.enters("deliver" if task.error is None else "infer", ended)
+    return done
 
 
 def _keep(item: Item, most_bytes: float) -> None:

@@ -101,9 +101,9 @@ class Company:
             rows = None
         if rows is None:
             return False
-        seconds = (time.monotonic() - began) / len(tasks)
+        busy_s = (time.monotonic() - began) / len(tasks)
         for task, row in zip(tasks, rows, strict=True):
-            task.add_time("prepare", seconds)
+            task.busy_s += busy_s
             task.rows, task.thread, task.held_up, task.items = iter(()), LOOP, _item(task, row), 1
             task.has_one_item = True
             self._go_on(task)

@@ -108,7 +108,7 @@ class Fetching:
                     return True
                 if time.monotonic() > until:
                     return False
-                with task.timed("fetch"), located(task, at):
+                with located(task, at):
                     slot.data = self._fetcher.fetch(slot.ref, lambda size: self._reserve(task, size))
             task.fetched = at + 1
             if task.ahead_bytes > ahead or time.monotonic() > task.fetching_until:
@@ -119,8 +119,7 @@ class Fetching:
     def _result(self, task: Task, value: Any) -> Any:
         if task.needs_no_device or (ref := self._fetcher.result_ref(value)) is None:
             return value
-        with task.timed("fetch"):
-            return self._fetcher.fetch_result(ref, lambda size: self._reserve(task, size))
+        return self._fetcher.fetch_result(ref, lambda size: self._reserve(task, size))
 
     def _reserve(self, task: Task, size: int) -> None:
         """Counts bytes that are about to be read."""

@@ -87,11 +87,10 @@ class Placer:
         if task.error is not None or task.is_cancelled:
             return self._forget(task)
         try:
-            with task.timed("deliver"):
-                assert task.pipeline is not None
-                if not _advance(task, until):
-                    return None
-                return self._split(task, *convert(_value(task), task.echoes, task.pipeline.task_type.audio_key))
+            assert task.pipeline is not None
+            if not _advance(task, until):
+                return None
+            return self._split(task, *convert(_value(task), task.echoes, task.pipeline.task_type.audio_key))
         except PipeqError as error:
             task.fail(error)
         except Exception as error:
@@ -108,13 +107,12 @@ class Placer:
 
     def upload(self, task: Task, uploads: Uploads) -> None:
         """Writes what :meth:`convert` returned, and waits for it; fails the task if that cannot be written."""
-        with task.timed("deliver"):
-            list(self._uploads.map(lambda one: self._put(task, one), uploads.parts))
-            if uploads.result is not None and self._put(task, uploads.result):
-                uri = uploads.result.uri
-                task.result, task.result_uri = _encode({"uri": uri}), uri
-                if task.has_next:
-                    self._sign_result(task, uploads.result)
+        list(self._uploads.map(lambda one: self._put(task, one), uploads.parts))
+        if uploads.result is not None and self._put(task, uploads.result):
+            uri = uploads.result.uri
+            task.result, task.result_uri = _encode({"uri": uri}), uri
+            if task.has_next:
+                self._sign_result(task, uploads.result)
 
     def _sign_result(self, task: Task, result: Upload) -> None:
         sha256 = hashlib.sha256(result.data).hexdigest()

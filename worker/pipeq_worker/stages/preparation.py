@@ -127,6 +127,7 @@ class Preparation:
     # -- stages, in the order of the data's way -----------------------------------------------------------------------
 
     def _accept(self, task: Task) -> None:
+        task.times.enters("prepare")
         message = read_message(task.body)
         # Not needed any more, and it may be large.
         task.body = b""
@@ -142,12 +143,14 @@ class Preparation:
         task.call = pipeline.merge(message.params)
         task.given = message.inputs
         if self._fetching.has_results(task):
+            task.times.reads()
             self._lane(task).fetching.submit(self._guarded, task, self._fetch_results)
         else:
             self._read(task)
 
     def _fetch_results(self, task: Task) -> None:
         if self._fetching.fetch_results(task):
+            task.times.enters("prepare")
             self._lane(task).preparing.submit(partial(self._guarded, task, self._read))
         else:
             self._lane(task).fetching.submit(self._guarded, task, self._fetch_results)
@@ -162,6 +165,7 @@ class Preparation:
                 task.echo(read, sent)
         check_items(prepare.least_items(task.inputs, task.call.params), self._settings)
         if any(one.slots for one in task.inputs):
+            task.times.reads()
             self._lane(task).fetching.submit(self._guarded, task, self._fetch)
         elif task.company is not None:
             task.company.append(task)
@@ -173,7 +177,9 @@ class Preparation:
         if not self._fetching.fetch(task):
             # Other tasks wait for this thread.
             lane.fetching.submit(self._guarded, task, self._fetch)
-        elif task.rows is None:
+            return
+        task.times.enters("decode")
+        if task.rows is None:
             lane.preparing.submit(partial(self._guarded, task, self._prepare))
         else:
             lane.preparing.go_on(task.thread, partial(self._guarded, task, self._go_on))
@@ -200,10 +206,11 @@ class Preparation:
                     yield _FETCH
                 before = task.held_bytes - sum(len(slot.data or b"") for slot in one.slots)
                 for slot in one.slots:
-                    with task.timed("decode"):
-                        self._decode(task, at, slot, decoded)
+                    task.times.enters("decode")
+                    self._decode(task, at, slot, decoded)
                     decoded.end()
                     yield None
+                task.times.enters("prepare")
                 with located(task, at):
                     check_input(task, one, decoded, self._settings)
                 for item in prepare.items(task, at):
@@ -236,28 +243,33 @@ class Preparation:
         pipeline, rows, began = task.pipeline, task.rows, time.monotonic()
         assert pipeline is not None
         assert rows is not None
+        task.times.goes_on()
         go_on = partial(self._lane(task).preparing.go_on, task.thread, partial(self._guarded, task, self._go_on))
         until, first = began + (LOOP_SLICE_S if task.thread == LOOP else SLICE_S), True
         while True:
             if first and self._shelf.is_full(pipeline.name, pipeline.limits):
                 # Nothing is made that could not lie anywhere.
+                task.times.waits()
                 self._shelf.when_room(pipeline.name, pipeline.limits, go_on)
                 return
             first = False
             held_up, task.held_up = task.held_up, None
             item = held_up or next(rows, _END)
+            if held_up is None:
+                task.busy_s += time.monotonic() - began
             if item is _END or task.needs_no_device:
                 break
             if item is _FETCH:
+                task.times.enters("fetch")
                 self._lane(task).fetching.submit(self._guarded, task, self._fetch)
                 return
             if isinstance(item, Item):
                 if held_up is None:
-                    task.add_time("prepare", time.monotonic() - began)
                     task.items += 1
                     check_items(task.items, self._settings)
                     if self._shelf.is_full(pipeline.name, pipeline.limits):
                         task.held_up = item
+                        task.times.waits()
                         self._shelf.when_room(pipeline.name, pipeline.limits, go_on)
                         return
                 task.outputs[item.index].append(None)
@@ -265,6 +277,7 @@ class Preparation:
                 self._shelf.put(item)
                 self._ready(item)
                 if has_many:
+                    task.times.waits()
                     task.pause(go_on)
                     return
             began = time.monotonic()
@@ -306,8 +319,14 @@ class Preparation:
 
     def _end(self, task: Task) -> None:
         """Marks a task's preparation as complete."""
-        task.rows = None
+        task.rows, now = None, time.monotonic()
+        # Before the last pass can end elsewhere; if there is none, this wait has no length.
+        task.times.waits(now)
         if task.prepared():
+            if task.error is None:
+                task.times.enters("deliver", now)
+            else:
+                task.times.goes_on(now)
             self._finish(task)
         elif not task.has_one_item:
             self._prepared(task)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +21,7 @@ from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.models.running import Row
 from pipeq_worker.models.task_type import Media
 from pipeq_worker.observe.traces import trace_of
+from pipeq_worker.stages.times import Times
 
 
 @dataclass(eq=False)
@@ -114,8 +113,9 @@ class Task:
     handed_on: bytes | None = None
     #: The largest batch that it had items in.
     batch: BatchInfo | None = None
-    #: Milliseconds in each stage.
-    timing_ms: dict[str, float] = field(default_factory=dict)
+    times: Times = field(default_factory=Times)
+    #: Seconds for which threads of preparation were busy with it, without those that waited for a store.
+    busy_s: float = 0.0
     #: Bytes that it holds of its pipeline's budget; and of these, what is fetched and not decoded yet.
     held_bytes: int = 0
     ahead_bytes: int = 0
@@ -167,19 +167,6 @@ class Task:
         if all_prepared and self.row is not None and self.row.done:
             return Progress(done=self.row.done, total=self.row.total, unit=self.row.unit)
         return None
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Adds the time spent inside the block to the stage's time."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.add_time(stage, time.monotonic() - began)
-
-    def add_time(self, stage: str, seconds: float) -> None:
-        """Adds to a stage's time."""
-        self.timing_ms[stage] = round(self.timing_ms.get(stage, 0.0) + seconds * 1000, 3)
 
     def echo(self, value: Any, sent: Any) -> None:
         """Notes that an output that repeats ``value`` should show what was sent for it."""
@@ -250,7 +237,6 @@ class Item:
     nbytes: int
     #: Its number in this process, given when it is ready.
     number: int = 0
-    ready_at: float = field(default_factory=time.monotonic)
     #: The model's output for this item, as if it had run alone; or the reason why there is none.
     output: Any = None
     error: PipeqError | None = None

@@ -431,14 +431,14 @@ def test_a_status_block_shows_what_is_known() -> None:
             "attempts": 1,
             "worker": "w1",
             "result": "x" * 500,
-            "timing_ms": {"queue": 1000.4, "infer": 20.0},
+            "timing_ms": {"queued": 1000.4, "infer": 20.0},
             "batch": {"size": 8, "padding": 0.125},
             "model": {"id": "m", "dtype": "float16"},
         }
     )
     block = cli_show.status_block(status)
     assert block.startswith("t  succeeded\n  pipeline   asr\n  submitted  19")
-    for part in ("attempts   1", "worker     w1", "m float16", "8 items, 12% padding", "queue 1000 ms, infer 20 ms"):
+    for part in ("attempts   1", "worker     w1", "m float16", "8 items, 12% padding", "queued 1000 ms, infer 20 ms"):
         assert part in block
     assert "x" * 500 not in block
 

@@ -156,13 +156,14 @@ def test_the_clients_own_record_reads_queued() -> None:
 WHOLE: dict[str, Any] = {
     "pipeline": "asr",
     "submitted_at": 100.5,
+    "due_at": 101.0,
     "expires_at": 4e9,
     "message_sha256": "5e" * 32,
     "started_at": 101.25,
     "finished_at": 102.0,
     "attempts": 3,
     "worker": "w1@host",
-    "timing_ms": {"queue": 1.5, "fetch": 2.0, "infer": 3.25},
+    "timing_ms": {"queued": 1.5, "fetch": 2.0, "infer": 3.25},
     "batch": BatchInfo(size=4, padding=0.125),
     "model": ModelInfo(id="m", dtype="float32"),
     "result_uri": "s3://results/t.json",
@@ -218,9 +219,12 @@ def test_a_cancelled_task_keeps_what_its_record_said() -> None:
     after = json.loads(records.cancelled("t", json.dumps(before)))
     assert list(after) == FIELDS
     assert (after["status"], after["children"], after["task_id"]) == ("REVOKED", [["child"]], "t")
-    kept = {name: value for name, value in before["pipeq"].items() if name not in ("error", "finished_at")}
-    assert {**kept, "finished_at": after["pipeq"]["finished_at"]} == after["pipeq"]
-    assert time.time() - 10 < after["pipeq"]["finished_at"] <= time.time()
+    kept = {name: value for name, value in before["pipeq"].items() if name not in ("error", "finished_at", "timing_ms")}
+    ended_at, told = after["pipeq"]["finished_at"], after["pipeq"]["timing_ms"]
+    assert {**kept, "finished_at": ended_at, "timing_ms": told} == after["pipeq"]
+    assert time.time() - 10 < ended_at <= time.time()
+    # Those of the last try were told with it; now they are those of the whole life, in which it waited.
+    assert told == {"delayed": 500.0, "queued": pytest.approx((ended_at - 101) * 1000, abs=1)}
     assert status_of(after).state is State.CANCELLED
     assert status_of(json.loads(records.cancelled("t", None))).state is State.CANCELLED
 
@@ -230,7 +234,9 @@ def test_what_celery_ends_by_itself_keeps_what_its_record_said() -> None:
     del meta["pipeq"], meta["task_id"]
     records.complete(meta, "t", None, json.dumps(record("QUEUED", pipeq={**OURS, "error": "of before"})).encode())
     assert meta["task_id"] == "t"
-    assert meta["pipeq"] == {**OURS, "finished_at": meta["pipeq"]["finished_at"]}
+    ended_at = meta["pipeq"]["finished_at"]
+    queued = {"queued": pytest.approx((ended_at - OURS["submitted_at"]) * 1000, abs=1)}
+    assert meta["pipeq"] == {**OURS, "finished_at": ended_at, "timing_ms": queued}
     assert status_of(meta).state is State.EXPIRED
     # Nothing is invented for a task that pipeq never wrote about.
     for before in (None, b"", b"{}", b'{"pipeq": 5}', b'{"pipeq": {}}'):
@@ -372,13 +378,14 @@ def full_part() -> Part:
     part = Part(
         pipeline="asr",
         submitted_at=100.0,
+        due_at=103.5,
         expires_at=900.5,
         message_sha256="ab" * 32,
         started_at=105.25,
         finished_at=1_700_000_000.123456,
         attempts=2,
         worker="pipeq-1@host",
-        timing_ms={"queue": 1.5, "infer": 0.001},
+        timing_ms={"queued": 1.5, "infer": 0.001},
         batch=BatchInfo(size=3, padding=0.25),
         model=ModelInfo(id="m", revision=None, dtype="float16"),
         result_uri="s3://results/t.json",

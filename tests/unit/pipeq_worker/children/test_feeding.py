@@ -101,7 +101,7 @@ def test_what_is_slow_to_prepare_is_given_in_small_numbers_so_that_what_is_urgen
     seconds: float, most: int
 ) -> None:
     place = House(1)
-    place.feeding.learn("it", {"fetch": 60_000.0, "decode": seconds * 400, "prepare": seconds * 600, "infer": 5000.0})
+    place.feeding.learn("it", seconds)
     place.add(2 * FEED)
     place.feeding.feed()
     assert [len(got) for got in place.homes[0].got] == [most]
@@ -109,9 +109,9 @@ def test_what_is_slow_to_prepare_is_given_in_small_numbers_so_that_what_is_urgen
 
 def test_what_preparing_takes_is_learned_slowly() -> None:
     feeding = House(1).feeding
-    feeding.learn("it", {"prepare": 100.0})
-    feeding.learn("it", {"prepare": 10_000.0})
+    feeding.learn("it", 0.1)
+    feeding.learn("it", 10.0)
     assert feeding.most("it") == 4
     for _ in range(200):
-        feeding.learn("it", {"prepare": 0.2})
+        feeding.learn("it", 0.0002)
     assert feeding.most("it") == FEED

@@ -43,7 +43,7 @@ TOLD: dict[str, tuple[tuple[Any, ...], dict[str, float]]] = {
     ),
     "child_died": (("it hangs", ["x", "y"]), {"pipeq_child_deaths_total": 1, "pipeq_task_deaths_total": 2}),
     "task_ended": (
-        ("id", "a", "failed", "timeout", {"queue": 1500.0, "infer": 3.0}),
+        ("id", "a", "failed", "timeout", {"queued": 1500.0, "infer": 3.0}),
         {
             'pipeq_tasks_total{code="timeout",pipeline="a",state="failed"}': 1,
             'pipeq_queue_wait_seconds_sum{pipeline="a"}': 1.5,
