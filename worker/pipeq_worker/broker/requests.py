@@ -48,8 +48,8 @@ def facts_of_plain(message: PlainMessage, now: float) -> dict[str, Any]:
     """
     headers = message.headers
     return {
-        "retries": _count(headers.retries),
-        "past_attempts": _count(headers.past_attempts),
+        "retries": min(headers.retries or 0, MOST_RETRIES),
+        "past_attempts": min(headers.past_attempts or 0, MOST_RETRIES),
         "group_id": headers.group,
         "parent_id": headers.parent_id,
         "priority": priority_of(message.priority),
