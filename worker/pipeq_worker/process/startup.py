@@ -27,6 +27,7 @@ from redis.exceptions import (
     AuthenticationError,
     ConnectionError,  # noqa: A004
     RedisError,
+    ResponseError,
     TimeoutError,  # noqa: A004
 )
 
@@ -199,6 +200,10 @@ class Loading:
             try:
                 self._claimed = others.claim(self._redis, self._worker, pipelines, strict=strict)
             except RedisError as error:
+                if isinstance(error, ResponseError) and not strict:
+                    # A full Redis answers, and tasks can be ended there. The heartbeat says what is served once it can.
+                    logger.warning("Redis accepts no claim of pipelines: %s", _said(error), extra={"action": "claim"})
+                    return
                 outage.noticed("claim", error)
                 time.sleep(_ASK_AGAIN_S)
             else:
