@@ -149,7 +149,7 @@ def test_a_lost_key_is_made_anew(served: Served) -> None:
         assert read(heard.get(timeout=60))
     # A worker that starts after Redis lost the key must learn the new one.
     served.db.delete(keys.SIGNING_KEY)
-    newcomer = Signatures(served.db, ResultSettings())
+    newcomer = Signatures(lambda: served.db, ResultSettings())
     newcomer.sign("file:///x", "object")
     time.sleep(LEARN_S + 0.1)
     heard = served.infer(SPEECH, inputs=clip(served, 0)).apply_async(link=served.infer("looked-at"))

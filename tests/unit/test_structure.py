@@ -154,3 +154,16 @@ def test_the_host_imports_no_torch() -> None:
     lines.append(f"import sys; print([name for name in {heavy.split()} if name in sys.modules])")
     done = subprocess.run([sys.executable, "-c", "; ".join(lines)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_child_imports_neither_broker_nor_torch() -> None:
+    """Before it knows that it needs them: each import counts whenever a child dies, or is started again."""
+    heavy = "kombu celery amqp redis boto3 torch transformers"
+    lines = [
+        # What Python itself has set when it imports the package, before the main module.
+        "import sys; sys.orig_argv = [sys.executable, '-P', '-m', 'pipeq_worker.children.main']",
+        "import pipeq_worker.children.main, pipeq_worker.children.child, pipeq_worker.models.constant_pipeline",
+        f"print([name for name in {heavy.split()} if name in sys.modules])",
+    ]
+    done = subprocess.run([sys.executable, "-c", "; ".join(lines)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -13,13 +13,16 @@ moves between modules:
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
 
-from kombu.transport import TRANSPORT_ALIASES
+# A child process speaks to no broker, and to import kombu takes a fifth of the time in which it starts.
+if "pipeq_worker.children.main" not in sys.orig_argv:
+    from kombu.transport import TRANSPORT_ALIASES
 
-#: kombu looks a transport up by the part of the URL's scheme that stands before the plus.
-TRANSPORT_ALIASES["pipeq"] = "pipeq_worker:Transport"
+    #: kombu looks a transport up by the part of the URL's scheme that stands before the plus.
+    TRANSPORT_ALIASES["pipeq"] = "pipeq_worker:Transport"
 
 #: Where each public name is defined. It is imported at first use, because most importers need only one district.
 _HOMES = {

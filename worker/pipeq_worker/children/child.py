@@ -14,10 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from pipeq.contract import shown
 from pipeq.contract.errors import PipeqError
-from pipeq.contract.redis_url import connect
 from pipeq.contract.status import Progress
 
 from pipeq_worker.children import protocol
@@ -38,6 +38,9 @@ from pipeq_worker.stages.steps import Board, Stage, Steps
 from pipeq_worker.stages.task import Item, Task
 from pipeq_worker.stores.signed import Signatures
 from pipeq_worker.stores.writer import Writer
+
+if TYPE_CHECKING:
+    import redis
 
 logger = logging.getLogger(__name__)
 
@@ -187,8 +190,7 @@ class Child:
 
     def _start(self) -> None:
         settings = self._settings
-        client = connect(settings.redis_url, retries=3)
-        signatures = Signatures(client, settings.results)
+        signatures = Signatures(self._connect, settings.results)
         fetcher = self._make_fetcher(settings, signatures)
         placer = Placer(settings.results, Writer(settings.results, settings.s3), signatures)
         listener = Listener(
@@ -204,6 +206,11 @@ class Child:
         # The loaded models stay until the end, so the collector is told not to walk through them and torch again.
         gc.collect()
         gc.freeze()
+
+    def _connect(self) -> redis.Redis:
+        from pipeq.contract.redis_url import connect
+
+        return connect(self._settings.redis_url, retries=3)
 
     # -- work ---------------------------------------------------------------------------------------------------------
 

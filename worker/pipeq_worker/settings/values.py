@@ -7,7 +7,6 @@ import re
 from typing import Annotated, Any
 
 from pipeq.contract import keys, schemes, shown
-from pipeq.contract.redis_url import options as redis_options
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
@@ -65,7 +64,10 @@ def _check_prefix(uri: str, known: tuple[str, ...]) -> str:
 
 
 def _check_redis_url(url: str) -> str:
-    redis_options(url)
+    # Imports redis, which a child does not need: it gets settings that were checked.
+    from pipeq.contract.redis_url import options
+
+    options(url)
     return url
 
 

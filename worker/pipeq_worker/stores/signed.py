@@ -14,16 +14,18 @@ import os
 import re
 import threading
 import time
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
-import redis
 from pipeq.contract import keys
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import Ref
-from redis.exceptions import RedisError, ResponseError
 
 from pipeq_worker.settings.sections import ResultSettings
 from pipeq_worker.stores.allow import AllowList
+
+if TYPE_CHECKING:
+    import redis
 
 #: A whole result, as JSON, or an object that a result refers to. The signature of one kind is not valid for the other.
 Kind = Literal["result", "object"]
@@ -36,16 +38,22 @@ LEARN_S = 1.0
 _OBJECT_NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*\.[a-z]+")
 
 
+class _NoKeyError(Exception):
+    """Redis does not say the key."""
+
+
 class Signatures:
     """Signs references, and verifies signatures. Safe for any number of threads.
 
     Args:
-        client: the Redis that holds the fleet's key.
+        connect: returns the Redis that holds the fleet's key. Called when there is something to sign or to verify:
+            to import redis takes a fifth of the time in which a child starts, and most never need it.
         results: where results may lie.
     """
 
-    def __init__(self, client: redis.Redis, results: ResultSettings) -> None:
-        self._redis = client
+    def __init__(self, connect: Callable[[], redis.Redis], results: ResultSettings) -> None:
+        self._connect = connect
+        self._redis: redis.Redis | None = None
         own = (results.store,) if results.store else ()
         #: Workers write only below these prefixes; a signature for any other place is not accepted.
         self.allow = AllowList((*results.allow, *own), "[results] allow")
@@ -66,7 +74,7 @@ class Signatures:
             if time.monotonic() >= self._learn_again_at:
                 self._learn()
             return _signature(self._keys[0], uri, kind, sha256)
-        except RedisError as error:
+        except _NoKeyError as error:
             raise PipeqError(ErrorCode.OUTPUT_FAILED, "Redis does not say the key for signatures", True) from error
 
     def knows(self, ref: Ref, kind: Kind) -> bool:
@@ -85,22 +93,28 @@ class Signatures:
                 if not is_last:
                     # Another worker may have made a new key, if Redis has lost the old one.
                     self._learn()
-        except RedisError as error:
+        except _NoKeyError as error:
             raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, "Redis does not say the key for signatures") from error
         return False
 
     def _learn(self) -> None:
         """Reads the fleet's key from Redis. If there is none, stores this worker's last key, or a new one."""
+        from redis.exceptions import RedisError, ResponseError
+
         with self._lock:
+            self._redis = self._redis or self._connect()
             mine = self._keys[0] if self._keys else os.urandom(_KEY_BYTES)
-            self._redis.set(keys.SIGNING_KEY, mine, nx=True)
             try:
-                key = self._redis.get(keys.SIGNING_KEY)
-            except ResponseError:  # the key holds no string
-                key = None
-            if not isinstance(key, bytes) or len(key) != _KEY_BYTES:
-                self._redis.set(keys.SIGNING_KEY, mine)
-                key = mine
+                self._redis.set(keys.SIGNING_KEY, mine, nx=True)
+                try:
+                    key = self._redis.get(keys.SIGNING_KEY)
+                except ResponseError:  # the key holds no string
+                    key = None
+                if not isinstance(key, bytes) or len(key) != _KEY_BYTES:
+                    self._redis.set(keys.SIGNING_KEY, mine)
+                    key = mine
+            except RedisError as error:
+                raise _NoKeyError from error
             self._keys = [key, *[other for other in self._keys if other != key][: MOST_KEYS - 1]]
             self._learn_again_at = time.monotonic() + LEARN_S
 
