@@ -49,6 +49,7 @@ long: install ## Run an hour of audio (MINUTES), 100,000 texts (TASKS), 10,000 o
 	MINUTES=$(MINUTES) TASKS=$(TASKS) FAILURES=$(FAILURES) LIFTED=all $(PYTEST) -s tests/acceptance/test_long_audio.py \
 		tests/acceptance/test_bounds_lifted.py \
 		tests/acceptance/test_mixed_parameters.py tests/acceptance/test_failures_leave_nothing.py \
+		tests/integration/test_continuous.py tests/integration/test_fair_reserve.py \
 		tests/integration/test_generation_parity.py tests/integration/test_model_state.py \
 		tests/integration/test_params.py tests/integration/test_parity.py tests/integration/test_stopping.py $(PYTEST_ARGS)
 

@@ -123,7 +123,7 @@ def test_too_little_memory_halves_batches_and_teaches_a_limit(
     served: tuple[WorkerProcess, Client], logged: Callable[[str], list[dict[str, Any]]], pipeline: str
 ) -> None:
     process, client = served
-    texts = ["the dog " * (2 + at % 10) for at in range(600)]
+    texts = ["the dog " * (2 + at % 10) for at in range(200)]
     ids = client.submit_many(pipeline, texts)
     statuses = [client.wait(one, timeout_s=120) for one in ids]
     assert {one.state for one in statuses} == {State.SUCCEEDED}, process.text()[-5000:]

@@ -24,10 +24,10 @@ from tests.fuzz import hostile
 from tests.fuzz.messages import Message, Source
 from tests.zoo import SERVED, Zoo, running
 
-MESSAGES = int(os.environ.get("MESSAGES") or 1000)
+MESSAGES = int(os.environ.get("MESSAGES") or 600)
 SEED = int(os.environ.get("SEED") or 1)
 #: Number of messages in one round.
-ROUND = 500 if MESSAGES < 20_000 else 2000
+ROUND = 300 if MESSAGES < 20_000 else 2000
 #: How long one round may take before its messages count as lost, in seconds.
 ROUND_S = 240
 #: Models generate only one or two tokens, because their text does not matter here.

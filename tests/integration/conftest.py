@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -13,6 +14,7 @@ from pipeq.contract import keys
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.sections import PipelineSettings
+from redis.connection import AbstractConnection
 
 from tests import tiny_models
 
@@ -61,3 +63,20 @@ def db(valkey_url: str, pipelines: tuple[str, ...], monkeypatch: pytest.MonkeyPa
 def client(db: redis.Redis, valkey_url: str) -> Iterator[Client]:
     with Client(valkey_url) as client:
         yield client
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What this process sends to Redis, one entry for each round trip.
+
+    The server counts something else: a long command reaches it in as many parts as the network likes.
+    """
+    found: list[Any] = []
+    send = AbstractConnection.send_packed_command
+
+    def noting(self: AbstractConnection, command: Any, check_health: bool = True) -> None:
+        found.append(command)
+        send(self, command, check_health)
+
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", noting)
+    return found

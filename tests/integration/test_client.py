@@ -89,16 +89,18 @@ def test_submit_writes_record_and_message_together(client: Client, db: redis.Red
     assert names.PENDING_TTL_S - 60 < db.ttl(names.record_key(task_id)) <= names.PENDING_TTL_S
 
 
-def test_record_and_message_are_one_transaction_and_one_round_trip(client: Client, db: redis.Redis) -> None:
+def test_record_and_message_are_one_transaction_and_one_round_trip(
+    client: Client, db: redis.Redis, sent: list[Any]
+) -> None:
     client.submit(PIPELINE, "warm: the pipeline is known now")
     db.config_resetstat()
+    sent.clear()
     client.submit(PIPELINE, "x")
+    assert len(sent) == 1
     calls = _calls(db)
     assert (calls["multi"], calls["set"], calls["lpush"], calls["exec"]) == (1, 1, 1, 1)
     # No script, because a user who may run ours may run any script.
     assert set(calls) <= {"multi", "exec", "set", "lpush", "hexists", "zcount", "info", "config|resetstat"}
-    # The last of the two calls, and this check.
-    assert db.info("stats")["total_reads_processed"] <= 4
 
 
 @pytest.mark.parametrize("priority", [0, 1, 3, 6, 9])
@@ -248,9 +250,7 @@ def _calls(db: redis.Redis) -> dict[str, int]:
 
 
 def test_many_tasks_take_few_round_trips_and_little_memory(client: Client, db: redis.Redis) -> None:
-    count = 20_000
-    # Long enough to survive the slow-down by the tracing of memory.
-    db.zadd(names.workers_key(PIPELINE), {"w1": time.time() + 600})
+    count = 10_000
     client.submit(PIPELINE, "warm: the pipeline is known now")
     db.delete(PIPELINE)
     db.config_resetstat()
@@ -264,8 +264,8 @@ def test_many_tasks_take_few_round_trips_and_little_memory(client: Client, db: r
     assert calls["exec"] <= count / CHUNK_TASKS + 2
     assert calls["lpush"] == calls["exec"], "all messages of a chunk go in one command"
     assert sum(calls.get(name, 0) for name in ("eval", "evalsha", "script|load", "get", "mget")) == 0
-    # All messages together are 35 MB; the returned ids are 2 MB.
-    assert peak < 12 * 2**20, f"{peak / 2**20:.1f} MiB"
+    # All messages together are 17 MB; the returned ids are 1 MB.
+    assert peak < 8 * 2**20, f"{peak / 2**20:.1f} MiB"
     assert len(set(ids)) == db.llen(PIPELINE) == count
     queued = messages(db)
     assert body(queued[-1])[1]["inputs"] == f"text {count - 1}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -102,9 +103,25 @@ CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("case", CASES)
-def test_the_answers_are_those_of_generate(pipelines: dict[str, TransformersPipeline], model: str, case: str) -> None:
+#: `make long` takes every case through every model; `make test` each through one, in turn.
+EVERY = bool(os.environ.get("TASKS"))
+WALKED = [
+    (case, model)
+    for at, case in enumerate(CASES)
+    for number, model in enumerate(MODELS)
+    if EVERY or at % len(MODELS) == number
+]
+
+
+def test_each_model_and_each_case_is_walked() -> None:
+    assert {model for _, model in WALKED} == set(MODELS)
+    assert {case for case, _ in WALKED} == CASES.keys()
+    # The only one with a chat template.
+    assert ("chats", "llama") in WALKED
+
+
+@pytest.mark.parametrize(("case", "model"), WALKED)
+def test_the_answers_are_those_of_generate(pipelines: dict[str, TransformersPipeline], case: str, model: str) -> None:
     pipeline, (texts, params) = pipelines[model], CASES[case]
     if case == "chats" and model != "llama":
         texts = [text for text in texts if isinstance(text, str)]

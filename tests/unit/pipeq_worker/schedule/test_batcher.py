@@ -143,14 +143,17 @@ def test_a_lone_item_does_not_wait_once_company_was_not_seen() -> None:
     limits = BatchLimits(max_size=8, max_cost=100, max_wait_s=0.1)
     batcher.put(Row(5), limits)
     batcher.take()  # of the first item nothing is known: it waits
+    waited = []
     for _ in range(3):
         time.sleep(0.15)
         batcher.put(Row(5), limits)
         began = time.monotonic()
         batch = batcher.take()
+        waited.append(time.monotonic() - began)
         assert batch is not None
         assert len(batch.items) == 1
-        assert time.monotonic() - began < 0.05
+    # On a busy machine this process itself may not run for as long.
+    assert sorted(waited)[1] < 0.05
 
 
 def test_company_is_waited_for_again_when_it_comes() -> None:
