@@ -32,8 +32,8 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module")
 def zoo(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
-    # With a prepare process; the other tests run all of it in one.
-    with running(tiny, tmp_path_factory.mktemp("zoo"), prepare_processes=1) as served:
+    # With two prepare processes; the other tests run all of it in one.
+    with running(tiny, tmp_path_factory.mktemp("zoo"), prepare_processes=2) as served:
         yield served
 
 
