@@ -47,7 +47,7 @@ chaos: install ## Kill workers KILLS times (1000), their processes CHILD_KILLS t
 
 long: install ## Run an hour of audio (MINUTES), 100,000 texts (TASKS), 10,000 of each failure (FAILURES), all parameters and bounds.
 	MINUTES=$(MINUTES) TASKS=$(TASKS) FAILURES=$(FAILURES) LIFTED=all $(PYTEST) -s tests/acceptance/test_long_audio.py \
-		tests/acceptance/test_bounds_lifted.py \
+		tests/acceptance/test_bounds_lifted.py tests/acceptance/test_blame.py \
 		tests/acceptance/test_mixed_parameters.py tests/acceptance/test_failures_leave_nothing.py \
 		tests/integration/test_continuous.py tests/integration/test_fair_reserve.py \
 		tests/integration/test_generation_parity.py tests/integration/test_model_state.py \

@@ -114,6 +114,14 @@ def seconds(name: str, value: Any) -> float | None:
     return float(value)
 
 
+def timeout(name: str, value: Any) -> float | None:
+    """Checks how long a task may take, in seconds; None stays None."""
+    found = seconds(name, value)
+    if found == 0:
+        refuse(f"{name} is 0, and every task takes some time: give it more, or leave it out")
+    return found
+
+
 def priority(value: Any) -> int:
     """Checks one of Celery's priorities on Redis."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 9:
@@ -130,13 +138,15 @@ def fair_key(value: Any) -> str | None:
     return str(value)
 
 
-def urgency(deadline_s: Any, key: Any) -> dict[str, Any]:
-    """Checks a deadline and a tenant, and returns the headers that carry them."""
+def urgency(deadline_s: Any, key: Any, timeout_s: Any = None) -> dict[str, Any]:
+    """Checks a deadline, a tenant and a limit of time, and returns the headers that carry them."""
     found: dict[str, Any] = {}
     if (wished := seconds("deadline_s", deadline_s)) is not None:
         found |= {keys.DEADLINE_HEADER: wished, keys.SENT_AT_HEADER: round(time.time(), 3)}
     if (named := fair_key(key)) is not None:
         found[keys.FAIR_KEY_HEADER] = named
+    if (limit_s := timeout("timeout_s", timeout_s)) is not None:
+        found[keys.TIMEOUT_HEADER] = limit_s
     return found
 
 

@@ -100,6 +100,7 @@ class Client:
         expires_s: float | None = None,
         delay_s: float | None = None,
         deadline_s: float | None = None,
+        timeout_s: float | None = None,
         fair_key: str | None = None,
         headers: Mapping[str, Any] | None = None,
         check: bool = True,
@@ -123,6 +124,9 @@ class Client:
             delay_s: seconds from now before which no worker may begin the task.
             deadline_s: a wish: seconds from now within which the task should be done. Among tasks of equal priority
                 that a worker holds, the one with the next deadline goes first. A task that is late still runs.
+            timeout_s: seconds that a try of the task may take, from when a worker begins to read and prepare its inputs
+                to its result. Then it fails as ``timeout``, and what worked on it stops. The time in the queue does
+                not count (``expires_s`` limits that). Workers may be set to allow a pipeline's tasks less.
             fair_key: whose task it is, for instance a customer. Of tasks with equal priority, those of different keys
                 take turns, so that many tasks of one do not delay those of another.
             headers: additional message headers, for instance ``traceparent``.
@@ -148,6 +152,7 @@ class Client:
                 delay_s,
                 deadline_s,
                 fair_key,
+                timeout_s,
                 headers,
                 check=check,
                 is_many=False,
@@ -168,6 +173,7 @@ class Client:
         expires_s: float | None = None,
         delay_s: float | None = None,
         deadline_s: float | None = None,
+        timeout_s: float | None = None,
         fair_key: str | None = None,
         headers: Mapping[str, Any] | None = None,
         check: bool = True,
@@ -190,7 +196,17 @@ class Client:
         with submit_errors() as submitted:
             wanted = submission.many(inputs, params, task_ids, idempotency_keys)
             call = submission.call(
-                pipeline, output, priority, expires_s, delay_s, deadline_s, fair_key, headers, check=check, is_many=True
+                pipeline,
+                output,
+                priority,
+                expires_s,
+                delay_s,
+                deadline_s,
+                fair_key,
+                timeout_s,
+                headers,
+                check=check,
+                is_many=True,
             )
             self._submit(submitted, call, wanted)
         return submitted

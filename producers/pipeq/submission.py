@@ -55,6 +55,7 @@ def call(
     delay_s: Any,
     deadline_s: Any,
     fair_key: Any,
+    timeout_s: Any,
     headers: Any,
     *,
     check: bool,
@@ -67,7 +68,7 @@ def call(
         priority=checks.priority(priority),
         expires_s=checks.seconds("expires_s", expires_s),
         delay_s=checks.seconds("delay_s", delay_s),
-        headers=checks.headers(headers) | checks.urgency(deadline_s, fair_key),
+        headers=checks.headers(headers) | checks.urgency(deadline_s, fair_key, timeout_s),
         check=check,
         is_many=is_many,
     )

@@ -222,6 +222,24 @@ def limited(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
         yield process, client
 
 
+@pytest.mark.timeout(400)
+def test_a_row_of_a_prepare_process_leaves_the_device_when_its_time_is_over(
+    limited: tuple[WorkerProcess, Client],
+) -> None:
+    process, client = limited
+    endless = {"max_new_tokens": 30_000, "min_new_tokens": 30_000}
+    before = len(charged(process))
+    late = client.submit("text-generation", "the fox", params=endless, timeout_s=2)
+    neighbours = good(client, 5)
+    status = client.wait(late, timeout_s=60)
+    assert status.error is not None
+    assert status.error.code == "timeout"
+    assert "timeout_s" in status.error.message
+    assert [client.wait(one, timeout_s=60).state for one in neighbours] == [State.SUCCEEDED] * len(neighbours)
+    # No process had to be ended for that.
+    assert len(charged(process)) == before
+
+
 #: What limits memory, and what is sent.
 CASES = [
     ("limited" if limit else "unlimited", kind)

@@ -1,7 +1,6 @@
 """Child processes that die or hang, from outside and from within: who is charged, who waits, and what comes after.
 
-The inputs that kill come from a pipeline of the test's own, put into the child by a ``sitecustomize`` module: models
-that can be made to kill a process at every stage are not to be had.
+The inputs that kill are those of tests/evil.py.
 """
 
 from __future__ import annotations
@@ -21,48 +20,10 @@ from pipeq import Client, State, TaskStatus
 from pipeq.demo import embedded
 
 from tests import tiny_models
+from tests.evil import python_path
 from tests.parity import assert_same
 from tests.worker_process import WorkerProcess, worker
 
-#: In the child only: a constant pipeline whose inputs say what goes wrong, and at which stage.
-EVIL = """
-import sys
-
-if "pipeq_worker.children.main" in sys.orig_argv:
-    import ctypes, os, re, signal, time
-    from pipeq_worker.models import constant_pipeline
-    from pipeq_worker.models.pipeline import Prepared
-
-    class Evil(constant_pipeline.ConstantPipeline):
-        def prepare(self, value, call):
-            happen(value, "prepare")
-            yield Prepared(value, (self.name, call.key), 1, 1)
-
-        def forward(self, features, call, running=None):
-            time.sleep(0.01)
-            for value in features:
-                happen(value, "forward")
-            return features
-
-        def postprocess(self, outputs, call):
-            happen(outputs[0], "finish")
-            return outputs[0]
-
-    def happen(value, stage):
-        what, _, where = str(value).partition(" at ")
-        if where != stage:
-            return
-        if what == "dies":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if what == "breaks":
-            ctypes.string_at(0)
-        if what == "fills":
-            bytearray(2**30)
-        if what == "spins":  # with Python's lock held
-            re.match("(a+)+$", "a" * 64 + "b")
-
-    constant_pipeline.ConstantPipeline = Evil
-"""
 STAGES = ("prepare", "forward", "finish")
 #: Kills from outside; `make chaos` kills more often.
 KILLS = 20 if int(os.environ.get("CHILD_KILLS", "0")) >= 100 else 4
@@ -73,11 +34,9 @@ GOES = 12 if int(os.environ.get("CHILD_KILLS", "0")) >= 100 else 5
 @contextmanager
 def serving(folder: Path, redis_url: str, **settings: object) -> Iterator[tuple[WorkerProcess, Client]]:
     """A worker with that pipeline, named ``constant``."""
-    (folder / "sitecustomize.py").write_text(EVIL)
-    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     with (
         Client(redis_url) as client,
-        worker(folder, redis_url, "constant", PYTHONPATH=path, **settings) as process,
+        worker(folder, redis_url, "constant", PYTHONPATH=python_path(folder), **settings) as process,
     ):
         process.wait_ready(client, "constant")
         yield process, client

@@ -101,6 +101,38 @@ def test_a_cancelled_generation_leaves_the_device(served: Served) -> None:
     assert progress(client, answers[0].id) is None
 
 
+@pytest.mark.parametrize("pipeline", ["text-generation", "stream"])
+def test_a_generation_whose_time_is_over_leaves_the_device(served: Served, pipeline: str) -> None:
+    client = served.client
+    # While the device is busy both become ready, and then run in one batch.
+    busy = client.submit("constant", 1, params={"seconds": 0.5})
+    neighbour = client.submit(pipeline, "hello world", params={**ENDLESS, "max_new_tokens": 50})
+    late = client.submit(pipeline, "the fox", params={**ENDLESS, "max_new_tokens": 10_000}, timeout_s=5)
+    began = time.monotonic()
+    status = client.wait(late, timeout_s=20)
+    assert 4.5 < time.monotonic() - began < 8
+    assert status.error is not None
+    assert (status.state, status.error.code, status.attempts) == (State.FAILED, "timeout", 1)
+    assert "timeout_s" in status.error.message
+    assert "it was in a forward pass" in status.error.message
+    client.wait(client.submit("constant", 1), timeout_s=20)
+    assert time.monotonic() - began < 20
+    assert [client.wait(one, timeout_s=60).state for one in (busy, neighbour)] == [State.SUCCEEDED] * 2
+    until(lambda: not served.db.hlen(keys.RUNNING) and not served.db.hlen(keys.UNACKED))
+
+
+def test_an_audio_whose_time_is_over_leaves_before_its_next_chunk(served: Served) -> None:
+    client, params = served.client, {"chunk_length_s": 1.0, "stride_length_s": 0.2}
+    late = client.submit("automatic-speech-recognition", Ref(served.audio), params=params, timeout_s=2)
+    status = client.wait(late, timeout_s=20)
+    assert status.error is not None
+    assert status.error.code == "timeout"
+    ended = time.monotonic()
+    client.wait(client.submit("constant", 1), timeout_s=20)
+    assert time.monotonic() - ended < 5
+    until(lambda: not served.db.hlen(keys.UNACKED))
+
+
 def test_a_cancelled_audio_leaves_before_its_next_chunk(served: Served) -> None:
     client = served.client
     ref = Ref(served.audio)

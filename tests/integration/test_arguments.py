@@ -80,6 +80,7 @@ TAKES: dict[str, set[str]] = {
     "expires_s": {"none", "int", "float"},
     "delay_s": {"none", "int", "float"},
     "deadline_s": {"none", "int", "float"},
+    "timeout_s": {"none", "int", "float"},
     "fair_key": {"none", "text", "escape"},
     "headers": {"none", "mapping"},
 }
@@ -417,6 +418,7 @@ OPTIONS = {
     "--priority": ["x", "-1", "10", "1.5"],
     "--expires": ["x", "-1", "0", "nan", "inf", "1e300"],
     "--deadline": ["x", "-1", "nan", "inf"],
+    "--task-timeout": ["x", "-1", "0", "nan", "inf", "1e300"],
     "--fair-key": ["", "x" * 1000],
     "--timeout": ["x", "-1", "nan", "inf", "1e300"],
     "--allow": ["", "x", "s3://", "https://h/", "file://x"],

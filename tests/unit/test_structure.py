@@ -137,7 +137,7 @@ def test_no_hidden_globals() -> None:
 
 
 def test_the_leases_are_told_once_whom_to_call() -> None:
-    callbacks = {"on_lost", "on_stalled", "on_unreadable"}
+    callbacks = {"on_lost", "on_stalled", "on_unusable"}
     for name, path in modules().items():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and name.startswith("pipeq_worker.broker"):

@@ -32,10 +32,17 @@ UNKNOWN_S = 10.0
 _wait = click.option("--wait", is_flag=True, help="Wait until every task has ended.")
 
 
-def _parse_timeout(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+def _parse_timeout(_: click.Context, option: click.Parameter, value: float | None) -> float | None:
     # Checked before anything is submitted. click's own range would accept NaN.
     try:
-        return checks.seconds("timeout", value)
+        return checks.seconds(str(option.name), value)
+    except PipeqError as error:
+        raise click.BadParameter(error.message) from error
+
+
+def _parse_task_timeout(_: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    try:
+        return checks.timeout(str(option.name), value)
     except PipeqError as error:
         raise click.BadParameter(error.message) from error
 
@@ -123,6 +130,13 @@ def _write_params(text: str) -> str:
     help="Drop a task that no worker has begun after this many seconds.",
 )
 @click.option("--deadline", type=float, metavar="S", help="Wish for the result within this many seconds.")
+@click.option(
+    "--task-timeout",
+    type=float,
+    callback=_parse_task_timeout,
+    metavar="S",
+    help="Fail a task that is not done this many seconds after a worker started it. (--timeout ends only the wait.)",
+)
 @click.option("--fair-key", metavar="NAME", help="Whose tasks these are; tasks of different keys take turns.")
 @click.option("--text", is_flag=True, help="Take every INPUT as plain text.")
 @click.option("--no-check", is_flag=True, help="Queue even for a pipeline that no worker has ever served.")
@@ -141,6 +155,7 @@ def submit(
     priority: int,
     expires: float | None,
     deadline: float | None,
+    task_timeout: float | None,
     fair_key: str | None,
     text: bool,
     no_check: bool,
@@ -165,6 +180,7 @@ def submit(
         "priority": priority,
         "expires_s": expires,
         "deadline_s": deadline,
+        "timeout_s": task_timeout,
         "fair_key": fair_key,
         "check": not no_check,
     }

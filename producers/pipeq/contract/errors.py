@@ -42,7 +42,7 @@ class ErrorCode(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     #: The result could not be written to its place. Retried with backoff.
     OUTPUT_FAILED = "output_failed"
-    #: The forward pass, or a client's wait, took longer than allowed.
+    #: The task (``timeout_s``), one step of it, or a client's wait took longer than allowed.
     TIMEOUT = "timeout"
     #: Several workers died while running this task.
     WORKER_LOST = "worker_lost"

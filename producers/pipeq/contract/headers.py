@@ -33,6 +33,12 @@ def headers_schema() -> str:
                 "description": "When the task was submitted, in seconds since the epoch. Without it, the deadline "
                 "counts from the receipt by a worker.",
             },
+            keys.TIMEOUT_HEADER: {
+                "type": ["number", "null"],
+                "exclusiveMinimum": 0,
+                "description": "A limit: seconds from the start of a try, when a worker begins to read and prepare the "
+                "inputs, to its result. When they have passed, the task fails as timeout, in whatever stage it is.",
+            },
             keys.PAST_ATTEMPTS_HEADER: {
                 "type": ["integer", "null"],
                 "minimum": 0,

@@ -27,6 +27,8 @@ FAIR_KEY_HEADER: Final = "fair_key"
 DEADLINE_HEADER: Final = "deadline_s"
 #: ... and when it was submitted, in seconds since the epoch. Without it, a worker counts from its receipt.
 SENT_AT_HEADER: Final = "sent_at"
+#: ... and within how many seconds of its start on a worker the task must be done ...
+TIMEOUT_HEADER: Final = "timeout_s"
 #: ... and how often workers had begun to run it before an operator took it out of the dead letters.
 PAST_ATTEMPTS_HEADER: Final = "past_attempts"
 #: More attempts than any worker counts.

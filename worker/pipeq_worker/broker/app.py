@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from celery import Celery, Task
@@ -17,7 +18,7 @@ from pipeq.contract.errors import PipeqError
 from pipeq_worker.broker import transport
 from pipeq_worker.broker.serving import ServingApp, runtime_of
 from pipeq_worker.delivery import tracing
-from pipeq_worker.host import signals
+from pipeq_worker.host import dead_man, signals
 from pipeq_worker.host.runtime import Runtime
 from pipeq_worker.leases.redis_arguments import plain as redis_arguments_of
 
@@ -47,6 +48,8 @@ def build_app(runtime: Runtime) -> Celery:
             # Checked before anything is decoded. Messages of ordinary tasks may be larger, but must be JSON, too.
             "queue_body_bytes": dict.fromkeys(runtime.pipelines, settings.max_message_bytes),
             "content_types": ["application/json"],
+            "max_deaths": settings.max_deaths,
+            "hung_s": settings.metrics.hung_s,
             # Redis may stop answering without closing a connection.
             "socket_timeout": 10,
             "socket_connect_timeout": 5,
@@ -98,8 +101,14 @@ class Worker(CeleryWorker):
         """Installs the signal handlers. SIGUSR1 prints the stack of every thread, as in any Celery worker."""
         signals.on_stop(self._drain, self._hurry)
         install_cry_handler()
+        if (runtime := runtime_of(self.app)) is not None:
+            runtime.seen.health.loop.on_turn = partial(dead_man.arm, runtime.settings.metrics.hung_s)
 
     def _drain(self) -> None:
+        # From now on the event loop need not turn.
+        if (runtime := runtime_of(self.app)) is not None:
+            runtime.seen.health.loop.on_turn = dead_man.disarm
+        dead_man.disarm()
         worker_shutting_down.send(sender=self.hostname, sig="SIGTERM", how="Warm", exitcode=0)
         celery_state.should_stop = 0
         if (loop := get_event_loop()) is not None:

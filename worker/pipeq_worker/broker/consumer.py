@@ -21,7 +21,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.consumer.consumer import logger as celery_logger
 from kombu.exceptions import OperationalError
 from pipeq.contract import keys, shown
-from pipeq.contract.errors import ErrorCode
+from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.reading import UnreadableError
 from redis.exceptions import RedisError, ResponseError
 
@@ -86,10 +86,11 @@ class Consumer(CeleryConsumer):
 
         This happens when the worker starts, because a worker that never gets a message may be the one that hangs.
         """
-        leases.on_unreadable, leases.worker = self._unreadable, self.hostname
+        leases.on_unusable, leases.worker = self._unusable, self.hostname
         if self._runtime is not None:
             leases.on_lost, leases.on_stalled = self.pool.on_lost_leases, self.pool.on_stalled
-            leases.observer = self._runtime.observer
+            leases.observer, dispatcher = self._runtime.observer, self._runtime.dispatcher
+            leases.claim, leases.disclaim = dispatcher.claim, dispatcher.disclaim
             leases.sharing = self.pool.sharing(leases)
             self.task_consumer.channel.intake = self.pool.intake(self).take
             self._runtime.seen.health.watch(leases.hangs)
@@ -197,23 +198,23 @@ class Consumer(CeleryConsumer):
 
     def _refuse(self, message: Any, reason: str) -> None:
         queue = (message.delivery_info or {}).get("routing_key") or ""
-        reason = f"the message is not ours: {reason}"
+        error = PipeqError(ErrorCode.INVALID_MESSAGE, f"the message is not ours: {reason}")
         task_id = message.headers.get("id")
-        refuse(self.app, self.hostname, queue, task_id, reason, raw_frame(message))
-        self._tell_refused(queue, task_id, reason)
+        refuse(self.app, self.hostname, queue, task_id, error, raw_frame(message))
+        self._tell_refused(queue, task_id, error)
         message.ack_log_error(logger, self.connection_errors)
 
-    def _tell_refused(self, queue: str, task_id: Any, reason: str) -> None:
+    def _tell_refused(self, queue: str, task_id: Any, error: PipeqError) -> None:
         if (runtime := self._runtime) is not None:
-            runtime.observer.message_refused(queue, reason)
+            runtime.observer.message_refused(queue, error.message)
             if keys.is_readable_id(task_id):
                 name = queue if queue in runtime.pipelines else None
-                runtime.observer.task_ended(task_id, name, "failed", ErrorCode.INVALID_MESSAGE, {})
+                runtime.observer.task_ended(task_id, name, "failed", error.code, {})
 
-    def _unreadable(self, one: Reserved, task_id: str, reason: str, text: str) -> bool:
-        """Ends a message that is not a kombu frame, but in which an id was found."""
-        refuse(self.app, self.hostname, one.queue, task_id, reason, text)
-        self._tell_refused(one.queue, task_id, reason)
+    def _unusable(self, one: Reserved, task_id: str, error: PipeqError, text: str, attempts: int) -> bool:
+        """Ends a message that is not a kombu frame, or that workers die of, but in which an id was found."""
+        refuse(self.app, self.hostname, one.queue, task_id, error, text, attempts)
+        self._tell_refused(one.queue, task_id, error)
         self.task_consumer.channel.leases.acknowledge(one.tag)
         return True
 

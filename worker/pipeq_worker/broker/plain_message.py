@@ -53,6 +53,7 @@ class Headers(Struct):
     )
     deadline_s: Annotated[float, Meta(ge=0)] | None = field(default=None, name=keys.DEADLINE_HEADER)
     sent_at: Annotated[float, Meta(ge=0)] | None = field(default=None, name=keys.SENT_AT_HEADER)
+    timeout_s: Annotated[float, Meta(gt=0)] | None = field(default=None, name=keys.TIMEOUT_HEADER)
     past_attempts: Annotated[int, Meta(ge=0, le=keys.ATTEMPTS_MAX)] | None = field(
         default=None, name=keys.PAST_ATTEMPTS_HEADER
     )

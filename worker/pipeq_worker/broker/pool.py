@@ -104,6 +104,7 @@ class TaskPool(BasePool):
             **facts_of_request(request),
             leases=leases,
             tag=request.message.delivery_tag if leases is not None else "",
+            is_suspect=leases is not None and leases.is_suspect(request.message.delivery_tag),
         )
         try:
             message = self._read(request)

@@ -53,6 +53,10 @@ def _seconds(value: Any) -> bool:
     return found is not None and found >= 0
 
 
+def _timeout(value: Any) -> bool:
+    return _seconds(value) and value > 0
+
+
 def _limits(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(one is None or number(one) is not None for one in value)
 
@@ -85,6 +89,7 @@ HEADERS: dict[str, tuple[str, Check]] = {
     keys.FAIR_KEY_HEADER: (f"a text of 1 to {keys.FAIR_KEY_MAX} characters", _fair_key),
     keys.DEADLINE_HEADER: ("a number of seconds from 0", _seconds),
     keys.SENT_AT_HEADER: ("a number of seconds since the epoch", _seconds),
+    keys.TIMEOUT_HEADER: ("a number of seconds above 0", _timeout),
     keys.PAST_ATTEMPTS_HEADER: ("a count", _count(keys.ATTEMPTS_MAX)),
 }
 #: Property -> the same; the properties that the transport sets itself are not included.

@@ -9,7 +9,7 @@ from pipeq.contract import keys
 from pipeq.contract.reading import number
 
 from pipeq_worker.broker.plain_message import PlainMessage
-from pipeq_worker.delivery.urgency import deadline_of, expiry_of, priority_of, urgency_of
+from pipeq_worker.delivery.urgency import deadline_of, expiry_of, priority_of, timeout_of, urgency_of
 from pipeq_worker.leases import celery_internals
 
 #: Larger than any real number of retries, and small enough for every counter.
@@ -31,6 +31,7 @@ def facts_of_request(request: Any) -> dict[str, Any]:
         "retries": _count(request.request_dict.get("retries")),
         "past_attempts": _count(request.request_dict.get(keys.PAST_ATTEMPTS_HEADER)),
         "expiry": expiry_of(request),
+        "timeout_s": timeout_of(number(request.request_dict.get(keys.TIMEOUT_HEADER))),
         "group_id": request.group,
         "parent_id": request.parent_id,
         "has_next": any(embed.get(name) for name in ("callbacks", "chain", "chord")),
@@ -52,6 +53,7 @@ def facts_of_plain(message: PlainMessage, now: float) -> dict[str, Any]:
         "past_attempts": min(headers.past_attempts or 0, MOST_RETRIES),
         "group_id": headers.group,
         "parent_id": headers.parent_id,
+        "timeout_s": timeout_of(headers.timeout_s),
         "priority": priority_of(message.priority),
         "deadline": deadline_of(headers.deadline_s, headers.sent_at, math.inf, now),
         "tenant": headers.fair_key,

@@ -29,14 +29,15 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import OutOfMemoryError
 from redis.retry import Retry
 
+from pipeq_worker.broker.suspects import Suspects
 from pipeq_worker.delivery.dead_letter import LETTER_CHARS, MOST, dead_letter
 from pipeq_worker.leases import celery_internals
-from pipeq_worker.leases.frame import UNLIMITED_BYTES, Limits, Unreadable, broadcast, read
+from pipeq_worker.leases.frame import UNLIMITED_BYTES, Limits, Unreadable, broadcast, id_in, read
 from pipeq_worker.leases.leases import LEASE_S, SWEEP_S, TIMEOUT_S, Leases
 from pipeq_worker.leases.line import Link
 from pipeq_worker.leases.redis_arguments import over
 from pipeq_worker.leases.reserved import Reserved, Wanted
-from pipeq_worker.leases.reserver import Reserver, Terms
+from pipeq_worker.leases.reserver import STALLED_S, Reserver, Terms
 from pipeq_worker.leases.server import Server, place
 from pipeq_worker.observe.failures import failures
 from pipeq_worker.observe.outage import outage
@@ -52,6 +53,8 @@ MESSAGES_PER_TURN = 64
 QUEUE_BYTES = 64 * 2**20
 #: Number of messages that may be inside if no limit is set.
 UNLIMITED = 1000
+#: Workers that may die of one message if no limit is set.
+MAX_DEATHS = 3
 
 #: Set if this process is a Celery worker, of any app: its work then goes on when a connection ends.
 IN_A_WORKER = threading.Event()
@@ -151,6 +154,8 @@ class Channel(kombu_redis.Channel):
       all queues together.
     - ``queue_bytes``: bytes of messages of each queue that may be inside.
     - ``queue_body_bytes``: queue -> bytes of its largest body, unpacked.
+    - ``max_deaths``: so many workers may die of one message.
+    - ``hung_s``: an event loop that has not taken a message for so long hangs.
     - ``content_types``: of bodies. Without it, all that the app accepts.
     - ``shared_queues``: queues whose lower priorities get a share of each reserve. In all others, the order is strict.
     - ``redis_arguments``: more arguments of redis-py's connections.
@@ -163,6 +168,8 @@ class Channel(kombu_redis.Channel):
     queue_bytes = QUEUE_BYTES
     queue_body_bytes: Mapping[str, int] = {}
     content_types: Collection[str] = ()
+    max_deaths = MAX_DEATHS
+    hung_s = STALLED_S
     redis_arguments: Mapping[str, Any] = {}
     shared_queues: Collection[str] = ()
     from_transport_options = (
@@ -173,6 +180,8 @@ class Channel(kombu_redis.Channel):
         "queue_bytes",
         "queue_body_bytes",
         "content_types",
+        "max_deaths",
+        "hung_s",
         "shared_queues",
         "redis_arguments",
     )
@@ -184,6 +193,7 @@ class Channel(kombu_redis.Channel):
         self._limits_of: dict[str, Limits] = {}
         #: Takes messages past kombu and Celery, and returns those that it leaves; None if none go that way.
         self.intake: Callable[[list[Reserved]], list[Reserved]] | None = None
+        self._suspects: Suspects | None = None
         super().__init__(*args, **kwargs)
 
     @property
@@ -222,7 +232,7 @@ class Channel(kombu_redis.Channel):
             (self._no_ack.add if no_ack else self._no_ack.discard)(queue)
             if self.reserver is None:
                 self.leases.start()
-                terms = Terms(self._wanted, lambda queue: queue in self.shared_queues)
+                terms = Terms(self._wanted, lambda queue: queue in self.shared_queues, float(self.hung_s))
                 self.reserver = Reserver(self.leases, _connection_of(self._connparams()), terms)
             self.reserver.take_from(tuple(self.active_queues))
         return reply
@@ -256,25 +266,32 @@ class Channel(kombu_redis.Channel):
         reserved = self.reserver.ready(most) if self.reserver is not None else []
         if not reserved:
             raise Empty
+        suspects = [one for one in reserved if not one.too_large and self.leases.is_suspect(one.tag)]
+        if suspects:
+            reserved = [one for one in reserved if one not in suspects]
         if self.intake is not None:
             try:
                 reserved = self.intake(reserved)
             except BaseException:
-                self.leases.requeue(one.tag for one in reserved)
+                self.leases.requeue(one.tag for one in (*reserved, *suspects))
                 raise
         for at, one in enumerate(reserved):
             try:
                 self._hand_on(one)
             except BaseException:
                 # Nothing has seen the remaining messages, so they go back.
-                self.leases.requeue(later.tag for later in reserved[at + 1 :])
+                self.leases.requeue(later.tag for later in (*reserved[at + 1 :], *suspects))
                 raise
+        if suspects:
+            if self._suspects is None:
+                self._suspects = Suspects(self.leases, int(self.max_deaths), self._hand_on, self._give_up)
+            self._suspects.receive(suspects)
         return True
 
     def _hand_on(self, one: Reserved) -> None:
         message = read(one, self.limits(one.queue))
         if isinstance(message, Unreadable):
-            self._bury(one, message)
+            self._refuse(one, message)
             return
         celery_internals.hand_to_consumer(self.connection, message, one.queue)
         if one.queue in self._no_ack:
@@ -315,7 +332,7 @@ class Channel(kombu_redis.Channel):
             message = read(one, self.limits(queue))
             if not isinstance(message, Unreadable):
                 return message
-            self._bury(one, message)
+            self._refuse(one, message)
         raise Empty
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
@@ -382,17 +399,25 @@ class Channel(kombu_redis.Channel):
         # Celery's limit is for all queues together.
         return max(0, limit - self.leases.held()[0]) // sharing or int(limit > self.leases.held()[0]), left_bytes
 
-    def _bury(self, one: Reserved, message: Unreadable) -> None:
-        """Stores an unreadable message as an error under its task's id; without an id, as a dead letter."""
-        text = one.raw[:LETTER_CHARS].decode("utf-8", "backslashreplace")
+    def _refuse(self, one: Reserved, message: Unreadable) -> None:
         reason = f"the message cannot be read: {message.reason}"
-        if message.task_id is not None and self.leases.on_unreadable(one, message.task_id, reason, text):
+        self._bury(one, message.task_id, PipeqError(ErrorCode.INVALID_MESSAGE, reason))
+
+    def _give_up(self, one: Reserved, deaths: int) -> None:
+        """Ends a message that workers die of. It is not parsed, because that may be what they die of."""
+        reason = f"{deaths} workers died while they had this message in their hands, without having begun its task"
+        self._bury(one, id_in(one.raw), PipeqError(ErrorCode.WORKER_LOST, reason), deaths)
+
+    def _bury(self, one: Reserved, task_id: str | None, error: PipeqError, attempts: int = 0) -> None:
+        """Stores an error under the id of a message's task; without an id, the message as a dead letter."""
+        text = one.raw[:LETTER_CHARS].decode("utf-8", "backslashreplace")
+        if task_id is not None and self.leases.on_unusable(one, task_id, error, text, attempts):
             return
-        error = PipeqError(ErrorCode.INVALID_MESSAGE, reason)
-        failures.failed(message.task_id, one.queue, error, worker=self.leases.worker, attempt=0)
-        letter = dead_letter(message.task_id, ErrorCode.INVALID_MESSAGE, reason, text, worker=self.leases.worker)
+        worker = self.leases.worker
+        failures.failed(task_id, one.queue, error, worker=worker, attempt=attempts)
+        letter = dead_letter(task_id, error.code, error.message, text, worker=worker, attempts=attempts)
         self.leases.bury(one.tag, keys.dead_letter_key(one.queue), letter, MOST)
-        self.leases.observer.message_refused(one.queue, reason)
+        self.leases.observer.message_refused(one.queue, error.message)
 
 
 class Transport(kombu_redis.Transport):

@@ -222,6 +222,7 @@ class Child:
             body=message.message,
             alone=message.alone,
             has_next=message.has_next,
+            deadline=message.deadline,
             is_light=len(message.message) < LIGHT_BYTES,
         )
         self._engine.submit(task)

@@ -10,7 +10,7 @@ from functools import partial
 
 from pipeq.contract.errors import PipeqError
 
-from pipeq_worker.children import protocol
+from pipeq_worker.children import board, protocol
 from pipeq_worker.children.deaths import Death
 from pipeq_worker.children.keeper import Keeper
 from pipeq_worker.children.preparers import preparers_of
@@ -118,6 +118,10 @@ class Crew:
         """Role and process id of each child that lives."""
         named = [("prepare" if one.number else "device", one.pid) for one in self]
         return [(role, pid) for role, pid in named if pid is not None]
+
+    def doing(self) -> list[board.Entry]:
+        """What the threads of all children are doing."""
+        return [entry for one in self for entry in one.doing()]
 
     def hangs(self) -> str | None:
         """Says that a child hangs although it should have been ended; None if all is well."""

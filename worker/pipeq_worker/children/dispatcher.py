@@ -24,16 +24,18 @@ from pipeq.contract.status import BatchInfo, Progress
 from pipeq_worker.children import protocol
 from pipeq_worker.children.answers import Answers
 from pipeq_worker.children.crew import Crew
-from pipeq_worker.children.deaths import Death, suspected
+from pipeq_worker.children.deaths import Death, convicted, suspected
 from pipeq_worker.children.delivering import Delivering
 from pipeq_worker.children.feeding import Feeding
 from pipeq_worker.children.guarded import guarded
 from pipeq_worker.children.keeper import Keeper
+from pipeq_worker.children.lone import Lone
 from pipeq_worker.children.process import Starter
 from pipeq_worker.children.residents import Residents
 from pipeq_worker.children.runs import Runs
 from pipeq_worker.children.served import Served
 from pipeq_worker.children.streams import Streams
+from pipeq_worker.children.timeouts import Timeouts, stage_of
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.observe.observer import Observer
 from pipeq_worker.schedule.batcher import Batcher, Closed
@@ -104,7 +106,8 @@ class Dispatcher(Generic[T]):
         #: Ticket -> task.
         self._tasks: dict[int, T] = {}
         self._tickets = itertools.count(1)
-        self._feeding: Feeding[T] = Feeding(self._homes, self._has_plenty, threads_of(settings))
+        self._timeouts: Timeouts[T] = Timeouts(settings, self._in_children, self._late, hooks.hopeless)
+        self._feeding: Feeding[T] = Feeding(self._homes, self._has_plenty, threads_of(settings), self._timeouts.begins)
         # Of one lock, but two, so that a task that comes or goes does not wake the thread that looks once a second.
         lock = threading.RLock()
         self._changed, self._ends = threading.Condition(lock), threading.Condition(lock)
@@ -133,6 +136,7 @@ class Dispatcher(Generic[T]):
             lambda name: self._runs.is_running(name),
             loads,
         )
+        self._lone: Lone[T] = Lone()
         self._runs: Runs[T] = Runs(
             self._window,
             hooks.begin,
@@ -144,6 +148,8 @@ class Dispatcher(Generic[T]):
             self._observer,
             hooks.hopeless,
             self._residents.keep,
+            self._lone,
+            self._put_again,
         )
         self._streams: Streams[T] = Streams(
             hooks.begin,
@@ -155,6 +161,8 @@ class Dispatcher(Generic[T]):
             self._observer,
             hooks.hopeless,
             lambda name: self._crew.device.served[name].slots,
+            self._lone,
+            self._put_again,
         )
         self._answers = Answers(self._crew, self._runs)
 
@@ -173,6 +181,7 @@ class Dispatcher(Generic[T]):
         self._runs.start()
         self._streams.start()
         self._delivering.start()
+        self._timeouts.start()
         threading.Thread(target=guarded(self._look, self._hooks.hopeless), name="look", daemon=True).start()
 
     @property
@@ -232,6 +241,15 @@ class Dispatcher(Generic[T]):
         self._cancel(idle)
         return idle
 
+    def claim(self) -> bool:
+        """Whether messages under suspicion may be received now, until :meth:`disclaim`; see :mod:`.lone`."""
+        return self._lone.claim()
+
+    def disclaim(self) -> None:
+        """Notes that they were received."""
+        for resume in self._lone.disclaim():
+            resume()
+
     @property
     def is_open(self) -> bool:
         """Whether a task that is submitted now begins soon."""
@@ -273,6 +291,7 @@ class Dispatcher(Generic[T]):
         self._window.close()
         self._runs.close()
         self._streams.close()
+        self._timeouts.close()
         self._delivering.settle(0 if self._hurried else STORE_S)
         with self._changed:
             return list(self._tasks.values())
@@ -389,12 +408,19 @@ class Dispatcher(Generic[T]):
                 group = (ready.task, ready.item) if task.deaths else ready.group
                 about = (group, task.lane, ready.cost, ready.nbytes, home.number, ready.where)
                 items.setdefault(task.lane, []).append(Item(task, ready.task, ready.item, *about))
-        for name, some in items.items():
-            if self._crew.device.served[name].slots:
-                for item in some:
-                    self._streams.put(item)
-            else:
-                self._offer(*some)
+        for some in items.values():
+            self._put(some)
+
+    def _put(self, items: Sequence[Item[T]]) -> None:
+        """Puts items of a pipeline that are ready where they wait for the device."""
+        if self._crew.device.served[items[0].lane].slots:
+            for item in items:
+                self._streams.put(item)
+        else:
+            self._offer(*items)
+
+    def _put_again(self, item: Item[T]) -> None:
+        self._put([item])
 
     def _offer(self, *items: Item[T]) -> None:
         """Puts items of a pipeline that are ready into the window."""
@@ -447,7 +473,9 @@ class Dispatcher(Generic[T]):
                 if task is None:
                     continue
                 if ended.error is not None:
-                    task.fail(ended.error.error())
+                    # A store that was read until the last moment, for instance, is not to blame.
+                    is_late = task.late_at <= time.monotonic() and ended.error.code != ErrorCode.TIMEOUT
+                    task.fail(self._late_error(task) if is_late else ended.error.error())
                 elif task.lane is not None:
                     self._feeding.learn(task.lane, ended.busy_s)
                 task.result_json, task.result_uri = ended.result, ended.result_uri
@@ -469,8 +497,16 @@ class Dispatcher(Generic[T]):
                 for stage in _STAGES:
                     if stage in task.timing_ms:
                         self._observer.stage_ended(task.id, task.lane, stage, task.timing_ms[stage] / 1000)
-        if ending:
-            self._delivering.put(ending)
+        # What a host died with, and has no mark, because it never reached a batch.
+        suspects = [task for task in ending if task.is_suspect and task.started_at is None]
+        if rest := [task for task in ending if task not in suspects] if suspects else ending:
+            self._delivering.put(rest)
+        for task in suspects:
+            self._deliver_alone(task)
+
+    def _deliver_alone(self, task: T) -> None:
+        if self._lone.enter(task, lambda: True, lambda: self._deliver_alone(task)):
+            self._delivering.put([task])
 
     def _ends_now(self, task: T) -> bool:
         """Notes that a task has ended, unless that is known, or it is not ours any more. Call it with the lock held."""
@@ -489,6 +525,22 @@ class Dispatcher(Generic[T]):
         if is_inside:
             self._cancel([task])
 
+    def _in_children(self) -> list[T]:
+        with self._changed:
+            return [one for one in self._tasks.values() if one.place in (Place.PREPARING, Place.PREPARED)]
+
+    def _late(self, task: T) -> None:
+        """Ends a task whose time is over. What works on it is told to stop, and its result is not waited for."""
+        with self._changed:
+            if task.late_at > time.monotonic() or task.place is Place.ENDED:
+                return
+            task.fail(self._late_error(task))
+        self._drop(task)
+
+    def _late_error(self, task: T) -> PipeqError:
+        running = self._runs.open | self._streams.open
+        return self._timeouts.error(task, stage_of(task, self._crew.doing(), running))
+
     def _delivered(self, tasks: list[T]) -> None:
         with self._changed:
             for task in tasks:
@@ -496,6 +548,8 @@ class Dispatcher(Generic[T]):
                 self._runs.forget(task.ticket)
             if not self._tasks:
                 self._changed.notify_all()
+        for resume in self._lone.leave(tasks):
+            resume()
 
     def _look(self) -> None:
         """Finds out which tasks that take long have been cancelled, on a thread of its own."""
@@ -535,6 +589,8 @@ class Dispatcher(Generic[T]):
         with self._changed:
             running = self._runs.abandon() | self._streams.abandon() if home.number == 0 else {}
             suspects = suspected(death, running, self._tasks)
+            late = convicted(death, suspects)
+            suspects = [task for task in suspects if task.place is not Place.ENDED]
             inside = [task for task in self._tasks.values() if task.place in (Place.PREPARING, Place.PREPARED)]
             lost = [task for task in inside if task.child == home.number or task in suspects]
             # What a prepare process still has of a task that killed the device process.
@@ -550,7 +606,6 @@ class Dispatcher(Generic[T]):
             for task in lost:
                 # It is due before those that came later.
                 self._feeding.add(task)
-            was_alone = len(suspects) == 1
             for task in suspects:
                 task.deaths += 1
             self._answers.died(home)
@@ -560,7 +615,7 @@ class Dispatcher(Generic[T]):
         if suspects:
             self._hooks.died(suspects)
         for task in suspects:
-            if death.overdue is not None and was_alone:
+            if task is late:
                 task.fail(PipeqError(ErrorCode.TIMEOUT, death.reason))
             elif task.deaths >= self._settings.max_deaths:
                 sentence = f"{task.deaths} processes died while they worked on this task"

@@ -34,11 +34,17 @@ class Feeding(Generic[T]):
         homes: returns the children that prepare for a pipeline, and may be given tasks now.
         has_plenty: whether the device has its batches, and a pipeline's next one is ready, too.
         threads: of a child that prepare for one pipeline.
+        begins: called with each task that a child is given; returns when the child ends it, or None.
     """
 
     def __init__(
-        self, homes: Callable[[str], Sequence[Keeper]], has_plenty: Callable[[str], bool], threads: int
+        self,
+        homes: Callable[[str], Sequence[Keeper]],
+        has_plenty: Callable[[str], bool],
+        threads: int,
+        begins: Callable[[T], float | None] = lambda _: None,
     ) -> None:
+        self._begins = begins
         self._homes = homes
         self._has_plenty = has_plenty
         self._threads = threads
@@ -94,7 +100,7 @@ class Feeding(Generic[T]):
                 task.child = homes[at].number
                 task.given()
                 self._fed.add(task.ticket, name, task.child)
-                given[at].append(_prepare(task))
+                given[at].append(_prepare(task, self._begins(task)))
             for home, messages in zip(homes, given, strict=True):
                 # Sent under the lock, so that a cancel that follows does not overtake it.
                 home.gather(*messages)
@@ -103,5 +109,6 @@ class Feeding(Generic[T]):
         return self._queues.setdefault(task.lane or "", TaskQueue())
 
 
-def _prepare(task: Any) -> protocol.Prepare:
-    return protocol.Prepare(task.ticket, task.id, task.lane or "", task.message, task.deaths > 0, task.has_next)
+def _prepare(task: Any, deadline: float | None) -> protocol.Prepare:
+    lane, alone = task.lane or "", task.deaths > 0
+    return protocol.Prepare(task.ticket, task.id, lane, task.message, alone, task.has_next, deadline)

@@ -81,6 +81,7 @@ class Keeper:
         self._crashes = 0
         self._lost = ""
         self._overdue: board.Entry | None = None
+        self._is_deaf = True
         self._watch = Watch(settings)
         self._closed = False
         #: Whether it was ended because nobody needed it.
@@ -149,11 +150,15 @@ class Keeper:
                 self._changed.notify_all()
         self._tell_loads(self.names)
 
+    def doing(self) -> list[board.Entry]:
+        """What the child's threads are doing."""
+        child = self._child
+        return [] if child is None else child.doing()
+
     @property
     def running(self) -> set[int]:
         """Numbers of the batches that the child is running."""
-        child = self._child
-        return {one.number for one in child.doing() if one.stage is Stage.FORWARD} if child is not None else set()
+        return {one.number for one in self.doing() if one.stage is Stage.FORWARD}
 
     @property
     def pid(self) -> int | None:
@@ -187,6 +192,7 @@ class Keeper:
     def _begin(self) -> None:
         with self._changed:  # so that it is known before it can die
             self._loaded, self._lost, self._overdue, self._is_told = set(), "", None, False
+            self._is_deaf = True
             self._watch.begin()
             self._child = self._start(self.number, self._take, self._gone)
         self.load()
@@ -251,7 +257,7 @@ class Keeper:
                     self._changed.notify_all()
                 return
             was_serving = self._has_loaded
-        death = Death(self._lost or self._reason(end.how, child.pid), child.doing(), self._overdue)
+        death = Death(self._lost or self._reason(end.how, child.pid), child.doing(), self._overdue, self._is_deaf)
         if not was_serving and not end.is_from_outside:
             self._crashes += 1
             if self._crashes >= MOST_CRASHES:
@@ -296,7 +302,10 @@ class Keeper:
 
     def _look(self, child: Member) -> None:
         if (entry := self._watch.overdue(child)) is not None:
-            self._overdue = entry
+            is_deaf = entry.stage is Stage.LOAD or self._watch.is_deaf(child)
+            if is_deaf is None:
+                return
+            self._overdue, self._is_deaf = entry, is_deaf
             child.kill()
         elif self.is_serving and self._watch.is_silent(child):
             self._lost = self._watch.no_answer(child.pid)

@@ -69,6 +69,8 @@ class Prepare(msgspec.Struct, tag="prepare", array_like=True, frozen=True):
     alone: bool = False
     #: Whether another task gets its result.
     has_next: bool = False
+    #: When the child ends it, by the monotonic clock, if the host has not; None if it may take any time.
+    deadline: float | None = None
 
 
 class Forward(msgspec.Struct, tag="forward", array_like=True, frozen=True):

@@ -12,12 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
+from functools import partial
 from typing import Generic
 
 from pipeq.contract.errors import ErrorCode, PipeqError
 
 from pipeq_worker.children import protocol
 from pipeq_worker.children.guarded import guarded
+from pipeq_worker.children.lone import Lone
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.observe.observer import Observer
 from pipeq_worker.observe.traces import internal
@@ -50,6 +52,8 @@ class Runs(Generic[T]):
         observer: told of batches that begin.
         hopeless: called with a sentence if the thread breaks.
         keep: keeps an item whose pipeline is not loaded, and returns whether it did.
+        lone: lets tasks with which a process has died run one at a time.
+        again: puts an item that had to wait for that where items wait for the device.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class Runs(Generic[T]):
         observer: Observer,
         hopeless: Callable[[str], None],
         keep: Callable[[Item[T]], bool] = lambda _: False,
+        lone: Lone[T] | None = None,
+        again: Callable[[Item[T]], None] = lambda _: None,
     ) -> None:
         self._window = window
         self._begin_them = begin
@@ -74,6 +80,8 @@ class Runs(Generic[T]):
         self._observer = observer
         self._hopeless = hopeless
         self._keep = keep
+        self._lone: Lone[T] = lone or Lone()
+        self._again = again
         self._max_deaths = settings.max_deaths
         #: Number -> items of each batch that the child has.
         self._open: dict[int, list[Item[T]]] = {}
@@ -144,6 +152,12 @@ class Runs(Generic[T]):
         """The items of an open batch."""
         with self._changed:
             return self._open.get(number, [])
+
+    @property
+    def open(self) -> dict[int, list[Item[T]]]:
+        """The batches that the child has: number -> items."""
+        with self._changed:
+            return dict(self._open)
 
     def is_running(self, lane: str) -> bool:
         """Whether the child has a batch of a pipeline."""
@@ -237,7 +251,9 @@ class Runs(Generic[T]):
         if task.deaths >= self._max_deaths:
             sentence = f"{task.deaths} workers died while they had this task in a batch"
             task.fail(PipeqError(ErrorCode.WORKER_LOST, sentence))
-        else:
+        elif not task.needs_no_device:
+            if not self._lone.enter(task, partial(_is_wanted, item), partial(self._again, item)):
+                return
             self._begin([task], alone=True)
         if task.needs_no_device:
             self._drop(task)
@@ -282,6 +298,10 @@ def _message(number: int, items: list[Item[T]], alone: bool) -> protocol.ToChild
         return protocol.Forward(number, [item.number for item in items], alone)
     rows = [protocol.Row(item.where, item.cost) for item in items]
     return protocol.ForwardRows(number, first.lane, first.task.params, rows, alone)
+
+
+def _is_wanted(item: Item[T]) -> bool:
+    return not item.is_gone and not item.task.needs_no_device
 
 
 def _tasks_of(items: list[Item[T]]) -> list[T]:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 
 from pipeq_worker.children.guarded import guarded
+from pipeq_worker.children.lone import Lone
 from pipeq_worker.children.runs import Runs
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.observe.observer import Observer
@@ -34,6 +35,7 @@ class Streams(Runs[T]):
     Args:
         begin, send, may_run, drop, limits, settings, observer, hopeless: as those of :class:`Runs`.
         slots: the number of places of a pipeline.
+        lone, again: as those of :class:`Runs`.
     """
 
     def __init__(
@@ -47,8 +49,12 @@ class Streams(Runs[T]):
         observer: Observer,
         hopeless: Callable[[str], None],
         slots: Callable[[str], int],
+        lone: Lone[T] | None = None,
+        again: Callable[[Item[T]], None] = lambda _: None,
     ) -> None:
-        super().__init__(Batcher(), begin, send, may_run, drop, limits, settings, observer, hopeless)
+        super().__init__(
+            Batcher(), begin, send, may_run, drop, limits, settings, observer, hopeless, lone=lone, again=again
+        )
         self._numbers = itertools.count(FIRST)
         self._slots = slots
         #: Lane -> items that wait for a place, the most urgent first, and those that wait to be alone.

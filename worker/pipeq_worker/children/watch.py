@@ -16,6 +16,8 @@ from pipeq_worker.stages.steps import Stage
 WATCH_S = 0.25
 #: How often a child that serves is asked for an answer, in looks.
 ASK_LOOKS = 4
+#: A child that does not answer for so many looks is deaf.
+DEAF_LOOKS = 4
 #: A step that goes on for so long after it should have been ended hangs, in seconds.
 HANGS_S = 5.0
 #: The setting that limits each kind of step. Fetching has deadlines of its own, which it keeps by itself.
@@ -47,18 +49,39 @@ class Watch:
         self._looks = 0
         self._is_asked = False
         self._silent = 0
+        #: How often the child has answered, that number when a step was first seen to be overdue, and looks since then.
+        self._answers = 0
+        self._answers_before: int | None = None
+        self._waited = 0
 
     def begin(self) -> None:
         """Notes that there is another child."""
-        self._is_asked, self._silent = False, 0
+        self._is_asked, self._silent, self._answers_before = False, 0, None
 
     def answered(self) -> None:
         """Notes that the child has answered."""
         self._is_asked = False
+        self._answers += 1
 
     def overdue(self, child: Member) -> board.Entry | None:
         """The step of the child that takes too long, if there is one."""
         return next((entry for entry in child.doing() if self._late_s(entry) > 0), None)
+
+    def is_deaf(self, child: Member) -> bool | None:
+        """Whether a child with an overdue step does not answer: any of its steps may then hold Python's lock.
+
+        If it answers, the lock is free, and the step itself takes long. Returns None if that is not known yet; call it
+        again at the next look.
+        """
+        if self._answers_before is None:
+            self._answers_before, self._waited = self._answers, 0
+            if not self._is_asked:
+                self._is_asked = True
+                child.send(protocol.Ask())
+        if self._answers > self._answers_before:
+            return False
+        self._waited += 1
+        return True if self._waited > DEAF_LOOKS else None
 
     def is_silent(self, child: Member) -> bool:
         """Asks the child for an answer. Returns whether none comes although it is working on nothing.

@@ -65,6 +65,20 @@ class Deliverer:
 
         Each task ends or goes back on its queue. A fault of one task does not affect the others.
         """
+        # What a host died with, and has no mark because it never reached a batch, is delivered alone, and Redis knows.
+        suspects = [one for one in deliveries if one.is_suspect and not one.is_marked]
+        try:
+            self._deliver([one for one in deliveries if one not in suspects] if suspects else deliveries)
+            while suspects:
+                one = suspects.pop(0)
+                if one.leases is not None:
+                    one.leases.hold(one.tag)
+                self._deliver([one])
+        finally:
+            for one in suspects:
+                put_back(one)
+
+    def _deliver(self, deliveries: list[Delivery]) -> None:
         deliveries = self._without_dropped(deliveries)
         if not deliveries:
             return

@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import Celery
 from pipeq.contract import keys
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import PipeqError
 from pipeq.contract.record import Part
 from redis.exceptions import ResponseError
 
@@ -20,7 +20,15 @@ from pipeq_worker.observe.outage import is_wrong_type
 logger = logging.getLogger(__name__)
 
 
-def refuse(app: Celery, worker: str, queue: str, task_id: object, reason: str, message: Any) -> None:
+def refuse(
+    app: Celery,
+    worker: str,
+    queue: str,
+    task_id: object,
+    error: PipeqError,
+    message: Any,
+    attempts: int = 0,
+) -> None:
     """Stores the end of a message. The caller then removes the message.
 
     Args:
@@ -28,22 +36,23 @@ def refuse(app: Celery, worker: str, queue: str, task_id: object, reason: str, m
         worker: this worker's name.
         queue: the queue of the message.
         task_id: the id found in it, or None. Without a readable id, only the dead letter is stored.
-        reason: the error's sentence.
+        error: why it cannot be used.
         message: the frame; text if it is not a frame.
+        attempts: how often workers have tried.
     """
-    error = PipeqError(ErrorCode.INVALID_MESSAGE, reason)
-    failures.failed(task_id if keys.is_readable_id(task_id) else None, queue, error, worker=worker, attempt=0)
+    known_id = task_id if keys.is_readable_id(task_id) else None
+    failures.failed(known_id, queue, error, worker=worker, attempt=attempts)
     key = keys.dead_letter_key(queue)
     if keys.is_readable_id(task_id):
-        letter = dead_letter(task_id, error.code, error.message, message, worker=worker)
-        part = Part(finished_at=time.time(), worker=worker, error=error)
+        letter = dead_letter(task_id, error.code, error.message, message, worker=worker, attempts=attempts)
+        part = Part(finished_at=time.time(), worker=worker, error=error, attempts=attempts or None)
         token = annotation.set(Annotation(part, key, letter))
         try:
             app.backend.mark_as_failure(task_id, error)
         finally:
             annotation.reset(token)
         return
-    letter = dead_letter(None, error.code, error.message, message, worker=worker)
+    letter = dead_letter(None, error.code, error.message, message, worker=worker, attempts=attempts)
     try:
         push(app.backend.client, queue, letter, app.conf.get("pipeq_dead_letter_max", MOST))
     except ResponseError as problem:

@@ -11,6 +11,7 @@ from typing import Any
 
 import redis
 from pipeq.contract import keys, shown
+from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.reading import json_object
 from redis.exceptions import ResponseError
 
@@ -32,11 +33,11 @@ class Retries:
     Args:
         client: Redis.
         settings: the worker's settings.
-        refuse: ends a message; gets its queue, its task's id (or None), the reason and its text.
+        refuse: ends a message; gets its queue, its task's id (or None), the error and its text.
     """
 
     def __init__(
-        self, client: redis.Redis, settings: Settings, refuse: Callable[[str, str | None, str, str], None]
+        self, client: redis.Redis, settings: Settings, refuse: Callable[[str, str | None, PipeqError, str], None]
     ) -> None:
         self._redis = client
         self._settings = settings
@@ -84,7 +85,8 @@ class Retries:
         for member in bad:
             task_id, reason = _judge(member)
             text = member[:LETTER_CHARS].decode("utf-8", "backslashreplace")
-            self._refuse(name, task_id, f"a message that waited for {name} {reason}", text)
+            error = PipeqError(ErrorCode.INVALID_MESSAGE, f"a message that waited for {name} {reason}")
+            self._refuse(name, task_id, error, text)
             # Removed last: if this process ends before, the entry is refused again.
             self._redis.zrem(waiting, member)
         return problem.decode("utf-8", "replace")

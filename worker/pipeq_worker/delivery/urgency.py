@@ -46,6 +46,11 @@ def deadline_of(deadline_s: float | None, sent_at: float | None, expires_at: flo
     return until if until == math.inf else time.monotonic() + until - now
 
 
+def timeout_of(said: float | None) -> float:
+    """How long a try may take, in seconds; infinite if its producer said nothing."""
+    return said if said is not None and said > 0 else math.inf
+
+
 def expiry_of(request: Any) -> float:
     """When a task expires, in seconds since the epoch; infinite if it does not."""
     try:

@@ -19,6 +19,10 @@ def _never_away() -> float:
     return float("inf")
 
 
+def _nothing() -> None:
+    """The default, if nobody need know."""
+
+
 class Pulse:
     """When a loop last turned. The loop calls :meth:`turned`; anybody may ask.
 
@@ -31,10 +35,13 @@ class Pulse:
         self._what = what
         self._limit_s = limit_s
         self._at: float | None = None
+        #: Called at each turn.
+        self.on_turn: Callable[[], None] = _nothing
 
     def turned(self) -> None:
         """Notes a turn."""
         self._at = time.monotonic()
+        self.on_turn()
 
     def age_s(self) -> float | None:
         """Seconds since the last turn; None before the first one."""

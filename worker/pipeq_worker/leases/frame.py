@@ -85,7 +85,7 @@ def read(one: Reserved, limits: Limits) -> dict[str, Any] | Unreadable:
     try:
         message = json_value(one.raw)
     except UnreadableError as error:
-        return Unreadable(str(error), _id_in(one.raw))
+        return Unreadable(str(error), id_in(one.raw))
     if not isinstance(message, dict):
         return Unreadable(f"it is a JSON {type(message).__name__}, not Celery's frame", None)
     try:
@@ -249,20 +249,20 @@ def _named(value: Any) -> str:
 def readable_id(raw: bytes) -> str | None:
     """The task's id in a message, whether it is a frame or only resembles one."""
     message = json_object(raw)
-    return _id_in(raw) if message is None else _id_of(message)
+    return id_in(raw) if message is None else _id_of(message)
+
+
+def id_in(raw: bytes) -> str | None:
+    """The task's id in a text that is not JSON, such as the beginning of a message, or that is not to be parsed."""
+    headers = _HEADERS.search(raw)
+    found = _ID.search(raw, headers.end() if headers else 0)
+    return _id_text(found[1]) if found else None
 
 
 def _id_of(message: dict[str, Any]) -> str | None:
     headers = message.get("headers")
     found = headers.get("id") if isinstance(headers, dict) else None
     return found if isinstance(found, str) and found else None
-
-
-def _id_in(raw: bytes) -> str | None:
-    """The id in a text that is not JSON, such as the beginning of a message."""
-    headers = _HEADERS.search(raw)
-    found = _ID.search(raw, headers.end() if headers else 0)
-    return _id_text(found[1]) if found else None
 
 
 def _id_text(quoted: bytes) -> str | None:

@@ -22,9 +22,11 @@ from typing import Any, Protocol
 
 from kombu.asynchronous import get_event_loop
 from pipeq.contract import keys
+from pipeq.contract.errors import PipeqError
 from redis.exceptions import RedisError, ResponseError
 
 from pipeq_worker.leases import celery_internals, lua
+from pipeq_worker.leases.history import history_of
 from pipeq_worker.leases.reserved import Reserved, Wanted, taken
 from pipeq_worker.leases.server import Server
 from pipeq_worker.leases.sharing import MARK_S, Sharing
@@ -51,6 +53,8 @@ TIMEOUT_S = 5.0
 class _Held:
     queue: str
     nbytes: int
+    #: Whether a host died while it had this message.
+    is_suspect: bool = False
     #: Whether its result is being stored. Only the script that stores it finds out whether the lease was still ours.
     is_ending: bool = False
     #: A weak reference to Celery's message, whose callback runs when nothing refers to the message any more.
@@ -105,9 +109,13 @@ class Leases:
         self.on_lost: Callable[[set[str]], None] = lambda tags: None
         #: Called with a sentence when messages should come in and do not, and only a new process can help.
         self.on_stalled: Callable[[str], None] = lambda reason: None
-        #: Called with an unreadable message, the task's id found in it, the reason as a sentence, and its text. Returns
-        #: whether it ended the task, that is, stored an error under the id and acknowledged the message.
-        self.on_unreadable: Callable[[Reserved, str, str, str], bool] = lambda one, task_id, reason, text: False
+        #: Called with a message that cannot be used, the task's id found in it, the error, its text, and the number of
+        #: attempts. Returns whether it ended the task, that is, stored the error under the id and acknowledged the
+        #: message.
+        self.on_unusable: Callable[[Reserved, str, PipeqError, str, int], bool] = lambda *_: False
+        #: Whether suspects may be received now, and that they have been; see broker/suspects.py.
+        self.claim: Callable[[], bool] = lambda: True
+        self.disclaim: Callable[[], None] = lambda: None
         #: The worker's name in the letters of unreadable messages; None in an app of somebody else.
         self.worker: str | None = None
         #: Says how much the worker takes and gives back; None in apps without pipelines.
@@ -125,11 +133,13 @@ class Leases:
         self._tasks: dict[str, int] = {}
         self._bytes: dict[str, int] = {}
         self._unsent: list[str] = []
+        #: Tags of messages that Redis knows to be in this process's hands alone.
+        self._in_hand: set[str] = set()
         self._orphans: SimpleQueue[str] = SimpleQueue()
         self._redis = server.connect()
-        self._reserve, self._renew, self._requeue, self._postpone, self._unmove = (
+        self._reserve, self._renew, self._requeue, self._postpone, self._unmove, self._hold = (
             self._redis.register_script(lua.source(name))
-            for name in ("reserve", "renew", "requeue", "postpone", "unmove")
+            for name in ("reserve", "renew", "requeue", "postpone", "unmove", "hold")
         )
         self._tags, self._batch = os.urandom(6).hex(), count()
         self._thread: threading.Thread | None = None
@@ -178,7 +188,8 @@ class Leases:
         """Adds messages that were taken; their leases are renewed from now on."""
         with self.changed:
             for one in reserved:
-                self._held[one.tag] = _Held(one.queue, len(one.raw))
+                is_suspect = one.raw.startswith(b" ") and history_of(one.raw).lapses > 0
+                self._held[one.tag] = _Held(one.queue, len(one.raw), is_suspect)
                 self._tasks[one.queue] = self._tasks.get(one.queue, 0) + 1
                 self._bytes[one.queue] = self._bytes.get(one.queue, 0) + len(one.raw)
         self.start()
@@ -189,6 +200,30 @@ class Leases:
             if (held := self._held.get(tag)) is not None:
                 # The callback may run on any thread, with any lock held, so it only puts the tag on a queue.
                 held.message = weakref.ref(message, lambda _: self._orphans.put(tag))
+
+    def hold(self, tag: str, instead_of: str = "") -> None:
+        """Notes in Redis that this process has a message alone in its hands: if it dies, that one is charged.
+
+        Args:
+            tag: the message; empty for none.
+            instead_of: the message that it lets go of; empty for none.
+        """
+        try:
+            self._hold(keys=[self.unacked_key, self.key], args=[instead_of, tag])
+        except RedisError as error:
+            # A death would then be charged to nobody, or one too many to the message that was not let go of.
+            outage.noticed("hold", error)
+            return
+        outage.over("hold")
+        with self.changed:
+            self._in_hand.discard(instead_of)
+            if tag in self._held:
+                self._in_hand.add(tag)
+
+    def is_suspect(self, tag: str) -> bool:
+        """Whether a host died while it had this message, which this process has now."""
+        held = self._held.get(tag)
+        return held is not None and held.is_suspect
 
     def held(self, queue: str | None = None) -> tuple[int, int]:
         """Number of messages held, of one queue or of all, and their bytes."""
@@ -246,6 +281,7 @@ class Leases:
             for tag in tags:
                 if (held := self._held.pop(tag, None)) is not None:
                     released.append(tag)
+                    self._in_hand.discard(tag)
                     self._tasks[held.queue] -= 1
                     self._bytes[held.queue] -= held.nbytes
             if released:
@@ -297,6 +333,8 @@ class Leases:
             is_last: whether they are served after all others; by default they are served next.
         """
         wanted = set(tags)
+        for tag in wanted & self._in_hand:
+            self.hold("", instead_of=tag)
         with self.changed:
             ours = [tag for tag in self._held if tag in wanted]
             lasting = {self._held[tag].queue for tag in ours} & self.lifetimes.keys()

@@ -1,7 +1,7 @@
 -- Puts messages back at the end of their lists that is served next, in the order in which they were taken. Messages
 -- that a worker has looked at and sent back ('last') go to the other end, so that the others are served first.
 -- Each gets a blank in front, or two if it goes to the other end. They keep it valid JSON, and tell its next worker that
--- it was delivered before.
+-- it was delivered before. A tab after the blanks counts a lease that has ended without an answer (see history.py).
 --
 -- KEYS[1]  hash of unacknowledged messages     KEYS[2] sorted set of leases
 -- ARGV[1]  'tags': the tags that follow, in the order in which they were taken
@@ -30,6 +30,7 @@ end
 -- ZREM of nothing lets a Redis whose memory is full accept the writes after it.
 redis.call('ZREM', KEYS[2], '')
 local reply = {0}
+local lapsed = ARGV[1] == 'lapsed' and '\t' or ''
 local first, last, step, push = #tags, 1, -1, 'RPUSH'
 if ARGV[1] == 'last' then
   first, last, step, push = 1, #tags, 1, 'LPUSH'
@@ -43,7 +44,7 @@ for i = first, last, step do
     if length >= 1 and colon + length <= #entry then
       local message = string.sub(entry, colon + length + 1)
       -- A second blank tells a fair list that the message is not served first (see reserve.lua).
-      message = (push == 'LPUSH' and '  ' or ' ') .. string.gsub(message, '^ +', '')
+      message = (push == 'LPUSH' and '  ' or ' ') .. lapsed .. string.gsub(message, '^ +', '')
       local pushed = redis.pcall(push, string.sub(entry, colon + 1, colon + length), message)
       if type(pushed) ~= 'table' then
         reply[1] = reply[1] + 1

@@ -67,6 +67,8 @@ class Terms:
     wanted: Callable[[str, int], Wanted]
     #: Whether the lower priorities of a queue get a share of each reserve; otherwise priorities are strict.
     shares: Callable[[str], bool] = lambda queue: False
+    #: A thread, or an event loop, that has done nothing for this long hangs, in seconds.
+    stalled_s: float = STALLED_S
 
 
 class Reserver:
@@ -138,9 +140,9 @@ class Reserver:
         now = time.monotonic()
         with self._lock:
             waiting_s = now - self._ready_since if self._ready else 0.0
-        if waiting_s > STALLED_S:
+        if waiting_s > self._terms.stalled_s:
             return f"messages have waited {waiting_s:.0f} s for the event loop"
-        if self._queues and now - self.seen_at > STALLED_S:
+        if self._queues and now - self.seen_at > self._terms.stalled_s:
             return f"no message was asked for in {now - self.seen_at:.0f} s"
         return None
 

@@ -13,6 +13,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+#: What to do about a task whose time was over.
+ADVICE = "give it more time, or less to do"
+
 
 class AllStoppedError(Exception):
     """Ends a forward pass none of whose rows is wanted any more."""

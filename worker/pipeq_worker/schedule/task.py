@@ -52,6 +52,10 @@ class Task:
     deadline: float = math.inf
     #: Tasks of equal priority are served by turns of their tenants; None if its producer named none.
     tenant: str | None = None
+    #: How long a try may take from its start to its result, in seconds; its pipeline may allow less.
+    timeout_s: float = math.inf
+    #: When this try must be done (monotonic clock); infinite before it starts, or if it may take any time.
+    late_at: float = math.inf
     #: When it came in (monotonic clock).
     arrived: float = field(default_factory=time.monotonic)
     place: Place = Place.HOST
@@ -73,6 +77,8 @@ class Task:
     began: float | None = None
     #: How many processes died while they worked on it. A task with deaths runs alone.
     deaths: int = 0
+    #: Whether a worker's host died while it had the message.
+    is_suspect: bool = False
     #: When it was last checked for having ended in the meantime (monotonic clock).
     looked_at: float = field(default_factory=time.monotonic)
 
@@ -130,6 +136,7 @@ class Task:
         with self._lock:
             self._has_begun = False
         self.started_at = self.progress = None
+        self.late_at = math.inf
         self.moved(Place.HOST)
         self.over_at = self.since
 

@@ -107,7 +107,8 @@ class Settings(BaseSettings):
     retry_backoff_s: float = Field(default=2, gt=0)
     #: A retry never waits longer than this, in seconds.
     retry_backoff_max_s: float = Field(default=300, gt=0)
-    #: Workers that may die with a task in a batch before it fails as ``worker_lost``.
+    #: Processes, or whole workers, that may die while they work on a task before it fails as ``worker_lost``. A death
+    #: that many tasks share counts once for each, and from then on each is alone.
     max_deaths: int = Field(default=3, gt=0)
     #: A worker's right to a message lasts this long unless it is renewed, in seconds; it is, three times in that time.
     #: The messages of a worker that died go back on their queues this long after its last renewal ...

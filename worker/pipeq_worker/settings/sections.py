@@ -113,7 +113,8 @@ class MetricsSettings(_Section):
     #: Address to listen on. There are no passwords: anybody who reaches it may read names of pipelines, and numbers.
     host: str = Field(default="127.0.0.1", min_length=1)
     #: A part of the worker that has not turned for so long hangs, in seconds: ``/livez`` answers 503 then. A child that
-    #: does not answer for so long is ended, and another one started.
+    #: does not answer for so long is ended, and another one started. If Celery's event loop does not turn while the
+    #: worker's host computes for so long, the kernel ends the worker.
     hung_s: float = Field(default=60, gt=0)
 
 
@@ -195,6 +196,10 @@ class PipelineSettings(_Section):
     max_input_tokens: int | None = Field(default=None, gt=0)
     #: How long a ready item may wait for company while the device is idle and company is likely, in milliseconds.
     max_wait_ms: float = Field(default=5, ge=0)
+    #: How long a task may take from the start of a try, when a worker begins to read and prepare its inputs, to its
+    #: result, in seconds. Then it fails as ``timeout``, in whatever stage it is. A task may say less (``timeout_s`` of
+    #: a submit); as long as it takes where this is absent.
+    timeout_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     #: Share of the device's time that it gets while several pipelines have work, beside the weights of the others.
     weight: float = Field(default=1, gt=0, allow_inf_nan=False)
     #: Whether a text-generation pipeline generates continuously: a task gets a place among `max_batch_size` as soon as

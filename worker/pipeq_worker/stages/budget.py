@@ -22,9 +22,15 @@ class Budget:
         """Bytes that are held now."""
         return self._used
 
-    def wait_for_room(self) -> None:
-        """Waits while the limit is reached. Called before a connection is opened, which would stay open meanwhile."""
-        with self._changed:
+    def wait_for_room(self, waiting: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        """Waits while the limit is reached. Called before a connection is opened, which would stay open meanwhile.
+
+        Args:
+            waiting: entered while there is no room.
+        """
+        if self._used < self.limit:
+            return
+        with waiting(), self._changed:
             self._changed.wait_for(lambda: self._closed or self._used < self.limit)
 
     def add(self, held: int, more: int, waiting: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:

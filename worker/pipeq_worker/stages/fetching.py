@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from pipeq.contract.errors import ErrorCode, PipeqError
@@ -20,6 +21,7 @@ from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stages.lane import Lane
 from pipeq_worker.stages.located import located
 from pipeq_worker.stages.task import Task
+from pipeq_worker.stores import deadline
 from pipeq_worker.stores.signed import looks_like_result
 
 #: How long one task may keep a thread while other tasks of its pipeline wait for it, in seconds.
@@ -40,6 +42,7 @@ class Fetching:
         most_results: most results of earlier tasks that one task may refer to (`max_items`).
         lane: the lane of a task.
         hold: counts bytes that a task takes.
+        waiting: entered while a task's step waits for room.
     """
 
     def __init__(
@@ -49,12 +52,14 @@ class Fetching:
         most_results: int,
         lane: Callable[[Task], Lane],
         hold: Callable[[Task, int], None],
+        waiting: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._fetcher = fetcher
         self._most_bytes = most_bytes
         self._most_results = most_results
         self._lane = lane
         self._hold = hold
+        self._waiting = waiting
 
     def has_results(self, task: Task) -> bool:
         """Whether the task's inputs refer to results of earlier tasks (of a chain, or of a chord's header).
@@ -76,7 +81,7 @@ class Fetching:
         """Reads results back from the store, for a slice of time. Returns whether all are there."""
         lane, until = self._lane(task), time.monotonic() + SLICE_S
         if not task.held_bytes:
-            lane.budget.wait_for_room()
+            lane.budget.wait_for_room(self._waiting)
         if not isinstance(task.given, list):
             task.given = self._result(task, task.given)
             return True
@@ -98,7 +103,7 @@ class Fetching:
         if task.fetching_until is None:
             task.fetching_until = time.monotonic() + AHEAD_S
         if not task.held_bytes:
-            lane.budget.wait_for_room()
+            lane.budget.wait_for_room(self._waiting)
         ahead = lane.budget.limit * AHEAD_SHARE
         for at in range(task.fetched, len(task.inputs)):
             for slot in task.inputs[at].slots:
@@ -108,7 +113,7 @@ class Fetching:
                     return True
                 if time.monotonic() > until:
                     return False
-                with located(task, at):
+                with located(task, at), deadline.until(task.deadline):
                     slot.data = self._fetcher.fetch(slot.ref, lambda size: self._reserve(task, size))
             task.fetched = at + 1
             if task.ahead_bytes > ahead or time.monotonic() > task.fetching_until:
@@ -119,7 +124,8 @@ class Fetching:
     def _result(self, task: Task, value: Any) -> Any:
         if task.needs_no_device or (ref := self._fetcher.result_ref(value)) is None:
             return value
-        return self._fetcher.fetch_result(ref, lambda size: self._reserve(task, size))
+        with deadline.until(task.deadline):
+            return self._fetcher.fetch_result(ref, lambda size: self._reserve(task, size))
 
     def _reserve(self, task: Task, size: int) -> None:
         """Counts bytes that are about to be read."""

@@ -10,7 +10,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 
 from pipeq_worker.models.faults import is_fatal, is_out_of_memory
 from pipeq_worker.models.pipeline import Pipeline
-from pipeq_worker.models.running import AllStoppedError, Running
+from pipeq_worker.models.running import ADVICE, AllStoppedError, Running
 from pipeq_worker.observe.traces import trace_of
 from pipeq_worker.schedule.costs import Pass
 from pipeq_worker.stages.task import Item
@@ -84,7 +84,7 @@ def late_error(pipeline: Pipeline, item: Item) -> PipeqError | None:
     if not row.is_late:
         return None
     far = f" after {row.done} {row.unit}" if row.done else ""
-    sentence = f"{pipeline.name!r} stopped at the task's deadline{far}: give it more time, or less to do"
+    sentence = f"{pipeline.name!r} stopped when the time of the task (`timeout_s`) was over{far}: {ADVICE}"
     return PipeqError(ErrorCode.TIMEOUT, sentence)
 
 

@@ -19,6 +19,7 @@ from pipeq_worker.observe.traces import internal
 from pipeq_worker.settings.sections import ResultSettings
 from pipeq_worker.stages.outputs import Object, convert
 from pipeq_worker.stages.task import Task
+from pipeq_worker.stores import deadline
 from pipeq_worker.stores.signed import Signatures, objects_of, sign_objects
 from pipeq_worker.stores.writer import Writer
 
@@ -158,7 +159,8 @@ class Placer:
         if task.error is not None or task.is_cancelled:
             return False
         try:
-            self._writer.put(upload.uri, upload.data, upload.media_type)
+            with deadline.until(task.deadline):
+                self._writer.put(upload.uri, upload.data, upload.media_type)
         except PipeqError as error:
             task.fail(error)
             return False

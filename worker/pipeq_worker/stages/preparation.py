@@ -87,7 +87,7 @@ class Preparation:
         #: For tasks that name none of our pipelines; they only fail.
         self._no_lane = next(iter(self._lanes.values()))
         most = settings.inputs.max_decoded_bytes
-        self._fetching = Fetching(fetcher, most, settings.max_items, self._lane, self.hold)
+        self._fetching = Fetching(fetcher, most, settings.max_items, self._lane, self.hold, self._steps.paused)
         #: Held during a step of preparation whose decoded inputs are large.
         self._large = threading.Lock()
         self._closed = False

@@ -7,11 +7,17 @@ the cause, or may only have been there: its steps run alone from then on, so tha
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Protocol
+
+#: A suspect that reads from a store runs beside others, but for so long beside no other suspect, in seconds. A store
+#: may be slow, and the device must not wait for it.
+FETCH_ALONE_S = 5.0
 
 
 class Stage(IntEnum):
@@ -52,6 +58,9 @@ class Steps:
         self._board = board or NoBoard()
         self._running = 0
         self._is_alone = False
+        #: The suspect's step that runs, or is the next one that does; and until when no other suspect's begins.
+        self._taken: object = None
+        self._taken_until = 0.0
         #: Steps that wait to run alone; others do not begin meanwhile, so that these get their turn.
         self._waiting = 0
         self._changed = threading.Condition()
@@ -59,17 +68,15 @@ class Steps:
 
     @contextmanager
     def step(self, stage: Stage, number: int, *others: int, alone: bool = False) -> Iterator[None]:
-        """Runs the block as a step of one task or several. FETCH only reads, often for long, so it runs beside any."""
-        if stage is not Stage.FETCH:
-            self._enter(alone)
+        """Runs the block as a step of one task or several. FETCH only reads, often for long: it runs beside others."""
+        self._enter(stage, alone)
         self._here.stage, self._here.alone = stage, alone
         self._board.begin(stage, number, *others)
         try:
             yield
         finally:
             self._board.end()
-            if stage is not Stage.FETCH:
-                self._leave(alone)
+            self._leave(stage, alone)
 
     def note(self, stage: Stage, number: int) -> None:
         """Notes that the calling thread's step goes on: its time counts from now."""
@@ -83,19 +90,21 @@ class Steps:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Lets others run while the calling thread waits inside its step."""
-        if self._here.stage is Stage.FETCH:
-            yield
-            return
-        alone = self._here.alone
-        self._leave(alone)
+        stage, alone = self._here.stage, self._here.alone
+        self._leave(stage, alone)
         try:
             yield
         finally:
-            self._enter(alone)
+            self._enter(stage, alone)
 
-    def _enter(self, alone: bool) -> None:
+    def _enter(self, stage: Stage, alone: bool) -> None:
+        if stage is Stage.FETCH and not alone:
+            return
         with self._changed:
             if alone:
+                self._take(stage)
+                if stage is Stage.FETCH:
+                    return
                 self._waiting += 1
                 self._changed.wait_for(lambda: not self._running and not self._is_alone)
                 self._waiting -= 1
@@ -104,11 +113,22 @@ class Steps:
                 self._changed.wait_for(lambda: not self._is_alone and not self._waiting)
                 self._running += 1
 
-    def _leave(self, alone: bool) -> None:
+    def _take(self, stage: Stage) -> None:
+        """Waits until no other suspect's step runs."""
+        while (left_s := self._taken_until - time.monotonic()) > 0:
+            self._changed.wait(None if left_s == math.inf else left_s)
+        self._taken = self._here.own = object()
+        self._taken_until = time.monotonic() + FETCH_ALONE_S if stage is Stage.FETCH else math.inf
+
+    def _leave(self, stage: Stage, alone: bool) -> None:
+        if stage is Stage.FETCH and not alone:
+            return
         with self._changed:
-            if alone:
+            if alone and self._taken is self._here.own:
+                self._taken_until = 0.0
+            if alone and stage is not Stage.FETCH:
                 self._is_alone = False
-            else:
+            elif not alone:
                 self._running -= 1
-            if not self._running:
+            if not self._running or alone:
                 self._changed.notify_all()

@@ -42,6 +42,13 @@ def within(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
+def until(end: float | None) -> Iterator[None]:
+    """As :func:`within`, until a time of the monotonic clock; None changes nothing."""
+    with within(math.inf if end is None else end - time.monotonic()):
+        yield
+
+
+@contextmanager
 def paused() -> Iterator[None]:
     """Excludes the time inside the block: a server is not to blame if the worker waits for memory."""
     began = time.monotonic()

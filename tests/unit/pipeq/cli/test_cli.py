@@ -359,6 +359,8 @@ def test_options_reach_the_client(recorder: Recorder) -> None:
         "9",
         "--deadline",
         "3",
+        "--task-timeout",
+        "60",
         "--fair-key",
         "acme",
     )
@@ -368,6 +370,7 @@ def test_options_reach_the_client(recorder: Recorder) -> None:
         "priority": 6,
         "expires_s": 9.0,
         "deadline_s": 3.0,
+        "timeout_s": 60.0,
         "fair_key": "acme",
         "check": True,
     }

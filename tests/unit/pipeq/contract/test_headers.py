@@ -22,7 +22,9 @@ def allows(rules: dict[str, Any], value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if is_number and "integer" in rules["type"]:
         return isinstance(value, int) and rules["minimum"] <= value <= rules["maximum"]
-    return is_number and "number" in rules["type"] and value >= rules["minimum"]
+    if not is_number or "number" not in rules["type"]:
+        return False
+    return value > rules["exclusiveMinimum"] if "exclusiveMinimum" in rules else value >= rules["minimum"]
 
 
 @pytest.mark.parametrize("name", PROPERTIES)

@@ -30,6 +30,7 @@ RIGHT: dict[str, list[Any]] = {
     "a signature": [{}, {"a": 1}],
     "a text of 1 to 200 characters": ["text"],
     "a number of seconds from 0": [5, 0.5],
+    "a number of seconds above 0": [5, 0.5],
     "a number of seconds since the epoch": [5, 0.5],
 }
 

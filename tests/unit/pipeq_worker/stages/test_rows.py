@@ -60,7 +60,7 @@ def test_a_row_past_its_deadline_times_out_and_the_others_do_not() -> None:
     error = items[0].error
     assert error is not None
     assert (error.code, error.retryable) == ("timeout", False)
-    assert error.message.startswith("'steps' stopped at the task's deadline after 200 tokens")
+    assert error.message.startswith("'steps' stopped when the time of the task (`timeout_s`) was over after 200 tokens")
     assert (items[1].output, items[1].error) == ("row 0", None)
 
     alone = item(Task(id="c"))

@@ -1,0 +1,180 @@
+"""Messages that a host had when it died, against a real Valkey: what they tell the next host, and who is charged."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from kombu.asynchronous import set_event_loop
+from pipeq.contract import keys
+from pipeq.demo import embedded
+from pipeq_worker.broker.suspects import Suspects
+from pipeq_worker.leases.leases import Leases
+from pipeq_worker.leases.reserved import Reserved
+from pipeq_worker.leases.server import Server
+
+from tests.integration.test_transport import consumer, drain, publish, wanted
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with embedded.valkey() as url:
+        yield url
+    for leases in Leases.every():
+        leases.close()
+
+
+@pytest.fixture
+def db(url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+def leases(url: str) -> Iterator[Leases]:
+    made = Leases(Server(url, "", lambda: redis.Redis.from_url(url)), 1000, 1000)
+    yield made
+    made.close()
+
+
+def dies(db: redis.Redis, leases: Leases) -> None:
+    """The host that has messages dies, and another one sweeps."""
+    db.zadd(keys.LEASES, dict.fromkeys(db.zrange(keys.LEASES, 0, -1), 1))
+    leases._held.clear()
+    assert leases._put_back("lapsed", 1000, time.time() + 100) > 0
+
+
+def front(db: redis.Redis, queue: str = "q") -> str:
+    (message,) = db.lrange(queue, 0, -1)
+    return message[: message.index("{")]
+
+
+def test_a_message_tells_how_many_hosts_died_with_it(db: redis.Redis, leases: Leases) -> None:
+    db.lpush("q", '{"a": 1}')
+    one = leases.reserve_one(wanted("q"))
+    assert one is not None
+    leases.requeue([one.tag])
+    assert front(db) == " ", "it was given back"
+    for lapses in (1, 2):
+        leases.reserve_one(wanted("q"))
+        dies(db, leases)
+        assert front(db) == " " + "\t" * lapses
+    one = leases.reserve_one(wanted("q"))
+    assert one is not None
+    assert leases.is_suspect(one.tag)
+    leases.requeue([one.tag], is_last=True)
+    assert front(db) == "  \t\t"
+
+
+def test_who_has_it_in_hand_is_charged_and_nobody_else(db: redis.Redis, leases: Leases) -> None:
+    db.lpush("q", *(f' \t{{"a": {at}}}' for at in range(3)))
+    tags = [one.tag for _ in range(3) if (one := leases.reserve_one(wanted("q"))) is not None]
+    leases.hold(tags[0])
+    leases.hold(tags[1], instead_of=tags[0])
+    dies(db, leases)
+    found = {json.loads(text)["a"]: text[: text.index("{")] for text in db.lrange("q", 0, -1)}
+    assert found == {0: " \t\t", 1: " \t\t\r", 2: " \t\t"}
+    # What goes back in good order, or is acknowledged, is not charged.
+    first, second = (leases.reserve_one(wanted("q")) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    leases.hold(first.tag)
+    leases.hold(second.tag)
+    leases.requeue([first.tag])
+    leases.acknowledge(second.tag)
+    leases.hold("", instead_of=second.tag)
+    assert sorted(text[: text.index("{")] for text in db.lrange("q", 0, -1)) == [" \t\t", " \t\t"]
+    assert db.hlen(keys.UNACKED) == 0
+
+
+def test_while_a_suspect_is_received_redis_knows(url: str, db: redis.Redis) -> None:
+    publish(url, "q", 3)
+    texts = db.lrange("q", 0, -1)
+    db.delete("q")
+    db.lpush("q", *(" \t" + text for text in texts[:2]), texts[2])
+    seen: list[tuple[int, list[int]]] = []
+
+    def received(body: Any, message: Any) -> None:
+        # How often each is charged now.
+        entries = db.hvals(keys.UNACKED)
+        seen.append((body["at"], sorted(one.count("\r") for one in entries)))
+
+    with consumer(url, ["q"], received) as connection:
+        drain(connection, 10, lambda: len(seen) == 3)
+        assert sorted(one.count("\r") for one in db.hvals(keys.UNACKED)) == [0, 0, 0]
+    assert dict(seen) == {0: [0, 0, 0], 1: [0, 0, 1], 2: [0, 0, 1]}
+
+
+@pytest.mark.parametrize("text", ['{"headers": {"id": "a-task"}, "x": }', "no json at all"])
+def test_what_hosts_die_of_is_given_up_unread(url: str, db: redis.Redis, text: str) -> None:
+    db.lpush("q", " \t\t\r" + text, " \t\t\t\r\r" + text)
+    got: list[Any] = []
+    with consumer(url, ["q"], lambda body, message: got.append(body)) as connection:
+        drain(connection, 10, lambda: db.llen(keys.dead_letter_key("q")) == 2)
+        drain(connection, 0.2)
+    assert got == []
+    letters = [json.loads(one) for one in db.lrange(keys.dead_letter_key("q"), 0, -1)]
+    # The first one has its last chance, in which it turns out to be none.
+    assert {(one["code"], one["attempts"]) for one in letters} == {("invalid_message", 0), ("worker_lost", 3)}
+    assert all(text in one["message"] for one in letters)
+    assert {one["id"] for one in letters} <= {"a-task", None}
+    assert db.hlen(keys.UNACKED) == db.llen("q") == 0
+
+
+def test_a_thousand_that_were_only_there_are_not_given_up(url: str, db: redis.Redis) -> None:
+    publish(url, "q", 1000)
+    texts = db.lrange("q", 0, -1)
+    db.delete("q")
+    # Three hosts have died with them, and then as many again.
+    db.lpush("q", *(" " + "\t" * (3 + 3 * (at % 2)) + text for at, text in enumerate(texts)))
+    got: set[int] = set()
+
+    def received(body: Any, message: Any) -> None:
+        got.add(body["at"])
+        message.ack()
+
+    with consumer(url, ["q"], received) as connection:
+        drain(connection, 60, lambda: len(got) == 1000)
+    assert got == set(range(1000))
+    assert db.llen(keys.dead_letter_key("q")) == 0
+
+
+class Loop:
+    """As much of kombu's event loop as is used: what is to be called later."""
+
+    def __init__(self) -> None:
+        self.later: list[Callable[[], None]] = []
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        self.later.append(callback)
+
+
+def test_after_as_many_deaths_without_a_culprit_one_at_a_time_is_inside(db: redis.Redis, leases: Leases) -> None:
+    db.lpush("q", *(f' \t\t\t{{"a": {at}}}' for at in range(4)))
+    taken = [one for _ in range(4) if (one := leases.reserve_one(wanted("q"))) is not None]
+    inside: list[Reserved] = []
+    loop = Loop()
+    set_event_loop(loop)
+    try:
+        suspects = Suspects(leases, 3, inside.append, lambda one, deaths: pytest.fail(f"{one} is given up"))
+        suspects.receive(taken)
+        for count in range(1, 5):
+            for _ in range(3):
+                assert inside == taken[:count]
+                assert sum("\r" in one for one in db.hvals(keys.UNACKED)) == 1
+                later, loop.later = loop.later, []
+                assert len(later) == (count < 4), "it looks again as long as one waits"
+                for callback in later:
+                    callback()
+            leases.release([inside[-1].tag])
+            db.hdel(keys.UNACKED, inside[-1].tag)
+            for callback in loop.later:
+                loop.later = []
+                callback()
+    finally:
+        set_event_loop(None)
+    assert inside == taken
