@@ -22,6 +22,8 @@ if "pipeq_worker.children.main" in sys.orig_argv:
     from pipeq_worker.models.pipeline import Prepared
 
     class Light(constant_pipeline.ConstantPipeline):
+        prepares_together = False  # each value goes through `prepare`
+
         def prepare(self, value, call):
             time.sleep(0.002)
             row = np.full(500 + value * 37 % 20_000, value, dtype=np.int64)
