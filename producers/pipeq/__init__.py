@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from pipeq.contract.dead_letter import DeadLetter
     from pipeq.contract.errors import (
         ErrorCode,
+        EventsTrimmedError,
         MissingPackageError,
         PipeqError,
         ReadError,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         SubmitUnavailableError,
         WaitTimeoutError,
     )
+    from pipeq.contract.events import Event
     from pipeq.contract.message import Output, Ref, TaskMessage
     from pipeq.contract.status import State, TaskFailedError, TaskStatus
 
@@ -27,6 +29,8 @@ _HOMES = {
     "Client": "client",
     "DeadLetter": "contract.dead_letter",
     "ErrorCode": "contract.errors",
+    "Event": "contract.events",
+    "EventsTrimmedError": "contract.errors",
     "MissingPackageError": "contract.errors",
     "NoLiveWorkerWarning": "client",
     "Output": "contract.message",
@@ -49,6 +53,8 @@ __all__ = [
     "Client",
     "DeadLetter",
     "ErrorCode",
+    "Event",
+    "EventsTrimmedError",
     "MissingPackageError",
     "NoLiveWorkerWarning",
     "Output",

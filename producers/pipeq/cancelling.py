@@ -13,12 +13,12 @@ from typing import Any
 
 import redis
 from redis.client import Pipeline
-from redis.exceptions import ResponseError, WatchError
+from redis.exceptions import NoPermissionError, ResponseError, WatchError
 
-from pipeq.contract import keys, record
+from pipeq.contract import events, keys, record
 from pipeq.contract.reading import json_object
 from pipeq.contract.status import State, TaskStatus
-from pipeq.server import is_wrong_type
+from pipeq.server import is_wrong_type, replies
 
 #: Most tasks that one transaction cancels.
 CHUNK_TASKS = 500
@@ -66,8 +66,8 @@ def _cancel(client: redis.Redis, ids: Sequence[str], force: bool) -> dict[str, T
     with client.pipeline() as pipe:
         pipe.watch(*names)  # type: ignore[no-untyped-call]
         marks = _marks(pipe, ids)
-        # MGET returns None also if a key holds another type than a string.
-        for task_id, raw, mark in zip(ids, pipe.mget(names), marks, strict=True):
+        *raws, kept = _records(pipe, names)
+        for task_id, raw, mark in zip(ids, raws, marks, strict=True):
             status = found[task_id] = record.read(task_id, raw, mark)
             is_unknown = status.state is State.UNKNOWN and raw is None
             if not status.is_final and (force or not is_unknown):
@@ -78,8 +78,22 @@ def _cancel(client: redis.Redis, ids: Sequence[str], force: bool) -> dict[str, T
                 # Kept as long as the message may wait on its queue, because only this record tells a worker to drop it.
                 pipe.set(keys.record_key(task_id), text, ex=keys.PENDING_TTL_S)
                 pipe.publish(keys.record_key(task_id), text)
-            pipe.execute()
+                if kept:
+                    now = record.read(task_id, text)
+                    event = events.command(kept, task_id, now.state, now.pipeline, now.attempts, now.worker)
+                    pipe.execute_command(*event)  # type: ignore[no-untyped-call]
+            replies(pipe)
     return found | {task_id: record.read(task_id, text) for task_id, text in texts.items()}
+
+
+def _records(pipe: Pipeline, names: Sequence[str]) -> list[Any]:
+    """The records, and how many events are kept."""
+    # MGET returns None also if a key holds another type than a string.
+    try:
+        *found, kept = pipe.mget([*names, keys.EVENTS_MAX])
+    except NoPermissionError:  # users of Redis that were made for an earlier version
+        return [*pipe.mget(names), 0]
+    return [*found, events.kept_of(kept)]
 
 
 def _marks(pipe: Pipeline, ids: Sequence[str]) -> list[Any]:

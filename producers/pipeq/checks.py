@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from pipeq.contract import keys, schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, SettingsError
 from pipeq.contract.message import plain
+from pipeq.contract.status import State
 
 #: Longest delay, expiry or wait, in seconds.
 LONGEST_S = 10 * 366 * 86400
@@ -95,6 +96,23 @@ def limit(value: Any) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LONGEST_LIST):
         refuse(f"limit is {shown.value(value)}, not a number from 0 to {LONGEST_LIST}")
     return value
+
+
+def count(name: str, value: Any, most: int) -> int:
+    """Checks a whole number from 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        refuse(f"{name} is {shown.value(value)}, not a number from 0 to {most}")
+    return value
+
+
+def states(values: Any) -> frozenset[State]:
+    """Checks names of states."""
+    found = texts("states", values)
+    known = [str(one) for one in State if one is not State.UNKNOWN]
+    for one in found:
+        if one not in known:
+            refuse(f"states has {shown.value(one)}, which is none of {', '.join(known)}")
+    return frozenset(map(State, found))
 
 
 def flag(name: str, value: Any) -> bool:

@@ -15,9 +15,11 @@ from typing import Any, Self
 from pipeq import cancelling, checks, submission
 from pipeq.contract import keys, record
 from pipeq.contract.errors import RedisUrlError
+from pipeq.contract.events import KEPT_MOST, Event
 from pipeq.contract.redis_url import connect
 from pipeq.contract.status import State, TaskFailedError, TaskStatus
 from pipeq.dead import Choice, DeadLetters
+from pipeq.events import Events, chosen, keep
 from pipeq.queue_info import QueueInfo, read_queue, registered
 from pipeq.read_allow import ReadAllow
 from pipeq.results import read_object, read_result
@@ -364,6 +366,38 @@ class Client:
         with self._reachable():
             return read_queue(self._redis, pipeline, self.status_many)
 
+    def events(
+        self,
+        after: str | None = None,
+        *,
+        pipelines: Iterable[str] | None = None,
+        states: Iterable[State | str] | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[Event]:
+        """Yields state changes of all tasks, as they happen. For apps that want to be told instead of asking.
+
+        The stream is off until :meth:`keep_events` switches it on. Reading it needs the rights of an operator. If Redis
+        goes away meanwhile, the reading goes on afterwards, for up to 5 minutes.
+
+        Args:
+            after: the id of an event, after which it begins: of the last one that you have dealt with, for instance.
+                ``"0"`` for the oldest one that is kept; None for what happens from now on.
+            pipelines: names of the pipelines that are meant; None for all.
+            states: the states that are meant, such as ``("succeeded", "failed")``; None for all.
+            timeout_s: seconds without such an event after which it ends; None waits for ever.
+
+        Raises:
+            EventsTrimmedError: events were removed before they were read.
+            PipeqError: ``events_off``.
+        """
+        after = None if after is None else checks.texts("after", [after])[0]
+        wanted = chosen(
+            None if pipelines is None else frozenset(map(checks.pipeline, checks.texts("pipelines", pipelines))),
+            None if states is None else checks.states(states),
+        )
+        timeout_s = checks.seconds("timeout_s", timeout_s)
+        return iter(Events(self._redis, self._reachable, after, wanted, timeout_s))
+
     # -- for operators ------------------------------------------------------------------------------------------------
 
     def dead(
@@ -419,6 +453,22 @@ class Client:
         queue = self.queue(pipeline)
         with self._reachable():
             forget(self._redis, queue, force=checks.flag("force", force))
+
+    def keep_events(self, count: int | None = None) -> int:
+        """Switches the stream of events on, for all workers and clients of this Redis, or off.
+
+        A client learns of it with its next submit, so that the events of the first call after that may be missing.
+
+        Args:
+            count: about how many events are kept, the newest; 0 switches the stream off and removes it; None changes
+                nothing.
+
+        Returns:
+            How many events are kept; 0 if the stream is off.
+        """
+        count = None if count is None else checks.count("count", count, KEPT_MOST)
+        with self._reachable():
+            return keep(self._redis, count)
 
     def _reachable(self) -> AbstractContextManager[None]:
         return reachable(self.redis_url)

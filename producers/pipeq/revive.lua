@@ -26,4 +26,8 @@ redis.pcall('HDEL', KEYS[4], ARGV[6])
 redis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[4])
 redis.call('LPUSH', KEYS[3], ARGV[5])
 redis.call('PUBLISH', KEYS[2], ARGV[3])
+local kept = events_kept()
+if kept then
+  say_record(kept, ARGV[6], ARGV[3])
+end
 return 1

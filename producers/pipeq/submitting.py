@@ -20,16 +20,18 @@ from redis.client import Pipeline
 from redis.exceptions import (
     AuthenticationError,
     ConnectionError,  # noqa: A004
+    NoPermissionError,
     RedisError,
     TimeoutError,  # noqa: A004
     WatchError,
 )
 
-from pipeq.contract import keys
+from pipeq.contract import events, keys
 from pipeq.contract.errors import PipeqError, RedisUnavailableError, SubmitError, SubmitUnavailableError
+from pipeq.contract.status import State
 from pipeq.envelope import Envelope
 from pipeq.once import Looked, Name, look
-from pipeq.server import is_wrong_type, replies
+from pipeq.server import is_wrong_type
 
 #: Most tasks that one transaction queues ...
 CHUNK_TASKS = 500
@@ -111,6 +113,9 @@ class Submitter:
         self._redis = client
         #: Pipelines that were registered when they were last submitted to.
         self._known: set[str] = set()
+        #: How many events are kept, as Redis said last (0: none); None if it was not asked yet, and whether it may be.
+        self._kept: int | None = None
+        self._may_ask = True
 
     def is_known(self, pipeline: str) -> bool:
         """Whether a worker has ever served the pipeline, or is loading it; one round trip unless it is known already.
@@ -132,6 +137,8 @@ class Submitter:
             PipeqError: ``invalid_message``: another task has the name.
             redis.exceptions.RedisError: nothing was queued, as far as Redis could say.
         """
+        if self._kept is None:
+            self._twice(lambda: self._look(place.pipeline))
         if chunk.names:
             return self._twice(lambda: self._put_once(place, chunk))
         try:
@@ -188,6 +195,10 @@ class Submitter:
         for task_id, record in zip(ids, records, strict=True):
             # Not pipe.set(), whose many options take a third of the time at 500 tasks a transaction.
             pipe.execute_command(*_set(task_id, record, "EX", lifetime))  # type: ignore[no-untyped-call]
+        if self._kept:
+            for task_id in ids:
+                event = events.command(self._kept, task_id, State.QUEUED, place.pipeline)
+                pipe.execute_command(*event)  # type: ignore[no-untyped-call]
         if place.delay_s:
             # Delayed messages wait in Redis, not in a worker's memory as with Celery's countdown.
             members = [json.dumps({"list": place.list_key, "message": message}) for message in messages]
@@ -195,7 +206,12 @@ class Submitter:
         else:
             pipe.lpush(place.list_key, *messages)
         _ask(pipe, place.pipeline)
-        *_, pushed, known, live, loading = pipe.execute(raise_on_error=False)
+        if may_ask := self._may_ask:
+            pipe.get(keys.EVENTS_MAX)
+        found = pipe.execute(raise_on_error=False)
+        if may_ask:
+            self._kept = events.kept_of(found.pop())
+        *_, pushed, known, live, loading = found
         if isinstance(pushed, Exception):
             self._take_back(ids)
             raise pushed
@@ -212,7 +228,12 @@ class Submitter:
     def _look(self, pipeline: str) -> Served:
         with self._redis.pipeline(transaction=False) as pipe:
             _ask(pipe, pipeline)
-            return self._seen(pipeline, *replies(pipe))
+            pipe.get(keys.EVENTS_MAX)
+            *served, kept = pipe.execute(raise_on_error=False)
+        # Users of Redis made for an earlier version may not ask; in a transaction, that would refuse all of it.
+        self._may_ask = not isinstance(kept, NoPermissionError)
+        self._kept = events.kept_of(kept)
+        return self._seen(pipeline, *served)
 
     def _seen(self, pipeline: str, known: Any, live: Any, loading: Any) -> Served:
         for reply in (known, live, loading):

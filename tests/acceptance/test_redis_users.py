@@ -78,6 +78,7 @@ def test_the_users_of_the_file_can_do_their_work(
         Client(urls["pipeq-maintainer"]) as maintainer,
     ):
         process.wait_ready(operator, QUEUE)
+        assert maintainer.keep_events(100_000) == 100_000
         ids = client.submit_many(QUEUE, range(20))
         assert [client.result(task, timeout_s=30) for task in ids] == ["constant"] * 20
         assert client.result(client.submit(QUEUE, 1, delay_s=0.5), timeout_s=30) == "constant"
@@ -110,6 +111,17 @@ def test_the_users_of_the_file_can_do_their_work(
         assert maintainer.cancel(later).state is State.CANCELLED
         later = client.submit(QUEUE, 1, delay_s=60)
         assert [(one.id, one.state) for one in maintainer.cancel_pipeline(QUEUE)] == [(later, State.CANCELLED)]
+        found = list(operator.events("0", timeout_s=0))
+        assert {(one.task_id, one.state) for one in found} >= {
+            *((task, state) for task in ids for state in (State.QUEUED, State.RUNNING, State.SUCCEEDED)),
+            *(("own", state) for state in (State.QUEUED, State.CANCELLED)),
+            *((broken, state) for state in (State.QUEUED, State.FAILED)),
+            (later, State.CANCELLED),
+        }
+        assert [one.state for one in found if one.task_id == broken].count(State.QUEUED) == 2
+        with pytest.raises(PipeqError, match="does not let this user do that"):
+            next(client.events("0"))
+        db.acl_log_reset()
         maintainer.forget(QUEUE, force=True)
         process.wait_ready(operator, QUEUE)
         # A stock Celery producer has rights of its own here, to test that the worker's rights are enough for a chord.
@@ -145,10 +157,11 @@ ONCE = keys.once_key("invoices/17")
 #: Commands with keys, and the keys that a producer may name in each.
 ON_KEYS = {
     "set": {RECORD, ONCE},
-    "get": {RECORD, ONCE},
-    "mget": {RECORD, ONCE},
-    "exists": {RECORD, ONCE},
-    "watch": {RECORD, ONCE},
+    "get": {RECORD, ONCE, keys.EVENTS_MAX},
+    "mget": {RECORD, ONCE, keys.EVENTS_MAX},
+    "exists": {RECORD, ONCE, keys.EVENTS_MAX},
+    "watch": {RECORD, ONCE, keys.EVENTS_MAX},
+    "xadd": {keys.EVENTS},
     "lpush": set(keys.list_keys(QUEUE)),
     "zadd": {keys.waiting_key(QUEUE)},
     "hexists": {keys.PIPELINES},
@@ -175,6 +188,8 @@ KEYS = [
     keys.UNACKED,
     keys.LEASES,
     keys.SIGNING_KEY,
+    keys.EVENTS,
+    keys.EVENTS_MAX,
     "unacked",
     "_kombu.binding.celery",
     "celery-taskset-meta-1",
@@ -217,6 +232,7 @@ def test_a_producer_may_run_these_commands_and_no_other(db: redis.Redis, urls: d
 
 def test_a_producer_may_name_these_keys_and_no_other(db: redis.Redis, urls: dict[str, str]) -> None:
     words = {"set": [1], "lpush": [1], "zadd": [1, "x"], "hexists": ["x"], "zcount": [0, 1], "hmget": ["x"]}
+    words["xadd"] = ["*", "x", "y"]
     for command, allowed in ON_KEYS.items():
         for key in KEYS:
             said = answer(db, command, key, *words.get(command, []))
@@ -236,6 +252,8 @@ OPERATOR = {
     keys.worker_key("w1"),
     keys.PIPELINES,
     keys.RUNNING,
+    keys.EVENTS,
+    keys.EVENTS_MAX,
 }
 
 

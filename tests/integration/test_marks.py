@@ -52,6 +52,7 @@ def delivery(task_id: str = "a") -> Any:
         is_over=False,
         progress=None,
         given_at=None,
+        lane="text-classification",
         was_lost=False,
     )
 

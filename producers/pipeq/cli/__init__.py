@@ -21,6 +21,7 @@ _OPERATOR = "pipeq.cli.retire"
         "dead": LazyCommand("pipeq.cli.dead", "List dead letters, send them again, or drop them."),
         "purge": LazyCommand(_OPERATOR, "End every task that waits for a pipeline."),
         "forget": LazyCommand(_OPERATOR, "Take a retired pipeline off the list of known ones."),
+        "events": LazyCommand("pipeq.cli.events", "Show the state changes of tasks as they happen."),
         "demo": LazyCommand(
             "pipeq.demo.demo", "Try pipeq on this machine alone: Redis, S3, a worker, tasks.", "worker,demo"
         ),

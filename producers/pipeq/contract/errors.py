@@ -64,6 +64,10 @@ class ErrorCode(StrEnum):
     INVALID_RECORD = "invalid_record"
     #: The pipeline is still needed, so it is not forgotten. Never the outcome of a task.
     IN_USE = "in_use"
+    #: The stream of events is off. Never the outcome of a task.
+    EVENTS_OFF = "events_off"
+    #: Events were removed from the stream before they were read. Never the outcome of a task.
+    EVENTS_TRIMMED = "events_trimmed"
     #: The client cannot reach Redis. Never the outcome of a task.
     REDIS_UNAVAILABLE = "redis_unavailable"
 
@@ -100,6 +104,8 @@ HTTP_STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.NOT_RUNNING: 503,
     ErrorCode.INVALID_RECORD: 500,
     ErrorCode.IN_USE: 409,
+    ErrorCode.EVENTS_OFF: 409,
+    ErrorCode.EVENTS_TRIMMED: 410,
     ErrorCode.REDIS_UNAVAILABLE: 503,
 }
 
@@ -204,6 +210,14 @@ class SubmitUnavailableError(SubmitError, RedisUnavailableError):
 
 class ReadError(PipeqError):
     """A result, or an object in it, cannot be read (``output_failed``) or is not allowed (``input_forbidden``)."""
+
+
+class EventsTrimmedError(PipeqError):
+    """Events were removed from the stream before they were read, so statuses must be read anew."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.EVENTS_TRIMMED, message)
+        self.args = (self.message,)
 
 
 class WaitTimeoutError(PipeqError, TimeoutError):

@@ -46,6 +46,9 @@ UNACKED: Final = "pipeq:unacked"
 LEASES: Final = "pipeq:leases"
 #: Hash: pipeline name -> JSON of what its last worker registered. Only ``pipeq forget`` removes a field.
 PIPELINES: Final = "pipeq:pipelines"
+#: Stream: the state changes of all tasks; and string: how many of them are kept. While that is not there, none are.
+EVENTS: Final = "pipeq:events"
+EVENTS_MAX: Final = "pipeq:events-max"
 #: String: the key with which workers sign references for each other. Producers may not read it.
 SIGNING_KEY: Final = "pipeq:signing-key"
 

@@ -8,6 +8,7 @@ status under the key ``pipeq``.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ from typing import Any, NamedTuple
 
 from celery import states
 from celery.backends.redis import RedisBackend
-from pipeq.contract import keys, redis_url, shown
+from pipeq.contract import events, keys, redis_url, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.record import LUA, OPEN_MAX_BYTES, Part, complete, revoked_reason
+from pipeq.contract.status import CELERY_STATES, State
 from redis.exceptions import ResponseError
 
 from pipeq_worker.delivery.worker_app import WorkerApp
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 #: Number of results that one call of the script stores at most.
 RESULTS_PER_CALL = 500
 #: What finish.lua returns for a task if it did not simply store the result.
+_EVENT_STATES = {CELERY_STATES[state]: str(state) for state in (State.SUCCEEDED, State.FAILED, State.RETRYING)}
 OVER, LOST, CANNOT_WAIT, NO_LETTER = 0, -1, -2, 2
 
 
@@ -84,6 +87,9 @@ class _Entry(NamedTuple):
     letters: str = ""
     letter: str = ""
     retry: Retry | None = None
+    #: How it ended, in Celery's word, and pipeq's part of its record; empty and None if only the record says so.
+    state: str = ""
+    part: Part | None = None
 
 
 @dataclass
@@ -104,6 +110,8 @@ class Backend(RedisBackend):
 
     _buffer: Buffer | None = None
     _finish_script: Any = None
+    #: Whether events are kept, as Redis said last.
+    _tells_events: bool = False
 
     @contextmanager
     def buffered(self) -> Iterator[Buffer]:
@@ -141,7 +149,7 @@ class Backend(RedisBackend):
             _tell_expired(task_id, request)
         complete(meta, task_id, note.part if note else None, self._before(key) if by_celery else None)
         record = _text(self.encode(meta))
-        note = note or Annotation(Part())
+        is_noted, note = note is not None, note or Annotation(Part())
         entry = _Entry(
             id=task_id,
             key=key,
@@ -152,6 +160,8 @@ class Backend(RedisBackend):
             letters=note.dead_letter_list,
             letter=note.dead_letter if state == states.FAILURE else "",
             retry=note.retry,
+            state=state,
+            part=note.part if is_noted else None,
         )
         # A text that redis-py cannot encode fails here, for this task alone, and not in the call for the whole batch.
         for text in (task_id, record, entry.letters, entry.letter):
@@ -162,17 +172,21 @@ class Backend(RedisBackend):
             self._buffer.entries.append(entry)
         return result
 
-    def store_record(self, task_id: str, record: bytes, leases: Leases | None, tag: str) -> None:
+    def store_record(self, task_id: str, record: bytes, part: Part, leases: Leases | None, tag: str) -> None:
         """Stores the record of a task that has succeeded, at the end of :meth:`buffered`.
 
         Args:
             task_id: the task's id.
             record: from :func:`pipeq.contract.record.succeeded`.
+            part: what it was given.
             leases: what holds the task's message, if the script can check it; otherwise None.
             tag: the message's tag there; otherwise empty.
         """
         assert self._buffer is not None
-        entry = _Entry(task_id, keys.record_key(task_id), record, int(self.expires or 0), leases, tag)
+        lifetime_s = int(self.expires or 0)
+        entry = _Entry(
+            task_id, keys.record_key(task_id), record, lifetime_s, leases, tag, state=states.SUCCESS, part=part
+        )
         self._buffer.entries.append(entry)
 
     def _store(self, entries: list[_Entry], buffer: Buffer) -> None:
@@ -181,7 +195,7 @@ class Backend(RedisBackend):
 
     def _finish(self, entries: list[_Entry], buffer: Buffer) -> None:
         if self._finish_script is None:
-            self._finish_script = self.client.register_script(lua.source("finish", LUA))
+            self._finish_script = self.client.register_script(lua.source("finish", LUA + events.LUA))
         leases = next((entry.leases for entry in entries if entry.leases is not None), None)
         # Without leases, name keys that a restricted Redis user may use; the script does not touch them.
         redis_keys = [keys.RUNNING, *((leases.unacked_key, leases.key) if leases else (keys.UNACKED, keys.LEASES))]
@@ -191,7 +205,9 @@ class Backend(RedisBackend):
             redis_keys += (entry.key, entry.letters or entry.key, retry.waiting_key if retry else entry.key)
             args += (entry.id, entry.tag, entry.record, entry.lifetime_s, entry.letter)
             args += (retry.due, retry.message) if retry else ("", "")
-        reply = self._finish_script(keys=redis_keys, args=args)
+            args.append(_event(entry) if self._tells_events else "")
+        *reply, tells = self._finish_script(keys=redis_keys, args=args)
+        self._tells_events = bool(tells)
         outage.over("results")
         for entry, done in zip(entries, reply, strict=True):
             if done == OVER:
@@ -223,6 +239,15 @@ class Backend(RedisBackend):
             return self.client.getrange(key, 0, OPEN_MAX_BYTES)
         except ResponseError:  # the key does not hold a string
             return None
+
+
+def _event(entry: _Entry) -> str:
+    """The event of a task's end, for the script, so that it need not read a large record; empty if only that knows."""
+    state, part = _EVENT_STATES.get(entry.state), entry.part
+    if state is None or part is None:
+        return ""
+    code = "" if part.error is None else part.error.code
+    return json.dumps([state, part.pipeline or "", part.attempts or "", part.worker or "", code])
 
 
 def _tell_expired(task_id: str, request: Any) -> None:

@@ -147,7 +147,7 @@ class Deliverer:
         fence = self._fence(delivery)
         if not is_plain:
             return partial(tell, ended=self._tracing.run(delivery, fence))
-        backend.store_record(delivery.id, self._plain.record(delivery), fence, delivery.tag if fence else "")
+        backend.store_record(delivery.id, *self._plain.record(delivery), fence, delivery.tag if fence else "")
         return partial(tell_success, is_acknowledged=fence is not None)
 
     def _tags(self, deliveries: list[Delivery]) -> list[tuple[Leases, list[str]]]:

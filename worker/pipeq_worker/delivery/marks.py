@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from itertools import groupby
 
 import redis
-from pipeq.contract import keys
+from pipeq.contract import events, keys
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.reading import json_value
 from pipeq.contract.record import LUA, Before, Mark, attempt, with_lost
@@ -28,8 +29,8 @@ class Marks:
     def __init__(self, client: redis.Redis, worker: str) -> None:
         self._redis = client
         self._worker = worker
-        self._begin = client.register_script(lua.source("begin", LUA))
-        self._back = client.register_script(lua.source("back", LUA))
+        self._begin = client.register_script(lua.source("begin", LUA + events.LUA))
+        self._back = client.register_script(lua.source("back", LUA + events.LUA))
         self._look = client.register_script(lua.source("look", LUA))
 
     def begin(self, deliveries: Iterable[Delivery], *, alone: bool = False) -> None:
@@ -39,15 +40,16 @@ class Marks:
         the
         number of workers that died while running it. A task with deaths is marked only if it runs ``alone``.
         """
-        deliveries = list(deliveries)
-        for start in range(0, len(deliveries), MARKS_PER_CALL):
-            self._begin_some(deliveries[start : start + MARKS_PER_CALL], alone)
+        for lane, alike in groupby(deliveries, lambda one: one.lane):
+            some = list(alike)
+            for start in range(0, len(some), MARKS_PER_CALL):
+                self._begin_some(lane or "", some[start : start + MARKS_PER_CALL], alone)
 
-    def _begin_some(self, deliveries: list[Delivery], alone: bool) -> None:
+    def _begin_some(self, lane: str, deliveries: list[Delivery], alone: bool) -> None:
         now, steady = time.time(), time.monotonic()
         leases = next((delivery.leases.key for delivery in deliveries if delivery.leases is not None), keys.LEASES)
         redis_keys = [keys.RUNNING, leases, *(keys.record_key(delivery.id) for delivery in deliveries)]
-        args: list[str | float] = [self._worker, now, keys.worker_key(""), int(alone)]
+        args: list[str | float] = [self._worker, now, keys.worker_key(""), int(alone), lane]
         for delivery in deliveries:
             args += (delivery.id, delivery.attempts_before, delivery.tag, _as_json(before_batch(delivery, steady)))
         reply = self._begin(keys=redis_keys, args=args)

@@ -12,7 +12,7 @@ import logging
 from celery import Celery, Task, signals
 from celery.loaders.base import BaseLoader
 from pipeq.contract import keys
-from pipeq.contract.record import succeeded
+from pipeq.contract.record import Part, succeeded
 
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.delivery.part import part_of
@@ -59,10 +59,10 @@ class Plain:
             and conf.result_serializer == "json"
         )
 
-    def record(self, delivery: Delivery) -> bytes:
-        """Returns the record that the tracer would store."""
-        ids = {"group_id": delivery.group_id, "parent_id": delivery.parent_id}
-        return succeeded(delivery.id, delivery.result_json, part_of(delivery), **ids)
+    def record(self, delivery: Delivery) -> tuple[bytes, Part]:
+        """Returns the record that the tracer would store, and pipeq's part of it."""
+        ids, part = {"group_id": delivery.group_id, "parent_id": delivery.parent_id}, part_of(delivery)
+        return succeeded(delivery.id, delivery.result_json, part, **ids), part
 
 
 def is_plain(delivery: Delivery) -> bool:

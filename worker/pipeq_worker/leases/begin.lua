@@ -6,7 +6,8 @@
 -- ARGV[1]  worker      ARGV[2] now, in seconds since the epoch
 -- ARGV[3]  prefix of the keys of living workers
 -- ARGV[4]  1: also mark tasks with which a worker died
--- ARGV[5..] of each task, in turn: id; number of tries before this one; tag (empty: not one of our leases); its times
+-- ARGV[5]  their pipeline
+-- ARGV[6..] of each task, in turn: id; number of tries before this one; tag (empty: not one of our leases); its times
 --           before that, as JSON (empty: not known)
 -- Reply: for each task its deaths so far (-1: it has ended, do not run it; -2: its lease is gone, drop it) and its
 -- record before that (empty for none). Then, for tasks with deaths alone, in turn: its place (1 for the first) and the
@@ -28,7 +29,7 @@ end
 
 local ids, retries, tags, times, records = {}, {}, {}, {}, {}
 for i = 3, #KEYS do
-  local at = 5 + (i - 3) * 4
+  local at = 6 + (i - 3) * 4
   ids[#ids + 1], retries[#retries + 1], tags[#tags + 1] = ARGV[at], count(ARGV[at + 1]), ARGV[at + 2]
   times[#times + 1] = ARGV[at + 3]
   records[#records + 1] = KEYS[i]
@@ -97,6 +98,7 @@ end
 -- memory is full accept the writes after it.
 redis.call('ZREM', KEYS[2], '')
 redis.pcall('HDEL', KEYS[1], '', unpack(ended))
+local kept = #begun > 0 and events_kept()
 local marked = #running > 0 and redis.pcall('HSET', KEYS[1], unpack(running))
 -- Readers of the record alone, such as Celery's AsyncResult, see that the tasks run. If their marks were refused, they
 -- are not said to run.
@@ -111,6 +113,9 @@ for _, i in ipairs(type(marked) == 'number' and begun or {}) do
   elseif record == '' then
     local text = STARTED_HEAD .. STARTED_REST[1] .. cjson.encode(ids[i]) .. STARTED_REST[2]
     redis.pcall('SET', key, text, 'NX', 'EX', PENDING_TTL_S)
+  end
+  if kept then
+    say_event(kept, ids[i], 'running', ARGV[5], retries[i] + math.max(reply[2 * i - 1], 0) + 1, ARGV[1])
   end
 end
 for _, one in ipairs(lost_tries) do

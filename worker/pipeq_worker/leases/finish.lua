@@ -6,9 +6,11 @@
 -- ARGV[1]  most messages kept in a dead-letter list
 -- ARGV[2..] of each task, in turn: its id; its tag (empty: not one of our leases, its message is acknowledged
 --          elsewhere); its record; the record's lifetime in seconds (0: for ever); a dead letter (empty for none); when a
---          retry is due, in seconds since the epoch (empty for none); the waiting message
+--          retry is due, in seconds since the epoch (empty for none); the waiting message; the event of its end, as a
+--          list in JSON (empty: what its record says)
 -- Reply: for each task 1 if it was stored, 2 if it was stored but its dead letter was refused, 0 if it had ended before,
 -- -1 if its lease is gone, -2 if it cannot wait for its next try; with -1 and -2 nothing was done.
+-- Then 1 if events are kept, otherwise 0: they need not be given then.
 --
 -- The function `has_ended` is in the lines that stand above this text: pipeq.contract.record.LUA.
 --
@@ -22,7 +24,7 @@ end
 local count = (#KEYS - 3) / 3
 local records, tags = {}, {}
 for i = 1, count do
-  records[i], tags[i] = KEYS[i * 3 + 1], ARGV[2 + (i - 1) * 7 + 1]
+  records[i], tags[i] = KEYS[i * 3 + 1], ARGV[2 + (i - 1) * 8 + 1]
 end
 -- MGET returns nothing for a key that holds no string, and SET replaces such a key.
 local before = redis.call('MGET', unpack(records))
@@ -30,9 +32,10 @@ local leases = redis.call('ZMSCORE', KEYS[3], unpack(tags))
 -- This write raises if Redis accepts no writes. ZREM of nothing also lets a Redis whose memory is full accept the
 -- others.
 redis.call('ZREM', KEYS[3], '')
+local kept = events_kept()
 local reply, ids, acknowledged = {}, {}, {}
 for i = 1, count do
-  local at = 2 + (i - 1) * 7
+  local at = 2 + (i - 1) * 8
   if tags[i] ~= '' and not leases[i] then
     reply[i] = -1
   else
@@ -51,6 +54,13 @@ for i = 1, count do
           redis.call('SET', records[i], record)
         end
         redis.call('PUBLISH', records[i], record)
+        if kept then
+          if ARGV[at + 7] == '' then
+            say_record(kept, ARGV[at], record)
+          else
+            say_event(kept, ARGV[at], unpack(cjson.decode(ARGV[at + 7])))
+          end
+        end
         if letter ~= '' then
           if refused(redis.pcall('LPUSH', KEYS[i * 3 + 2], letter)) then
             reply[i] = 2
@@ -76,4 +86,5 @@ if #acknowledged > 0 then
   redis.call('HDEL', KEYS[2], unpack(acknowledged))
   redis.call('ZREM', KEYS[3], unpack(acknowledged))
 end
+reply[count + 1] = kept and 1 or 0
 return reply

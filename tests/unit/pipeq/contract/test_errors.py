@@ -30,6 +30,7 @@ FAILED = TaskStatus(
 )
 #: One instance of each class: its arguments, and its code.
 EXAMPLES: dict[str, tuple[tuple[Any, ...], str]] = {
+    "EventsTrimmedError": (("5 events are gone",), "events_trimmed"),
     "MissingPackageError": (("pip install it",), "missing_package"),
     "PipeqError": (("invalid_input", "no"), "invalid_input"),
     "ReadError": (("input_forbidden", "no"), "input_forbidden"),
