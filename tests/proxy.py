@@ -1,4 +1,4 @@
-"""A TCP proxy that can misbehave: delay, fall silent, cut connections; it can also speak TLS."""
+"""A TCP proxy that can misbehave: delay, fall silent, lose answers, cut connections; it can also speak TLS."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ class Proxy:
         self.delay_s = 0.0
         #: Seconds between two bytes of the server's answers; with 0 they pass unchanged.
         self.drip_s = 0.0
+        #: How many of the server's answers still pass; the next one is lost, with its connection. None: all pass.
+        self.answers_left: int | None = None
+        #: While set, each new connection is closed at once, as if there was no server.
+        self.is_closed = False
         #: While set, nothing passes, and neither side is told.
         self.is_silent = False
         threading.Thread(target=self._accept, daemon=True).start()
@@ -52,6 +56,9 @@ class Proxy:
                 client, _ = self._server.accept()
             except OSError:
                 return
+            if self.is_closed:
+                client.close()
+                continue
             threading.Thread(target=self._connect, args=(client,), daemon=True).start()
 
     def _connect(self, client: socket.socket) -> None:
@@ -80,6 +87,11 @@ class Proxy:
                     time.sleep(self.delay_s)
                 while self.is_silent:
                     time.sleep(0.02)
+                if sink is client and self.answers_left is not None:
+                    if not self.answers_left:
+                        self.answers_left = None
+                        break
+                    self.answers_left -= 1
                 if self.drip_s and sink is client:
                     for at in range(len(data)):
                         sink.sendall(data[at : at + 1])

@@ -39,9 +39,12 @@ end
 local kept = events_kept()
 for i = 1, count do
   local id, key = ARGV[3 * i + 1], KEYS[i + 2]
-  if found[i] and id ~= '' and not has_ended(redis.call('MGET', key)[1]) then
-    redis.call('SET', key, ARGV[3 * i + 2], 'EX', ARGV[2])
-    redis.call('PUBLISH', key, ARGV[3 * i + 2])
+  if found[i] and id ~= '' then
+    if not has_ended(redis.call('MGET', key)[1]) then
+      redis.call('SET', key, ARGV[3 * i + 2], 'EX', ARGV[2])
+      redis.call('PUBLISH', key, ARGV[3 * i + 2])
+    end
+    -- Also the mark of a task that was cancelled after its worker had died: no worker sees its message any more.
     redis.pcall('HDEL', KEYS[2], id)
     if kept then
       say_record(kept, id, ARGV[3 * i + 2])

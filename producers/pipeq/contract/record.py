@@ -299,7 +299,7 @@ def cancelled(task_id: str, before: bytes | str | None, mark: bytes | str | None
     """
     fields = json_object(before) or {}
     running = _running(mark)
-    ran = {name: value for name, value in running.items() if name in ("worker", "attempts", "started_at")}
+    ran: dict[str, Any] = {name: running[name] for name in ("worker", "attempts", "started_at") if name in running}
     if lost := _lost(mark):
         ran["history"] = with_lost(_part_of(fields).get("history"), lost)
     mark_fields = readable_object(mark) if running.get("worker") else None
@@ -431,11 +431,19 @@ def with_lost(history: object, more: Sequence[Any]) -> list[Any]:
 
 
 def _last_attempt(part: Mapping[str, Any], state: State) -> list[dict[str, Any]]:
-    """Returns the last try of a task that has ended, which its record has in its own fields; none if it never ran."""
+    """Returns the last try of a task that has ended, if its record has it in its own fields alone; none if not."""
     worker, started_at = part.get("worker"), part.get("started_at")
     if worker is None and started_at is None:
         return []
     error, timing = part.get("error"), part.get("timing_ms")
+    history = part.get("history")
+    if isinstance(history, list) and history and isinstance(before := history[-1], dict):
+        lost = ErrorCode.WORKER_LOST
+        if state is State.FAILED and isinstance(error, dict) and error.get("code") == lost == before.get("code"):
+            return []  # it failed because of the tries before
+        is_same = (before.get("worker"), before.get("started_at")) == (worker, started_at)
+        if state in (State.CANCELLED, State.EXPIRED) and is_same:
+            return []  # it ended while it waited for its next try, so these fields are of the last one
     found = attempt(worker, started_at, part.get("finished_at"), None, timing if isinstance(timing, dict) else None)
     if isinstance(error, dict):
         message = error.get("message")
@@ -569,7 +577,8 @@ def _running(mark: bytes | str | None) -> dict[str, Any]:
     fields = readable_object(mark) or {}
     worker = fields.get("worker")
     if not isinstance(worker, str) or not worker:
-        return {"history": lost} if (lost := _lost(mark)) else {}
+        # It went back on its queue after deaths: the tries that ended so count.
+        return {"history": lost, "attempts": fields.get("attempt", 1)} if (lost := _lost(mark)) else {}
     return {
         "state": State.RUNNING,
         "worker": worker,

@@ -279,8 +279,9 @@ class Channel(kombu_redis.Channel):
             try:
                 self._hand_on(one)
             except BaseException:
-                # Nothing has seen the remaining messages, so they go back.
-                self.leases.requeue(later.tag for later in (*reserved[at + 1 :], *suspects))
+                # Nothing has seen the remaining messages. This one was not taken in: Redis was away when its end was to
+                # be stored, or its due time. Nobody else would put it back, and its lease would be renewed for ever.
+                self.leases.requeue(later.tag for later in (*reserved[at:], *suspects))
                 raise
         if suspects:
             if self._suspects is None:

@@ -169,6 +169,11 @@ class Deliverer:
         """Takes the last step of one task. If it fails, the task still ends, and the others go on."""
         try:
             step(delivery)
+        except _AWAY as error:
+            # No fault of the task: it ends, or is found to have ended, when Redis is back.
+            outage.noticed("results", error)
+            if not delivery.is_lost:
+                put_back(delivery)
         except Exception as cause:
             try:
                 if not delivery.is_lost:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeq.contract.errors import ErrorCode
 from pipeq.contract.record import Before
 
 from pipeq_worker.children.served import Served
@@ -98,7 +99,14 @@ class Delivery(Task):
     @property
     def attempts(self) -> int:
         """Number of times that a worker has begun to run the task, this one included."""
-        return self.attempt or self.attempts_before + 1
+        is_counted = self.is_ended_by_death or (self.error is not None and self.error.code == ErrorCode.WORKER_LOST)
+        return self.attempts_before + self.deaths + (0 if is_counted and self.deaths else 1)
+
+    @property
+    def is_ended_by_death(self) -> bool:
+        """Whether its last try took too long and was ended with its process, so that it is one of the deaths."""
+        is_late = self.error is not None and self.error.code == ErrorCode.TIMEOUT
+        return is_late and bool(self.deaths) and self.started_at is None
 
     def is_expired(self) -> bool:
         """Whether the task has expired."""

@@ -103,7 +103,7 @@ class Marks:
                 continue
             mark = ""
             if delivery.deaths:
-                since, tries = delivery.started_at or time.time(), delivery.attempt
+                since, tries = delivery.started_at or time.time(), delivery.attempts_before + delivery.deaths
                 mark = Mark.back_on_its_queue(
                     since=since, deaths=delivery.deaths, attempt=tries, lost=delivery.lost
                 ).encode()

@@ -45,4 +45,6 @@ def _history(delivery: Delivery, before: Before, ended_at: float | None) -> list
     if not (before.history or delivery.lost or ended_at):
         return None
     this = attempt(delivery.request.hostname, delivery.started_at, ended_at, delivery.error, delivery.told_ms)
-    return with_lost(before.history, [*delivery.lost, *([this] if ended_at else [])])
+    # The last one of those is told with the task's own end.
+    lost = delivery.lost[:-1] if delivery.is_ended_by_death else delivery.lost
+    return with_lost(before.history, [*lost, *([this] if ended_at else [])])

@@ -55,9 +55,13 @@ class Retries:
         assert delivery.pipeline is not None
         delay = self.delay_s(delivery.retries)
         frame = raw_frame(delivery.request.message)
+        headers = {**frame["headers"], "retries": delivery.retries + 1}
+        if past := delivery.past_attempts + delivery.deaths:
+            # The tries that ended with a death are counted by the running mark, which ends with this try.
+            headers[keys.PAST_ATTEMPTS_HEADER] = min(past, keys.ATTEMPTS_MAX)
         message = {
             **frame,
-            "headers": {**frame["headers"], "retries": delivery.retries + 1},
+            "headers": headers,
             # A new tag, so that a late acknowledgement of the first delivery does not acknowledge the second.
             "properties": {**frame["properties"], "delivery_tag": str(uuid.uuid4())},
         }

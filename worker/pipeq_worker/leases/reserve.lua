@@ -186,7 +186,7 @@ local function id_of(message)
   return ''
 end
 
-local fair = {}
+local fair, prefix = {}, ARGV[2]
 
 local function take(at, most)
   most = math.min(most, left)
@@ -209,10 +209,15 @@ local function take(at, most)
       end
       got = served
     end
+    -- A client that did not hear the answer may have sent the same command again. The messages of the first one keep
+    -- their tags, under which nobody holds them, until their leases lapse.
+    while taken == 0 and redis.call('HEXISTS', KEYS[1], prefix .. string.format('%06d', 1)) == 1 do
+      prefix = prefix .. 'again-'
+    end
     local unacked, leases = {}, {}
     for i = #got, 1, -1 do
       taken = taken + 1
-      local tag = ARGV[2] .. string.format('%06d', taken)
+      local tag = prefix .. string.format('%06d', taken)
       unacked[#unacked + 1] = tag
       unacked[#unacked + 1] = #KEYS[at] .. ':' .. KEYS[at] .. got[i]
       leases[#leases + 1] = deadline

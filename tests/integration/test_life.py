@@ -1,0 +1,247 @@
+"""Single stories of tasks with real hosts (tests/host.py), each of which the random ones have told wrong once.
+
+The random ones are in tests/acceptance/test_life.py.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+import redis
+from kombu.exceptions import OperationalError
+from pipeq import Client, State
+from pipeq.contract import keys
+from pipeq.contract.errors import PipeqError
+
+from tests.host import Host
+from tests.proxy import proxy
+
+PIPELINE = "it"
+AWAY = PipeqError("input_unavailable", "the store is away", True)
+
+
+@pytest.fixture
+def db(valkey_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(valkey_url) as db:
+        db.flushdb()
+        yield db
+
+
+@pytest.fixture
+def client(db: redis.Redis, valkey_url: str) -> Iterator[Client]:
+    with Client(valkey_url) as client:
+        yield client
+
+
+@pytest.fixture
+def host(db: redis.Redis, valkey_url: str) -> Iterator[Host]:
+    host = Host(valkey_url, PIPELINE, retry_backoff_s=1000)
+    yield host
+    host.stop()
+
+
+def run(host: Host, error: PipeqError | None = None) -> None:
+    """Takes the next task and has it begin, and end."""
+    host.take()
+    (one,) = host.hands.tasks
+    host.hands.begin(one)
+    if error is not None:
+        one.fail(error)
+    host.hands.end(one)
+
+
+def all_due(db: redis.Redis, host: Host) -> None:
+    key = keys.waiting_key(PIPELINE)
+    db.zadd(key, dict.fromkeys(db.zrange(key, 0, -1), 1))
+    host.move_due()
+
+
+@pytest.mark.parametrize("how", ["cancel", "purge"])
+@pytest.mark.parametrize("begins", [True, False])
+def test_who_ends_a_task_between_two_tries_adds_none_to_its_history(
+    client: Client, host: Host, how: str, begins: bool
+) -> None:
+    """The record keeps worker and start of the last try, which the history has, too."""
+    task_id = client.submit(PIPELINE, "x", check=False)
+    if begins:
+        run(host, AWAY)
+    else:
+        host.take()
+        (one,) = host.hands.tasks
+        one.fail(AWAY)
+        host.hands.end(one)
+    if how == "cancel":
+        client.cancel(task_id)
+    else:
+        client.purge(PIPELINE)
+    status = client.status(task_id)
+    assert (status.state, status.attempts, status.worker) == (State.CANCELLED, 1, host.name)
+    assert [one.code for one in status.history] == ["input_unavailable"]
+
+
+def test_a_purge_leaves_no_mark_of_a_task_that_was_cancelled_after_its_worker_had_died(
+    client: Client, db: redis.Redis, host: Host, valkey_url: str
+) -> None:
+    other = Host(valkey_url, PIPELINE)
+    task_id = client.submit(PIPELINE, "x", check=False)
+    other.take()
+    other.hands.begin(other.hands.tasks[0])
+    tags = other.die()
+    client.cancel(task_id)
+    db.zadd(keys.LEASES, dict.fromkeys(tags, 1))
+    host.sweep()
+    assert db.hkeys(keys.RUNNING) == [task_id.encode()]
+    assert client.purge(PIPELINE) == 1
+    assert not db.exists(keys.RUNNING)
+    assert client.status(task_id).state is State.CANCELLED
+
+
+def test_tries_that_ended_with_a_death_still_count_after_a_retry(client: Client, db: redis.Redis, host: Host) -> None:
+    task_id = client.submit(PIPELINE, "x", check=False)
+    for tries in (2, 4):
+        host.take()
+        (one,) = host.hands.tasks
+        host.hands.begin(one)
+        host.hands.child_died(one)
+        host.hands.begin(one)
+        one.fail(AWAY)
+        host.hands.end(one)
+        assert client.status(task_id).attempts == tries
+        all_due(db, host)
+    run(host)
+    status = client.status(task_id)
+    assert (status.state, status.attempts) == (State.SUCCEEDED, 5)
+    assert [one.code for one in status.history] == [*["worker_lost", "input_unavailable"] * 2, None]
+
+
+def test_a_message_is_not_lost_if_a_take_is_sent_again_after_its_answer_was_lost(
+    client: Client, db: redis.Redis, valkey_url: str
+) -> None:
+    """redis-py sends it again by itself, with the same tags."""
+    ids = {client.submit(PIPELINE, "x", check=False) for _ in range(3)}
+    with proxy(valkey_url) as (between, through):
+        host = Host(through, PIPELINE)
+        host.take()
+        between.answers_left = 0
+        host.take(2)
+        assert between.answers_left is None
+        assert db.hlen(keys.UNACKED) == 3
+        lapsed = [tag for tag in db.hkeys(keys.UNACKED) if not host.leases.holds(tag.decode())]
+        assert len(lapsed) == 1
+        db.zadd(keys.LEASES, dict.fromkeys(lapsed, 1))
+        host.sweep()
+        host.take()
+        assert {one.id for one in host.hands.tasks} == ids
+        host.stop()
+
+
+@pytest.mark.parametrize("who", ["process", "host"])
+def test_a_task_that_is_given_up_has_as_many_tries_as_deaths(
+    client: Client, db: redis.Redis, host: Host, valkey_url: str, who: str
+) -> None:
+    task_id = client.submit(PIPELINE, "x", check=False)
+    if who == "process":
+        host.take()
+    for _ in range(3):
+        if who == "process":
+            (one,) = host.hands.tasks
+            host.hands.begin(one)
+            host.hands.child_died(one)
+            continue
+        other = Host(valkey_url, PIPELINE)
+        other.take()
+        other.hands.begin(other.hands.tasks[0])
+        db.zadd(keys.LEASES, dict.fromkeys(other.die(), 1))
+        db.delete(keys.worker_key(other.name))
+        host.sweep()
+    if who == "host":
+        host.take()
+        host.hands.begin(host.hands.tasks[0])
+    status = client.status(task_id)
+    assert (status.state, status.attempts) == (State.FAILED, 3)
+    assert status.error is not None
+    assert status.error.code == "worker_lost"
+    assert [one.code for one in status.history] == ["worker_lost"] * 3
+    # A new life goes on counting.
+    (handled,) = client.dead(PIPELINE).retry()
+    assert handled.refused is None
+    run(host)
+    status = client.status(task_id)
+    assert (status.state, status.attempts) == (State.SUCCEEDED, 4)
+    assert [one.code for one in status.history] == [*["worker_lost"] * 3, None]
+
+
+def test_a_death_counts_while_the_task_waits_again(client: Client, db: redis.Redis, host: Host) -> None:
+    """Also if it is cancelled then, or goes back from a process that had only taken it."""
+    task_id = client.submit(PIPELINE, "x", check=False)
+    host.take()
+    (one,) = host.hands.tasks
+    host.hands.begin(one)
+    host.hands.child_died(one)
+    assert client.status(task_id).attempts == 1
+    host.pool.on_stop()
+    assert (client.status(task_id).state, client.status(task_id).attempts) == (State.QUEUED, 1)
+    client.cancel(task_id)
+    status = client.status(task_id)
+    assert (status.state, status.attempts) == (State.CANCELLED, 1)
+    assert [one.code for one in status.history] == ["worker_lost"]
+
+
+@pytest.mark.parametrize("kind", ["expired", "not due", "unreadable"])
+def test_a_message_is_not_held_for_ever_if_redis_goes_away_while_it_is_handed_on(
+    client: Client, db: redis.Redis, valkey_url: str, kind: str
+) -> None:
+    """What ends on its way into the worker, or waits for its time, is in nobody's hands when Redis is away."""
+    task_id = client.submit(PIPELINE, "x", expires_s=0.0001 if kind == "expired" else None, check=False)
+    message = json.loads(db.lindex(PIPELINE, 0) or "")
+    if kind == "not due":
+        message["headers"]["eta"] = "2100-01-01T00:00:00+00:00"
+    db.lset(PIPELINE, 0, "no message" if kind == "unreadable" else json.dumps(message))
+    with proxy(valkey_url) as (between, through):
+        host = Host(through, PIPELINE)
+
+        def go_away() -> None:
+            between.is_closed = True
+            between.cut()
+
+        with suppress(redis.RedisError, OperationalError):
+            host.take(1, go_away)
+        between.is_closed = False
+        assert host.leases.held() == (0, 0)
+        db.zadd(keys.LEASES, dict.fromkeys(db.hkeys(keys.UNACKED), 1))
+        host.sweep()
+        host.take()
+        host.stop()
+    want = {"expired": State.EXPIRED, "not due": State.QUEUED, "unreadable": State.QUEUED}
+    assert client.status(task_id).state is want[kind]
+    assert db.hlen(keys.UNACKED) == db.llen(PIPELINE) == 0
+    assert db.zcard(keys.waiting_key(PIPELINE)) == (kind == "not due")
+    assert db.llen(keys.dead_letter_key(PIPELINE)) == (kind == "unreadable")
+
+
+def test_a_task_that_expires_inside_while_redis_is_away_does_not_fail(
+    client: Client, db: redis.Redis, valkey_url: str
+) -> None:
+    task_id = client.submit(PIPELINE, "x", expires_s=1, check=False)
+    with proxy(valkey_url) as (between, through):
+        host = Host(through, PIPELINE)
+        host.take()
+        (one,) = host.hands.tasks
+        time.sleep(max(0, one.expiry - time.time()) + 0.01)
+        between.is_closed = True
+        between.cut()
+        threading.Timer(1, lambda: setattr(between, "is_closed", False)).start()
+        host.hands.begin(one)
+        between.is_closed = False
+        db.zadd(keys.LEASES, dict.fromkeys(db.hkeys(keys.UNACKED), 1))
+        host.sweep()
+        host.take()
+        host.stop()
+    assert client.status(task_id).state is State.EXPIRED
+    assert b"REVOKED" in (db.get(keys.record_key(task_id)) or b"")
+    assert db.hlen(keys.UNACKED) == db.llen(PIPELINE) == db.llen(keys.dead_letter_key(PIPELINE)) == 0
