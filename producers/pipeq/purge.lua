@@ -43,12 +43,12 @@ for i = 1, count do
     if not has_ended(redis.call('MGET', key)[1]) then
       redis.call('SET', key, ARGV[3 * i + 2], 'EX', ARGV[2])
       redis.call('PUBLISH', key, ARGV[3 * i + 2])
+      if kept then
+        say_record(kept, id, ARGV[3 * i + 2])
+      end
     end
     -- Also the mark of a task that was cancelled after its worker had died: no worker sees its message any more.
     redis.pcall('HDEL', KEYS[2], id)
-    if kept then
-      say_record(kept, id, ARGV[3 * i + 2])
-    end
   end
 end
 return #gone
