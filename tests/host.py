@@ -270,3 +270,5 @@ class Host:
         self.runtime._marks._redis.close()
         self.app.backend.client.connection_pool.disconnect()
         self.app.close()
+        # Celery keeps the tasks of a process in variables of its module, and other tests look there.
+        celery_state.reset_state()
