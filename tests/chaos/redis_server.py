@@ -1,0 +1,59 @@
+"""A Valkey that can be killed and started again, and that has written to disk what it acknowledged."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+from pipeq.demo import embedded
+
+OPTIONS = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
+
+
+class Server:
+    """See the module.
+
+    Args:
+        folder: where it writes.
+        options: more of its options.
+    """
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        (port,) = embedded.free_ports(1)
+        self.url = f"redis://127.0.0.1:{port}/0"
+        program = str(embedded._valkey_program())
+        self._command = [program, "--port", str(port), "--bind", "127.0.0.1", *OPTIONS, "--dir", str(folder), *options]
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        with redis.Redis.from_url(self.url) as client:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    client.ping()
+                    return
+                except redis.RedisError:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@contextmanager
+def server(folder: Path, *options: str) -> Iterator[Server]:
+    one = Server(folder, *options)
+    try:
+        yield one
+    finally:
+        one.kill()
