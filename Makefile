@@ -13,6 +13,7 @@ MESSAGES ?= 200000
 FAILURES ?= 10000
 EXAMPLES ?= 2000
 SOAK_MINUTES ?= 60
+OUTAGE_S ?= 120
 TARGETS ?= cpu cuda
 # The tests start hundreds of processes. Without bytecode files, each would compile all modules anew.
 PYTEST = PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
@@ -50,9 +51,10 @@ chaos: install ## Kill workers KILLS times (1000), their processes CHILD_KILLS t
 soak: install ## Mixed traffic for SOAK_MINUTES (60), while all processes are killed, Redis restarts, the store is away; see build/soak.
 	SOAK_MINUTES=$(SOAK_MINUTES) SOAK_FOLDER=build/soak SEED=$(SEED) $(PYTEST) -s tests/chaos/test_soak.py $(PYTEST_ARGS)
 
-long: install ## Run an hour of audio (MINUTES), 100,000 texts (TASKS), 10,000 of each failure (FAILURES), 2,000 lives (EXAMPLES), all parameters and bounds.
-	MINUTES=$(MINUTES) TASKS=$(TASKS) FAILURES=$(FAILURES) EXAMPLES=$(EXAMPLES) LIFTED=all $(PYTEST) -s tests/acceptance/test_long_audio.py \
-		tests/acceptance/test_bounds_lifted.py tests/acceptance/test_blame.py \
+long: install ## Run an hour of audio (MINUTES), a store away for OUTAGE_S (120), 100,000 texts (TASKS), 10,000 of each failure (FAILURES), 2,000 lives (EXAMPLES), all parameters and bounds.
+	MINUTES=$(MINUTES) TASKS=$(TASKS) FAILURES=$(FAILURES) OUTAGE_S=$(OUTAGE_S) EXAMPLES=$(EXAMPLES) LIFTED=all $(PYTEST) -s \
+		tests/acceptance/test_long_audio.py \
+		tests/acceptance/test_bounds_lifted.py tests/acceptance/test_blame.py tests/acceptance/test_store_outage.py \
 		tests/acceptance/test_mixed_parameters.py tests/acceptance/test_failures_leave_nothing.py \
 		tests/integration/test_continuous.py tests/integration/test_fair_reserve.py \
 		tests/acceptance/test_life.py \

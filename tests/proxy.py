@@ -14,10 +14,10 @@ from collections.abc import Iterator
 class Proxy:
     """A proxy for ``127.0.0.1:port``. Each connection has a thread for each direction."""
 
-    def __init__(self, port: int, context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, port: int, context: ssl.SSLContext | None = None, listen: int = 0) -> None:
         self._target = port
         self._context = context
-        self._server = socket.create_server(("127.0.0.1", 0))
+        self._server = socket.create_server(("127.0.0.1", listen))
         self.port: int = self._server.getsockname()[1]
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         #: Delay in each direction, in seconds.

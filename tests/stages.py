@@ -28,6 +28,9 @@ class Files:
         self.read: list[str] = []
         self._on_read = on_read
 
+    def check(self, ref: Ref, *, waits: bool = False) -> None:
+        """Never away."""
+
     def fetch(self, ref: Ref, reserve: Callable[[int], None]) -> bytes:
         assert ref.uri is not None
         data = self.files[ref.uri]

@@ -54,7 +54,7 @@ def started() -> Iterator[tuple[str, str]]:
             made = ast.unparse(node.func).rpartition(".")[2]
             # For a pool, the prefix of its threads' names.
             name = [one.value for one in node.keywords if one.arg == "name"] if made == "Thread" else node.args[1:2]
-            if made in ("Thread", "ThreadPoolExecutor", "Threads"):
+            if made in ("Thread", "ThreadPoolExecutor", "Threads", "Readers"):
                 assert name, f"{path}:{node.lineno}: a thread without a name"
                 yield re.sub(r"^f?'(.*)'$", r"\1", ast.unparse(name[0])), path.relative_to(ROOT).as_posix()
 

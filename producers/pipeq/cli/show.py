@@ -12,7 +12,7 @@ from threading import Lock, Timer
 from typing import TYPE_CHECKING, Any, Self
 
 from pipeq.contract import shown
-from pipeq.contract.status import TaskStatus
+from pipeq.contract.status import State, TaskStatus
 from pipeq.queue_info import QueueInfo
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def history_lines(status: TaskStatus) -> Iterator[str]:
         when = "-" if at is None else datetime.fromtimestamp(at).astimezone().isoformat(" ", "seconds")
         took = "" if one.started_at is None or one.ended_at is None else f"  {one.ended_at - one.started_at:.3g} s"
         stage = "" if one.stage is None or one.code is None else f" in {one.stage}"
-        ended = "runs" if not status.is_final and number == status.attempts and one.code is None else "done"
+        ended = "runs" if not status.is_final and one is status.history[-1] and one.code is None else "done"
         said = ended if one.code is None else f"{one.code}{stage}" + (f": {one.message}" if one.message else "")
         yield shown.line(f"try {number}  {when}  {one.worker or '-'}{took}  {said}", ERROR_CHARS)
 
@@ -76,6 +76,7 @@ def _lines(status: TaskStatus) -> Iterator[tuple[str, str]]:
         "submitted": status.submitted_at,
         "started": status.started_at,
         "finished": status.finished_at,
+        "next try": status.due_at if status.state is State.RETRYING else None,
         "expires": status.expires_at,
     }
     for name, at in times.items():

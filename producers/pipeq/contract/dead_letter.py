@@ -159,7 +159,8 @@ def again(letter: DeadLetter, *, tag: str, now: float) -> tuple[str, str]:
     frame = letter.frame
     headers = {**frame["headers"], "retries": 0, "expires": None, "eta": None}
     headers[keys.PAST_ATTEMPTS_HEADER] = letter.attempts
-    headers.pop("redelivered", None)
+    for name in ("redelivered", keys.RETRYING_SINCE_HEADER, keys.PUT_OFF_HEADER, keys.REFUSED_BY_HEADER):
+        headers.pop(name, None)
     if keys.SENT_AT_HEADER in headers:
         headers[keys.SENT_AT_HEADER] = round(now, 3)
     properties = {

@@ -75,6 +75,21 @@ class ErrorCode(StrEnum):
 #: Codes of temporary faults: the worker retries these with backoff and jitter before it gives up.
 RETRYABLE: Final = frozenset({ErrorCode.INPUT_UNAVAILABLE, ErrorCode.OUTPUT_FAILED})
 
+
+class Blame(StrEnum):
+    """Whose fault an error is. In a worker only: it decides what happens to the task, and is in no record."""
+
+    #: The task's, or that of something that both need: a store that does not answer.
+    TASK = "task"
+    #: The worker's: no credentials, a full disk, too many open files. Another worker gets the task.
+    WORKER = "worker"
+    #: One of the two: this worker may not touch the place that the task names. Another worker gets the task, and if
+    #: all of them are refused, it is the task's.
+    EITHER = "either"
+    #: Nobody's yet: the task was not tried, because what it needs has just failed for others, again and again.
+    NOT_TRIED = "not_tried"
+
+
 #: The status with which an HTTP server answers, for each code (RFC 9110). 4xx: the same request would fail again. 5xx:
 #: the fault is not the caller's; 503 is for faults that may be temporary.
 HTTP_STATUS: Final[dict[ErrorCode, int]] = {
@@ -127,6 +142,8 @@ class PipeqError(Exception):
     retryable: bool
     #: In a worker: where its cause was raised, as text; empty if there is none.
     traceback: str = ""
+    #: In a worker: whose fault it is.
+    blame: Blame = Blame.TASK
 
     def __init__(self, code: str, message: str, retryable: bool | None = None) -> None:
         self.code = str(code) if isinstance(code, str) else shown.value(code)
@@ -143,7 +160,7 @@ class PipeqError(Exception):
     def bare(self, where: str = "") -> PipeqError:
         """Returns a copy that refers to no frames and no other exceptions, with ``where`` before its message."""
         copy = PipeqError(self.code, where + self.message, self.retryable)
-        copy.traceback = self.traceback
+        copy.traceback, copy.blame = self.traceback, self.blame
         return copy
 
     def __str__(self) -> str:

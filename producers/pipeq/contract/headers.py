@@ -46,6 +46,26 @@ def headers_schema() -> str:
                 "description": "How often workers had begun to run the task before it was taken out of the dead "
                 "letters. Producers leave it out.",
             },
+            keys.RETRYING_SINCE_HEADER: {
+                "type": ["number", "null"],
+                "minimum": 0,
+                "description": "When the task's first try failed, in seconds since the epoch: it is given up some time "
+                "after that. Producers leave it out.",
+            },
+            keys.PUT_OFF_HEADER: {
+                "type": ["integer", "null"],
+                "minimum": 0,
+                "maximum": keys.ATTEMPTS_MAX,
+                "description": "How often the task waited although no worker that could do it had tried it. Producers "
+                "leave it out.",
+            },
+            keys.REFUSED_BY_HEADER: {
+                "type": ["array", "null"],
+                "maxItems": keys.REFUSED_BY_MAX,
+                "items": {"type": "string", "maxLength": keys.WORKER_NAME_MAX},
+                "description": "Names of workers that may not touch the place that the task names. Producers leave it "
+                "out.",
+            },
         },
     }
     return json.dumps(schema, indent=2) + "\n"

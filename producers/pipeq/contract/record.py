@@ -11,7 +11,7 @@ It runs for seconds             stays as it is                         says how 
 Its worker puts the task back   as before it began, by ``back.lua``    removed, or :meth:`Mark.back_on_its_queue`
 The task succeeds               :func:`succeeded`, by ``finish.lua``   removed, by ``finish.lua``
 It ends otherwise, or waits     :func:`complete`, by ``finish.lua``    removed, by ``finish.lua``
-for its next try
+for its next try                or :func:`retrying`
 A client cancels                :func:`cancelled`                      stays until the next look; a mark of an ended
                                                                        task means nothing
 An operator empties its queue   :func:`purged`                         removed, by ``purge.lua``
@@ -121,7 +121,8 @@ class Part:
     started_at: float | None = None
     #: When it ended, in seconds since the epoch.
     finished_at: float | None = None
-    #: Number of times that a worker has begun to run it. After an operator has sent it again, they go on counting.
+    #: Number of times that a worker has begun to run it, without those that failed by a fault of the worker. After an
+    #: operator has sent it again, they go on counting.
     attempts: int | None = None
     #: The name of the worker that ended it, or sent it to its next try.
     worker: str | None = None
@@ -287,6 +288,24 @@ def succeeded(
     except ValueError:  # half of a surrogate pair, which only an escape can express
         end = json.dumps(rest).encode()
     return b"%b%b,%b" % (_SUCCEEDED_BEGIN, result, end[1:])
+
+
+def retrying(task_id: str, part: Part) -> bytes:
+    """Returns the record of a task that waits for its next try, in the form of Celery's own, without its traceback.
+
+    Args:
+        task_id: the task's id.
+        part: pipeq's part; ``error`` and ``due_at`` must be set.
+    """
+    assert part.error is not None
+    kind = type(part.error)
+    record = Record(
+        status=CELERY_STATES[State.RETRYING],
+        result={"exc_type": kind.__name__, "exc_message": list(part.error.args), "exc_module": kind.__module__},
+        task_id=task_id,
+        pipeq=part.fields(),
+    )
+    return record.encode().encode()
 
 
 def cancelled(task_id: str, before: bytes | str | None, mark: bytes | str | None = None) -> str:

@@ -151,7 +151,7 @@ class TaskStatus(BaseModel):
     due_at: Moment | None = None
     #: When it expires, if it does.
     expires_at: Moment | None = None
-    #: How often a worker has begun to run it.
+    #: How often a worker has begun to run it, without those that failed by a fault of the worker.
     attempts: int = Field(default=0, ge=0, lt=2**31)
     worker: str | None = None
     #: The pipeline's output, if it is stored in the record.

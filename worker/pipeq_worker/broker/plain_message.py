@@ -22,6 +22,7 @@ from pipeq_worker.leases.frame import ENCODINGS, JSON, Limits
 from pipeq_worker.leases.reserved import Reserved
 
 _Count = Annotated[int, Meta(ge=0, le=LARGEST)]
+_WorkerName = Annotated[str, Meta(max_length=keys.WORKER_NAME_MAX)]
 
 
 class Headers(Struct):
@@ -56,6 +57,11 @@ class Headers(Struct):
     timeout_s: Annotated[float, Meta(gt=0)] | None = field(default=None, name=keys.TIMEOUT_HEADER)
     past_attempts: Annotated[int, Meta(ge=0, le=keys.ATTEMPTS_MAX)] | None = field(
         default=None, name=keys.PAST_ATTEMPTS_HEADER
+    )
+    retrying_since: Annotated[float, Meta(ge=0)] | None = field(default=None, name=keys.RETRYING_SINCE_HEADER)
+    put_off: Annotated[int, Meta(ge=0, le=keys.ATTEMPTS_MAX)] | None = field(default=None, name=keys.PUT_OFF_HEADER)
+    refused_by: Annotated[list[_WorkerName], Meta(max_length=keys.REFUSED_BY_MAX)] | None = field(
+        default=None, name=keys.REFUSED_BY_HEADER
     )
 
 

@@ -191,7 +191,9 @@ class TaskPool(BasePool):
     def sharing(self, leases: Leases) -> PipelineSharing:
         """What the worker takes of its pipelines' queues, and gives back."""
         runtime = self._runtime
-        return PipelineSharing(leases, runtime.dispatcher, runtime.credit, list(runtime.pipelines), self._delivered)
+        return PipelineSharing(
+            leases, runtime.dispatcher, runtime.credit, list(runtime.pipelines), self._delivered, runtime.fitness
+        )
 
     def on_stalled(self, reason: str) -> None:
         """Ends the process if no messages come in and only a new process helps. Runs on the leases' thread."""

@@ -69,6 +69,12 @@ def _signatures(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
 
+def _workers(value: Any) -> bool:
+    if not _texts(value) or len(value) > keys.REFUSED_BY_MAX:
+        return False
+    return all(len(one) <= keys.WORKER_NAME_MAX for one in value)
+
+
 def _object(value: Any) -> bool:
     return isinstance(value, dict)
 
@@ -91,6 +97,9 @@ HEADERS: dict[str, tuple[str, Check]] = {
     keys.SENT_AT_HEADER: ("a number of seconds since the epoch", _seconds),
     keys.TIMEOUT_HEADER: ("a number of seconds above 0", _timeout),
     keys.PAST_ATTEMPTS_HEADER: ("a count", _count(keys.ATTEMPTS_MAX)),
+    keys.RETRYING_SINCE_HEADER: ("a number of seconds since the epoch", _seconds),
+    keys.PUT_OFF_HEADER: ("a count", _count(keys.ATTEMPTS_MAX)),
+    keys.REFUSED_BY_HEADER: (f"a list of at most {keys.REFUSED_BY_MAX} names", _workers),
 }
 #: Property -> the same; the properties that the transport sets itself are not included.
 PROPERTIES: dict[str, tuple[str, Check]] = {

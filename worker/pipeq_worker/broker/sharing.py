@@ -15,6 +15,7 @@ from pipeq.contract.reading import number
 
 from pipeq_worker.children.dispatcher import Dispatcher
 from pipeq_worker.delivery.delivery import Delivery
+from pipeq_worker.delivery.fitness import Fitness
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.schedule.credit import WORTH_S, Credit, to_give
 from pipeq_worker.schedule.task import Place
@@ -34,6 +35,7 @@ class PipelineSharing:
         credit: how much of each pipeline may be inside.
         pipelines: the names of the pipelines, which are those of their queues.
         forget: called with deliveries that are given back, before their messages are.
+        fitness: which pipelines the worker is able to serve.
     """
 
     def __init__(
@@ -43,12 +45,15 @@ class PipelineSharing:
         credit: Credit,
         pipelines: list[str],
         forget: Callable[[list[Delivery]], None],
+        fitness: Fitness,
     ) -> None:
         self._leases = leases
         self._dispatcher = dispatcher
         self._credit = credit
         self._pipelines = pipelines
         self._forget = forget
+        self._fitness = fitness
+        fitness.on_unfit = self.give_all_back
         #: Pipeline -> until when no messages are taken, by the monotonic clock.
         self._away_until: dict[str, float] = {}
 
@@ -59,9 +64,15 @@ class PipelineSharing:
     def most(self, queue: str) -> int:
         """Most messages of a pipeline that may be inside now."""
         held, _ = self._leases.held(queue)
+        if (bound := self._fitness.most(queue)) is not None:
+            return max(held, bound)
         if held and time.monotonic() < self._away_until.get(queue, 0):
             return held
         return self._credit.most(queue, held)
+
+    def takes(self, queue: str) -> bool:
+        """Whether the worker is able to do tasks of a pipeline now."""
+        return self._fitness.most(queue) is None
 
     def is_idle(self) -> bool:
         """Whether the worker has no task of any pipeline, and its child serves."""
@@ -84,9 +95,18 @@ class PipelineSharing:
         held, _ = self._leases.held(queue)
         # Others may take messages only if these do not come back at once.
         self._away_until[queue] = time.monotonic() + AWAY_S
-        back = self._dispatcher.give_back(tasks, to_give(held, len(tasks), idle))
-        if not back:
-            return
+        if back := self._give_back(tasks, to_give(held, len(tasks), idle)):
+            reason = f"{idle} workers have none"
+            logger.debug("%d tasks of %s go back, because %s", len(back), queue, reason, extra={"action": "give_back"})
+
+    def give_all_back(self, queue: str) -> None:
+        """Gives back all that has not begun, because the worker is not able to do it. Called on any thread."""
+        tasks = self._dispatcher.spare(queue)
+        back = self._give_back(tasks, len(tasks))
+        logger.info("%d tasks of %s go back, for other workers", len(back), queue, extra={"action": "give_back"})
+
+    def _give_back(self, tasks: list[Delivery], most: int) -> list[Delivery]:
+        back = self._dispatcher.give_back(tasks, most)
         for task in back:
             task.is_lost = True
             celery_state.task_ready(task.request)
@@ -95,13 +115,7 @@ class PipelineSharing:
         for task in back:
             # In Redis, the message is somewhere else already.
             task.request.acknowledge()
-        logger.debug(
-            "%d tasks of %s go back, because %d workers have none",
-            len(back),
-            queue,
-            idle,
-            extra={"action": "give_back"},
-        )
+        return back
 
     def _held(self) -> dict[str, int]:
         return {name: self._leases.held(name)[0] for name in self._pipelines}

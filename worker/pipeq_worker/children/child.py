@@ -20,7 +20,7 @@ from pipeq.contract import shown
 from pipeq.contract.errors import PipeqError
 from pipeq.contract.status import Progress
 
-from pipeq_worker.children import protocol
+from pipeq_worker.children import outset, protocol
 from pipeq_worker.children.exchange import Exchange
 from pipeq_worker.children.link import GONE, Link
 from pipeq_worker.children.loop import Loop
@@ -202,7 +202,7 @@ class Child:
         self._made.start()
         if not self._is_preparer:
             threading.Thread(target=self._say_far, name="far-rows", daemon=True).start()
-        threading.Thread(target=fetcher.warm_up, name="warm-up", daemon=True).start()
+        threading.Thread(target=self._warm_up, args=[fetcher], name="warm-up", daemon=True).start()
         # The loaded models stay until the end, so the collector is told not to walk through them and torch again.
         gc.collect()
         gc.freeze()
@@ -211,6 +211,12 @@ class Child:
         from pipeq.contract.redis_url import connect
 
         return connect(self._settings.redis_url, retries=3)
+
+    def _warm_up(self, fetcher: Fetcher) -> None:
+        """Loads the stores' libraries. The device process also says what it finds of what the settings name."""
+        fetcher.warm_up()
+        if not self._is_preparer:
+            outset.say(self._settings)
 
     # -- work ---------------------------------------------------------------------------------------------------------
 

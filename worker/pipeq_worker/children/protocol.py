@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import Any, Self, TypeAlias
 
 import msgspec
-from pipeq.contract.errors import PipeqError
+from pipeq.contract.errors import Blame, PipeqError
 
 from pipeq_worker.children.slab import Where
 
@@ -108,16 +108,18 @@ class Error(msgspec.Struct, tag="error", array_like=True, frozen=True):
     retryable: bool
     #: Where its cause was raised.
     traceback: str = ""
+    #: A :class:`Blame`.
+    blame: str = Blame.TASK
 
     @classmethod
     def of(cls, error: PipeqError) -> Self:
         """Makes it of an error."""
-        return cls(error.code, text(error.message), error.retryable, text(error.traceback))
+        return cls(error.code, text(error.message), error.retryable, text(error.traceback), error.blame)
 
     def error(self) -> PipeqError:
         """Returns the error again."""
         found = PipeqError(self.code, self.message, self.retryable)
-        found.traceback = self.traceback
+        found.traceback, found.blame = self.traceback, Blame(self.blame)
         return found
 
 

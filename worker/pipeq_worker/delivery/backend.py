@@ -172,20 +172,31 @@ class Backend(RedisBackend):
             self._buffer.entries.append(entry)
         return result
 
-    def store_record(self, task_id: str, record: bytes, part: Part, leases: Leases | None, tag: str) -> None:
-        """Stores the record of a task that has succeeded, at the end of :meth:`buffered`.
+    def store_record(
+        self, task_id: str, record: bytes, part: Part, leases: Leases | None, tag: str, retry: Retry | None = None
+    ) -> None:
+        """Stores the record of a task that has succeeded, or waits for a try, at the end of :meth:`buffered`.
 
         Args:
             task_id: the task's id.
-            record: from :func:`pipeq.contract.record.succeeded`.
+            record: from :func:`pipeq.contract.record.succeeded` or :func:`pipeq.contract.record.retrying`.
             part: what it was given.
             leases: what holds the task's message, if the script can check it; otherwise None.
             tag: the message's tag there; otherwise empty.
+            retry: the message to deliver later, if it waits for a try.
         """
         assert self._buffer is not None
-        lifetime_s = int(self.expires or 0)
+        state = states.SUCCESS if retry is None else states.RETRY
         entry = _Entry(
-            task_id, keys.record_key(task_id), record, lifetime_s, leases, tag, state=states.SUCCESS, part=part
+            task_id,
+            keys.record_key(task_id),
+            record,
+            self._lifetime_s(state),
+            leases,
+            tag,
+            retry=retry,
+            state=state,
+            part=part,
         )
         self._buffer.entries.append(entry)
 

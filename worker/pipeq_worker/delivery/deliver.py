@@ -23,7 +23,8 @@ from redis.exceptions import RedisError
 from pipeq_worker.delivery.backend import Annotation, Backend, Buffer, annotation
 from pipeq_worker.delivery.dead_letter import letter_of
 from pipeq_worker.delivery.delivery import Delivery
-from pipeq_worker.delivery.messages import drop, let_go, put_back, tell, tell_success
+from pipeq_worker.delivery.fitness import Fitness
+from pipeq_worker.delivery.messages import drop, let_go, put_back, tell, tell_put_off, tell_success
 from pipeq_worker.delivery.part import part_of
 from pipeq_worker.delivery.plain import Plain, is_plain
 from pipeq_worker.delivery.retries import Retries
@@ -52,12 +53,14 @@ class Deliverer:
         retries: Retries,
         client: redis.Redis,
         observer: Observer,
+        fitness: Fitness,
     ) -> None:
         self._app = app
+        self._fitness = fitness
         self._redis = client
         self._observer = observer
         self._plain = Plain(app)
-        self._tracing = Tracing(retries, settings.max_attempts)
+        self._tracing = Tracing(retries)
         self._server = place(client.connection_pool.connection_kwargs)
 
     def deliver(self, deliveries: list[Delivery]) -> None:
@@ -145,9 +148,13 @@ class Deliverer:
 
     def _store(self, backend: Backend, delivery: Delivery, is_plain: bool) -> Callable[[Delivery], None]:
         fence = self._fence(delivery)
-        if not is_plain:
+        tag = delivery.tag if fence else ""
+        if is_plain and delivery.error is not None and (retry := self._tracing.next_try(delivery)) is not None:
+            backend.store_record(delivery.id, *self._plain.put_off(delivery, retry.due), fence, tag, retry)
+            return partial(tell_put_off, is_acknowledged=fence is not None)
+        if not is_plain or delivery.error is not None:
             return partial(tell, ended=self._tracing.run(delivery, fence))
-        backend.store_record(delivery.id, *self._plain.record(delivery), fence, delivery.tag if fence else "")
+        backend.store_record(delivery.id, *self._plain.record(delivery), fence, tag)
         return partial(tell_success, is_acknowledged=fence is not None)
 
     def _tags(self, deliveries: list[Delivery]) -> list[tuple[Leases, list[str]]]:
@@ -191,6 +198,8 @@ class Deliverer:
         code = delivery.error.code if delivery.error is not None else None
         if delivery.is_dropped:
             ended, code = "dropped", None
+        elif name is not None:
+            self._fitness.ended(name, delivery.error, is_retried=delivery.is_retried)
         if ended == "failed" and delivery.error is not None:
             failures.failed(
                 delivery.id,

@@ -40,6 +40,12 @@ class Delivery(Task):
     retries: int = 0
     #: Number of times that workers had begun to run it before an operator took it out of the dead letters.
     past_attempts: int = 0
+    #: When its first try failed, in seconds since the epoch; None if it is the first try.
+    retrying_since: float | None = None
+    #: How often it waited without having been tried by a worker that could do it.
+    put_off: int = 0
+    #: Names of workers that may not touch the place that it names.
+    refused_by: tuple[str, ...] = ()
     #: When it expires, in seconds since the epoch. Celery checks that only when the message arrives.
     expiry: float = math.inf
     #: Celery's ids of the group that it belongs to, and of the task that started it.
@@ -61,12 +67,14 @@ class Delivery(Task):
     is_lost: bool = False
     #: Set by ``revoke(terminate=True)``.
     is_terminated: bool = False
-    #: Set if it failed with a retryable error and has tries left.
+    #: Set if it failed, and is tried again: by this worker or by another one.
     is_retried: bool = False
     #: Whether another worker died with it before this one took it.
     was_lost: bool = False
     #: Milliseconds of the parts of its life, as its record has them; empty before its end.
     told_ms: dict[str, float] = field(default_factory=dict)
+    #: Whether this try counts among its attempts: not if it failed by a fault of this worker, or was not tried at all.
+    counts: bool = True
     attempt: int = 0
     #: Its tries that ended with the death of a worker or of a process, for its history; the last one's start.
     lost: Sequence[Any] = ()
@@ -100,7 +108,8 @@ class Delivery(Task):
     def attempts(self) -> int:
         """Number of times that a worker has begun to run the task, this one included."""
         is_counted = self.is_ended_by_death or (self.error is not None and self.error.code == ErrorCode.WORKER_LOST)
-        return self.attempts_before + self.deaths + (0 if is_counted and self.deaths else 1)
+        is_none = not self.counts or (is_counted and self.deaths)
+        return self.attempts_before + self.deaths + (0 if is_none else 1)
 
     @property
     def is_ended_by_death(self) -> bool:

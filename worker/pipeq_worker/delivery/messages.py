@@ -49,6 +49,25 @@ def tell_success(delivery: Delivery, *, is_acknowledged: bool) -> None:
         return
     # Without events this is all of it. Celery would wake its event loop for each message, to acknowledge it there.
     celery_state.task_ready(request, successful=True)
+    _acknowledged(request)
+
+
+def tell_put_off(delivery: Delivery, *, is_acknowledged: bool) -> None:
+    """Tells Celery that a task, which nobody has tried, waits in Redis.
+
+    Args:
+        delivery: the task.
+        is_acknowledged: whether its message is acknowledged in Redis.
+    """
+    request = delivery.request
+    celery_state.task_ready(request)
+    if is_acknowledged:
+        _acknowledged(request)
+    else:
+        request.acknowledge()
+
+
+def _acknowledged(request: Any) -> None:
     if not request.acknowledged:
         request.acknowledged = True
         # kombu does not know of a message that nobody has asked for.

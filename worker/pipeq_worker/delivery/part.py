@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from pipeq.contract.errors import Blame
 from pipeq.contract.record import Before, Part, attempt, with_lost
 
 from pipeq_worker.delivery.delivery import Delivery
@@ -42,9 +43,21 @@ def part_of(delivery: Delivery, *, next_try_at: float | None = None) -> Part:
 
 def _history(delivery: Delivery, before: Before, ended_at: float | None) -> list[Any] | None:
     """The tries before this one, and this one if it ended without an end of the task; None if there is none."""
+    blame = Blame.TASK if delivery.error is None else delivery.error.blame
+    if ended_at and blame is Blame.NOT_TRIED:
+        ended_at = None  # it was none of its tries
     if not (before.history or delivery.lost or ended_at):
         return None
     this = attempt(delivery.request.hostname, delivery.started_at, ended_at, delivery.error, delivery.told_ms)
     # The last one of those is told with the task's own end.
     lost = delivery.lost[:-1] if delivery.is_ended_by_death else delivery.lost
-    return with_lost(before.history, [*lost, *([this] if ended_at else [])])
+    history = before.history or []
+    is_again = blame is not Blame.TASK and ended_at and not lost
+    if is_again and history and _is_alike(history[-1], this):
+        # A worker that could not do it once more; what happened before must not be pushed out.
+        history = history[:-1]
+    return with_lost(history, [*lost, *([this] if ended_at else [])])
+
+
+def _is_alike(one: Any, this: dict[str, Any]) -> bool:
+    return isinstance(one, dict) and all(one.get(name) == this.get(name) for name in ("worker", "code", "message"))

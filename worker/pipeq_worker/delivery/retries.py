@@ -1,4 +1,8 @@
-"""Retries: tasks wait for their next try in a sorted set in Redis, so that an outage of a store fills no worker."""
+"""RETRIES: a task that failed -> whether it is tried again, when, and by whom. Before: tracing. After: its queue.
+
+Tasks wait for their next try in a sorted set in Redis, so that an outage of a store fills no worker. What counts among
+a task's tries, and what does not, follows from whose fault the error is: docs/decisions/own-faults.md.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,9 @@ from typing import Any
 
 import redis
 from pipeq.contract import keys, shown
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import Blame, ErrorCode, PipeqError
 from pipeq.contract.reading import json_object
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from pipeq_worker.delivery.backend import Retry
 from pipeq_worker.delivery.dead_letter import LETTER_CHARS, raw_frame
@@ -25,6 +29,8 @@ from pipeq_worker.settings.read import Settings
 
 #: Number of messages that one call of the script puts back on their lists at most.
 RETRIES_PER_CALL = 1000
+#: A task that another worker could do at once waits no longer than this, in seconds.
+HAND_ON_MAX_S = 30.0
 
 
 class Retries:
@@ -34,28 +40,71 @@ class Retries:
         client: Redis.
         settings: the worker's settings.
         refuse: ends a message; gets its queue, its task's id (or None), the error and its text.
+        worker: this worker's name.
     """
 
     def __init__(
-        self, client: redis.Redis, settings: Settings, refuse: Callable[[str, str | None, PipeqError, str], None]
+        self,
+        client: redis.Redis,
+        settings: Settings,
+        refuse: Callable[[str, str | None, PipeqError, str], None],
+        worker: str = "",
     ) -> None:
         self._redis = client
         self._settings = settings
         self._refuse = refuse
+        self._worker = worker
         self._log = Episodes("what waits for %s cannot go on: %s", "what waits for %s goes on", "due")
         self._due = client.register_script(lua.source("due"))
 
-    def delay_s(self, retries: int) -> float:
-        """Exponential backoff with equal jitter (Brooker, "Exponential Backoff and Jitter", 2015), in seconds."""
-        longest = min(self._settings.retry_backoff_max_s, self._settings.retry_backoff_s * 2.0 ** min(retries, 100))
-        return random.uniform(longest / 2, longest)  # noqa: S311 - spreads load, guards nothing
+    def delay_s(self, retries: int, longest_s: float | None = None) -> float:
+        """Exponential backoff with full jitter (Brooker, "Exponential Backoff and Jitter", 2015), in seconds."""
+        most = self._settings.retry_backoff_max_s if longest_s is None else longest_s
+        # 2 ** 1000 is the largest power of two that a float holds, nearly.
+        return random.uniform(0, min(most, self._settings.retry_backoff_s * 2.0 ** min(retries, 1000)))  # noqa: S311 - spreads load, guards nothing
 
-    def next_try(self, delivery: Delivery) -> Retry:
-        """Returns a copy of the task's message with one more retry, for the backend to put into the waiting set."""
+    def decide(self, delivery: Delivery) -> Retry | None:
+        """Returns the next try of a task that has failed; None if it has ended.
+
+        Sets :attr:`Delivery.counts`, and says in the task's error why it is given up, if that is not plain.
+        """
+        error, settings = delivery.error, self._settings
+        if error is None or delivery.pipeline is None:
+            return None
+        now = time.time()
+        since = min(now, delivery.retrying_since or now)
+        blame, refused_by = error.blame, delivery.refused_by
+        if blame is Blame.EITHER:
+            refused_by = tuple(dict.fromkeys((*refused_by, self._worker)))
+            if len(refused_by) >= keys.REFUSED_BY_MAX or not self._others(delivery.pipeline.name, refused_by):
+                return None
+        elif blame is Blame.TASK and (not error.retryable or delivery.retries + 1 >= settings.max_attempts):
+            return None
+        counts = blame is Blame.TASK
+        if now - since >= settings.max_retry_age_s:
+            if not counts:
+                delivery.error = _given_up(error, now - since)
+            return None
+        delivery.counts = counts
+        waits = delivery.retries if counts else delivery.put_off
+        if blame is Blame.NOT_TRIED:
+            waits += 2  # it is known that the store is away, so that coming back soon would only keep workers busy
+        longest_s = settings.retry_backoff_max_s
+        if blame in (Blame.WORKER, Blame.EITHER):
+            longest_s = min(longest_s, HAND_ON_MAX_S)
+        headers = {
+            "retries": delivery.retries + counts,
+            keys.RETRYING_SINCE_HEADER: round(since, 3),
+            keys.PUT_OFF_HEADER: delivery.put_off + (not counts),
+            **({keys.REFUSED_BY_HEADER: list(refused_by)} if refused_by else {}),
+        }
+        return self._next_try(delivery, now + self.delay_s(waits, longest_s), headers)
+
+    def _next_try(self, delivery: Delivery, due: float, headers: dict[str, Any]) -> Retry:
+        """Returns a copy of the task's message with other headers, for the backend to put into the waiting set."""
         assert delivery.pipeline is not None
-        delay = self.delay_s(delivery.retries)
         frame = raw_frame(delivery.request.message)
-        headers = {**frame["headers"], "retries": delivery.retries + 1}
+        headers = {**frame["headers"], **headers}
         if past := delivery.past_attempts + delivery.deaths:
             # The tries that ended with a death are counted by the running mark, which ends with this try.
             headers[keys.PAST_ATTEMPTS_HEADER] = min(past, keys.ATTEMPTS_MAX)
@@ -67,7 +116,15 @@ class Retries:
         }
         key = keys.list_key(delivery.queue or delivery.pipeline.name, _priority(frame["properties"]))
         member = json.dumps({"list": key, "message": json.dumps(message)})
-        return Retry(time.time() + delay, keys.waiting_key(delivery.pipeline.name), member)
+        return Retry(due, keys.waiting_key(delivery.pipeline.name), member)
+
+    def _others(self, name: str, refused_by: Iterable[str]) -> bool:
+        """Whether a live worker serves the pipeline that has not refused the task yet."""
+        try:
+            live: Any = self._redis.zrangebyscore(keys.workers_key(name), time.time() - keys.WORKER_TTL_S, "+inf")
+        except RedisError:
+            return True  # it will be asked again after the next try
+        return not {one.decode("utf-8", "replace") for one in live} <= set(refused_by)
 
     def move_due(self, names: Iterable[str]) -> None:
         """Puts due messages back on these queues. Entries that no worker wrote become dead letters."""
@@ -94,6 +151,15 @@ class Retries:
             # Removed last: if this process ends before, the entry is refused again.
             self._redis.zrem(waiting, member)
         return problem.decode("utf-8", "replace")
+
+
+def _given_up(error: PipeqError, age_s: float) -> PipeqError:
+    what = "no worker could do it" if error.blame is not Blame.NOT_TRIED else "its store was away"
+    given_up = PipeqError(
+        error.code, f"{error.message}; given up, because {what} for {age_s:.0f} s (`max_retry_age_s`)", error.retryable
+    )
+    given_up.traceback, given_up.blame = error.traceback, error.blame
+    return given_up
 
 
 def _judge(member: bytes) -> tuple[str | None, str]:

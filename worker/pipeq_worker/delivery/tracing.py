@@ -14,7 +14,7 @@ from typing import Any
 
 from celery.exceptions import Retry as CeleryRetry
 from pipeq.contract import keys
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import Blame, ErrorCode, PipeqError
 
 from pipeq_worker.delivery.backend import Annotation, Retry, annotation
 from pipeq_worker.delivery.dead_letter import letter_of
@@ -34,13 +34,11 @@ class Tracing:
     """Runs the tracer.
 
     Args:
-        retries: decides when a task is tried again.
-        max_attempts: number of tries that a task gets.
+        retries: decides whether and when a task is tried again.
     """
 
-    def __init__(self, retries: Retries, max_attempts: int) -> None:
+    def __init__(self, retries: Retries) -> None:
         self._retries = retries
-        self._max_attempts = max_attempts
 
     def run(self, delivery: Delivery, fence: Leases | None) -> Any:
         """Runs Celery's tracer, which calls :func:`body`, and so the function in :data:`outcome`.
@@ -52,8 +50,7 @@ class Tracing:
         Returns:
             What :attr:`Delivery.acknowledge` takes.
         """
-        retry, error = self._next_try(delivery), delivery.error
-        delivery.is_retried = retry is not None
+        retry, error = self.next_try(delivery), delivery.error
         note = Annotation(
             part_of(delivery, next_try_at=None if retry is None else retry.due),
             keys.dead_letter_key(delivery.queue),
@@ -83,17 +80,18 @@ class Tracing:
             outcome.reset(tokens[0])
             annotation.reset(tokens[1])
 
-    def _next_try(self, delivery: Delivery) -> Retry | None:
-        error = delivery.error
-        if error is None or not error.retryable or delivery.retries + 1 >= self._max_attempts:
+    def next_try(self, delivery: Delivery) -> Retry | None:
+        """Returns the next try of a task that has failed, and notes in the delivery whether there is one."""
+        retry, error = self._retries.decide(delivery), delivery.error
+        delivery.is_retried = retry is not None
+        if retry is None or error is None:
             return None
-        retry = self._retries.next_try(delivery)
-        delay_s = retry.due - time.time()
-        logger.info(
-            "task %s retries in %.1f s: %s",
-            delivery.id,
-            delay_s,
-            error,
+        what = "is for another worker" if error.blame in (Blame.WORKER, Blame.EITHER) else "retries"
+        logger.log(
+            # Of a store that is away, the tries that failed have said so.
+            logging.DEBUG if error.blame is Blame.NOT_TRIED else logging.INFO,
+            "task %s %s in %.1f s: %s",
+            *(delivery.id, what, retry.due - time.time(), error),
             extra={"action": "retry", "task_id": delivery.id},
         )
         return retry

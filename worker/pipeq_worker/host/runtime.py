@@ -20,6 +20,7 @@ from pipeq_worker.children.served import Served
 from pipeq_worker.delivery.begin import Beginning
 from pipeq_worker.delivery.deliver import Deliverer
 from pipeq_worker.delivery.delivery import Delivery
+from pipeq_worker.delivery.fitness import Fitness
 from pipeq_worker.delivery.marks import Marks
 from pipeq_worker.delivery.refuse import refuse
 from pipeq_worker.delivery.retries import Retries
@@ -56,6 +57,8 @@ class Runtime:
     lost: bool = False
     dispatcher: Dispatcher[Delivery] = field(init=False)
     deliverer: Deliverer = field(init=False)
+    #: Which pipelines it is able to serve now.
+    fitness: Fitness = field(init=False)
     _beginning: Beginning = field(init=False)
     _deliver: Callable[[list[Delivery]], None] = field(init=False)
     _lose: Callable[[str], None] = field(init=False)
@@ -63,6 +66,10 @@ class Runtime:
     _marks: Marks = field(init=False)
     #: Whether :meth:`start` has finished.
     _has_started: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.fitness = Fitness(settings.max_own_faults, settings.own_fault_pause_s, settings.retry_backoff_max_s)
 
     @property
     def queues(self) -> list[str]:
@@ -101,7 +108,7 @@ class Runtime:
         """Starts the threads."""
         settings = self.settings
         client = connect(settings.redis_url, retries=3)
-        retries = Retries(client, settings, partial(refuse, app, self.hostname))
+        retries = Retries(client, settings, partial(refuse, app, self.hostname), self.hostname)
 
         def lose(reason: str) -> None:
             if not self.lost:
@@ -116,10 +123,12 @@ class Runtime:
         self._lose, self._deliver = lose, deliver
         self._marks = Marks(client, self.hostname)
         self._beginning = Beginning(self._marks)
-        self.deliverer = Deliverer(app, settings, retries, client, self.observer)
+        self.deliverer = Deliverer(app, settings, retries, client, self.observer, self.fitness)
         outage.tell(self.observer)
         self.dispatcher.start()
-        receiving = Receiving(self.queues, lambda: app.amqp.queues.consume_from, lose, self.observer)
+        receiving = Receiving(
+            self.queues, lambda: app.amqp.queues.consume_from, lose, self.observer, self.fitness.unfit
+        )
         self._heartbeat = Heartbeat(
             client,
             self.hostname,

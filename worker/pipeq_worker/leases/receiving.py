@@ -4,13 +4,13 @@ The result is logged, and shown by ``pipeq queues``.
 
 A worker that takes nothing although it should looks like an idle one. So this module checks each queue that the worker
 serves: does a consumer take messages from it, and did the last attempt succeed? It covers all causes: Redis refused, a
-key is no list, a remote control cancelled the consumer, the consumer is gone.
+key is no list, a remote control cancelled the consumer, the consumer is gone, the worker is not able to do its tasks.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from pipeq_worker.leases.leases import Leases
@@ -30,6 +30,7 @@ class Receiving:
         consumed: returns the queues that the worker is currently told to take from.
         on_deaf: called with a sentence if only a new process may help.
         observer: told of each queue from which nothing is taken.
+        unfit: returns queue -> why the worker itself takes nothing from it now.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class Receiving:
         consumed: Callable[[], Collection[str]],
         on_deaf: Callable[[str], None],
         observer: Observer | None = None,
+        unfit: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._queues = tuple(queues)
         self._consumed = consumed
         self._on_deaf = on_deaf
         self._observer = observer or Observer()
+        self._unfit = unfit
         self._said: set[str] = set()
         #: Queue -> when it was first found deaf, by the monotonic clock, and in seconds since the epoch.
         self._since: dict[str, tuple[float, float]] = {}
@@ -88,14 +91,18 @@ class Receiving:
         for leases in Leases.every():
             for reader in list(leases.readers):
                 heard |= reader.deaf()
-        consumed, found = self._consumed(), {}
+        consumed, found, unfit = self._consumed(), {}, self._unfit()
         for queue in self._queues:
             if queue not in consumed:
                 found[queue] = Deaf("a remote control has cancelled its consumer (cancel_consumer)", False)
+            elif queue in unfit:
+                found[queue] = Deaf(unfit[queue], False)
             elif (deaf := heard.get(queue, Deaf("it has no consumer"))) is not None:
                 found[queue] = deaf
         now = time.monotonic()
         self._since = {queue: self._since.get(queue, (now, time.time())) for queue in found}
         return {
-            queue: one for queue, one in found.items() if queue not in consumed or now - self._since[queue][0] >= DEAF_S
+            queue: one
+            for queue, one in found.items()
+            if queue not in consumed or queue in unfit or now - self._since[queue][0] >= DEAF_S
         }

@@ -35,6 +35,9 @@ class Sharing(Protocol):
     def shares(self, queue: str) -> bool:
         """Whether messages of a queue can be given back."""
 
+    def takes(self, queue: str) -> bool:
+        """Whether it takes messages of a shared queue now, if it has none."""
+
     def most(self, queue: str) -> int:
         """Most messages of a shared queue that may be inside now."""
 
@@ -93,7 +96,9 @@ class Looks:
                 gives = 0 if is_idle else sharing.spare(one.queue)
                 if gives:
                     self._looked_at[one.queue] = now
-                one = replace(one, gives=gives, is_idle=is_idle, is_marked=is_marked)
+                # What others gave would lie there, if this worker does not take it.
+                takes = sharing.takes(one.queue)
+                one = replace(one, gives=gives, is_idle=is_idle and takes, is_marked=is_marked and takes)
             found.append(one)
         return found
 

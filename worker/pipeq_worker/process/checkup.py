@@ -5,9 +5,7 @@ It checks the parameters of each pipeline, the prefixes of inputs, and the store
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
-from contextlib import suppress
 from difflib import get_close_matches
 
 from pipeq.contract import shown
@@ -17,13 +15,7 @@ from pipeq_worker.models import loading
 from pipeq_worker.models.task_types import find, is_task_type
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.settings.sections import PipelineSettings
-from pipeq_worker.stores.allow import AllowList
-from pipeq_worker.stores.base import Access, StoreError
-from pipeq_worker.stores.registry import Stores
-from pipeq_worker.stores.writer import Writer
-
-#: How long one connect or read of a store may take, in seconds.
-_TIMEOUT_S = 10.0
+from pipeq_worker.stores import places
 
 
 def check_all(settings: Settings) -> None:
@@ -32,7 +24,7 @@ def check_all(settings: Settings) -> None:
     Raises:
         SettingsError: one sentence for each thing that is wrong.
     """
-    found = [*_params(settings), *_inputs(settings), *_stores(settings)]
+    found = [*_params(settings), *_places(settings)]
     if found:
         raise SettingsError("; ".join(found))
 
@@ -78,36 +70,10 @@ def _params_of(name: str, task: str, section: PipelineSettings, settings: Settin
         yield f"{where}: {find(task).name} takes no such parameter{hint}"
 
 
-def _inputs(settings: Settings) -> Iterator[str]:
-    key = "inputs.allow"
+def _places(settings: Settings) -> Iterator[str]:
     try:
-        AllowList(settings.inputs.allow, key)
+        for one in places.look(settings.inputs, settings.results, settings.s3):
+            if one.problem is not None:
+                yield f"{one.key}: {one.problem}"
     except PipeqError as error:
         yield error.message
-        return
-    stores = Stores(Access(_TIMEOUT_S, 1, settings.inputs, settings.s3))
-    for prefix in settings.inputs.allow:
-        store = stores.of(prefix)
-        try:
-            store.look(store.prefix(prefix), shown.uri(prefix))
-        except StoreError as error:
-            yield f"{key}: {error.sentence}"
-    stores.close()
-
-
-def _stores(settings: Settings) -> Iterator[str]:
-    places: dict[str, str] = dict.fromkeys(settings.results.allow, "results.allow")
-    if settings.results.store:
-        places[settings.results.store] = "results.store"
-    writer = Writer(settings.results, settings.s3)
-    for place, key in places.items():
-        uri = f"{place.rstrip('/')}/.pipeq-check-{secrets.token_hex(4)}"
-        try:
-            writer.put(uri, b"", "application/octet-stream")
-        except PipeqError as error:
-            yield f"{key}: {error.message}"
-        else:
-            # We may lack the right to delete. The object that stays behind is empty, and its name says what it is.
-            with suppress(PipeqError):
-                writer.remove(uri)
-    writer.close()

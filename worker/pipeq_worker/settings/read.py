@@ -101,12 +101,21 @@ class Settings(BaseSettings):
     #: Whether the worker refuses to start while another one serves a pipeline of the same name with another model,
     #: revision or parameters. Without it, both log a warning.
     strict: bool = False
-    #: Tries of a task whose store is unreachable, the first one included.
-    max_attempts: int = Field(default=4, gt=0)
-    #: The first retry waits about this long, each further one twice as long, in seconds.
+    #: Tries of a task whose store is unreachable, the first one included. A try that a worker fails by a fault of its
+    #: own (no credentials, a full disk) does not count, nor does the wait for a store that is known to be away.
+    max_attempts: int = Field(default=12, gt=0)
+    #: The first retry waits at most this long, each further one at most twice as long as the one before, in seconds;
+    #: how long is chosen at random, so that tasks which failed together do not come back together.
     retry_backoff_s: float = Field(default=2, gt=0)
     #: A retry never waits longer than this, in seconds.
     retry_backoff_max_s: float = Field(default=300, gt=0)
+    #: A task that still fails so long after its first try is given up, whatever the reason is, in seconds.
+    max_retry_age_s: float = Field(default=86_400, gt=0)
+    #: Tasks of one pipeline that fail in a row by a fault of this worker before it stops taking the pipeline's tasks.
+    max_own_faults: int = Field(default=5, gt=0)
+    #: So long it takes none then, in seconds, and twice as long each time that the one task which it tries after that
+    #: fails in the same way, up to `retry_backoff_max_s`.
+    own_fault_pause_s: float = Field(default=10, gt=0)
     #: Processes, or whole workers, that may die while they work on a task before it fails as ``worker_lost``. A death
     #: that many tasks share counts once for each, and from then on each is alone.
     max_deaths: int = Field(default=3, gt=0)

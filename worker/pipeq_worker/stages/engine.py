@@ -120,7 +120,7 @@ class Engine:
             for name, pipeline in pipelines.items()
             if pipeline.stream is not None
         }
-        self._far = Far(self._inside, listener.far)
+        self._far = Far(self._inside, listener.far, self._preparation.look)
         self._finishing = Threads(FINISH_THREADS, "finish", listener.idle, loop, first=True)
         self._placing = ThreadPoolExecutor(UPLOAD_THREADS, "place")
 

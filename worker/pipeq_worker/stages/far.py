@@ -1,4 +1,4 @@
-"""FAR: says once a second how far those tasks are that take longer. Beside the stages of a process."""
+"""FAR: looks once a second at the tasks that take longer, and says how far they are. Beside the stages of a process."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ class Far:
     Args:
         tasks: the tasks that are inside.
         said: called with a task that is inside for more than a look, and has come further, and how far it is.
+        also: called with each look; ends what need not wait any longer.
     """
 
-    def __init__(self, tasks: Callable[[], Iterable[Task]], said: Callable[[Task, Progress], None]) -> None:
+    def __init__(
+        self,
+        tasks: Callable[[], Iterable[Task]],
+        said: Callable[[Task, Progress], None],
+        also: Callable[[], None] = lambda: None,
+    ) -> None:
         self._tasks = tasks
+        self._also = also
         self._said = said
         #: What was said last of each task; None of a task that has only been seen.
         self._found: dict[Task, Progress | None] = {}
@@ -49,3 +56,4 @@ class Far:
     def _run(self) -> None:
         while not self._closing.wait(FAR_S):
             self.look()
+            self._also()

@@ -17,6 +17,7 @@ from pipeq_worker.settings.sections import InputSettings, S3Settings
 from pipeq_worker.stores import deadline
 from pipeq_worker.stores.allow import AllowList
 from pipeq_worker.stores.base import Access, Source, StoreError, display
+from pipeq_worker.stores.gate import Gates
 from pipeq_worker.stores.registry import Stores
 from pipeq_worker.stores.signed import Signatures, looks_like_result, sign_objects
 
@@ -53,6 +54,7 @@ class Fetcher:
         self._signatures = signatures
         # A connection pool smaller than the number of threads would discard connections.
         self._stores = Stores(Access(inputs.timeout_s, threads, inputs, s3))
+        self._gates = Gates()
         # The store of https checks its networks and certificates, which must be right even if nothing is allowed yet.
         for scheme in ("https", *self._allow.schemes):
             self._stores.get(scheme)
@@ -82,6 +84,24 @@ class Fetcher:
             _check_digest(data, ref.sha256.lower(), name)
         return data
 
+    def check(self, ref: Ref, *, waits: bool = False) -> None:
+        """Raises if the store of a reference is known to be away now. Opens nothing.
+
+        Args:
+            ref: the reference.
+            waits: whether it has waited for a thread already, as others do for a store that is away.
+
+        Raises:
+            PipeqError: as :meth:`fetch`.
+        """
+        if ref.uri is None or ref.signature is not None:
+            return
+        try:
+            place = self._allow.check(ref.uri)
+            self._gates.of(self._stores.of(ref.uri).server(place)).check(ref_name(ref), waits=waits)
+        except StoreError as error:
+            raise error.of_input() from error
+
     def warm_up(self) -> None:
         """Prepares the stores of allowed schemes, so that the first task does not pay for it."""
         for scheme in self._allow.schemes:
@@ -102,8 +122,10 @@ class Fetcher:
             return
         try:
             place = self._allowed(ref).check(uri)
-            with self._stores.of(uri).open(place, name) as source:
-                yield source
+            store = self._stores.of(uri)
+            gate = self._gates.of(store.server(place))
+            with gate.call(name), store.open(place, name) as source:
+                yield gate.watched(source)
         except StoreError as error:
             raise error.of_input() from error
 

@@ -6,11 +6,12 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import Blame, ErrorCode, PipeqError
 
 from pipeq_worker.models.faults import is_fatal, is_out_of_memory
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.models.running import ADVICE, AllStoppedError, Running
+from pipeq_worker.observe.own_faults import is_own_fault
 from pipeq_worker.observe.traces import trace_of
 from pipeq_worker.schedule.costs import Pass
 from pipeq_worker.stages.task import Item
@@ -59,6 +60,12 @@ def infer(
     except Exception as error:
         if is_fatal(error):
             raise DeviceLostError(f"{type(error).__name__}: {error}") from error
+        if is_own_fault(error) or isinstance(error, FileNotFoundError):
+            # Its halves would fail, too. A pass opens no file that a task names: weights on disk went away.
+            _recover(pipeline)
+            for item in items:
+                item.error = _own_error(pipeline, error)
+            return
         code = ErrorCode.INFERENCE_FAILED
         if is_out_of_memory(error):
             pipeline.release_memory()
@@ -76,6 +83,13 @@ def infer(
                 item.error = output
             else:
                 item.output = output
+
+
+def _own_error(pipeline: Pipeline, error: Exception) -> PipeqError:
+    text = str(error).strip().partition("\n")[0]
+    found = PipeqError(ErrorCode.INFERENCE_FAILED, f"{pipeline.name!r} cannot run here: {type(error).__name__}: {text}")
+    found.traceback, found.blame = trace_of(error), Blame.WORKER
+    return found
 
 
 def late_error(pipeline: Pipeline, item: Item) -> PipeqError | None:

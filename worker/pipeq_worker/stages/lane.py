@@ -7,10 +7,12 @@ preparation that has begun holds that thread's tokenizer.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 from pipeq_worker.stages.budget import Budget
+from pipeq_worker.stages.readers import Readers
 from pipeq_worker.stages.threads import Loop, Threads
+
+#: Threads that unpack the inputs of messages. It takes little time, but may wait for room in the budget.
+UNPACK_THREADS = 2
 
 
 class Lane:
@@ -29,11 +31,14 @@ class Lane:
     ) -> None:
         self.name = name
         self.budget = Budget(max_bytes)
-        self.fetching = ThreadPoolExecutor(fetch_threads, f"fetch-{name}")
+        self.reading = Readers(fetch_threads, f"fetch-{name}")
+        #: For inputs that came with their messages: they must not wait behind a store that is slow, or away.
+        self.unpacking = Readers(UNPACK_THREADS, f"unpack-{name}")
         self.preparing = Threads(prepare_threads, f"prepare-{name}", loop=loop)
 
     def close(self) -> None:
         """Discards queued work, and lets threads that wait for room through, so that they end."""
         self.budget.close()
         self.preparing.close()
-        self.fetching.shutdown(wait=False, cancel_futures=True)
+        self.reading.close()
+        self.unpacking.close()

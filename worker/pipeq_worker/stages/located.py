@@ -18,4 +18,4 @@ class located:  # noqa: N801 - reads as a statement
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if self._where and isinstance(error, PipeqError):
-            raise PipeqError(error.code, self._where + error.message, error.retryable) from error
+            raise error.bare(self._where) from error

@@ -88,6 +88,7 @@ class Preparation:
         self._no_lane = next(iter(self._lanes.values()))
         most = settings.inputs.max_decoded_bytes
         self._fetching = Fetching(fetcher, most, settings.max_items, self._lane, self.hold, self._steps.paused)
+        self._fetcher = fetcher
         #: Held during a step of preparation whose decoded inputs are large.
         self._large = threading.Lock()
         self._closed = False
@@ -124,6 +125,17 @@ class Preparation:
         self._lane(task).budget.add(task.held_bytes, more, self._steps.paused)
         task.held_bytes += more
 
+    def look(self) -> None:
+        """Ends tasks that wait for a thread, and whose store is known to be away: it may keep all threads for long."""
+        for lane in self._lanes.values():
+            for task in lane.reading.waiting():
+                try:
+                    self._check_stores(task, waits=True)
+                except PipeqError as error:
+                    if lane.reading.take_back(task):
+                        task.fail(error)
+                        self._end(task)
+
     # -- stages, in the order of the data's way -----------------------------------------------------------------------
 
     def _accept(self, task: Task) -> None:
@@ -144,7 +156,7 @@ class Preparation:
         task.given = message.inputs
         if self._fetching.has_results(task):
             task.times.reads()
-            self._lane(task).fetching.submit(self._guarded, task, self._fetch_results)
+            self._lane(task).reading.submit(task, partial(self._guarded, task, self._fetch_results))
         else:
             self._read(task)
 
@@ -153,7 +165,7 @@ class Preparation:
             task.times.enters("prepare")
             self._lane(task).preparing.submit(partial(self._guarded, task, self._read))
         else:
-            self._lane(task).fetching.submit(self._guarded, task, self._fetch_results)
+            self._lane(task).reading.submit(task, partial(self._guarded, task, self._fetch_results))
 
     def _read(self, task: Task) -> None:
         pipeline = task.pipeline
@@ -166,7 +178,8 @@ class Preparation:
         check_items(prepare.least_items(task.inputs, task.call.params), self._settings)
         if any(one.slots for one in task.inputs):
             task.times.reads()
-            self._lane(task).fetching.submit(self._guarded, task, self._fetch)
+            self._check_stores(task)
+            self._fetch_soon(task)
         elif task.company is not None:
             task.company.append(task)
         else:
@@ -176,7 +189,7 @@ class Preparation:
         lane = self._lane(task)
         if not self._fetching.fetch(task):
             # Other tasks wait for this thread.
-            lane.fetching.submit(self._guarded, task, self._fetch)
+            self._fetch_soon(task)
             return
         task.times.enters("decode")
         if task.rows is None:
@@ -261,7 +274,7 @@ class Preparation:
                 break
             if item is _FETCH:
                 task.times.enters("fetch")
-                self._lane(task).fetching.submit(self._guarded, task, self._fetch)
+                self._fetch_soon(task)
                 return
             if isinstance(item, Item):
                 if held_up is None:
@@ -285,6 +298,17 @@ class Preparation:
                 go_on()
                 return
         self._end(task)
+
+    def _fetch_soon(self, task: Task) -> None:
+        lane = self._lane(task)
+        is_remote = any(slot.ref.uri is not None for one in task.inputs[task.fetched :] for slot in one.slots)
+        (lane.reading if is_remote else lane.unpacking).submit(task, partial(self._guarded, task, self._fetch))
+
+    def _check_stores(self, task: Task, *, waits: bool = False) -> None:
+        """Raises if the store that a task reads from next is known to be away. Most tasks use one store."""
+        slots = (slot for one in task.inputs[task.fetched :] for slot in one.slots if slot.data is None)
+        if (slot := next(slots, None)) is not None:
+            self._fetcher.check(slot.ref, waits=waits)
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 

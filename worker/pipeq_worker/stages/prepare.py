@@ -46,4 +46,4 @@ def _located(rows: Iterator[Prepared], where: str) -> Iterator[Prepared]:
     except PipeqError as error:
         if not where:
             raise
-        raise PipeqError(error.code, f"{where}: {error.message}", error.retryable) from error
+        raise error.bare(f"{where}: ") from error

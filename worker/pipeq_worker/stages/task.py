@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeq.contract.errors import PipeqError
+from pipeq.contract.errors import Blame, PipeqError
 from pipeq.contract.message import Output, Ref
 from pipeq.contract.status import BatchInfo, Progress
 
@@ -20,6 +20,7 @@ from pipeq_worker.models.call import Call
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.models.running import Row
 from pipeq_worker.models.task_type import Media
+from pipeq_worker.observe.own_faults import is_own_fault
 from pipeq_worker.observe.traces import trace_of
 from pipeq_worker.stages.times import Times
 
@@ -220,6 +221,8 @@ class Task:
         if self.error is None:
             self.error = error.bare()
             self.error.traceback = error.traceback or trace_of(error)
+            if self.error.blame is Blame.TASK and is_own_fault(error):
+                self.error.blame = Blame.WORKER
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ from enum import Enum, auto
 from typing import Any, ClassVar, NamedTuple
 
 from pipeq.contract import shown
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import Blame, ErrorCode, PipeqError
 
 from pipeq_worker.settings.sections import InputSettings, S3Settings
 
@@ -57,24 +57,35 @@ class StoreError(Exception):
         fault: the kind of failure. It decides the error code that a producer sees, and whether the worker tries again.
         sentence: names the object and says what is wrong; without credentials.
         code: the store's own error code, for callers.
+        blame: whose fault it is, so far as that is known.
     """
 
-    def __init__(self, fault: Fault, sentence: str, code: str = "") -> None:
+    def __init__(self, fault: Fault, sentence: str, code: str = "", blame: Blame = Blame.TASK) -> None:
         super().__init__(fault, sentence, code)
         self.fault = fault
         self.sentence = sentence
         self.code = code
+        self.blame = blame
 
     def __str__(self) -> str:
         return self.sentence
 
+    def blamed(self, blame: Blame) -> StoreError:
+        """Returns the same error as somebody else's fault."""
+        return StoreError(self.fault, self.sentence, self.code, blame)
+
     def of_input(self) -> PipeqError:
         """The error for a producer whose input could not be read."""
-        return PipeqError(_INPUT_CODES[self.fault], self.sentence, self.fault is Fault.PASSING)
+        return self._error(_INPUT_CODES[self.fault])
 
     def of_output(self) -> PipeqError:
         """The error for a producer whose result could not be written."""
-        return PipeqError(ErrorCode.OUTPUT_FAILED, self.sentence, self.fault is Fault.PASSING)
+        return self._error(ErrorCode.OUTPUT_FAILED)
+
+    def _error(self, code: ErrorCode) -> PipeqError:
+        error = PipeqError(code, self.sentence, self.fault is Fault.PASSING)
+        error.blame = self.blame
+        return error
 
 
 class Source(NamedTuple):
@@ -204,6 +215,10 @@ class Store(ABC):
         Raises:
             StoreError: it does not exist.
         """
+
+    def server(self, place: Any) -> str:
+        """Returns what answers for a place, as text: when it fails for some places, it fails for all that share it."""
+        return self.scheme
 
     def remove(self, place: Any, name: str) -> None:
         """Removes an object that :meth:`put` has written. For `pipeq worker --check`.

@@ -28,6 +28,12 @@ def fault_in_chain(error: BaseException, fault_of: Callable[[BaseException], Fau
 
 
 def _by_status(error: BaseException) -> Fault | None:
+    status = _status_of(error)
+    return None if status is None else of_status(status)
+
+
+def _status_of(error: BaseException) -> int | None:
+    """The HTTP status of an error that carries one, from 400."""
     for holder, field in (
         (error, "status_code"),
         (getattr(error, "response", None), "status_code"),
@@ -38,8 +44,20 @@ def _by_status(error: BaseException) -> Fault | None:
         if isinstance(status, str) and status.isascii() and status.isdigit():
             status = int(status)
         if isinstance(status, int) and 400 <= status < 600:
-            return of_status(status)
+            return status
     return None
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether a refusal is about the place: the store knows who asks. Otherwise it is about the credentials."""
+    one: BaseException | None = error
+    for _ in range(10):
+        if one is None:
+            break
+        if isinstance(one, PermissionError) or _status_of(one) == 403 or str(one).startswith("Forbidden"):
+            return True
+        one = one.__cause__ or one.__context__
+    return False
 
 
 def of_status(status: int) -> Fault:

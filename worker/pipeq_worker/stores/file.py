@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from pipeq.contract.errors import Blame
+
+from pipeq_worker.observe.own_faults import is_own_fault_of_call
 from pipeq_worker.stores.base import Fault, Prefixes, Source, Store, StoreError, display, is_below
 from pipeq_worker.stores.disk import NotRegularError, open_below, write_below
 
-#: Errors of a disk that may be temporary: full, over quota, a file server that is away.
-_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE})
+#: Errors of a disk that may be temporary: a file server is away. So may those of a worker that lacks something be.
+_PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN})
 
 
 class FilePlace(NamedTuple):
@@ -66,7 +69,7 @@ class File(Store):
         try:
             descriptor = open_below(*place)
         except OSError as error:
-            raise _problem(error, name) from error
+            raise _problem(error, name, place.root) from error
 
         def read(size: int) -> bytes:
             try:
@@ -84,14 +87,20 @@ class File(Store):
         try:
             write_below(*place, data)
         except OSError as error:
-            fault = Fault.PASSING if error.errno in _PASSING else Fault.PERMANENT
-            raise StoreError(fault, f"{name} cannot be written ({error.strerror})") from error
+            is_own = is_own_fault_of_call(error)
+            fault = Fault.PASSING if is_own or error.errno in _PASSING else Fault.PERMANENT
+            blame = Blame.WORKER if is_own else Blame.EITHER if isinstance(error, PermissionError) else Blame.TASK
+            raise StoreError(fault, f"{name} cannot be written ({error.strerror})", blame=blame) from error
 
     def look(self, prefix: str, name: str) -> None:
         if not os.path.exists(prefix):
             raise StoreError(Fault.MISSING, f"{name}: there is no such file or folder")
         if not os.access(prefix, os.R_OK | (os.X_OK if os.path.isdir(prefix) else 0)):
             raise StoreError(Fault.REFUSED, f"{name} cannot be read by this user")
+
+    def server(self, place: FilePlace) -> str:
+        """The folder that an entry allows: each may be another disk."""
+        return f"file://{place.root}"
 
     def remove(self, place: FilePlace, name: str) -> None:
         try:
@@ -114,7 +123,13 @@ def file_path(uri: str) -> str:
     return path
 
 
-def _problem(error: OSError, name: str) -> StoreError:
+def _problem(error: OSError, name: str, root: str = "/") -> StoreError:
+    if is_own_fault_of_call(error):
+        return StoreError(Fault.PASSING, f"{name} cannot be read ({error.strerror})", blame=Blame.WORKER)
+    if isinstance(error, FileNotFoundError) and not os.path.isdir(root):
+        # For instance a disk that is not mounted here.
+        reason = f"{name} does not exist on this worker's disk, nor does the folder that it is allowed to read there"
+        return StoreError(Fault.MISSING, reason, blame=Blame.EITHER)
     if isinstance(error, IsADirectoryError):
         return StoreError(Fault.MISSING, f"{name} is a folder, not a file")
     if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ENAMETOOLONG:
@@ -124,5 +139,5 @@ def _problem(error: OSError, name: str) -> StoreError:
     if error.errno == errno.ELOOP:
         return StoreError(Fault.REFUSED, f"{name} became a symbolic link while it was opened")
     if isinstance(error, PermissionError):
-        return StoreError(Fault.REFUSED, f"this worker's user may not read {name}")
+        return StoreError(Fault.REFUSED, f"this worker's user may not read {name}", blame=Blame.EITHER)
     return StoreError(Fault.PASSING, f"{name} cannot be read ({error.strerror})")

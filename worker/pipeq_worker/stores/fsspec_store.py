@@ -16,12 +16,14 @@ from queue import Empty, SimpleQueue
 from typing import Any, ClassVar
 
 from pipeq.contract import shown
+from pipeq.contract.errors import Blame
 from pipeq.contract.extras import require
 from pipeq.contract.schemes import SCHEMES
 
+from pipeq_worker.observe.own_faults import is_own_fault_of_call
 from pipeq_worker.stores import deadline
 from pipeq_worker.stores.base import Access, Fault, Source, StoreError
-from pipeq_worker.stores.faults import fault_in_chain
+from pipeq_worker.stores.faults import fault_in_chain, is_forbidden
 from pipeq_worker.stores.objects import ObjectPlace, ObjectStore
 
 #: Number of bytes that one request asks for.
@@ -39,6 +41,8 @@ class FsspecStore(ObjectStore):
 
     #: Fields of an object's information; at least one of them changes whenever the content changes.
     version_fields: ClassVar[tuple[str, ...]]
+    #: Whether a refusal says that the credentials are wrong, unless it says that this place is forbidden to them.
+    knows_credentials: ClassVar[bool] = True
     #: More arguments for ``info``.
     info_options: ClassVar[dict[str, Any]] = {}
 
@@ -238,7 +242,14 @@ class FsspecStore(ObjectStore):
             Fault.REFUSED: f"refused this worker's credentials ({kind})",
             Fault.PASSING: f"failed for now ({said})",
         }.get(fault, f"does not take the request ({said})")
-        return StoreError(fault, f"{name}: the store {reason}", kind)
+        return StoreError(fault, f"{name}: the store {reason}", kind, self._blame(fault, error))
+
+    def _blame(self, fault: Fault, error: Exception) -> Blame:
+        if is_own_fault_of_call(error):
+            return Blame.WORKER
+        if fault is not Fault.REFUSED:
+            return Blame.TASK
+        return Blame.WORKER if self.knows_credentials and not is_forbidden(error) else Blame.EITHER
 
 
 def _path(place: ObjectPlace) -> str:

@@ -20,6 +20,8 @@ class Hf(FsspecStore):
 
     scheme = "hf"
     bucket = "repository"
+    # The Hub says the same of a repository that is private and of one that does not exist.
+    knows_credentials = False
     version_fields = ("blob_id", "xet_hash", "tree_id")
     # Asks for this file alone, and not for a listing of its folder.
     info_options = {"refresh": True, "expand_info": True}  # noqa: RUF012 - never changed

@@ -16,9 +16,10 @@ from urllib.parse import urljoin
 
 import urllib3
 from pipeq.contract import shown
-from pipeq.contract.errors import SettingsError
+from pipeq.contract.errors import Blame, SettingsError
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 
+from pipeq_worker.observe.own_faults import is_own_fault_of_call
 from pipeq_worker.stores.addresses import Network, is_public
 from pipeq_worker.stores.base import Access, Fault, Prefixes, Source, Store, StoreError, display, is_below
 from pipeq_worker.stores.deadline import TimedHttpsPool, look_up
@@ -102,6 +103,9 @@ class Https(Store):
             # A connection that was read to the end is back in its pool by now; any other one cannot be reused.
             response.close()
 
+    def server(self, place: HttpsPlace) -> str:
+        return f"https://{place.url.netloc}"
+
     def close(self) -> None:
         self._pools.clear()
 
@@ -152,7 +156,8 @@ class Https(Store):
             found = look_up(url.host, url.port, self._access.timeout_s)
         except (OSError, UnicodeError) as error:
             reason = f"{name} cannot be reached: {url.host} has no address ({shown.line(str(error))})"
-            raise StoreError(Fault.PASSING, reason) from error
+            blame = Blame.WORKER if is_own_fault_of_call(error) else Blame.TASK
+            raise StoreError(Fault.PASSING, reason, blame=blame) from error
         # Only link-local addresses have a scope ("%eth0"); they are checked without it.
         addresses = list(dict.fromkeys(address.partition("%")[0] for address in found))
         for address in addresses:
@@ -217,4 +222,5 @@ def _unavailable(name: str, error: Exception) -> StoreError:
         reason = f"{name}: its certificate is not trusted ({shown.line(str(error))}); see [inputs] ca_bundle"
     else:
         reason = f"{name} cannot be read ({type(error).__name__})"
-    return StoreError(Fault.PERMANENT if certificate else Fault.PASSING, reason)
+    blame = Blame.WORKER if is_own_fault_of_call(error) else Blame.TASK
+    return StoreError(Fault.PERMANENT if certificate else Fault.PASSING, reason, blame=blame)

@@ -9,7 +9,9 @@ from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from pipeq.contract import shown
+from pipeq.contract.errors import Blame
 
+from pipeq_worker.observe.own_faults import has_no_address, is_own_fault_of_call
 from pipeq_worker.stores.base import Access, Fault, Source, StoreError
 from pipeq_worker.stores.objects import ObjectPlace, ObjectStore
 
@@ -30,8 +32,18 @@ _THROTTLED = frozenset(
         "BandwidthLimitExceeded",
     }
 )
-#: Codes with which S3 refuses credentials under another status than 403.
-_REFUSED = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})
+#: Codes with which S3 refuses the credentials themselves, under whatever status. Any other refusal is about the place.
+_REFUSED = frozenset(
+    {
+        "AuthorizationHeaderMalformed",
+        "ExpiredToken",
+        "InvalidAccessKeyId",
+        "InvalidToken",
+        "RequestTimeTooSkewed",
+        "SignatureDoesNotMatch",
+        "TokenRefreshRequired",
+    }
+)
 
 
 class S3(ObjectStore):
@@ -103,6 +115,11 @@ class S3(ObjectStore):
                 self._client = self._build()
             return self._client
 
+    def _forget(self) -> None:
+        """Has the next call make a new client: credentials are looked for only then, and may be there by now."""
+        with self._lock:
+            self._client = None  # not closed, because other threads may use it
+
     def _build(self) -> S3Client:
         # Imported here, so that a worker whose inputs are all inline or on disk does not pay for it.
         import boto3
@@ -140,28 +157,36 @@ class S3(ObjectStore):
         except StoreError:
             raise
         except aws.ClientError as error:
-            raise _from_answer(error, name) from error
+            found = _from_answer(error, name)
+            if found.blame is Blame.WORKER:
+                self._forget()
+            raise found from error
         except (aws.HTTPClientError, aws.ConnectionError, urllib3.exceptions.HTTPError, OSError) as error:
             reason = f"cannot be reached ({self._line(error)})"
-            raise _failed(Fault.PASSING, reason, type(error).__name__, name) from error
+            # A name that nobody knows is a wrong setting, and not an outage.
+            is_own = is_own_fault_of_call(error) or has_no_address(error)
+            blame = Blame.WORKER if is_own else Blame.TASK
+            raise _failed(Fault.PASSING, reason, type(error).__name__, name, blame) from error
         except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound) as error:
+            self._forget()
             reason = f"cannot be asked: this worker has no AWS credentials ({self._line(error)})"
-            raise _failed(Fault.REFUSED, reason, type(error).__name__, name) from error
-        except (
-            aws.IncompleteReadError,
-            aws.FlexibleChecksumError,
-            aws.CredentialRetrievalError,
-            aws.MetadataRetrievalError,
-        ) as error:
+            raise _failed(Fault.REFUSED, reason, type(error).__name__, name, Blame.WORKER) from error
+        except (aws.CredentialRetrievalError, aws.MetadataRetrievalError) as error:
+            reason = f"cannot be asked: this worker gets no AWS credentials now ({self._line(error)})"
+            raise _failed(Fault.PASSING, reason, type(error).__name__, name, Blame.WORKER) from error
+        except (aws.IncompleteReadError, aws.FlexibleChecksumError) as error:
             raise _failed(Fault.PASSING, f"failed for now ({self._line(error)})", type(error).__name__, name) from error
         except (aws.BotoCoreError, ValueError) as error:
             # botocore raises ValueError for a malformed endpoint URL.
             reason = f"cannot be asked for this ({self._line(error)})"
-            raise _failed(Fault.PERMANENT, reason, type(error).__name__, name) from error
+            is_setting = isinstance(error, aws.NoRegionError) or not isinstance(error, aws.BotoCoreError)
+            blame = Blame.WORKER if is_setting else Blame.TASK
+            raise _failed(Fault.PERMANENT, reason, type(error).__name__, name, blame) from error
         except Exception as error:
             # botocore raises anything for answers that are not S3's, for instance RecursionError for a redirect loop.
             reason = f"answers with what is no answer of S3 ({type(error).__name__})"
-            raise _failed(Fault.PASSING, reason, type(error).__name__, name) from error
+            blame = Blame.WORKER if is_own_fault_of_call(error) else Blame.TASK
+            raise _failed(Fault.PASSING, reason, type(error).__name__, name, blame) from error
 
     def _line(self, error: Exception) -> str:
         text = str(error)
@@ -191,8 +216,8 @@ def _keep_to_deadlines() -> None:
             pool.ConnectionCls = type(f"Timed{connection.__name__}", (TimedExpecting, connection), {})
 
 
-def _failed(fault: Fault, reason: str, code: str, name: str) -> StoreError:
-    return StoreError(fault, f"{name}: the store {reason}", code)
+def _failed(fault: Fault, reason: str, code: str, name: str, blame: Blame = Blame.TASK) -> StoreError:
+    return StoreError(fault, f"{name}: the store {reason}", code, blame)
 
 
 def _from_answer(error: Exception, name: str) -> StoreError:
@@ -204,8 +229,11 @@ def _from_answer(error: Exception, name: str) -> StoreError:
     if status in (429, 408) or status >= 500 or code in _THROTTLED:
         return _failed(Fault.PASSING, f"failed for now ({said})", code, name)
     if status == 404 or code in ("NoSuchKey", "NoSuchBucket"):
-        return _failed(Fault.MISSING, f"does not have it ({said})", code, name)
+        # A bucket that is not there may be one of another server.
+        blame = Blame.EITHER if code == "NoSuchBucket" else Blame.TASK
+        return _failed(Fault.MISSING, f"does not have it ({said})", code, name, blame)
     if status in (401, 403) or code in _REFUSED:
         # Without the message, because AWS names the account and the role in it, which producers must not see.
-        return _failed(Fault.REFUSED, f"refused this worker's credentials ({code})", code, name)
+        blame = Blame.WORKER if status == 401 or code in _REFUSED else Blame.EITHER
+        return _failed(Fault.REFUSED, f"refused this worker's credentials ({code})", code, name, blame)
     return _failed(Fault.PERMANENT, f"does not take the request ({said})", code, name)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from pipeq.contract import schemes
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import Blame, ErrorCode, PipeqError
 
 from pipeq_worker.settings.sections import ResultSettings, S3Settings
 from pipeq_worker.stores import deadline, registry
 from pipeq_worker.stores.allow import AllowList
 from pipeq_worker.stores.base import Access, StoreError, display
+from pipeq_worker.stores.gate import Gates
 from pipeq_worker.stores.registry import Stores
 
 #: How long one connect or read of the store may take, in seconds.
@@ -36,7 +37,10 @@ class Writer:
         own = (results.store,) if results.store else ()
         self._producers = AllowList(results.allow, "[results] allow")
         self._all = AllowList((*results.allow, *own), "[results] allow")
+        #: A place that the worker chose itself is nothing that a task could get wrong.
+        self._own = AllowList(own, "[results] store")
         self._stores = Stores(Access(_TIMEOUT_S, _CONNECTIONS, s3=s3))
+        self._gates = Gates()
         for scheme in self._all.schemes:
             self._stores.get(scheme)
 
@@ -44,9 +48,14 @@ class Writer:
         """Checks that a producer may have its output written to a URI: it must lie below ``[results] allow``.
 
         Raises:
-            PipeqError: ``input_forbidden``, with the line to add to the settings.
+            PipeqError: ``input_forbidden``, with the line to add to the settings; ``output_failed`` if the store is
+                away now, so that nothing is computed that could not be written.
         """
-        _locate(self._producers, uri)
+        place = _locate(self._producers, uri)
+        try:
+            self._gates.of(self._stores.of(uri).server(place)).check(display(uri))
+        except StoreError as error:
+            raise error.of_output() from error
 
     def put(self, uri: str, data: bytes, media_type: str) -> None:
         """Writes an object completely or not at all; an existing one is replaced.
@@ -63,10 +72,13 @@ class Writer:
         if uri.endswith("/"):
             raise PipeqError(ErrorCode.OUTPUT_FAILED, f"{name} names a folder, not an object", False)
         try:
-            with deadline.within(_WRITE_S):
-                self._stores.of(uri).put(place, data, media_type, name)
+            store = self._stores.of(uri)
+            gate = self._gates.of(store.server(place))
+            with deadline.within(_WRITE_S), gate.call(name, may_be_silent=True):
+                store.put(place, data, media_type, name)
         except StoreError as error:
-            raise error.of_output() from error
+            is_own = error.blame is Blame.EITHER and self._is_own(uri)
+            raise (error.blamed(Blame.WORKER) if is_own else error).of_output() from error
 
     def remove(self, uri: str) -> None:
         """Removes an object that :meth:`put` has written.
@@ -78,6 +90,13 @@ class Writer:
             self._stores.of(uri).remove(_locate(self._all, uri), display(uri))
         except StoreError as error:
             raise error.of_output() from error
+
+    def _is_own(self, uri: str) -> bool:
+        try:
+            self._own.check(uri)
+        except StoreError:
+            return False
+        return True
 
     def close(self) -> None:
         """Closes the connections to the stores."""

@@ -19,6 +19,8 @@ def allows(rules: dict[str, Any], value: Any) -> bool:
         return "null" in rules["type"]
     if isinstance(value, str):
         return "string" in rules["type"] and rules["minLength"] <= len(value) <= rules["maxLength"]
+    if isinstance(value, list):
+        return "array" in rules["type"] and len(value) <= rules["maxItems"]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if is_number and "integer" in rules["type"]:
         return isinstance(value, int) and rules["minimum"] <= value <= rules["maximum"]
@@ -31,3 +33,11 @@ def allows(rules: dict[str, Any], value: Any) -> bool:
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: repr(value)[:20])
 def test_the_schema_and_the_worker_agree(name: str, value: Any) -> None:
     assert (protocol.broken_headers({name: value}, {}) is None) == allows(PROPERTIES[name], value)
+
+
+@pytest.mark.parametrize(
+    ("value", "is_right"),
+    [(["w"] * 100, True), (["w"] * 101, False), (["x" * 301], False), ([5], False), ([None], False)],
+)
+def test_names_of_workers(value: list[Any], is_right: bool) -> None:
+    assert (protocol.broken_headers({"refused_by": value}, {}) is None) == is_right

@@ -47,6 +47,9 @@ class SlowStore(Fetcher):
     def warm_up(self) -> None:
         pass
 
+    def check(self, ref: Ref, *, waits: bool = False) -> None:
+        """No store is known to be away."""
+
     def fetch(self, ref: Ref, reserve: Callable[[int], None] = lambda size: None) -> bytes:
         data = image_bytes(picture(8, 8), "PNG")
         reserve(len(data))

@@ -1,0 +1,129 @@
+"""A worker's own faults: tasks go to another worker, the worker takes none for a while, and says why."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from pipeq import Client, Ref, State
+from pipeq.contract import keys
+from pipeq.demo import embedded
+
+from tests import tiny_models
+from tests.worker_process import worker
+
+PIPELINE, CONSTANT = "text-classification", "constant"
+TASKS = int(os.environ.get("S3_TASKS", "1000"))
+#: No credentials: neither in the environment, nor in a file, nor from a machine's role.
+WITHOUT = {
+    "AWS_ACCESS_KEY_ID": "",
+    "AWS_SECRET_ACCESS_KEY": "",
+    "AWS_SESSION_TOKEN": "",
+    "AWS_SHARED_CREDENTIALS_FILE": "/nowhere/credentials",
+    "AWS_CONFIG_FILE": "/nowhere/config",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+def end_quietly(error: BaseException, pubsub: object, thread: Any) -> None:
+    """The server ends before the listener if the test fails."""
+    thread.stop()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.timeout(600)
+def test_a_worker_without_credentials_beside_a_good_one(
+    redis_url: str, tiny: Path, tmp_path: Path, s3_server: embedded.S3Server
+) -> None:
+    model = tiny_models.build("classifier", tiny)
+    s3_server.client().put_object(Bucket="inputs", Key="own/a.txt", Body=b"the quick fox")
+    arguments = (f"{PIPELINE}={model}", "--allow", "s3://inputs/")
+    env = {"retry_backoff_s": 0.5, "own_fault_pause_s": 1, "prefetch": 64}
+    with (
+        worker(tmp_path, redis_url, *arguments, **env, **s3_server.env()) as good,
+        worker(tmp_path, redis_url, *arguments, **env, **{**s3_server.env(), **WITHOUT}) as bad,
+        Client(redis_url) as client,
+        redis.Redis.from_url(redis_url) as db,
+    ):
+        wait_for(lambda: any(queue.workers == 2 for queue in client.queues()), 240)
+        published: Counter[str] = Counter()
+        listener = db.pubsub(ignore_subscribe_messages=True)
+        ended = [f'"status": "{word}"' for word in ("SUCCESS", "FAILURE")] + ['"status":"SUCCESS"']
+        listener.psubscribe(
+            **{
+                "celery-task-meta-*": lambda message: published.update(
+                    [message["channel"]] if any(one.encode() in message["data"] for one in ended) else []
+                )
+            }
+        )
+        thread = listener.run_in_thread(sleep_time=0.05, daemon=True, exception_handler=end_quietly)
+        ids = client.submit_many(PIPELINE, [Ref("s3://inputs/own/a.txt")] * TASKS)
+        began = time.monotonic()
+        wait_for(lambda: any(queue.deaf for queue in client.queues()), 60)
+        (queue,) = client.queues()
+        (reason,) = queue.deaf.values()
+        states = Counter(client.wait(task, timeout_s=300).state for task in ids)
+        print(f"{TASKS} tasks took {time.monotonic() - began:.1f} s")
+        assert states == {State.SUCCEEDED: TASKS}
+        thread.stop()
+        thread.join()
+        assert sorted(published.values()) == [1] * TASKS
+        assert {status.worker.split("-")[1] for status in client.status_many(ids)} == {str(good.process.pid)}
+        assert all(status.attempts == 1 for status in client.status_many(ids))
+        assert "no AWS credentials" in reason
+        assert bad.text().count("no messages are taken from text-classification") == 1
+        assert good.text().count("no messages are taken") == 0
+        assert db.zcard(keys.waiting_key(PIPELINE)) == 0
+
+
+def test_a_worker_that_gets_its_credentials_late(redis_url: str, tmp_path: Path, s3_server: embedded.S3Server) -> None:
+    """It cannot write what it computes, and leaves the tasks to the other one; when it can, it takes tasks again."""
+    file = tmp_path / "credentials"
+    late = {**s3_server.env(), **WITHOUT, "AWS_SHARED_CREDENTIALS_FILE": str(file)}
+    late = {name: value for name, value in late.items() if "KEY" not in name and "TOKEN" not in name}
+    env = {
+        "retry_backoff_s": 0.2,
+        "own_fault_pause_s": 0.5,
+        "retry_backoff_max_s": 1,
+        "RESULTS__ALLOW": "s3://results/",
+    }
+    env = {f"PIPEQ_{name.upper()}": value for name, value in env.items()}
+    output = {"output": "s3://results/own/"}
+    with ExitStack() as stack:
+        client = stack.enter_context(Client(redis_url))
+        without = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("AWS_")}
+        stack.callback(os.environ.update, without)
+        bad = stack.enter_context(worker(tmp_path, redis_url, CONSTANT, **env, **late))
+        bad.wait_ready(client, CONSTANT)
+        assert "results.allow: s3://results/ cannot be used now: " in bad.text()
+        # Alone, it keeps what it cannot do for a worker that can.
+        ids = client.submit_many(CONSTANT, range(100), **output)
+        wait_for(lambda: bool(client.queues()[0].deaf))
+        wait_for(lambda: client.queues()[0].in_flight == 0)
+        states = Counter(status.state for status in client.status_many(ids))
+        assert states.keys() <= {State.QUEUED, State.RETRYING}
+        good = stack.enter_context(worker(tmp_path, redis_url, CONSTANT, **env, **s3_server.env()))
+        assert Counter(client.wait(task, timeout_s=120).state for task in ids) == {State.SUCCEEDED: 100}
+        assert "results.allow: s3://results/ is in order" in good.text()
+        assert good.stop() == 0
+        file.write_text(
+            f"[default]\naws_access_key_id = {s3_server.access_key}\naws_secret_access_key = {s3_server.secret_key}\n"
+        )
+        more = client.submit_many(CONSTANT, range(100), **output)
+        assert Counter(client.wait(task, timeout_s=120).state for task in more) == {State.SUCCEEDED: 100}
+        wait_for(lambda: not client.queues()[0].deaf)
+        assert bad.text().count("no messages are taken from constant: 5 tasks in a row failed by a fault of") == 1
+        assert bad.text().count("messages are taken from constant again") == 1
