@@ -81,7 +81,7 @@ def test_it_is_told_what_happens(redis_url: str, tmp_path: Path) -> None:
     assert ["task_accepted", good, "constant"] in events
     assert {event[3] for event in events if event[0] == "stage_ended" and event[1] == good} == {
         "prepare",
-        "batch",
+        "wait_device",
         "infer",
         "deliver",
     }

@@ -320,6 +320,7 @@ def test_queues_as_json(client: Client) -> None:
         "workers": 1,
         "dead": 0,
         "deaf": {},
+        "unlike": {},
         "running": 0,
         "drain_s": None,
         "loading": 0,

@@ -43,6 +43,9 @@ class Worker:
     def most(self, queue: str) -> int:
         return self.most_held
 
+    def takes(self, queue: str) -> bool:
+        return self.serves
+
     def is_idle(self) -> bool:
         return self.serves and not self.leases.held()[0]
 

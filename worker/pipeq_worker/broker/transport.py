@@ -155,7 +155,7 @@ class Channel(kombu_redis.Channel):
     - ``queue_bytes``: bytes of messages of each queue that may be inside.
     - ``queue_body_bytes``: queue -> bytes of its largest body, unpacked.
     - ``max_deaths``: so many workers may die of one message.
-    - ``hung_s``: an event loop that has not taken a message for so long hangs.
+    - ``hung_s``: an event loop that has not taken a message for so long, and for a minute, hangs.
     - ``content_types``: of bodies. Without it, all that the app accepts.
     - ``shared_queues``: queues whose lower priorities get a share of each reserve. In all others, the order is strict.
     - ``redis_arguments``: more arguments of redis-py's connections.
@@ -232,7 +232,9 @@ class Channel(kombu_redis.Channel):
             (self._no_ack.add if no_ack else self._no_ack.discard)(queue)
             if self.reserver is None:
                 self.leases.start()
-                terms = Terms(self._wanted, lambda queue: queue in self.shared_queues, float(self.hung_s))
+                # No sooner than that, because an event loop that waits for Redis looks the same.
+                stalled_s = max(STALLED_S, float(self.hung_s))
+                terms = Terms(self._wanted, lambda queue: queue in self.shared_queues, stalled_s)
                 self.reserver = Reserver(self.leases, _connection_of(self._connparams()), terms)
             self.reserver.take_from(tuple(self.active_queues))
         return reply

@@ -38,6 +38,7 @@ DOES_NOT_COUNT: dict[str, Any] = {
     "max_item_bytes": 5,
     "max_input_tokens": 5,
     "max_wait_ms": 0,
+    "timeout_s": 5,
     "weight": 2,
     "continuous": True,
     "max_cache_bytes": 5,
