@@ -29,12 +29,6 @@ def db(valkey_url: str) -> Iterator[redis.Redis]:
         yield db
 
 
-@pytest.fixture
-def client(db: redis.Redis, valkey_url: str) -> Iterator[Client]:
-    with Client(valkey_url) as client:
-        yield client
-
-
 def submit(client: Client, count: int = 1) -> list[str]:
     return client.submit_many(PIPELINE, range(count), check=False)
 

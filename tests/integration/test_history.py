@@ -30,12 +30,6 @@ def db(valkey_url: str) -> Iterator[redis.Redis]:
         yield db
 
 
-@pytest.fixture
-def client(db: redis.Redis, valkey_url: str) -> Iterator[Client]:
-    with Client(valkey_url) as client:
-        yield client
-
-
 class Workers:
     """What workers do with one task, with their own code for marks and records."""
 

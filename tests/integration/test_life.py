@@ -33,12 +33,6 @@ def db(valkey_url: str) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def client(db: redis.Redis, valkey_url: str) -> Iterator[Client]:
-    with Client(valkey_url) as client:
-        yield client
-
-
-@pytest.fixture
 def host(db: redis.Redis, valkey_url: str) -> Iterator[Host]:
     host = Host(valkey_url, PIPELINE, retry_backoff_s=1000)
     yield host
