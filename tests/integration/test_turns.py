@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,15 +76,25 @@ def refs(name: str, count: int) -> list[dict[str, str]]:
 
 
 def both(one: Front, smalls: int = 5) -> tuple[Task, list[Task]]:
-    """Submits a large task, and small ones once it has begun; waits for all."""
+    """Submits a large task, and small ones once it has begun; waits for all.
+
+    Each small one has its place in the queue of the thread that fetches before the next input is read. Otherwise this
+    would be a race: reading takes no time here, and may go through hundreds of inputs before the thread that accepts
+    tasks gets Python's lock.
+    """
     numbers = itertools.count(2)
     small: list[Task] = []
     read = one.files._on_read
+    reading = one.preparation._lanes["texts"].reading
 
     def on_read(uri: str) -> None:
         read(uri)
         if "large" in uri and len(small) < smalls:
             small.append(one.submit(refs("small", 1), number=next(numbers)))
+            until = time.monotonic() + 60
+            while small[-1] not in reading.waiting():
+                assert time.monotonic() < until
+                time.sleep(0.001)
 
     one.files._on_read = on_read
     large = one.submit(refs("large", MANY), number=1)
