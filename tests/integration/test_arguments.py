@@ -338,7 +338,7 @@ def test_a_cancel_of_nothing_says_so(client: Client) -> None:
 
 @pytest.mark.usefixtures("db")
 def test_a_wait_for_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeq.cli.commands.UNKNOWN_S", 0.2)
+    monkeypatch.setattr("pipeq.cli.results.UNKNOWN_S", 0.2)
     done = run("result", "nonsense", "--wait")
     assert (done.exit_code, done.stdout) == (4, "")
     assert "task nonsense was never seen" in done.stderr

@@ -6,18 +6,19 @@ import click
 
 from pipeq.cli.group import EXIT_CODES, LazyCommand, LazyGroup
 
-_CLIENT = "pipeq.cli.commands"
+_TASKS = "pipeq.cli.tasks"
 _OPERATOR = "pipeq.cli.retire"
 
 
 @click.group(
     cls=LazyGroup,
     lazy={
-        "submit": LazyCommand(_CLIENT, "Queue a task for each INPUT and print its id."),
-        "result": LazyCommand(_CLIENT, "Print a task's output as JSON."),
-        "status": LazyCommand(_CLIENT, "Show how tasks fare."),
-        "cancel": LazyCommand(_CLIENT, "Take tasks back, unless they have ended."),
-        "queues": LazyCommand(_CLIENT, "Show every pipeline's queue."),
+        "submit": LazyCommand("pipeq.cli.submit", "Queue a task for each INPUT and print its id."),
+        "wait": LazyCommand(_TASKS, "Wait until tasks have ended, and print the state of each when it has."),
+        "result": LazyCommand(_TASKS, "Print the output of tasks as JSON, a line for each, in the order of the ids."),
+        "status": LazyCommand(_TASKS, "Show how tasks fare."),
+        "cancel": LazyCommand(_TASKS, "Take tasks back, unless they have ended."),
+        "queues": LazyCommand("pipeq.cli.queues", "Show every pipeline's queue."),
         "dead": LazyCommand("pipeq.cli.dead", "List dead letters, send them again, or drop them."),
         "purge": LazyCommand(_OPERATOR, "End every task that waits for a pipeline."),
         "forget": LazyCommand(_OPERATOR, "Take a retired pipeline off the list of known ones."),

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pipeq.contract import shown
-from pipeq.contract.errors import ErrorCode, PipeqError, RedisUnavailableError, WaitTimeoutError
+from pipeq.contract.errors import ErrorCode, PipeqError, ReadError, RedisUnavailableError, WaitTimeoutError
 
 #: Entry points of this group are commands of ``pipeq``. The worker's commands come this way, because we never import
 #: it.
@@ -133,7 +133,7 @@ def exit_code(error: PipeqError) -> int:
         return REDIS_UNREACHABLE
     if isinstance(error, WaitTimeoutError):
         return NOT_FINISHED
-    cannot_be_read = error.code in (ErrorCode.OUTPUT_FAILED, ErrorCode.INPUT_FORBIDDEN)
+    cannot_be_read = error.code == ErrorCode.OUTPUT_FAILED or isinstance(error, ReadError)
     return TASK_FAILED if cannot_be_read else REFUSED
 
 

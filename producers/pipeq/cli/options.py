@@ -27,6 +27,30 @@ redis_url_option = click.option(
 json_lines = click.option("--json", "in_json", is_flag=True, help="Print JSON, one object a line.")
 
 
+def _parse_timeout(_: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    # Checked before anything is submitted. click's own range would accept NaN.
+    try:
+        return checks.seconds(str(option.name), value)
+    except PipeqError as error:
+        raise click.BadParameter(error.message) from error
+
+
+wait_option = click.option("--wait", is_flag=True, help="Wait until every task has ended.")
+timeout_option = click.option(
+    "--timeout",
+    type=float,
+    callback=_parse_timeout,
+    metavar="S",
+    help="Wait at most this many seconds; implies --wait.",
+)
+allow_option = click.option(
+    "--allow",
+    multiple=True,
+    metavar="URI",
+    help="Read results below this prefix, such as s3://results/ (your workers' store); may be repeated. "
+    "Default: PIPEQ_CLIENT_ALLOW.",
+)
+
 #: Unit of a length of time -> seconds.
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 

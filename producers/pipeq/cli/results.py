@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -13,24 +13,52 @@ from pipeq.client import Client
 from pipeq.contract.errors import PipeqError, WaitTimeoutError
 from pipeq.contract.status import State, TaskStatus
 
+#: How long an unknown id is waited for if no time is given, in seconds.
+UNKNOWN_S = 10.0
 
-def print_results(client: Client, ids: Sequence[str], timeout: float | None, in_json: bool, *, fetch: bool) -> int:
+
+def ended(client: Client, ids: Sequence[str], timeout: float | None) -> Iterator[TaskStatus]:
+    """Yields the status of each task when it has ended, in the order of their ends.
+
+    Without a timeout, an id that is still unknown after 10 seconds is given up, and its status yielded as it is: a
+    stock Celery producer's task is unknown until a worker runs it.
+
+    Raises:
+        WaitTimeoutError: some did not end in time.
+    """
+    if timeout is not None or not any(one.state is State.UNKNOWN for one in client.status_many(ids)):
+        yield from client.as_completed(ids, timeout)
+        return
+    left = dict.fromkeys(ids)
+    try:
+        for status in client.as_completed(ids, UNKNOWN_S):
+            del left[status.id]
+            yield status
+    except WaitTimeoutError:
+        statuses = client.status_many(left)
+        yield from (one for one in statuses if one.state is State.UNKNOWN)
+        yield from client.as_completed([one.id for one in statuses if one.state is not State.UNKNOWN])
+
+
+def print_results(
+    client: Client, ids: Sequence[str], timeout: float | None, in_json: bool, *, fetch: bool = True
+) -> int:
     """Waits for tasks, and prints a line for each, in order; a line is printed as soon as those before it are.
 
     Returns:
         The exit code.
     """
-    ended: dict[str, TaskStatus] = {}
+    found: dict[str, TaskStatus] = {}
     codes = [OK]
     left = iter(ids)
     current = next(left, None)
     try:
         with LateProgress(len(ids)) as progress:
-            for status in client.as_completed(ids, timeout):
-                ended[status.id] = status
+            for status in ended(client, ids, timeout):
+                found[status.id] = status
                 progress.advance()
-                while current in ended:
-                    codes.append(_print_result(client, ended[current], in_json, fetch))
+                while current in found:
+                    codes.append(print_result(client, found[current], in_json, fetch=fetch))
                     current = next(left, None)
     except (WaitTimeoutError, KeyboardInterrupt) as error:
         if isinstance(error, WaitTimeoutError):
@@ -39,12 +67,18 @@ def print_results(client: Client, ids: Sequence[str], timeout: float | None, in_
             say("interrupted", "the tasks go on")
         rest = [current, *left] if current is not None else []
         # The others are read once more, so that their ids are not lost; some may have ended behind a slow one.
-        codes += [_print_result(client, status, in_json, fetch) for status in client.status_many(rest)]
+        codes += [print_result(client, status, in_json, fetch=fetch) for status in client.status_many(rest)]
     return worst(codes)
 
 
-def _print_result(client: Client, status: TaskStatus, in_json: bool, fetch: bool) -> int:
-    """Prints one line on stdout for any outcome; the reason for a missing result goes to stderr."""
+def print_result(client: Client, status: TaskStatus, in_json: bool, *, fetch: bool = True, null: bool = True) -> int:
+    """Prints one line on stdout for any outcome, or with ``null`` unset only for a result.
+
+    The reason for a missing result goes to stderr.
+
+    Returns:
+        The exit code.
+    """
     code = state_code(status)
     if in_json:
         click.echo(status_json(status))
@@ -58,7 +92,8 @@ def _print_result(client: Client, status: TaskStatus, in_json: bool, fetch: bool
             code = exit_code(error)
     else:
         say_why(status)
-    click.echo(as_json(output))
+    if null or code == OK:
+        click.echo(as_json(output))
     return code
 
 

@@ -213,7 +213,7 @@ class LateProgress:
         with self._lock:
             self._done, self._total = done, total
             if self._bar is not None and self._row is not None:
-                self._bar.update(self._row, completed=done, total=total)
+                self._bar.update(self._row, completed=done, total=total or None)
 
     def _show(self) -> None:
         from rich.console import Console
@@ -232,5 +232,5 @@ class LateProgress:
                 # Results that go into a pipe must stay there; on the same terminal they are printed above the bar.
                 redirect_stdout=sys.stdout.isatty(),
             )
-            self._row = self._bar.add_task(self._title, total=self._total, completed=self._done)
+            self._row = self._bar.add_task(self._title, total=self._total or None, completed=self._done)
             self._bar.start()

@@ -326,6 +326,7 @@ def _loaded(pipeline: Pipeline) -> protocol.Loaded:
         pipeline.is_loaded,
         pipeline.can_unload,
         dict(pipeline.identity),
+        list(pipeline.parameters),
     )
 
 

@@ -186,6 +186,8 @@ class Loaded(msgspec.Struct, tag="loaded", array_like=True, frozen=True):
     can_unload: bool = False
     #: What decides its answers: aspect -> a short text.
     identity: dict[str, str] = {}
+    #: The names of the parameters that a task may give.
+    parameters: list[str] = []
 
 
 class Ends(msgspec.Struct, tag="ends", array_like=True, frozen=True):

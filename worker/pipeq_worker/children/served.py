@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Self
+from typing import Any, Self
 
 from pipeq.contract.status import ModelInfo
 
 from pipeq_worker.children import protocol
 from pipeq_worker.models.pipeline import BatchLimits
+from pipeq_worker.models.task_types import find
 from pipeq_worker.schedule.costs import Pass
 
 
@@ -27,6 +28,8 @@ class Served:
     first_passes: tuple[Pass, ...] = ()
     #: What decides its answers: aspect -> a short text.
     identity: dict[str, str] = field(default_factory=dict)
+    #: The names of the parameters that a task may give.
+    parameters: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, loaded: protocol.Loaded) -> Self:
@@ -34,4 +37,12 @@ class Served:
         limits = BatchLimits(**{one.name: getattr(loaded, one.name) for one in fields(BatchLimits)})
         model = ModelInfo.model_validate_json(loaded.model)
         passes = tuple(Pass(*one) for one in loaded.first_passes)
-        return cls(loaded.name, loaded.task_type, model, limits, loaded.slots, passes, loaded.identity)
+        names = tuple(loaded.parameters)
+        return cls(loaded.name, loaded.task_type, model, limits, loaded.slots, passes, loaded.identity, names)
+
+    def registration(self) -> dict[str, Any]:
+        """What producers may know of it: the value under its name in the hash of known pipelines."""
+        row = find(self.task_type)
+        takes = "object" if row.main is None else str(row.fields[row.main])
+        model = self.model.model_dump()
+        return {"task": self.task_type, "model": model, "takes": takes, "params": list(self.parameters)}

@@ -131,8 +131,7 @@ class Heartbeat:
         written = []
         with self._redis.pipeline(transaction=False) as pipe:
             for name, pipeline in self._pipelines.items():
-                info = {"task": pipeline.task_type, "model": pipeline.model.model_dump()}
-                pipe.hset(keys.PIPELINES, name, json.dumps(info))
+                pipe.hset(keys.PIPELINES, name, json.dumps(pipeline.registration()))
                 pipe.zadd(keys.workers_key(name), {self._worker: now})
                 pipe.zremrangebyscore(keys.workers_key(name), "-inf", now - 3600)
                 written += [keys.PIPELINES, keys.workers_key(name), keys.workers_key(name)]

@@ -28,6 +28,7 @@ class ConstantPipeline(Pipeline):
     """Accepts any input and returns :data:`RESULT`. The parameter ``seconds`` (0) is the duration of a forward pass."""
 
     prepares_together = True
+    parameters = ("seconds",)
 
     def __init__(self, name: str, settings: PipelineSettings) -> None:
         self.name = name

@@ -60,6 +60,8 @@ class Pipeline(ABC):
     limits: BatchLimits
     #: What decides its answers: aspect -> a short text. Other workers compare it with theirs.
     identity: Mapping[str, str] = {}
+    #: The names of the parameters that a task may give.
+    parameters: Sequence[str] = ()
     #: Items, padded cost and seconds of passes that have run while it was loaded.
     first_passes: Sequence[tuple[int, int, float]] = ()
     #: Sampling rate of the audio that it takes, in Hz.

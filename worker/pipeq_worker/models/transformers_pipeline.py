@@ -75,6 +75,7 @@ class TransformersPipeline(Pipeline):
         self._max_scaled_pixels, self._max_labels = limits.max_scaled_pixels, limits.max_labels
         self.quirks = self._quirks_of(pipe)
         self.accepted = Accepted(task_type, pipe, limits)
+        self.parameters = tuple(sorted(self.accepted.rules))
         self.device = torch.device(pipe.device)
         self.model = ModelInfo(
             id=str(settings.model or pipe.model.name_or_path),

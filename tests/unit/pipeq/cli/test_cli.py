@@ -48,6 +48,9 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def pipelines(self) -> dict[str, dict[str, Any]]:
+        return {}
+
     def submit(self, pipeline: str, inputs: Any, **options: Any) -> str:
         self.calls.append((pipeline, plain(inputs), options))
         return "id"
@@ -68,7 +71,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 # -- help -------------------------------------------------------------------------------------------------------------
 
-OURS = ("submit", "result", "status", "cancel", "queues", "dead", "purge", "forget")
+OURS = ("submit", "wait", "result", "status", "cancel", "queues", "dead", "purge", "forget")
 #: Commands of a group.
 OF_DEAD = ("list", "show", "retry", "drop")
 
@@ -102,12 +105,15 @@ def test_every_example_is_a_command_line_that_parses(command: str) -> None:
     lines = _examples(command)
     assert lines
     for line in lines:
-        program, name, *rest = shlex.split(line.partition(" < ")[0])
-        assert (program, " ".join((name, *rest)).startswith(command)) == ("pipeq", True)
-        found = command_of(name)
-        if isinstance(found, click.Group):
-            found, rest = found.commands[rest[0]], rest[1:]
-        found.make_context(name, rest)
+        parts = line.split(" | ")
+        assert parts[-1].startswith(f"pipeq {command}")
+        for part in parts:
+            program, name, *rest = shlex.split(re.split(" [<>] ", part)[0])
+            assert program == "pipeq"
+            found = command_of(name)
+            if isinstance(found, click.Group):
+                found, rest = found.commands[rest[0]], rest[1:]
+            found.make_context(name, rest)
 
 
 @pytest.mark.parametrize("command", OURS)
@@ -163,7 +169,11 @@ def test_help_imports_nothing_heavy(arguments: list[str], not_even: set[str]) ->
         (["submit", "asr", "x", "--redis-url", "http://h/"], "--redis-url"),
         (["status"], "ID"),
         (["cancel"], "ID"),
-        (["result", "a", "b"], "b"),
+        (["result"], "ID"),
+        (["wait"], "ID"),
+        (["submit", "asr", "x", "--text", "--lines"], "--lines"),
+        (["submit", "asr", "s3://b/*.png", "--task-id", "x"], "--task-id"),
+        (["submit", "asr", "no-such.jsonl", "--jsonl"], "no-such.jsonl"),
         (["submit", "asr", "/"], "folder"),
         (["dead", "nonsense"], "nonsense"),
         (["dead", "list", "--limit", "0"], "--limit"),
@@ -187,6 +197,8 @@ def test_a_wrong_command_line_is_exit_code_2_and_names_the_part(arguments: list[
             ["status", "a"],
             ["result", "a"],
             ["result", "a", "--wait"],
+            ["result", "a", "b", "--wait"],
+            ["wait", "a"],
             ["cancel", "a"],
             ["queues"],
         ),

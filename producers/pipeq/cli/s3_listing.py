@@ -1,0 +1,85 @@
+"""LISTING: ``s3://bucket/prefix/`` or ``s3://bucket/talks/*.flac`` -> the URIs of the objects, a page at a time.
+
+With the caller's own credentials, and in the order of the keys, so that the n-th object is the same one at each try.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator
+
+from pipeq.contract import shown
+from pipeq.contract.errors import ErrorCode, PipeqError
+
+#: What makes a name stand for several.
+WILDCARDS = re.compile(r"[*?[]")
+#: Codes with which S3 refuses the credentials themselves.
+_REFUSED = frozenset({"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"})
+
+
+def listed(uri: str) -> Iterator[str]:
+    """Yields the URIs of all objects below a prefix, or of those that match a name with wildcards.
+
+    A ``*`` does not stand for a slash, and ``**`` for anything. Objects that only mark a folder are left out.
+
+    Raises:
+        PipeqError: ``input_not_found``: there is none; ``input_forbidden``; ``input_unavailable``.
+    """
+    bucket, _, name = uri.removeprefix("s3://").partition("/")
+    wildcard = WILDCARDS.search(name)
+    prefix = name[: wildcard.start()] if wildcard else name
+    matches = _pattern(name) if wildcard else None
+    found = False
+    for key in _keys(bucket, prefix, uri):
+        if not key.endswith("/") and (matches is None or matches.fullmatch(key)):
+            found = True
+            yield f"s3://{bucket}/{key}"
+    if not found:
+        what = "matches" if wildcard else "is below"
+        raise PipeqError(ErrorCode.INPUT_NOT_FOUND, f"no object {what} {shown.uri(uri)}")
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    plain = {"**": ".*", "**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/?|\*|\?|\[!?\]?[^\]]*\])", name)
+    # fnmatch knows how a range in brackets is written.
+    ranges = {part: fnmatch.translate(part) for part in parts if part.startswith("[") and part.endswith("]")}
+    known = plain | {part: written[len("(?s:") : -len(r")\Z")] for part, written in ranges.items()}
+    return re.compile("".join(known.get(part) or re.escape(part) for part in parts), re.DOTALL)
+
+
+def _keys(bucket: str, prefix: str, uri: str) -> Iterator[str]:
+    import boto3  # not at the top: it takes half a second, and few commands need it
+    import botocore.exceptions as aws
+    from botocore.config import Config
+
+    name = shown.uri(uri)
+    try:
+        # By default it tries for minutes to reach a server that is not there.
+        config = Config(connect_timeout=10, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 3})
+        listing = boto3.session.Session().client("s3", config=config).get_paginator("list_objects_v2")
+        pages = listing.paginate(Bucket=bucket, Prefix=prefix)
+        for page in pages:
+            yield from (entry["Key"] for entry in page.get("Contents", ()))
+    except aws.ClientError as error:
+        raise _answered(error, name, bucket) from error
+    except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound) as error:
+        message = f"{name} cannot be listed: there are no AWS credentials here ({shown.line(str(error))})"
+        raise PipeqError(ErrorCode.INPUT_FORBIDDEN, message) from error
+    except (aws.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
+        message = f"{name} cannot be listed: {shown.line(str(error))}"
+        raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, message) from error
+
+
+def _answered(error: Exception, name: str, bucket: str) -> PipeqError:
+    answer = getattr(error, "response", {})
+    code = shown.line(str(answer.get("Error", {}).get("Code", "")), 60)
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code == "NoSuchBucket":
+        return PipeqError(ErrorCode.INPUT_NOT_FOUND, f"{name} cannot be listed: there is no bucket {bucket!r}")
+    if status in (401, 403) or code in _REFUSED:
+        whose = "S3 refuses these AWS credentials" if code in _REFUSED else "these AWS credentials may not do that"
+        return PipeqError(ErrorCode.INPUT_FORBIDDEN, f"{name} cannot be listed: {whose} ({code})")
+    said = shown.line(str(answer.get("Error", {}).get("Message", "")))
+    return PipeqError(ErrorCode.INPUT_UNAVAILABLE, f"{name} cannot be listed: S3 answers {code or status}: {said}")
