@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeq.contract import schemes
+from pipeq.contract.bare import bare_schema
 from pipeq.contract.headers import headers_schema
-from pipeq.contract.message import Ref
+from pipeq.contract.message import Ref, json_schema
 from pipeq_worker.models.params import refused
 from pipeq_worker.models.params.accepted import ceilings
 from pipeq_worker.models.params.compound import Fields
@@ -40,7 +41,9 @@ def files() -> dict[str, str]:
         "docs/architecture.svg": picture.svg(),
         "docs/record.md": record_tables.page(),
         "docs/dead-letters.md": record_tables.letters_page(),
+        "docs/message.schema.json": json_schema(),
         "docs/headers.schema.json": headers_schema(),
+        "docs/bare-message.schema.json": bare_schema(),
         "docs/metrics.md": metrics_docs.page(),
     }
     for row in TASK_TYPES.values():

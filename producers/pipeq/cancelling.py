@@ -15,7 +15,7 @@ import redis
 from redis.client import Pipeline
 from redis.exceptions import NoPermissionError, ResponseError, WatchError
 
-from pipeq.contract import events, keys, record
+from pipeq.contract import bare, events, keys, record
 from pipeq.contract.reading import json_object
 from pipeq.contract.status import State, TaskStatus
 from pipeq.server import is_wrong_type, replies
@@ -176,7 +176,5 @@ def _or_nothing(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def _ids_in(messages: Iterable[bytes | str]) -> Iterator[str]:
     for message in messages:
-        headers = (json_object(message) or {}).get("headers")
-        found = headers.get("id") if isinstance(headers, dict) else None
-        if keys.is_task_id(found):
+        if keys.is_task_id(found := bare.id_in(message)):
             yield found

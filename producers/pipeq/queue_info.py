@@ -12,9 +12,9 @@ from typing import Any
 
 import redis
 
-from pipeq.contract import keys
+from pipeq.contract import bare, keys
 from pipeq.contract.heartbeat import Beat, drain_s, totals
-from pipeq.contract.reading import json_object, readable_object
+from pipeq.contract.reading import readable_object
 from pipeq.contract.status import TaskStatus
 from pipeq.contract.unlike import odd_ones
 from pipeq.server import replies
@@ -118,7 +118,6 @@ def read_queue(
 
 
 def _task_id(raw: bytes) -> str | None:
-    """The id in a message's headers, if it is a valid one."""
-    headers = (json_object(raw) or {}).get("headers")
-    found = headers.get("id") if isinstance(headers, dict) else None
+    """The id in a message, if it is a valid one."""
+    found = bare.id_in(raw)
     return found if keys.is_task_id(found) else None

@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 
-from pipeq.contract import keys, record, shown
+from pipeq.contract import bare, keys, record, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.reading import json_object
 from pipeq.queue_info import QueueInfo
@@ -131,6 +131,5 @@ def _task_id(text: bytes, kind: str, key: str) -> str | None:
     message = json_object(text[keys.FAIR_NUMBER_DIGITS :] if key.startswith(keys.fair_key("")) else text) or {}
     if kind == "set" and isinstance(inner := message.get("message"), str):
         message = json_object(inner) or {}
-    headers = message.get("headers")
-    found = headers.get("id") if isinstance(headers, dict) else None
+    found = bare.id_of(message)
     return found if keys.is_readable_id(found) else None

@@ -11,6 +11,10 @@ import hashlib
 import re
 from typing import Final, TypeGuard
 
+#: The version of all that producers in any language rely on: messages, records, and the keys in this module. Optional
+#: fields may be added to it; what is removed or means something else is another version.
+CONTRACT_VERSION: Final = 1
+
 #: The name of the Celery task in every message.
 TASK_NAME: Final = "pipeq.infer"
 

@@ -5,6 +5,8 @@ and a body of three parts of which the host needs the pipeline's name. Such a me
 inputs and parameters go on as the bytes that they came as. For any other message this module returns None, and it takes
 Celery's own way, which knows what to do with it or why it must be refused. So nothing is refused here, and a message
 that is accepted here would be accepted there.
+
+A bare message (:mod:`pipeq.contract.bare`) is read here, too, unless it expires.
 """
 
 from __future__ import annotations
@@ -13,23 +15,28 @@ from binascii import a2b_base64
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 from pipeq.contract import keys
 from pipeq.contract.reading import is_bounded
 
 from pipeq_worker.broker.protocol import LARGEST, has_types
+from pipeq_worker.leases.enveloping import EMBED, priority_of
 from pipeq_worker.leases.frame import ENCODINGS, JSON, Limits
 from pipeq_worker.leases.reserved import Reserved
 
 _Count = Annotated[int, Meta(ge=0, le=LARGEST)]
 _WorkerName = Annotated[str, Meta(max_length=keys.WORKER_NAME_MAX)]
+_Id = Annotated[str, Meta(min_length=1, max_length=keys.TASK_ID_MAX_BYTES)]
+_FairKey = Annotated[str, Meta(min_length=1, max_length=keys.FAIR_KEY_MAX)]
+_Seconds = Annotated[float, Meta(ge=0)]
+_Timeout = Annotated[float, Meta(gt=0)]
 
 
 class Headers(Struct):
     """Celery's headers (:data:`pipeq_worker.broker.protocol.HEADERS`); those that must be null have the type None."""
 
     task: Literal["pipeq.infer"]
-    id: Annotated[str, Meta(min_length=1, max_length=keys.TASK_ID_MAX_BYTES)]
+    id: _Id
     eta: None = None
     expires: None = None
     compression: None = None
@@ -49,12 +56,10 @@ class Headers(Struct):
     redelivered: bool | None = None
     stamped_headers: Annotated[list[str], Meta(max_length=0)] | None = None
     stamps: dict[str, Any] | None = None
-    fair_key: Annotated[str, Meta(min_length=1, max_length=keys.FAIR_KEY_MAX)] | None = field(
-        default=None, name=keys.FAIR_KEY_HEADER
-    )
-    deadline_s: Annotated[float, Meta(ge=0)] | None = field(default=None, name=keys.DEADLINE_HEADER)
-    sent_at: Annotated[float, Meta(ge=0)] | None = field(default=None, name=keys.SENT_AT_HEADER)
-    timeout_s: Annotated[float, Meta(gt=0)] | None = field(default=None, name=keys.TIMEOUT_HEADER)
+    fair_key: _FairKey | None = field(default=None, name=keys.FAIR_KEY_HEADER)
+    deadline_s: _Seconds | None = field(default=None, name=keys.DEADLINE_HEADER)
+    sent_at: _Seconds | None = field(default=None, name=keys.SENT_AT_HEADER)
+    timeout_s: _Timeout | None = field(default=None, name=keys.TIMEOUT_HEADER)
     past_attempts: Annotated[int, Meta(ge=0, le=keys.ATTEMPTS_MAX)] | None = field(
         default=None, name=keys.PAST_ATTEMPTS_HEADER
     )
@@ -96,6 +101,19 @@ class _Fields(Struct, forbid_unknown_fields=True):
     output: Any = None
 
 
+class _Bare(Struct, forbid_unknown_fields=True):
+    id: _Id
+    pipeline: str
+    inputs: Any
+    params: Any = None
+    output: Any | UnsetType = UNSET
+    expires_at: None = None
+    fair_key: _FairKey | None = None
+    deadline_s: _Seconds | None = None
+    sent_at: _Seconds | None = None
+    timeout_s: _Timeout | None = None
+
+
 class _Embed(Struct, forbid_unknown_fields=True):
     callbacks: None = None
     errbacks: None = None
@@ -108,6 +126,8 @@ _any = msgspec.json.Decoder().decode
 _body = msgspec.json.Decoder(tuple[_Nothing, _Fields, _Embed]).decode
 
 
+_bare = msgspec.json.Decoder(_Bare).decode
+_encode = msgspec.json.Encoder().encode
 _straight = msgspec.json.Decoder(_Frame).decode
 
 
@@ -135,6 +155,9 @@ def read(one: Reserved, limits: Limits) -> PlainMessage | None:
         return None
     try:
         frame = _frame(one.raw)
+    except (ValueError, RecursionError):
+        return _read_bare(one, limits) if limits.takes_bare else None
+    try:
         body = a2b_base64(frame.body)
         if len(body) > limits.body_bytes or not is_bounded(body) or has_types(body):
             return None
@@ -148,3 +171,30 @@ def read(one: Reserved, limits: Limits) -> PlainMessage | None:
     if fields.pipeline != one.queue or not keys.is_task_id(frame.headers.id):
         return None
     return PlainMessage(frame.headers, frame.properties.priority, body)
+
+
+def _read_bare(one: Reserved, limits: Limits) -> PlainMessage | None:
+    try:
+        bare = _bare(one.raw)
+        fields = {"pipeline": bare.pipeline, "inputs": bare.inputs}
+        if bare.params is not None:
+            fields["params"] = bare.params
+        if bare.output is not UNSET:
+            fields["output"] = bare.output
+        body = _encode([[], fields, EMBED])
+    except (ValueError, OverflowError, RecursionError):
+        return None
+    if len(body) > limits.body_bytes or not is_bounded(body) or has_types(body):
+        return None
+    if bare.pipeline != one.queue or not keys.is_task_id(bare.id):
+        return None
+    headers = Headers(
+        task=keys.TASK_NAME,
+        id=bare.id,
+        root_id=bare.id,
+        fair_key=bare.fair_key,
+        deadline_s=bare.deadline_s,
+        sent_at=bare.sent_at,
+        timeout_s=bare.timeout_s,
+    )
+    return PlainMessage(headers, priority_of(one), body)

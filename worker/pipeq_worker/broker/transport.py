@@ -24,6 +24,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from pipeq.contract import keys, redis_url, shown
+from pipeq.contract.bare import first_id
 from pipeq.contract.errors import ErrorCode, PipeqError
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import OutOfMemoryError
@@ -32,7 +33,7 @@ from redis.retry import Retry
 from pipeq_worker.broker.suspects import Suspects
 from pipeq_worker.delivery.dead_letter import LETTER_CHARS, MOST, dead_letter
 from pipeq_worker.leases import celery_internals
-from pipeq_worker.leases.frame import UNLIMITED_BYTES, Limits, Unreadable, broadcast, id_in, read
+from pipeq_worker.leases.frame import UNLIMITED_BYTES, Limits, Unreadable, broadcast, read
 from pipeq_worker.leases.leases import LEASE_S, SWEEP_S, TIMEOUT_S, Leases
 from pipeq_worker.leases.line import Link
 from pipeq_worker.leases.redis_arguments import over
@@ -158,6 +159,7 @@ class Channel(kombu_redis.Channel):
     - ``hung_s``: an event loop that has not taken a message for so long, and for a minute, hangs.
     - ``content_types``: of bodies. Without it, all that the app accepts.
     - ``shared_queues``: queues whose lower priorities get a share of each reserve. In all others, the order is strict.
+    - ``bare_queues``: queues on which a bare message (:mod:`pipeq.contract.bare`) is a task.
     - ``redis_arguments``: more arguments of redis-py's connections.
     """
 
@@ -172,6 +174,7 @@ class Channel(kombu_redis.Channel):
     hung_s = STALLED_S
     redis_arguments: Mapping[str, Any] = {}
     shared_queues: Collection[str] = ()
+    bare_queues: Collection[str] = ()
     from_transport_options = (
         *kombu_redis.Channel.from_transport_options,
         "lease_s",
@@ -183,6 +186,7 @@ class Channel(kombu_redis.Channel):
         "max_deaths",
         "hung_s",
         "shared_queues",
+        "bare_queues",
         "redis_arguments",
     )
 
@@ -378,7 +382,8 @@ class Channel(kombu_redis.Channel):
         """What is accepted from a queue."""
         if (found := self._limits_of.get(queue)) is None:
             types = frozenset(self.content_types) or None
-            found = Limits.of_body(self.queue_body_bytes.get(queue, UNLIMITED_BYTES), types)
+            nbytes = self.queue_body_bytes.get(queue, UNLIMITED_BYTES)
+            found = Limits.of_body(nbytes, types, takes_bare=queue in self.bare_queues)
             self._limits_of[queue] = found
         return found
 
@@ -409,7 +414,7 @@ class Channel(kombu_redis.Channel):
     def _give_up(self, one: Reserved, deaths: int) -> None:
         """Ends a message that workers die of. It is not parsed, because that may be what they die of."""
         reason = f"{deaths} workers died while they had this message in their hands, without having begun its task"
-        self._bury(one, id_in(one.raw), PipeqError(ErrorCode.WORKER_LOST, reason), deaths)
+        self._bury(one, first_id(one.raw), PipeqError(ErrorCode.WORKER_LOST, reason), deaths)
 
     def _bury(self, one: Reserved, task_id: str | None, error: PipeqError, attempts: int = 0) -> None:
         """Stores an error under the id of a message's task; without an id, the message as a dead letter."""

@@ -9,17 +9,16 @@ linear time, and that unpacks to no more than the limit. The content of the head
 from __future__ import annotations
 
 import base64
-import json
 import lzma
-import re
 import zlib
 from dataclasses import dataclass
 from typing import Any
 
 from pipeq.contract import shown
+from pipeq.contract.bare import first_id, id_of, is_bare, text_of
 from pipeq.contract.reading import UnreadableError, json_object, json_value, number
 
-from pipeq_worker.leases import packed
+from pipeq_worker.leases import enveloping, packed
 from pipeq_worker.leases.reserved import Reserved
 
 #: Most bytes of a message, and of its unpacked body, if no limit is set.
@@ -42,8 +41,6 @@ _CONTROL: dict[str, type] = {
     "ticket": str,
     "reply_to": dict,
 }
-_HEADERS = re.compile(rb'"headers"')
-_ID = re.compile(rb'"id"\s*:\s*"((?:[^"\\\x00-\x1f]|\\.){1,1200})"')
 
 
 @dataclass(frozen=True)
@@ -56,11 +53,15 @@ class Limits:
     message_bytes: int = UNLIMITED_BYTES
     #: Accepted content types of the body; None for those that the app accepts.
     content_types: frozenset[str] | None = None
+    #: Whether a bare message (:mod:`pipeq.contract.bare`) is one, too: on the queues of pipelines.
+    takes_bare: bool = False
 
     @classmethod
-    def of_body(cls, body_bytes: int, content_types: frozenset[str] | None = None) -> Limits:
+    def of_body(
+        cls, body_bytes: int, content_types: frozenset[str] | None = None, *, takes_bare: bool = False
+    ) -> Limits:
         """Limits for bodies of at most ``body_bytes``, with room for their frame."""
-        return cls(body_bytes, body_bytes * 4 // 3 + HEADERS_BYTES, content_types)
+        return cls(body_bytes, body_bytes * 4 // 3 + HEADERS_BYTES, content_types, takes_bare)
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,28 @@ def read(one: Reserved, limits: Limits) -> dict[str, Any] | Unreadable:
             f"it is {one.too_large} bytes, at most {limits.message_bytes} are allowed (`max_message_bytes`, and what "
             "its headers take): send the input by reference"
         )
-        return Unreadable(reason, _id_text(task_id))
+        return Unreadable(reason, text_of(task_id))
     try:
         message = json_value(one.raw)
     except UnreadableError as error:
-        return Unreadable(str(error), id_in(one.raw))
+        return Unreadable(str(error), first_id(one.raw))
     if not isinstance(message, dict):
         return Unreadable(f"it is a JSON {type(message).__name__}, not Celery's frame", None)
     try:
+        if limits.takes_bare and is_bare(message):
+            return _enveloped(message, one, limits)
         _complete(message, one, limits)
     except UnreadableError as error:
-        return Unreadable(str(error), _id_of(message))
+        return Unreadable(str(error), _text(id_of(message)))
     return message
+
+
+def _enveloped(message: dict[str, Any], one: Reserved, limits: Limits) -> dict[str, Any]:
+    found = enveloping.frame_of(message, one)
+    _place(found, one)
+    if len(found["body"]) > limits.body_bytes:
+        raise UnreadableError(_too_large(f"is {len(found['body'])} bytes", limits))
+    return found
 
 
 def as_sent(message: dict[str, Any]) -> dict[str, Any]:
@@ -160,6 +171,17 @@ def _complete(message: dict[str, Any], one: Reserved, limits: Limits) -> None:
         raise UnreadableError("it has no properties: send it with Celery or pipeq's client")
     if not isinstance(headers, dict):
         raise UnreadableError("its headers are no object")
+    _place(message, one)
+    body = _check_body(message, limits)
+    if isinstance(message.get("body"), str) and properties.get("body_encoding") is not None:
+        # Decoded once: kombu takes bytes as they are.
+        message["body"] = body
+        del properties["body_encoding"]
+
+
+def _place(message: dict[str, Any], one: Reserved) -> None:
+    """Says in a frame where it lay, and in which delivery it is."""
+    properties, headers = message["properties"], message["headers"]
     # The list that held it counts, not the queue that it names, because a retry goes back to that list.
     properties["delivery_info"] = {"exchange": "", "routing_key": one.queue}
     # A new tag for each delivery, so that a late answer to an earlier delivery does not count for this one.
@@ -167,11 +189,6 @@ def _complete(message: dict[str, Any], one: Reserved, limits: Limits) -> None:
     if one.raw.startswith(b" "):
         # requeue.lua puts a blank in front of a message that was delivered before.
         headers["redelivered"] = properties["delivery_info"]["redelivered"] = True
-    body = _check_body(message, limits)
-    if isinstance(message.get("body"), str) and properties.get("body_encoding") is not None:
-        # Decoded once: kombu takes bytes as they are.
-        message["body"] = body
-        del properties["body_encoding"]
 
 
 def _check_body(message: dict[str, Any], limits: Limits) -> bytes:
@@ -247,27 +264,10 @@ def _named(value: Any) -> str:
 
 
 def readable_id(raw: bytes) -> str | None:
-    """The task's id in a message, whether it is a frame or only resembles one."""
+    """The task's id in a message, whether it is a frame, a bare message, or only resembles one."""
     message = json_object(raw)
-    return id_in(raw) if message is None else _id_of(message)
+    return first_id(raw) if message is None else _text(id_of(message))
 
 
-def id_in(raw: bytes) -> str | None:
-    """The task's id in a text that is not JSON, such as the beginning of a message, or that is not to be parsed."""
-    headers = _HEADERS.search(raw)
-    found = _ID.search(raw, headers.end() if headers else 0)
-    return _id_text(found[1]) if found else None
-
-
-def _id_of(message: dict[str, Any]) -> str | None:
-    headers = message.get("headers")
-    found = headers.get("id") if isinstance(headers, dict) else None
-    return found if isinstance(found, str) and found else None
-
-
-def _id_text(quoted: bytes) -> str | None:
-    try:
-        found = json.loads(b'"%s"' % quoted)
-    except ValueError:
-        return None
-    return found if isinstance(found, str) and found else None
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None

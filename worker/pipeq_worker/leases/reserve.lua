@@ -30,6 +30,10 @@ local GROUP = 128           -- messages that are read together, since their size
 local USUAL = 1048576       -- expected size of a message in bytes, if larger ones are allowed
 local BEGINNING = 8192      -- bytes that are returned of a message that is too large
 local ID = 1300             -- bytes in which an id must end
+local ID_WITHIN = 8192      -- bytes of a bare message in which the id must begin, to be found if it is too large
+local FAIR_KEY_WITHIN = 4096 -- ... and the fair_key
+-- Keys of Celery's frame (see pipeq.contract.bare).
+local FRAME_KEYS = {body = true, headers = true, properties = true, ['content-type'] = true, ['content-encoding'] = true}
 local MOVED = 500           -- messages of a fair list that one call moves, at most, and their bytes
 local MOVED_BYTES = 1048576
 local NEWEST = 16           -- messages at the other end of a list that are searched for keys
@@ -75,10 +79,52 @@ local function is_fair(at)
   return (set == 'zset' or set == 'none') and (times == 'hash' or times == 'none') or nil
 end
 
--- The fair_key among the headers, as JSON without its quotes. A body cannot contain the text, because it is base64.
-local function key_of(message)
-  local at = string.find(message, '"fair_key"', 1, true)
-  local first = at and string.match(message, '^%s*:%s*"()', at + 10)
+-- Where the value begins that a bare message has under a key at its top, if that is among its first bytes; otherwise
+-- nil. Then whether the message is none, but Celery's frame.
+local function place_in_bare(message, name, within)
+  if string.find(message, '^%s*{%s*"body"') then
+    return nil, true -- nearly every frame
+  end
+  local depth, at = 0, 1
+  while true do
+    at = string.find(message, '["%[{%]}]', at)
+    if not at or at > within then
+      return nil
+    end
+    local char = string.sub(message, at, at)
+    if char == '"' then
+      local first, stop = at + 1, string.find(message, '["\\]', at + 1)
+      while stop and stop <= within and string.sub(message, stop, stop) == '\\' do
+        stop = string.find(message, '["\\]', stop + 2)
+      end
+      if not stop or stop > within then
+        return nil
+      end
+      local value = depth == 1 and string.match(message, '^%s*:%s*()', stop + 1)
+      if value then
+        local key = string.sub(message, first, stop - 1)
+        if key == name then
+          return value
+        elseif FRAME_KEYS[key] then
+          return nil, true
+        end
+      end
+      at = stop
+    elseif char == '{' or char == '[' then
+      depth = depth + 1
+    else
+      depth = depth - 1
+      if depth == 0 then
+        return nil
+      end
+    end
+    at = at + 1
+  end
+end
+
+-- The JSON text whose quote opens here, without its quotes; empty if there is none, or if it is long.
+local function text_at(message, at)
+  local first = at and string.match(message, '^"()', at)
   local stop = first
   while stop and stop - first < ID do
     stop = string.find(message, '["\\%c]', stop)
@@ -89,6 +135,20 @@ local function key_of(message)
     stop = char == '\\' and stop + 2 or nil
   end
   return ''
+end
+
+-- The fair_key of a message, as JSON without its quotes. In a frame it is among the headers, and a body cannot contain
+-- the text, because it is base64.
+local function key_of(message)
+  local at = string.find(message, '"fair_key"', 1, true)
+  if not at then
+    return ''
+  end
+  local place, is_frame = place_in_bare(message, 'fair_key', FAIR_KEY_WITHIN)
+  if is_frame then
+    place = string.match(message, '^%s*:%s*()', at + 10)
+  end
+  return text_at(message, place)
 end
 
 -- Moves messages of a fair list, the oldest first, into its sorted set.
@@ -169,21 +229,14 @@ local function look(at, got)
   end
 end
 
--- The id among the headers; its producer may be waiting for the result.
+-- The id of a message; its producer may be waiting for the result.
 local function id_of(message)
-  local at = string.find(message, '"id"', string.find(message, '"headers"', 1, true) or 1, true)
-  local text = at and string.sub(message, at + 4, at + 3 + ID) or ''
-  local first = string.match(text, '^%s*:%s*"()')
-  local stop = first
-  while stop do
-    stop = string.find(text, '["\\%c]', stop)
-    local char = stop and string.sub(text, stop, stop)
-    if char == '"' then
-      return string.sub(text, first, stop - 1)
-    end
-    stop = char == '\\' and stop + 2 or nil
+  local place, is_frame = place_in_bare(message, 'id', ID_WITHIN)
+  if is_frame then
+    local at = string.find(message, '"id"', string.find(message, '"headers"', 1, true) or 1, true)
+    place = at and string.match(message, '^%s*:%s*()', at + 4)
   end
-  return ''
+  return text_at(message, place)
 end
 
 local fair, prefix = {}, ARGV[2]

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from pipeq.contract import shown
 
 
-@dataclass(frozen=True)
-class Reserved:
+class Reserved(NamedTuple):
     """A message that was taken off its list."""
 
     queue: str
@@ -17,6 +16,8 @@ class Reserved:
     raw: bytes
     #: Its size in bytes if it is too large; ``raw`` then holds the id found in it, a line break, and its beginning.
     too_large: int = 0
+    #: The place of its list among those of its queue, which are in order of priority.
+    list_index: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def taken(reply: Any, wanted: list[Wanted]) -> Taken:
     messages, refused, unmoved, answered = reply
     lists = [(one.queue, at) for one in wanted for at in range(len(one.lists))]
     fields = zip(messages[::4], messages[1::4], messages[2::4], messages[3::4], strict=True)
-    reserved = [Reserved(lists[at - 1][0], tag.decode(), raw, size) for at, tag, size, raw in fields]
+    reserved = [Reserved(lists[at - 1][0], tag.decode(), raw, size, lists[at - 1][1]) for at, tag, size, raw in fields]
     names = [name for one in wanted for name in one.lists]
     problems = {
         lists[at - 1][0]: f"the key {names[at - 1]!r}: {shown.line(error.decode('utf-8', 'replace'))}"

@@ -313,7 +313,7 @@ ROOT = Path(__file__).parents[4]
 SCRIPTS = ROOT / "worker/pipeq_worker/leases"
 #: Names that also occur elsewhere: in a heartbeat, a message, a dead letter, settings, Celery's states.
 COMMON = {"status", "result", "pipeline", "worker", "batch", "model", "error", "since", "attempts", "pipeq", "task_id"}
-COMMON |= {"progress", "traceback"}  # of a benchmark or a download, of a dead letter, too
+COMMON |= {"progress", "traceback", "expires_at"}  # of a benchmark or a download, of a dead letter, of a bare message
 
 
 def test_scripts_have_the_names_of_fields_from_here() -> None:

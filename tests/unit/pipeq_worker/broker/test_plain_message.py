@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kombu.transport.virtual import base as kombu
 from pipeq.contract import keys
+from pipeq.contract.bare import FRAME_KEYS, OWN_FIELDS
 from pipeq.contract.errors import PipeqError
 from pipeq.contract.message import TaskMessage
 from pipeq_worker.broker import plain_message, protocol
@@ -30,7 +31,7 @@ from pipeq_worker.leases.frame import JSON, Limits
 from pipeq_worker.leases.reserved import Reserved
 from pipeq_worker.stages.accept import read_message
 
-LIMITS = Limits.of_body(10_000, JSON)
+LIMITS = Limits.of_body(10_000, JSON, takes_bare=True)
 FIELDS = {"pipeline": "it", "inputs": "hello"}
 EMBED: dict[str, Any] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 #: What pipeq's client and a stock Celery producer send.
@@ -238,6 +239,39 @@ def test_what_was_delivered_before_or_is_too_large_takes_celerys_way() -> None:
     assert plain_message.read(Reserved("other", "tag", raw_of()), LIMITS) is None
 
 
+BARE = {"id": "t-1", **FIELDS}
+
+
+def test_a_bare_message_takes_the_short_way(common: Requesting, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = check(json.dumps(BARE).encode(), common, monkeypatch)
+    assert plain is not None
+    assert json.loads(plain.body) == [[], FIELDS, EMBED]
+    for at, priority in enumerate(keys.PRIORITY_STEPS):
+        found = plain_message.read(Reserved("it", "tag", json.dumps(BARE).encode(), list_index=at), LIMITS)
+        assert found is not None
+        assert found.priority == priority
+    assert plain_message.read(Reserved("it", "tag", json.dumps(BARE).encode()), Limits.of_body(10_000, JSON)) is None
+    assert plain_message.read(Reserved("it", "tag", b" " + json.dumps(BARE).encode()), LIMITS) is None
+
+
+@pytest.mark.parametrize("name", [*TaskMessage.model_fields, *sorted(OWN_FIELDS), *sorted(FRAME_KEYS), "eta", "other"])
+def test_each_value_of_each_field_of_a_bare_message(
+    name: str, common: Requesting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = 0
+    for value in [*VALUES, "it", {"uri": "s3://a/b"}, {"uri": "no"}]:
+        taken += check(json.dumps({**BARE, name: value}).encode(), common, monkeypatch) is not None
+    check(json.dumps({key: value for key, value in BARE.items() if key != name}).encode(), common, monkeypatch)
+    assert taken or name not in {*TaskMessage.model_fields, *OWN_FIELDS}
+
+
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
+def test_odd_bare_messages(body: bytes, common: Requesting, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = body.removeprefix(b"[[],").removesuffix(b",{}]")
+    check(b'{"id": "t-1",' + fields[1:], common, monkeypatch)
+    check(body, common, monkeypatch)
+
+
 def damaged(raw: bytes, rng: random.Random) -> bytes:
     at, other = rng.randrange(len(raw)), rng.randrange(256)
     how = rng.randrange(4)
@@ -263,6 +297,7 @@ def test_random_damage_of_frames_and_bodies(seed: int, common: Requesting, monke
     for _ in range(1500):
         taken += check(damaged(raw_of(headers, body=body), rng), common, monkeypatch) is not None
         taken += check(raw_of(headers, body=damaged(body, rng)), common, monkeypatch) is not None
+        taken += check(damaged(json.dumps({"fair_key": "é", **BARE}).encode(), rng), common, monkeypatch) is not None
     assert taken > 100
 
 
