@@ -16,6 +16,7 @@ from pipeq_worker.children.keeper import Keeper
 from pipeq_worker.children.preparers import preparers_of
 from pipeq_worker.children.process import Starter
 from pipeq_worker.children.served import Served
+from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.settings.read import Settings
 
 
@@ -112,6 +113,14 @@ class Crew:
         """The children that prepare for a pipeline and serve now."""
         keepers = [one for one in self.preparers if name in one.names] or [self.device]
         return [one for one in keepers if one.is_serving]
+
+    def limits(self, name: str) -> BatchLimits:
+        """The limits of a pipeline's batches."""
+        return self.device.served[name].limits
+
+    def slots(self, name: str) -> int:
+        """The number of places of a pipeline that runs its items one by one; 0 if it runs batches."""
+        return self.device.served[name].slots
 
     @property
     def pids(self) -> list[tuple[str, int]]:

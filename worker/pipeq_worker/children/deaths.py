@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ class Death:
     is_deaf: bool = True
 
 
-def suspected(death: Death, running: Mapping[int, list[Item[T]]], tasks: Mapping[int, T]) -> list[T]:
+def suspected(death: Death, running: Mapping[int, list[Item[T]]], task_of: Callable[[int], T | None]) -> list[T]:
     """The tasks that may have caused a death, also those of a batch that have ended meanwhile.
 
     If a step took too long while the child still answered, these are the tasks of that step; otherwise all that it was
@@ -34,7 +34,7 @@ def suspected(death: Death, running: Mapping[int, list[Item[T]]], tasks: Mapping
     Args:
         death: how the child died.
         running: the batches that it had: number -> items.
-        tasks: ticket -> task, of all tasks inside.
+        task_of: returns the task with a number; None if there is none.
     """
     late = death.overdue
     if late is not None and not death.is_deaf:
@@ -47,7 +47,7 @@ def suspected(death: Death, running: Mapping[int, list[Item[T]]], tasks: Mapping
         if entry.stage is Stage.FORWARD:
             # Those that have ended, too: one may be the cause, and then none of the others must count as convicted.
             found |= {item.task: None for item in running.get(entry.number, ()) if not item.is_gone}
-        elif (task := tasks.get(entry.number)) is not None and task.place is not Place.ENDED:
+        elif (task := task_of(entry.number)) is not None and task.place is not Place.ENDED:
             found[task] = None
     return list(found)
 

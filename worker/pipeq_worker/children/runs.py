@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Generic
 
@@ -25,7 +26,6 @@ from pipeq_worker.observe.observer import Observer
 from pipeq_worker.observe.traces import internal
 from pipeq_worker.schedule.batcher import Batch, Batcher, Closed
 from pipeq_worker.schedule.task import Item, T
-from pipeq_worker.settings.read import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -38,51 +38,48 @@ _SHARE = 0.2
 _FADE = 0.1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Device(Generic[T]):
+    """What it takes to start something on the device, for runs and streams.
+
+    Attributes:
+        begin: see :class:`pipeq_worker.children.hooks.Hooks`.
+        send: sends messages to the device process.
+        may_run: whether that process takes batches now; :meth:`Runs.poke` tells that this has changed.
+        drop: ends a task that has failed, or is not wanted any more.
+        limits: returns the limits of a pipeline's batches.
+        max_deaths: the setting.
+        observer: told of batches that begin.
+        hopeless: called with a sentence if the thread breaks.
+        lone: lets tasks with which a process has died run one at a time.
+        again: puts an item that had to wait for that where items wait for the device.
+        keep: keeps an item whose pipeline is not loaded, and returns whether it did.
+    """
+
+    begin: Callable[[list[T], bool], None]
+    send: Callable[..., None]
+    may_run: Callable[[], bool]
+    drop: Callable[[T], None]
+    limits: Callable[[str], BatchLimits]
+    max_deaths: int
+    observer: Observer
+    hopeless: Callable[[str], None]
+    lone: Lone[T]
+    again: Callable[[Item[T]], None]
+    keep: Callable[[Item[T]], bool] = lambda _: False
+
+
 class Runs(Generic[T]):
     """Owns the thread that starts batches.
 
     Args:
         window: the items that are ready.
-        begin: see :class:`pipeq_worker.children.dispatcher.Hooks`.
-        send: sends messages to the device process.
-        may_run: whether that process takes batches now; :meth:`poke` tells that this has changed.
-        drop: ends a task that has failed, or is not wanted any more.
-        limits: returns the limits of a pipeline's batches.
-        settings: for ``max_deaths``.
-        observer: told of batches that begin.
-        hopeless: called with a sentence if the thread breaks.
-        keep: keeps an item whose pipeline is not loaded, and returns whether it did.
-        lone: lets tasks with which a process has died run one at a time.
-        again: puts an item that had to wait for that where items wait for the device.
+        device: what it works with.
     """
 
-    def __init__(
-        self,
-        window: Batcher[Item[T]],
-        begin: Callable[[list[T], bool], None],
-        send: Callable[..., None],
-        may_run: Callable[[], bool],
-        drop: Callable[[T], None],
-        limits: Callable[[str], BatchLimits],
-        settings: Settings,
-        observer: Observer,
-        hopeless: Callable[[str], None],
-        keep: Callable[[Item[T]], bool] = lambda _: False,
-        lone: Lone[T] | None = None,
-        again: Callable[[Item[T]], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, window: Batcher[Item[T]], device: Device[T]) -> None:
         self._window = window
-        self._begin_them = begin
-        self._send = send
-        self._may_run = may_run
-        self._drop = drop
-        self._limits = limits
-        self._observer = observer
-        self._hopeless = hopeless
-        self._keep = keep
-        self._lone: Lone[T] = lone or Lone()
-        self._again = again
-        self._max_deaths = settings.max_deaths
+        self._device = device
         #: Number -> items of each batch that the child has.
         self._open: dict[int, list[Item[T]]] = {}
         self._numbers = itertools.count(1)
@@ -100,7 +97,7 @@ class Runs(Generic[T]):
 
     def start(self) -> None:
         """Starts batches until the window is closed."""
-        threading.Thread(target=guarded(self._run, self._hopeless), name="runs", daemon=True).start()
+        threading.Thread(target=guarded(self._run, self._device.hopeless), name="runs", daemon=True).start()
 
     @property
     def has_enough(self) -> bool:
@@ -208,7 +205,7 @@ class Runs(Generic[T]):
                 logger.exception("a batch failed inside pipeq", extra={"action": "batch"})
                 for task in _tasks_of(batch.items):
                     task.fail(internal(error))
-                    self._drop(task)
+                    self._device.drop(task)
 
     def _wait_for_batch(self) -> Batch[Item[T]] | None:
         """Waits until the device needs a batch, and there is one. Returns None once this is closed."""
@@ -229,16 +226,16 @@ class Runs(Generic[T]):
 
     def _is_needed(self) -> bool:
         self._wants_news = not self.has_enough
-        return self._closed or (not self.has_enough and self._may_run())
+        return self._closed or (not self.has_enough and self._device.may_run())
 
     def _start_batch(self, items: list[Item[T]]) -> None:
         life = self._life
-        items = [item for item in items if not item.is_gone and not self._keep(item)]
+        items = [item for item in items if not item.is_gone and not self._device.keep(item)]
         tasks = _tasks_of(items)
         self._begin([task for task in tasks if task.started_at is None and not task.needs_no_device], alone=False)
         for task in tasks:
             if task.needs_no_device:
-                self._drop(task)
+                self._device.drop(task)
         items = [item for item in items if not item.task.needs_no_device]
         if together := [item for item in items if not item.task.deaths]:
             self._give(together, life, alone=False)
@@ -248,15 +245,15 @@ class Runs(Generic[T]):
 
     def _start_alone(self, item: Item[T], life: int) -> None:
         task = item.task
-        if task.deaths >= self._max_deaths:
+        if task.deaths >= self._device.max_deaths:
             sentence = f"{task.deaths} workers died while they had this task in a batch"
             task.fail(PipeqError(ErrorCode.WORKER_LOST, sentence))
         elif not task.needs_no_device:
-            if not self._lone.enter(task, partial(_is_wanted, item), partial(self._again, item)):
+            if not self._device.lone.enter(task, partial(_is_wanted, item), partial(self._device.again, item)):
                 return
             self._begin([task], alone=True)
         if task.needs_no_device:
-            self._drop(task)
+            self._device.drop(task)
         else:
             self._give([item], life, alone=True)
 
@@ -265,21 +262,21 @@ class Runs(Generic[T]):
         for item in items:
             if item.where is not None and not item.is_gone:
                 with suppress(Closed):
-                    self._window.put(item, self._limits(item.lane))
+                    self._window.put(item, self._device.limits(item.lane))
 
     def _begin(self, tasks: list[T], *, alone: bool) -> None:
         tasks = [task for task in tasks if task.begins()]
         if tasks:
-            self._begin_them(tasks, alone)
+            self._device.begin(tasks, alone)
 
     def _give(self, items: list[Item[T]], life: int, *, alone: bool) -> None:
         with self._changed:
             # If the child has died since the batch was taken, items that lay in it are gone, and the others wait again.
-            if life != self._life or not self._may_run():
+            if life != self._life or not self._device.may_run():
                 self.put_back(items)
                 return
             # Where the rows of a prepare process lay that has died since, another one may write soon.
-            items = [item for item in items if not item.is_gone and not self._keep(item)]
+            items = [item for item in items if not item.is_gone and not self._device.keep(item)]
             if not items:
                 return
             number = next(self._numbers)
@@ -287,9 +284,9 @@ class Runs(Generic[T]):
             for item in items:
                 self._first.setdefault(item.ticket, number)
             # Under the lock, so that its end, or the death of the child, is told after it.
-            self._observer.batch_began(items[0].lane, len(items))
+            self._device.observer.batch_began(items[0].lane, len(items))
             # Sent under the lock, so that it cannot reach the child that comes after that one.
-            self._send(_message(number, items, alone))
+            self._device.send(_message(number, items, alone))
 
 
 def _message(number: int, items: list[Item[T]], alone: bool) -> protocol.ToChild:

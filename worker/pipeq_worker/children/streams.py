@@ -13,15 +13,11 @@ from collections import deque
 from collections.abc import Callable
 
 from pipeq_worker.children.guarded import guarded
-from pipeq_worker.children.lone import Lone
-from pipeq_worker.children.runs import Runs
-from pipeq_worker.models.pipeline import BatchLimits
-from pipeq_worker.observe.observer import Observer
+from pipeq_worker.children.runs import Device, Runs
 from pipeq_worker.observe.traces import internal
 from pipeq_worker.schedule.batcher import Batcher
 from pipeq_worker.schedule.task import Item, T
 from pipeq_worker.schedule.task_queue import TaskQueue
-from pipeq_worker.settings.read import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -33,28 +29,12 @@ class Streams(Runs[T]):
     """Owns the thread ``streams``.
 
     Args:
-        begin, send, may_run, drop, limits, settings, observer, hopeless: as those of :class:`Runs`.
+        device: what it works with.
         slots: the number of places of a pipeline.
-        lone, again: as those of :class:`Runs`.
     """
 
-    def __init__(
-        self,
-        begin: Callable[[list[T], bool], None],
-        send: Callable[..., None],
-        may_run: Callable[[], bool],
-        drop: Callable[[T], None],
-        limits: Callable[[str], BatchLimits],
-        settings: Settings,
-        observer: Observer,
-        hopeless: Callable[[str], None],
-        slots: Callable[[str], int],
-        lone: Lone[T] | None = None,
-        again: Callable[[Item[T]], None] = lambda _: None,
-    ) -> None:
-        super().__init__(
-            Batcher(), begin, send, may_run, drop, limits, settings, observer, hopeless, lone=lone, again=again
-        )
+    def __init__(self, device: Device[T], slots: Callable[[str], int]) -> None:
+        super().__init__(Batcher(), device)
         self._numbers = itertools.count(FIRST)
         self._slots = slots
         #: Lane -> items that wait for a place, the most urgent first, and those that wait to be alone.
@@ -63,7 +43,7 @@ class Streams(Runs[T]):
 
     def start(self) -> None:
         """Gives the child items until this is closed."""
-        threading.Thread(target=guarded(self._run, self._hopeless), name="streams", daemon=True).start()
+        threading.Thread(target=guarded(self._run, self._device.hopeless), name="streams", daemon=True).start()
 
     def put(self, item: Item[T]) -> None:
         """Adds an item that is ready."""
@@ -100,7 +80,7 @@ class Streams(Runs[T]):
                 logger.exception("items failed inside pipeq", extra={"action": "stream"})
                 for item in [*lone, *items]:
                     item.task.fail(internal(error))
-                    self._drop(item.task)
+                    self._device.drop(item.task)
 
     def _inside(self, lane: str) -> list[Item[T]]:
         return [item for items in self._open.values() for item in items if item.lane == lane]
@@ -131,7 +111,7 @@ class Streams(Runs[T]):
         self._begin([task for task in tasks if task.started_at is None and not task.needs_no_device], alone=False)
         for task in tasks:
             if task.needs_no_device:
-                self._drop(task)
+                self._device.drop(task)
         for item in items:
             if item.task.needs_no_device:
                 continue

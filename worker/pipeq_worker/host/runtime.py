@@ -13,7 +13,8 @@ from pipeq.contract.redis_url import connect
 from redis.exceptions import RedisError
 
 from pipeq_worker.children import slab
-from pipeq_worker.children.dispatcher import Dispatcher, Hooks
+from pipeq_worker.children.dispatcher import Dispatcher
+from pipeq_worker.children.hooks import Hooks
 from pipeq_worker.children.preparers import preparers_of
 from pipeq_worker.children.process import ChildProcess
 from pipeq_worker.children.served import Served

@@ -22,7 +22,7 @@ class House:
     def charged(self, *doing: Entry, late: Entry | None = None, is_deaf: bool = True) -> tuple[list[int], int | None]:
         """Tickets of the suspects, and of the one that is convicted."""
         death = Death("died", list(doing), late, is_deaf)
-        found = suspected(death, self.running, self.tasks)
+        found = suspected(death, self.running, self.tasks.get)
         one = convicted(death, found)
         return [task.ticket for task in found], None if one is None else one.ticket
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import Ref, TaskMessage
-from pipeq_worker.children import dispatcher as dispatcher_module
-from pipeq_worker.children import feeding
-from pipeq_worker.children.dispatcher import Dispatcher, Hooks
+from pipeq_worker.children import feeding, looking
+from pipeq_worker.children.dispatcher import Dispatcher
+from pipeq_worker.children.hooks import Hooks
 from pipeq_worker.models.constant_pipeline import ConstantPipeline
 from pipeq_worker.models.pipeline import Pipeline, Prepared
 from pipeq_worker.models.task_types import find
@@ -250,7 +250,7 @@ class Cancelled:
 
 
 def test_a_cancelled_task_stops_between_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatcher_module, "LOOK_S", 0.01)
+    monkeypatch.setattr(looking, "LOOK_S", 0.01)
     pipeline, cancelled = ManyRows("it"), Cancelled()
     stages = Stages(pipeline, look=cancelled.look, max_items=10**9)
     task = stages.submit("a", 10**8)
@@ -265,7 +265,7 @@ def test_a_cancelled_task_stops_between_items(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_cancelled_task_stops_between_references(monkeypatch: pytest.MonkeyPatch, store: SlowStore) -> None:
-    monkeypatch.setattr(dispatcher_module, "LOOK_S", 0.01)
+    monkeypatch.setattr(looking, "LOOK_S", 0.01)
     fetched: list[Ref] = []
 
     class Counted(SlowStore):

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from pipeq_worker.children import protocol
-from pipeq_worker.children.runs import Runs
+from pipeq_worker.children.lone import Lone
+from pipeq_worker.children.runs import Device, Runs
 from pipeq_worker.children.slab import Where
 from pipeq_worker.children.streams import FIRST, Streams
 from pipeq_worker.models.pipeline import BatchLimits
@@ -29,13 +30,24 @@ def never(*_: Any) -> None:
     """Is called, and does nothing."""
 
 
-def common(sent: list[Any]) -> tuple[Any, ...]:
-    """Arguments of runs and of streams: what sends, to a device that always runs, and parts of no interest."""
-    return (lambda *said: sent.extend(said), lambda: True, never, lambda _: LIMITS, Settings(), Observer(), never)
+def device(begin: Callable[[list[Task], bool], None], sent: list[Any]) -> Device[Task]:
+    """One that always runs, and notes what it is sent; its other parts are of no interest."""
+    return Device(
+        begin=begin,
+        send=lambda *said: sent.extend(said),
+        may_run=lambda: True,
+        drop=never,
+        limits=lambda _: LIMITS,
+        max_deaths=Settings().max_deaths,
+        observer=Observer(),
+        hopeless=never,
+        lone=Lone(),
+        again=never,
+    )
 
 
 def make(window: Batcher[Item[Task]], begin: Callable[[list[Task], bool], None], sent: list[Any]) -> Runs[Task]:
-    return Runs(window, begin, *common(sent))
+    return Runs(window, device(begin, sent))
 
 
 def test_rows_of_a_process_that_dies_while_their_batch_begins_do_not_run() -> None:
@@ -88,7 +100,7 @@ def test_a_batch_that_takes_long_to_start_is_started_earlier(start_s: float, run
 
 def test_a_place_of_a_stream_goes_to_the_most_urgent_item_and_tenants_take_turns() -> None:
     sent: list[protocol.ForwardRows] = []
-    streams: Streams[Task] = Streams(never, *common(sent), lambda _: 1)
+    streams: Streams[Task] = Streams(device(never, sent), lambda _: 1)
     streams.start()
     streams.put(item(1, priority=6, tenant="a"))
     wait_for(lambda: len(sent) == 1)
