@@ -17,6 +17,7 @@ OUTAGE_S ?= 120
 TARGETS ?= cpu cuda
 # The tests start hundreds of processes. Without bytecode files, each would compile all modules anew.
 PYTEST = PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+LONG = MINUTES=$(MINUTES) TASKS=$(TASKS) FAILURES=$(FAILURES) OUTAGE_S=$(OUTAGE_S) EXAMPLES=$(EXAMPLES) LIFTED=all
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -45,14 +46,14 @@ test: install ## Run the tests; PYTEST_ARGS goes to pytest.
 	$(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 chaos: install ## Kill workers KILLS times (1000), their processes CHILD_KILLS times (200), and disturb Redis for long.
-	KILLS=$(KILLS) CHILD_KILLS=$(CHILD_KILLS) $(PYTEST) -s tests/chaos \
+	KILLS=$(KILLS) CHILD_KILLS=$(CHILD_KILLS) $(PYTEST) -s -m "long or not long" tests/chaos \
 		tests/acceptance/test_children.py $(PYTEST_ARGS)
 
 soak: install ## Mixed traffic for SOAK_MINUTES (60), while all processes are killed, Redis restarts, the store is away; see build/soak.
 	SOAK_MINUTES=$(SOAK_MINUTES) SOAK_FOLDER=build/soak SEED=$(SEED) $(PYTEST) -s tests/chaos/test_soak.py $(PYTEST_ARGS)
 
-long: install ## Run an hour of audio (MINUTES), a store away for OUTAGE_S (120), 100,000 texts (TASKS), 10,000 of each failure (FAILURES), 2,000 lives (EXAMPLES), all parameters and bounds.
-	MINUTES=$(MINUTES) TASKS=$(TASKS) FAILURES=$(FAILURES) OUTAGE_S=$(OUTAGE_S) EXAMPLES=$(EXAMPLES) LIFTED=all $(PYTEST) -s \
+long: install ## Run an hour of audio (MINUTES), a store away for OUTAGE_S (120), 100,000 texts (TASKS), 10,000 of each failure (FAILURES), 2,000 lives (EXAMPLES), all parameters and bounds, and all members of sets of which `make test` runs some.
+	$(LONG) $(PYTEST) -s \
 		tests/acceptance/test_long_audio.py \
 		tests/acceptance/test_bounds_lifted.py tests/acceptance/test_blame.py tests/acceptance/test_store_outage.py \
 		tests/acceptance/test_mixed_parameters.py tests/acceptance/test_failures_leave_nothing.py \
@@ -60,6 +61,7 @@ long: install ## Run an hour of audio (MINUTES), a store away for OUTAGE_S (120)
 		tests/acceptance/test_life.py \
 		tests/integration/test_generation_parity.py tests/integration/test_model_state.py \
 		tests/integration/test_params.py tests/integration/test_parity.py tests/integration/test_stopping.py $(PYTEST_ARGS)
+	$(LONG) $(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder -m long $(PYTEST_ARGS)
 
 fuzz: install ## Send a worker of every task type MESSAGES invalid messages (200,000); SEED selects them.
 	MESSAGES=$(MESSAGES) SEED=$(SEED) $(PYTEST) -s tests/fuzz $(PYTEST_ARGS)

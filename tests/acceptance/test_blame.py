@@ -24,10 +24,8 @@ from pipeq.demo import embedded
 from tests.evil import python_path
 from tests.worker_process import WorkerProcess, worker
 
-#: `make long` walks one more.
-ALL = os.environ.get("LIFTED") == "all"
-#: Neighbours of each task that does harm.
-GOOD = 1000
+#: Neighbours of each task that does harm; `make long` has more, and walks all stages.
+GOOD = 1000 if os.environ.get("LIFTED") == "all" else 200
 CONFIG = '[pipelines.constant]\n[pipelines.pictures]\ntask = "constant"\n'
 
 
@@ -104,12 +102,12 @@ def walk(text: Callable[[], str], client: Client, pipeline: str, inputs: Any, **
     ("pipeline", "how"),
     [
         ("pictures", "dies at fetch"),
-        ("pictures", "spins at fetch"),
-        ("pictures", "dies at decode"),
+        pytest.param("pictures", "spins at fetch", marks=pytest.mark.long),
+        pytest.param("pictures", "dies at decode", marks=pytest.mark.long),
         ("pictures", "spins at decode"),
-        ("pictures", "sleeps 60 at decode"),
-        ("constant", "sleeps 60 at prepare"),
-        ("constant", "sleeps 60 at forward"),
+        pytest.param("pictures", "sleeps 60 at decode", marks=pytest.mark.long),
+        pytest.param("constant", "sleeps 60 at prepare", marks=pytest.mark.long),
+        pytest.param("constant", "sleeps 60 at forward", marks=pytest.mark.long),
         ("constant", "sleeps 60 at finish"),
     ],
 )
@@ -138,9 +136,9 @@ def test_in_a_child(children: tuple[WorkerProcess, Client], pipeline: str, how: 
     ("how", "inputs"),
     [
         ("dies at receipt", "x"),
-        ("spins at receipt", "x"),
-        ("dies at delivery", "dies at delivery"),
-        *((("spins at delivery", "spins at delivery"),) if ALL else ()),
+        pytest.param("spins at receipt", "x", marks=pytest.mark.long),
+        pytest.param("dies at delivery", "dies at delivery", marks=pytest.mark.long),
+        pytest.param("spins at delivery", "spins at delivery", marks=pytest.mark.long),
         # It never reaches a batch, so it has no mark.
         ("dies at delivery", "refused: dies at delivery"),
     ],

@@ -121,7 +121,10 @@ def named(app: Celery, name: str, *args: Any, **options: Any) -> Any:
 
 @pytest.mark.parametrize(
     "ours",
-    [("transport",), ("backend",), ("pool",), tuple(OURS)],
+    [
+        *(pytest.param((one,), marks=pytest.mark.long) for one in ("transport", "backend", "pool")),
+        tuple(OURS),
+    ],
     ids=lambda names: "+".join(names),
 )
 def test_each_part_works_beside_stock_ones(redis_url: str, tmp_path: Path, ours: tuple[str, ...]) -> None:

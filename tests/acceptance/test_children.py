@@ -67,7 +67,7 @@ def ends(client: Client, ids: list[str]) -> list[TaskStatus]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("what", ["dies", "breaks", "spins"])
+@pytest.mark.parametrize("what", ["dies", pytest.param("breaks", marks=pytest.mark.long), "spins"])
 def test_a_task_that_ends_its_process_ends_alone(served: tuple[WorkerProcess, Client], what: str, stage: str) -> None:
     process, client = served
     told = len(process.text())
@@ -120,6 +120,7 @@ def test_a_worker_that_dies_takes_its_child_with_it(redis_url: str, tmp_path: Pa
         assert not Path(f"/proc/{child}/stat").exists()
 
 
+@pytest.mark.long
 def test_kills_of_device_and_prepare_processes(redis_url: str, tiny: Path, tmp_path: Path) -> None:
     model = tiny_models.build("classifier", tiny)
     texts = [f"the quick brown fox jumps {at} times " + "over the lazy dog " * (at % 7) for at in range(150)]

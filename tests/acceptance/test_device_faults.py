@@ -118,7 +118,7 @@ def memory_limits(client: Client, pipeline: str) -> list[float]:
     return [limit for limit in found if limit is not None]
 
 
-@pytest.mark.parametrize("pipeline", FULL)
+@pytest.mark.parametrize("pipeline", ["torch", pytest.param("driver", marks=pytest.mark.long), "cublas"])
 def test_too_little_memory_halves_batches_and_teaches_a_limit(
     served: tuple[WorkerProcess, Client], logged: Callable[[str], list[dict[str, Any]]], pipeline: str
 ) -> None:
@@ -143,7 +143,7 @@ def test_too_little_memory_halves_batches_and_teaches_a_limit(
     assert logged("child_died") == []
 
 
-@pytest.mark.parametrize("word", STAYS)
+@pytest.mark.parametrize("word", ["fox", pytest.param("lazy", marks=pytest.mark.long)])
 def test_a_fault_that_stays_ends_the_process_and_its_cause_goes_alone(
     served: tuple[WorkerProcess, Client], logged: Callable[[str], list[dict[str, Any]]], word: str
 ) -> None:

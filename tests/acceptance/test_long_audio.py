@@ -51,7 +51,7 @@ def samples_of(path: Path) -> np.ndarray:
 
 
 @pytest.mark.timeout(max(240, MINUTES * 60))
-@pytest.mark.parametrize("model", ["ctc_layer_norm", "whisper"])
+@pytest.mark.parametrize("model", [pytest.param("ctc_layer_norm", marks=pytest.mark.long), "whisper"])
 def test_long_audio(redis_url: str, tiny: Path, tmp_path: Path, model: str) -> None:
     audio, checkpoint = speech(tmp_path / "long.flac"), tiny_models.build(model, tiny)
     params = {**PARAMS, **({"max_new_tokens": 20, "return_timestamps": True} if model == "whisper" else {})}

@@ -95,7 +95,9 @@ def waited(client: Client, ids: list[str]) -> list[float]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("go_away", [Outage.refuse, Outage.fall_silent], ids=["refused", "silent"])
+@pytest.mark.parametrize(
+    "go_away", [Outage.refuse, pytest.param(Outage.fall_silent, marks=pytest.mark.long)], ids=["refused", "silent"]
+)
 def test_a_store_that_is_away_under_load(
     go_away: Callable[[Outage], None],
     redis_url: str,

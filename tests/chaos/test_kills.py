@@ -76,6 +76,7 @@ def test_nothing_is_lost_or_published_twice_when_workers_are_killed(redis_url: s
         assert set(ended) == {State.SUCCEEDED}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240 + DEFAULT_KILLS * 10)
 def test_the_books_balance_at_default_settings(redis_url: str, tmp_path: Path) -> None:
     rng = random.Random(3)
