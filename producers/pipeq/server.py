@@ -18,6 +18,7 @@ from redis.exceptions import (
 
 from pipeq.contract import shown
 from pipeq.contract.errors import RedisUnavailableError
+from pipeq.contract.redis_url import refusal
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def reachable(url: str) -> Iterator[None]:
     except RedisError as error:
         where, says = shown.uri(url), shown.line(str(error))
         if isinstance(error, AuthenticationError):
-            message = f"{where} refuses the password: {says}"
+            message = f"{where} {refusal(error, 'the password')}"
         elif isinstance(error, ConnectionError | TimeoutError):
             message = f"cannot reach Redis at {where}: {says}"
         elif isinstance(error, NoPermissionError):

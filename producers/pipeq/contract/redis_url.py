@@ -221,6 +221,15 @@ def connect(url: str, *, retries: int = 1, timeout_s: float = TIMEOUT_S) -> redi
     return redis.Redis.from_pool(redis.ConnectionPool(**arguments))
 
 
+def refusal(error: Exception, what: str = "user or password") -> str:
+    """What a server that refuses to know us says, as the end of a sentence that begins with its URL."""
+    text = str(error)
+    # redis-py's first command is HELLO, whose error does not name the password.
+    if "HELLO must be called" in text or "NOAUTH" in text or "Authentication required" in text:
+        return "asks for a password, and the URL has none: write user, colon, password and @ before the host"
+    return f"refuses {what}: {shown.line(text)}"
+
+
 def without_password(url: str) -> str:
     """The URL with its password replaced by ``***``, in whatever form it is given."""
     return shown.uri(url)

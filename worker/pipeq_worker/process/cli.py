@@ -17,7 +17,7 @@ from pipeq.contract import shown
 from pipeq.contract.errors import PipeqError
 
 from pipeq_worker.models.task_types import is_task_type
-from pipeq_worker.process import startup, supervisor
+from pipeq_worker.process import rights, startup, supervisor
 from pipeq_worker.settings import read as settings_module
 from pipeq_worker.settings import shown as shown_settings
 from pipeq_worker.settings.read import Settings
@@ -114,6 +114,7 @@ def run(settings: Settings) -> int:
     from pipeq_worker.observe.failures import failures
     from pipeq_worker.observe.logged import Log
     from pipeq_worker.observe.observer import Observers, of_entry_points
+    from pipeq_worker.process.login import Login
 
     # The user's observers are made first, so that a faulty one is reported before models are loaded.
     own = of_entry_points()
@@ -122,10 +123,13 @@ def run(settings: Settings) -> int:
     seen = Seen(settings, hostname)
     observer = Observers([Log(), *seen.observers, *own])
     startup.wait_for_redis(settings.redis_url)
+    rights.check(settings.redis_url, settings.pipelines)
     runtime = Runtime(settings, hostname, observer, seen)
     with ExitStack() as starting:
         loading = starting.enter_context(startup.Loading(settings.redis_url, hostname, settings.pipelines))
+        login = Login(settings)
         runtime.load()
+        login.check()
         loading.claim(runtime.pipelines, strict=settings.strict)
         runtime.on_serving = starting.pop_all().close
     supervisor.end_with_parent()

@@ -22,10 +22,11 @@ import redis
 from pipeq.contract import keys, shown
 from pipeq.contract.errors import SettingsError
 from pipeq.contract.heartbeat import Beat
-from pipeq.contract.redis_url import connect
+from pipeq.contract.redis_url import connect, refusal
 from redis.exceptions import (
     AuthenticationError,
     ConnectionError,  # noqa: A004
+    NoPermissionError,
     RedisError,
     ResponseError,
     TimeoutError,  # noqa: A004
@@ -35,6 +36,7 @@ from pipeq_worker.children.served import Served
 from pipeq_worker.host import others
 from pipeq_worker.models.task_types import ALIASES, TASK_TYPES, is_task_type
 from pipeq_worker.observe.outage import outage
+from pipeq_worker.process import rights
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stores import registry
@@ -136,7 +138,7 @@ def wait_for_redis(url: str) -> None:
                 break
             except RedisError as error:
                 if isinstance(error, AuthenticationError):
-                    raise SettingsError(f"redis_url: {where} refuses user or password: {_said(error)}") from None
+                    raise SettingsError(f"redis_url: {where} {refusal(error)}") from None
                 if not isinstance(error, ConnectionError | TimeoutError):
                     raise SettingsError(f"redis_url: {where} answers: {_said(error)}") from None
                 now = time.monotonic()
@@ -183,6 +185,7 @@ class Loading:
 
     def __init__(self, url: str, worker: str, pipelines: Iterable[str]) -> None:
         self._redis = connect(url)
+        self._url = url
         self._worker = worker
         self._pipelines = list(pipelines)
         #: What it has claimed to serve, once that is loaded.
@@ -195,10 +198,16 @@ class Loading:
         return self
 
     def claim(self, pipelines: Mapping[str, Served], *, strict: bool) -> None:
-        """Says what the worker will serve: see :func:`pipeq_worker.host.others.claim`. Waits until Redis answers."""
+        """Says what the worker will serve: see :func:`pipeq_worker.host.others.claim`. Waits until Redis answers.
+
+        Raises:
+            SettingsError: Redis does not let this user do that, or ``strict`` is set, and others serve it otherwise.
+        """
         while True:
             try:
                 self._claimed = others.claim(self._redis, self._worker, pipelines, strict=strict)
+            except (NoPermissionError, AuthenticationError) as error:
+                raise rights.lacking(self._url, error) from None
             except RedisError as error:
                 if isinstance(error, ResponseError) and not strict:
                     # A full Redis answers, and tasks can be ended there. The heartbeat says what is served once it can.

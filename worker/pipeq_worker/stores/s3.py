@@ -33,7 +33,7 @@ _THROTTLED = frozenset(
     }
 )
 #: Codes with which S3 refuses the credentials themselves, under whatever status. Any other refusal is about the place.
-_REFUSED = frozenset(
+REFUSED_CREDENTIALS = frozenset(
     {
         "AuthorizationHeaderMalformed",
         "ExpiredToken",
@@ -232,8 +232,8 @@ def _from_answer(error: Exception, name: str) -> StoreError:
         # A bucket that is not there may be one of another server.
         blame = Blame.EITHER if code == "NoSuchBucket" else Blame.TASK
         return _failed(Fault.MISSING, f"does not have it ({said})", code, name, blame)
-    if status in (401, 403) or code in _REFUSED:
+    if status in (401, 403) or code in REFUSED_CREDENTIALS:
         # Without the message, because AWS names the account and the role in it, which producers must not see.
-        blame = Blame.WORKER if status == 401 or code in _REFUSED else Blame.EITHER
+        blame = Blame.WORKER if status == 401 or code in REFUSED_CREDENTIALS else Blame.EITHER
         return _failed(Fault.REFUSED, f"refused this worker's credentials ({code})", code, name, blame)
     return _failed(Fault.PERMANENT, f"does not take the request ({said})", code, name)
