@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeq.contract import schemes
+from pipeq.contract import key_table, schemes
 from pipeq.contract.bare import bare_schema
 from pipeq.contract.headers import headers_schema
 from pipeq.contract.message import Ref, json_schema
@@ -23,7 +23,7 @@ from pipeq_worker.models.task_types import TASK_TYPES
 from pipeq_worker.settings.sections import ParamLimits
 from pipeq_worker.stages.accept import WORDS, shape
 
-from tools import error_docs, metrics_docs, picture, record_tables
+from tools import contract_docs, error_docs, metrics_docs, picture, record_tables
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- task types: made by `make docs` -->\n", "<!-- task types end -->\n"
@@ -45,6 +45,9 @@ def files() -> dict[str, str]:
         "docs/headers.schema.json": headers_schema(),
         "docs/bare-message.schema.json": bare_schema(),
         "docs/metrics.md": metrics_docs.page(),
+        "docs/any-language.md": contract_docs.page(),
+        "docs/keys.json": key_table.table(),
+        **contract_docs.schemas(),
     }
     for row in TASK_TYPES.values():
         made[f"docs/schemas/{row.name}.json"] = json.dumps(schema(row), indent=2) + "\n"

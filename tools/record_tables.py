@@ -40,13 +40,13 @@ NESTED = {"error": ErrorInfo, "batch": BatchInfo, "model": ModelInfo, "progress"
 
 def page() -> str:
     """The whole page on records, with its tables made anew."""
-    tables = {"record": _rows(Record, " or null"), "pipeq": _with_parts(Part), "mark": _with_parts(Mark)}
+    tables = {"record": rows_of(Record, " or null"), "pipeq": _with_parts(Part), "mark": _with_parts(Mark)}
     return _renewed(PAGE, tables)
 
 
 def letters_page() -> str:
     """The whole page on dead letters, with its table made anew."""
-    return _renewed(LETTERS_PAGE, {"letter": _rows(Letter, " or null")})
+    return _renewed(LETTERS_PAGE, {"letter": rows_of(Letter, " or null")})
 
 
 def _renewed(path: Path, tables: Mapping[str, Iterable[tuple[str, str, str]]]) -> str:
@@ -62,14 +62,14 @@ def _renewed(path: Path, tables: Mapping[str, Iterable[tuple[str, str, str]]]) -
 
 def _with_parts(shape: type) -> Iterator[tuple[str, str, str]]:
     """The rows of a dataclass, each followed by those of the object in it."""
-    for name, kind, says in _rows(shape):
+    for name, kind, says in rows_of(shape):
         yield name, kind, says
         inner = NESTED.get(name.strip("`"))
-        for below, its_kind, its_says in _rows(inner, " or null") if inner else ():
+        for below, its_kind, its_says in rows_of(inner, " or null") if inner else ():
             yield f"`{name.strip('`')}.{below.strip('`')}`", its_kind, its_says
 
 
-def _rows(shape: type, nothing: str = "") -> Iterator[tuple[str, str, str]]:
+def rows_of(shape: type, nothing: str = "") -> Iterator[tuple[str, str, str]]:
     """Name, JSON type and ``#:`` lines of each field; ``nothing`` is how a field without a value is written."""
     source = textwrap.dedent(inspect.getsource(shape))
     lines = source.splitlines()
