@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -127,3 +130,39 @@ def test_a_worker_that_gets_its_credentials_late(redis_url: str, tmp_path: Path,
         wait_for(lambda: not client.queues()[0].deaf)
         assert bad.text().count("no messages are taken from constant: 5 tasks in a row failed by a fault of") == 1
         assert bad.text().count("messages are taken from constant again") == 1
+
+
+@pytest.mark.parametrize("prepare_processes", [pytest.param(0, marks=pytest.mark.long), 1])
+def test_a_model_that_went_away(redis_url: str, tiny: Path, tmp_path: Path, prepare_processes: int) -> None:
+    """When its process starts anew, the other pipeline is served on, and the tasks wait until the model is back."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_models.build("classifier", tiny), model)
+    env = {"retry_backoff_s": 0.2, "own_fault_pause_s": 0.3, "retry_backoff_max_s": 1}
+    with (
+        worker(
+            tmp_path, redis_url, f"{PIPELINE}={model}", CONSTANT, prepare_processes=prepare_processes, **env
+        ) as process,
+        Client(redis_url) as client,
+        redis.Redis.from_url(redis_url) as db,
+    ):
+        process.wait_ready(client, PIPELINE, CONSTANT)
+        want = client.result(client.submit(PIPELINE, "the fox"), timeout_s=60)
+        model.rename(tmp_path / "elsewhere")
+        (device,) = process.roles()["device"]
+        os.kill(device, signal.SIGKILL)
+        ids = client.submit_many(PIPELINE, ["the fox"] * 30)
+        assert client.wait(client.submit(CONSTANT, 1), timeout_s=60).state is State.SUCCEEDED
+        wait_for(lambda: any("cannot be loaded any more" in str(queue.deaf) for queue in client.queues()))
+        assert {status.state for status in client.status_many(ids)} <= {State.QUEUED, State.RETRYING}
+        assert client.wait(client.submit(CONSTANT, 2), timeout_s=60).state is State.SUCCEEDED
+        (tmp_path / "elsewhere").rename(model)
+        found = list(client.as_completed(ids, timeout_s=120))
+        assert [one.result for one in found] == [want] * 30, process.text()[-5000:]
+        wait_for(lambda: not any(queue.deaf for queue in client.queues()))
+        # The device process is still the one that found no model.
+        (again,) = process.roles()["device"]
+        assert f"{PIPELINE} cannot be loaded any more" in process.text()
+        assert len(re.findall("starting another one", process.text())) == 1
+        assert again != device
+        assert process.process.poll() is None
+        assert db.hlen(keys.UNACKED) == db.hlen(keys.RUNNING) == 0

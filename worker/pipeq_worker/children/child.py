@@ -26,6 +26,7 @@ from pipeq_worker.children.link import GONE, Link
 from pipeq_worker.children.loop import Loop
 from pipeq_worker.children.preparers import preparers_of
 from pipeq_worker.children.slab import Slabs, Where
+from pipeq_worker.models.absent_pipeline import Absent
 from pipeq_worker.models.loading import dump_ends, load_ends, load_pipeline, make_room, needs_torch
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.settings.read import Settings
@@ -118,7 +119,7 @@ class Child:
                 self._is_preparer = message.is_preparer
                 self._begin()
             case protocol.Load() if self._made is None:
-                self._load(message.pipelines)
+                self._load(message.pipelines, again=message.again)
             case protocol.Load():
                 self._move(message.pipelines, self._load_again)
             case protocol.Unload():
@@ -154,21 +155,48 @@ class Child:
                 # One thread in a prepare process: the others belong to the device process.
                 import_torch(settings, 1 if self._is_preparer else settings.torch_threads)
 
-    def _load(self, names: list[str]) -> None:
+    def _load(self, names: list[str], *, again: bool) -> None:
         settings = self._settings
+        absent = {}
         try:
             for at, name in enumerate(names, 1):
                 extra = {"action": "load", "pipeline": name}
                 logger.info("loading %s (%d of %d)", name, at, len(names), extra=extra)
                 with self._steps.step(Stage.LOAD, 0):
-                    self._pipelines[name] = self._loads(name, settings)
+                    try:
+                        self._pipelines[name] = self._loads(name, settings)
+                    except PipeqError as error:
+                        if not again:
+                            raise
+                        absent[name] = error.message
+                        self._pipelines[name] = self._absent(name, error.message)
                     make_room(list(self._pipelines.values()), settings.max_loaded_bytes)
             self._start()
         except PipeqError as error:
             self._link.send(protocol.Failed(error.code, protocol.text(error.message)))
             return
         for name, pipeline in self._pipelines.items():
-            self._link.send(protocol.Ends(name, dump_ends(pipeline)), _loaded(pipeline))
+            if name in absent:
+                self._link.send(protocol.Absent(name, protocol.text(absent[name])))
+            else:
+                self._link.send(protocol.Ends(name, dump_ends(pipeline)), _loaded(pipeline))
+
+    def _absent(self, name: str, reason: str) -> Absent:
+        """What stands for a pipeline until it can be loaded, which is tried between two batches."""
+
+        def load() -> None:
+            try:
+                pipeline = self._loads(name, self._settings)
+                make_room([*self._pipelines.values(), pipeline], self._settings.max_loaded_bytes)
+            except PipeqError as error:
+                absent.failed(error.message)
+                return
+            self._pipelines[name] = pipeline
+            self._engine.replaced(pipeline)
+            self._link.send(_loaded(pipeline))
+
+        absent = Absent(name, self._settings.pipelines[name], reason, lambda: self._engine.move(load))
+        return absent
 
     def _move(self, names: list[str], move: Callable[[Pipeline], None]) -> None:
         """Moves weights, on the device's thread."""

@@ -6,7 +6,6 @@ device process: load the weights -> ends -> prepare processes: load the ends
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 from pipeq.contract.errors import PipeqError
 
@@ -70,7 +69,7 @@ class Crew:
             )
             return made
 
-        self.device = keeper(0, partial(protocol.Load, names))
+        self.device = keeper(0, lambda: protocol.Load(names, again=bool(self.device.served)))
         self.preparers = [keeper(number, self._load_ends) for number in range(1, preparers_of(settings) + 1)]
 
     def __iter__(self) -> Iterator[Keeper]:

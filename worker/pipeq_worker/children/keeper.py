@@ -213,6 +213,8 @@ class Keeper:
             match message:
                 case protocol.Loaded():
                     self._note(message)
+                case protocol.Absent():
+                    self._note_absent(message)
                 case protocol.Failed():
                     with self._changed:
                         self._failed = PipeqError(message.code, message.message)
@@ -230,15 +232,28 @@ class Keeper:
     def _note(self, loaded: protocol.Loaded) -> None:
         # First, because what may run has to be known when the child serves.
         self._heard([loaded])
-        served = Served.of(loaded)
         with self._changed:
-            self.served[loaded.name] = served
-            self._loaded.add(loaded.name)
+            self.served[loaded.name] = Served.of(loaded)
+        self._has(loaded.name)
+
+    def _note_absent(self, absent: protocol.Absent) -> None:
+        logger.error(
+            "%s cannot be loaded any more, its tasks go to other workers: %s",
+            absent.name,
+            absent.reason,
+            extra={"action": "load", "pipeline": absent.name},
+        )
+        self._has(absent.name)  # what it served is kept: it fails these tasks
+
+    def _has(self, name: str) -> None:
+        """Notes that the child has done with loading a pipeline."""
+        with self._changed:
+            self._loaded.add(name)
             is_complete = self.is_serving
             if is_complete:
                 self._crashes = 0
             self._changed.notify_all()
-        self._tell_loaded(loaded.name)
+        self._tell_loaded(name)
         if is_complete:
             self._serving()
 

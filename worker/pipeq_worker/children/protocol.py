@@ -41,6 +41,8 @@ class Load(msgspec.Struct, tag="load", array_like=True, frozen=True):
     """Loads pipelines, one after the other; the first such message names all."""
 
     pipelines: list[str]
+    #: Whether a process before this one had loaded them. One that cannot be loaded is absent then, and no failure.
+    again: bool = False
 
 
 class Unload(msgspec.Struct, tag="unload", array_like=True, frozen=True):
@@ -204,6 +206,13 @@ class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
     message: str
 
 
+class Absent(msgspec.Struct, tag="absent", array_like=True, frozen=True):
+    """A pipeline that was served cannot be loaded now. Its tasks fail; ``loaded`` follows once it can be."""
+
+    name: str
+    reason: str
+
+
 class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
     """An item lies ready for a batch."""
 
@@ -301,7 +310,9 @@ class Lost(msgspec.Struct, tag="lost", array_like=True, frozen=True):
 ToChild: TypeAlias = (
     Start | Load | LoadEnds | Unload | Prepare | Forward | ForwardRows | Outputs | Free | Cancel | Stop | Ask
 )
-ToHost: TypeAlias = Loaded | Ends | Failed | Ready | Prepared | Ran | Taken | Far | FarRows | Ended | Answer | Lost
+ToHost: TypeAlias = (
+    Loaded | Ends | Failed | Absent | Ready | Prepared | Ran | Taken | Far | FarRows | Ended | Answer | Lost
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _to_child = msgspec.msgpack.Decoder(list[ToChild])

@@ -115,11 +115,7 @@ class Engine:
             loop=loop,
         )
         self._device = Device(self._steps, listener.lost)
-        self._streams = {
-            name: StreamStage(pipeline, self._steps, self._ran, listener.lost)
-            for name, pipeline in pipelines.items()
-            if pipeline.stream is not None
-        }
+        self._streams = {name: self._stream(one) for name, one in pipelines.items() if one.stream is not None}
         self._far = Far(self._inside, listener.far, self._preparation.look)
         self._finishing = Threads(FINISH_THREADS, "finish", listener.idle, loop, first=True)
         self._placing = ThreadPoolExecutor(UPLOAD_THREADS, "place")
@@ -149,6 +145,13 @@ class Engine:
     def move(self, move: Callable[[], None]) -> None:
         """Moves weights to or from the device, after the batches that were given before. Returns at once."""
         self._device.run(Move(move))
+
+    def replaced(self, pipeline: Pipeline) -> None:
+        """Notes that a pipeline stands in the place of another one of its name."""
+        self._preparation.replaced(pipeline)
+        if pipeline.stream is not None:
+            self._streams[pipeline.name] = stage = self._stream(pipeline)
+            stage.start()
 
     def find(self, numbers: Iterable[int]) -> list[Item]:
         """The items with these numbers that are ready here."""
@@ -192,6 +195,9 @@ class Engine:
         self._finishing.close()
         self._placing.shutdown(wait=False, cancel_futures=True)
         self._placer.close()
+
+    def _stream(self, pipeline: Pipeline) -> StreamStage:
+        return StreamStage(pipeline, self._steps, self._ran, self._listener.lost)
 
     def _inside(self) -> list[Task]:
         with self._lock:

@@ -60,6 +60,10 @@ def infer(
     except Exception as error:
         if is_fatal(error):
             raise DeviceLostError(f"{type(error).__name__}: {error}") from error
+        if isinstance(error, PipeqError) and error.blame is Blame.WORKER:
+            for item in items:
+                item.error = error.bare()
+            return
         if is_own_fault(error) or isinstance(error, FileNotFoundError):
             # Its halves would fail, too. A pass opens no file that a task names: weights on disk went away.
             _recover(pipeline)

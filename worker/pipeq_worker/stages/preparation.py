@@ -92,18 +92,22 @@ class Preparation:
         #: Held during a step of preparation whose decoded inputs are large.
         self._large = threading.Lock()
         self._closed = False
-        self._companies = {
-            name: Company(
-                self._lanes[name].preparing,
-                steps,
+        self._has_loop = loop is not None
+        self._companies: dict[str, Company] = {}
+        for pipeline in pipelines.values():
+            self.replaced(pipeline)
+
+    def replaced(self, pipeline: Pipeline) -> None:
+        """Notes that a pipeline is there, or stands in the place of another one of its name."""
+        if self._has_loop and pipeline.prepares_together:
+            self._companies[pipeline.name] = Company(
+                self._lanes[pipeline.name].preparing,
+                self._steps,
                 alone=lambda task: self._guarded(task, self._accept),
                 accept=lambda task: self._safely(task, self._accept),
                 prepare=lambda task: self._submit(task, self._prepare),
                 go_on=lambda task: self._safely(task, self._go_on),
             )
-            for name, pipeline in pipelines.items()
-            if loop is not None and pipeline.prepares_together
-        }
 
     def submit(self, task: Task) -> None:
         """Accepts a task. Returns at once."""
