@@ -26,7 +26,13 @@ APART = {
     "leases": {"media", "stores", "models", "schedule", "stages", "children"},
 }
 #: For each folder of ``pipeq``: the other folders that it may import. "" stands for the files at the top.
-PRODUCERS = {"contract": set[str](), "": {"contract"}, "cli": {"", "contract"}, "demo": {"", "contract"}}
+PRODUCERS = {
+    "contract": set[str](),
+    "jobs": {"", "contract"},
+    "": {"contract", "jobs"},
+    "cli": {"", "contract", "jobs"},
+    "demo": {"", "contract"},
+}
 
 
 def modules() -> dict[str, Path]:

@@ -115,6 +115,8 @@ class Intake:
             received_at=now,
             leases=self._leases,
             tag=one.tag,
+            pack_of=message.pack_of,
+            rows=message.rows,
             **facts_of_plain(message, now),
         )
         request.runs_as(delivery)

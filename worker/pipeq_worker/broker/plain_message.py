@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
-from pipeq.contract import keys
+from pipeq.contract import keys, pack
 from pipeq.contract.reading import is_bounded
 
 from pipeq_worker.broker.protocol import LARGEST, has_types
@@ -95,10 +95,12 @@ class _Frame(Struct):
 
 class _Fields(Struct, forbid_unknown_fields=True):
     pipeline: str
-    #: Read only to see that they are JSON.
-    inputs: Any
+    #: Read only to see that they are JSON; a task has inputs, and a pack has rows.
+    inputs: Any = UNSET
+    rows: list[Any] | UnsetType = UNSET
     params: Any = None
     output: Any = None
+    job: Any = None
 
 
 class _Bare(Struct, forbid_unknown_fields=True):
@@ -146,6 +148,9 @@ class PlainMessage(Struct):
     priority: int | None
     #: JSON: ``[[], {"pipeline": ..., "inputs": ..., ...}, {}]``.
     body: bytes
+    #: Of a pack: where it belongs, and the number of its rows.
+    pack_of: pack.PackOf | None = None
+    rows: int = 0
 
 
 def read(one: Reserved, limits: Limits) -> PlainMessage | None:
@@ -170,7 +175,13 @@ def read(one: Reserved, limits: Limits) -> PlainMessage | None:
     # The list that held it counts, and a message of another pipeline on it is refused.
     if fields.pipeline != one.queue or not keys.is_task_id(frame.headers.id):
         return None
-    return PlainMessage(frame.headers, frame.properties.priority, body)
+    about = (frame.headers, frame.properties.priority, body)
+    if isinstance(fields.rows, UnsetType):
+        return None if fields.inputs is UNSET or fields.job is not None else PlainMessage(*about)
+    found = pack.read_of(fields.job)
+    if found is None or fields.inputs is not UNSET or not 0 < len(fields.rows) <= pack.ROWS_MAX:
+        return None
+    return PlainMessage(*about, found, len(fields.rows))
 
 
 def _read_bare(one: Reserved, limits: Limits) -> PlainMessage | None:

@@ -19,9 +19,10 @@ from typing import Any
 
 from celery.concurrency.base import BasePool, apply_target
 from celery.worker import state as celery_state
-from pipeq.contract import keys
+from pipeq.contract import keys, pack
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import TaskMessage
+from pipeq.contract.pack import PackMessage
 from redis.exceptions import RedisError
 
 from pipeq_worker.broker.intake import Intake
@@ -110,6 +111,8 @@ class TaskPool(BasePool):
             message = self._read(request)
             delivery.lane, delivery.pipeline = message.pipeline, self._runtime.pipelines[message.pipeline]
             delivery.message = json.dumps(message.to_kwargs()).encode()
+            if isinstance(message, PackMessage):
+                delivery.pack_of, delivery.rows = message.of, len(message.rows)
         except PipeqError as error:
             delivery.fail(error)
         except Exception as error:
@@ -145,7 +148,7 @@ class TaskPool(BasePool):
             self._accepted = 0
             self._runtime.dispatcher.feed()
 
-    def _read(self, request: Any) -> TaskMessage:
+    def _read(self, request: Any) -> TaskMessage | PackMessage:
         fields = dict(request.kwargs)
         if len(request.args) == 1 and "inputs" not in fields:
             fields["inputs"] = request.args[0]  # the result of the previous task of a chain
@@ -162,7 +165,7 @@ class TaskPool(BasePool):
                 f"the message is {size} bytes, at most {limit} are allowed (`max_message_bytes`): send the input by "
                 "reference",
             )
-        message = TaskMessage.parse(fields)
+        message = pack.parse(fields)
         queue = (request.delivery_info or {}).get("routing_key")
         if queue and queue != message.pipeline:
             raise PipeqError(

@@ -24,6 +24,7 @@ from pipeq_worker.children import outset, protocol
 from pipeq_worker.children.exchange import Exchange
 from pipeq_worker.children.link import GONE, Link
 from pipeq_worker.children.loop import Loop
+from pipeq_worker.children.packs import end_of, group_of, said_of_rows
 from pipeq_worker.children.preparers import preparers_of
 from pipeq_worker.children.slab import Slabs, Where
 from pipeq_worker.models.absent_pipeline import Absent
@@ -281,12 +282,15 @@ class Child:
         if is_all or self._link.is_due:
             self._link.write()
 
-    def _ready(self, item: Item) -> None:
-        # A group is made of names, numbers and shapes, so that its text is the same in all processes.
-        group = repr(item.group).encode("utf-8", "surrogatepass")
-        about = (item.task.number, item.number, group, item.cost, item.nbytes, item.task.has_one_item)
-        place = self._exchange.keep(item) if self._is_preparer else ()
-        self._say(protocol.Ready(*about, *place))
+    def _ready(self, items: list[Item]) -> None:
+        if items[0].task.pack is not None:
+            for message in said_of_rows(items, self._exchange if self._is_preparer else None):
+                self._say(message)
+            return
+        for item in items:
+            about = (item.task.number, item.number, group_of(item), item.cost, item.nbytes, item.task.has_one_item)
+            place = self._exchange.keep(item) if self._is_preparer else ()
+            self._say(protocol.Ready(*about, *place))
 
     def _prepared(self, task: Task) -> None:
         self._say(protocol.Prepared(task.number))
@@ -322,6 +326,7 @@ class Child:
                 task.result_uri,
                 task.handed_on,
                 None if task.batch is None else (task.batch.size, task.batch.padding),
+                None if task.pack is None else end_of(task.pack),
             )
         )
 

@@ -46,6 +46,8 @@ from pipeq_worker.stages.threads import threads_of
 
 #: How long results may still take to be stored when a drain ends, in seconds.
 STORE_S = 2.0
+#: Items of a pipeline, and batches of them, that give all the choice that good batches need.
+CHOICE_ITEMS, CHOICE_BATCHES = 256, 4
 
 
 def _ignore(_: Any) -> None:
@@ -95,7 +97,9 @@ class Dispatcher(Generic[T]):
             lambda task: self._ending.drop_late(task),
             hooks.hopeless,
         )
-        feeding: Feeding[T] = Feeding(self._homes, self._has_plenty, threads_of(settings), self._timeouts.begins)
+        feeding: Feeding[T] = Feeding(
+            self._homes, self._has_plenty, threads_of(settings), self._timeouts.begins, self._has_choice
+        )
         self._inside: Inside[T] = Inside(feeding)
         self._residents: Residents[T] = Residents(
             settings.max_loaded_bytes,
@@ -287,6 +291,10 @@ class Dispatcher(Generic[T]):
     def _has_plenty(self, name: str) -> bool:
         """Whether the device has its batches, and a pipeline's next one is ready, too."""
         return self._runs.has_enough and self._window.count(name) >= self._crew.limits(name).max_size
+
+    def _has_choice(self, name: str) -> bool:
+        """Whether more of a pipeline's items would give no better batches."""
+        return self._window.count(name) >= max(CHOICE_ITEMS, CHOICE_BATCHES * self._crew.limits(name).max_size)
 
     def _may_run(self) -> bool:
         return self._crew.device.is_serving and self._answers.are_read

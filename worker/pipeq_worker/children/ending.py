@@ -90,7 +90,8 @@ class Ending(Generic[T]):
         with self._inside.lock:
             if task.late_at > time.monotonic() or task.place is Place.ENDED:
                 return
-            task.fail(self._late(task))
+            if not task.split():
+                task.fail(self._late(task))
         self.drop(task)
 
     def _deliver_alone(self, task: T) -> None:

@@ -6,7 +6,7 @@ prepare process: item -> keep -> ... -> device process: rows -> forward pass -> 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -51,6 +51,15 @@ class Exchange:
         item.features = None
         params = protocol.packed(dict(item.task.call.params)) if item.is_first else b""
         return where, params
+
+    def keep_rows(self, items: Sequence[Item]) -> tuple[list[Where], bytes]:
+        """The same for items of a pack that have one call."""
+        wheres = [self._slabs.put(item.features, item.nbytes, item.task.originals) for item in items]
+        with self._lock:
+            for item, where in zip(items, wheres, strict=True):
+                self._kept[item.number] = [where]
+                item.features = None
+        return wheres, protocol.packed(dict(items[0].call.params))
 
     def outputs(self, message: protocol.Outputs, items: Iterable[Item]) -> dict[int, Any]:
         """Reads the outputs of items, and gives the places of all items of the message back."""

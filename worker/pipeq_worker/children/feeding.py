@@ -23,6 +23,8 @@ FEED = 256
 FEED_S = 0.5
 #: How much the last task counts in the average of what preparing takes.
 _SHARE = 0.1
+#: Packs of one pipeline that a child is preparing at most.
+FEED_PACKS = 2
 #: Tasks that are worth waking a child for while the device has plenty to do.
 TOGETHER = 16
 
@@ -34,6 +36,8 @@ class Feeding(Generic[T]):
         homes: returns the children that prepare for a pipeline, and may be given tasks now.
         has_plenty: whether the device has its batches, and a pipeline's next one is ready, too.
         threads: of a child that prepare for one pipeline.
+        has_choice: whether so many of a pipeline's items are ready that more would give no better batches. Packs wait
+            then, each of which brings hundreds.
         begins: called with each task that a child is given; returns when the child ends it, or None.
     """
 
@@ -43,7 +47,9 @@ class Feeding(Generic[T]):
         has_plenty: Callable[[str], bool],
         threads: int,
         begins: Callable[[T], float | None] = lambda _: None,
+        has_choice: Callable[[str], bool] = lambda _: False,
     ) -> None:
+        self._has_choice = has_choice
         self._begins = begins
         self._homes = homes
         self._has_plenty = has_plenty
@@ -95,6 +101,8 @@ class Feeding(Generic[T]):
             given: list[list[protocol.ToChild]] = [[] for _ in homes]
             while queue and (room := max(rooms, default=0)) > 0:
                 at = rooms.index(room)
+                if queue.head().rows and (most - room >= FEED_PACKS or self._has_choice(name)):
+                    break
                 rooms[at] -= 1
                 task = queue.pop()
                 task.child = homes[at].number

@@ -19,6 +19,7 @@ from pipeq_worker.children.crew import Crew
 from pipeq_worker.children.ending import Ending
 from pipeq_worker.children.inside import Inside
 from pipeq_worker.children.keeper import Keeper
+from pipeq_worker.children.ready_rows import items_of_rows
 from pipeq_worker.children.residents import Residents
 from pipeq_worker.children.runs import Runs
 from pipeq_worker.children.streams import Streams
@@ -75,6 +76,8 @@ class Hearing(Generic[T]):
         for kind, some in itertools.groupby(messages, type):
             if kind is protocol.Ready:
                 self._ready(home, some)  # type: ignore[arg-type]
+            elif kind is protocol.ReadyRows:
+                self._ready_rows(home, some)  # type: ignore[arg-type]
             elif kind is protocol.Ended:
                 self._ended(some)  # type: ignore[arg-type]
             else:
@@ -113,6 +116,17 @@ class Hearing(Generic[T]):
                 group = (ready.task, ready.item) if task.deaths else ready.group
                 about = (group, task.lane, ready.cost, ready.nbytes, home.number, ready.where)
                 items.setdefault(task.lane, []).append(Item(task, ready.task, ready.item, *about))
+        for some in items.values():
+            self._put(some)
+
+    def _ready_rows(self, home: Keeper, messages: Iterable[protocol.ReadyRows]) -> None:
+        # The child counts as busy with a pack until it has prepared all of its rows, so it is not given others sooner.
+        items: dict[str, list[Item[T]]] = {}
+        with self._inside.lock:
+            for said in messages:
+                if (task := self._inside.get(said.task)) is not None and task.lane is not None:
+                    task.ready_at = task.ready_at or time.monotonic()
+                    items.setdefault(task.lane, []).extend(items_of_rows(task, home.number, said))
         for some in items.values():
             self._put(some)
 
@@ -165,7 +179,7 @@ class Hearing(Generic[T]):
                 elif task.lane is not None:
                     self._inside.learn(task.lane, ended.busy_s)
                 task.result_json, task.result_uri = ended.result, ended.result_uri
-                task.handed_on_json = ended.handed_on
+                task.handed_on_json, task.pack_end = ended.handed_on, ended.pack
                 task.began, task.timing_ms = ended.began, ended.timing_ms
                 if ended.batch is not None:
                     if (learned := self._costs.find(task.lane)) is not None:

@@ -82,10 +82,12 @@ class Losses(Generic[T]):
         if suspects:
             self._died(suspects)
         for task in suspects:
-            if task is late:
+            if task.split():
+                pass  # the death is one row's, and that will show
+            elif task is late:
                 task.fail(PipeqError(ErrorCode.TIMEOUT, death.reason))
             elif task.deaths >= self._max_deaths:
                 sentence = f"{task.deaths} processes died while they worked on this task"
                 task.fail(PipeqError(ErrorCode.WORKER_LOST, sentence))
-            if task.error is not None:
+            if task.needs_no_device:
                 self._ending.drop(task)

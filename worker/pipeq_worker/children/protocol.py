@@ -1,15 +1,15 @@
 """PROTOCOL: what the host and its child processes say to each other. Messages travel in lists, as MessagePack.
 
     host -> child   start, load, load_ends, unload, prepare, forward, forward_rows, outputs, free, cancel, stop, ask
-    child -> host   loaded, ends, failed, ready, prepared, ran, taken, far, ended, answer, lost
+    child -> host   loaded, ends, failed, ready, ready_rows, prepared, ran, taken, far, ended, answer, lost
 
 The device process answers ``load`` with ``loaded`` and ``ends`` for each pipeline; a prepare process gets those ends.
-A child answers ``prepare`` with one ``ready`` for each item and then ``prepared``, unless a ``ready`` said that there
-is only one; and sends ``ended`` once for each task, unless it was cancelled. ``forward`` runs items that the device
-process has prepared itself, ``forward_rows`` those of prepare processes; the answer is ``ran``. Its outputs go to the
-prepare process as ``outputs``, which says ``taken`` when it has read them, whereupon the device process may ``free``
-their place. ``cancel``, or ``stop`` for rows of prepare processes, also stops what runs, between two of its steps.
-Answers come in any order.
+A child answers ``prepare`` with one ``ready`` for each item (or ``ready_rows`` for several of a pack) and then
+``prepared``, unless a ``ready`` said that there is only one; and sends ``ended`` once for each task, unless it was
+cancelled. ``forward`` runs items that the device process has prepared itself, ``forward_rows`` those of prepare
+processes; the answer is ``ran``. Its outputs go to the prepare process as ``outputs``, which says ``taken`` when it has
+read them, whereupon the device process may ``free`` their place. ``cancel``, or ``stop`` for rows of prepare processes,
+also stops what runs, between two of its steps. Answers come in any order.
 
 What a producer sent goes to a child as bytes that only the child reads; what comes back is numbers, and results that
 are JSON already. There is no ``stats``: what a child is doing stands on its board
@@ -230,6 +230,19 @@ class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
     params: bytes = b""
 
 
+class ReadyRows(msgspec.Struct, tag="ready_rows", array_like=True, frozen=True):
+    """Items of a pack lie ready, all of one group, and with the same parameters."""
+
+    task: int
+    group: bytes
+    items: list[int]
+    costs: list[int]
+    nbytes: list[int]
+    #: Where a prepare process has put them, and the parameters of their call, pickled; empty from the device process.
+    wheres: list[Where] = []
+    params: bytes = b""
+
+
 class Prepared(msgspec.Struct, tag="prepared", array_like=True, frozen=True):
     """All items of a task have been made."""
 
@@ -278,6 +291,23 @@ class FarRows(msgspec.Struct, tag="far_rows", array_like=True, frozen=True):
     rows: list[tuple[int, int, int | None, str]]
 
 
+class PackEnd(msgspec.Struct, array_like=True, frozen=True):
+    """What became of the rows of a pack, beside those whose outcomes are its result."""
+
+    #: Rows of the result that have one, and those that have failed, by their error's code.
+    succeeded: int
+    codes: dict[str, int]
+    #: Places of rows that are to be tried again, their outcomes if nobody does, and the first of their errors.
+    left: list[int]
+    left_done: bytes
+    left_codes: dict[str, int]
+    error: Error | None
+    #: Places of rows that did not fit beside the others.
+    crowded: list[int]
+    #: Milliseconds of the device that the pack took.
+    device_ms: float
+
+
 class Ended(msgspec.Struct, tag="ended", array_like=True, frozen=True):
     """A task has its result, or its error. The child has forgotten it."""
 
@@ -295,6 +325,8 @@ class Ended(msgspec.Struct, tag="ended", array_like=True, frozen=True):
     handed_on: bytes | None = None
     #: Size and padding of its largest batch.
     batch: tuple[int, float] | None = None
+    #: If it is a pack whose rows were read.
+    pack: PackEnd | None = None
 
 
 class Answer(msgspec.Struct, tag="answer", array_like=True, frozen=True):
@@ -311,7 +343,7 @@ ToChild: TypeAlias = (
     Start | Load | LoadEnds | Unload | Prepare | Forward | ForwardRows | Outputs | Free | Cancel | Stop | Ask
 )
 ToHost: TypeAlias = (
-    Loaded | Ends | Failed | Absent | Ready | Prepared | Ran | Taken | Far | FarRows | Ended | Answer | Lost
+    Loaded | Ends | Failed | Absent | Ready | ReadyRows | Prepared | Ran | Taken | Far | FarRows | Ended | Answer | Lost
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -234,7 +234,7 @@ class Runs(Generic[T]):
         tasks = _tasks_of(items)
         self._begin([task for task in tasks if task.started_at is None and not task.needs_no_device], alone=False)
         for task in tasks:
-            if task.needs_no_device:
+            if task.needs_no_device or (task.deaths and task.split()):
                 self._device.drop(task)
         items = [item for item in items if not item.task.needs_no_device]
         if together := [item for item in items if not item.task.deaths]:
@@ -294,7 +294,7 @@ def _message(number: int, items: list[Item[T]], alone: bool) -> protocol.ToChild
     if first.where is None:
         return protocol.Forward(number, [item.number for item in items], alone)
     rows = [protocol.Row(item.where, item.cost) for item in items]
-    return protocol.ForwardRows(number, first.lane, first.task.params, rows, alone)
+    return protocol.ForwardRows(number, first.lane, first.params or first.task.params, rows, alone)
 
 
 def _is_wanted(item: Item[T]) -> bool:

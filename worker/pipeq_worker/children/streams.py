@@ -110,7 +110,7 @@ class Streams(Runs[T]):
         tasks = list(dict.fromkeys(item.task for item in items))
         self._begin([task for task in tasks if task.started_at is None and not task.needs_no_device], alone=False)
         for task in tasks:
-            if task.needs_no_device:
+            if task.needs_no_device or (task.deaths and task.split()):
                 self._device.drop(task)
         for item in items:
             if item.task.needs_no_device:

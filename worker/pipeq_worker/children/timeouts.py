@@ -73,8 +73,11 @@ class Timeouts(Generic[T]):
             self._changed.notify()
 
     def limit_s(self, task: T) -> float:
-        """How long a try of a task may take: what it or its pipeline says, whichever is less; infinite if neither."""
-        return min(task.timeout_s, self._limits.get(task.lane or "", math.inf))
+        """How long a try of a task may take: what it or its pipeline says, whichever is less; infinite if neither.
+
+        Each row of a pack may take so long.
+        """
+        return min(task.timeout_s, self._limits.get(task.lane or "", math.inf)) * max(1, task.rows)
 
     def begins(self, task: T) -> float | None:
         """Notes that a try begins. Returns when its child should end it, by the monotonic clock; None for never."""

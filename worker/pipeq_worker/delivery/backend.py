@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 from celery import states
 from celery.backends.redis import RedisBackend
-from pipeq.contract import events, keys, redis_url, shown
+from pipeq.contract import events, job, keys, redis_url, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.record import LUA, OPEN_MAX_BYTES, Part, complete, revoked_reason
 from pipeq.contract.status import CELERY_STATES, State
@@ -52,6 +53,20 @@ class Retry:
 
 
 @dataclass(frozen=True)
+class PackStored:
+    """What the end of a pack changes in its job."""
+
+    job_key: str
+    outcomes_key: str
+    waiting_key: str
+    #: What is counted, and the messages of rows that go on alone: JSON, for the script.
+    about: str
+    alone: str
+    #: The outcomes of its rows, or where they are: JSON.
+    outcomes: bytes
+
+
+@dataclass(frozen=True)
 class Annotation:
     """What pipeq adds to the record of the task that Celery's tracer is running."""
 
@@ -67,6 +82,8 @@ class Annotation:
     stored: tuple[Any] | None = None
     #: The message to deliver later, if the task is retried.
     retry: Retry | None = None
+    #: Of a pack that ends.
+    pack: PackStored | None = None
 
 
 #: Set while Celery's tracer runs for a task.
@@ -90,6 +107,8 @@ class _Entry(NamedTuple):
     #: How it ended, in Celery's word, and pipeq's part of its record; empty and None if only the record says so.
     state: str = ""
     part: Part | None = None
+    #: Of a pack that ends.
+    pack: PackStored | None = None
 
 
 @dataclass
@@ -162,6 +181,7 @@ class Backend(RedisBackend):
             retry=note.retry,
             state=state,
             part=note.part if is_noted else None,
+            pack=note.pack,
         )
         # A text that redis-py cannot encode fails here, for this task alone, and not in the call for the whole batch.
         for text in (task_id, record, entry.letters, entry.letter):
@@ -173,7 +193,14 @@ class Backend(RedisBackend):
         return result
 
     def store_record(
-        self, task_id: str, record: bytes, part: Part, leases: Leases | None, tag: str, retry: Retry | None = None
+        self,
+        task_id: str,
+        record: bytes,
+        part: Part,
+        leases: Leases | None,
+        tag: str,
+        retry: Retry | None = None,
+        pack: PackStored | None = None,
     ) -> None:
         """Stores the record of a task that has succeeded, or waits for a try, at the end of :meth:`buffered`.
 
@@ -184,6 +211,7 @@ class Backend(RedisBackend):
             leases: what holds the task's message, if the script can check it; otherwise None.
             tag: the message's tag there; otherwise empty.
             retry: the message to deliver later, if it waits for a try.
+            pack: what the end of a pack changes in its job.
         """
         assert self._buffer is not None
         state = states.SUCCESS if retry is None else states.RETRY
@@ -197,6 +225,7 @@ class Backend(RedisBackend):
             retry=retry,
             state=state,
             part=part,
+            pack=pack,
         )
         self._buffer.entries.append(entry)
 
@@ -206,17 +235,21 @@ class Backend(RedisBackend):
 
     def _finish(self, entries: list[_Entry], buffer: Buffer) -> None:
         if self._finish_script is None:
-            self._finish_script = self.client.register_script(lua.source("finish", LUA + events.LUA))
+            self._finish_script = self.client.register_script(lua.source("finish", LUA + events.LUA + job.LUA))
         leases = next((entry.leases for entry in entries if entry.leases is not None), None)
         # Without leases, name keys that a restricted Redis user may use; the script does not touch them.
         redis_keys = [keys.RUNNING, *((leases.unacked_key, leases.key) if leases else (keys.UNACKED, keys.LEASES))]
-        args: list[Any] = [self.app.conf.get("pipeq_dead_letter_max", 10_000)]
+        args: list[Any] = [self.app.conf.get("pipeq_dead_letter_max", 10_000), len(entries), time.time()]
         for entry in entries:
             retry = entry.retry
             redis_keys += (entry.key, entry.letters or entry.key, retry.waiting_key if retry else entry.key)
             args += (entry.id, entry.tag, entry.record, entry.lifetime_s, entry.letter)
             args += (retry.due, retry.message) if retry else ("", "")
             args.append(_event(entry) if self._tells_events else "")
+        for at, entry in enumerate(entries, 1):
+            if (pack := entry.pack) is not None:
+                redis_keys += (pack.job_key, pack.outcomes_key, pack.waiting_key)
+                args += (at, pack.about, pack.outcomes, pack.alone)
         *reply, tells = self._finish_script(keys=redis_keys, args=args)
         self._tells_events = bool(tells)
         outage.over("results")

@@ -25,6 +25,7 @@ from pipeq_worker.delivery.dead_letter import letter_of
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.delivery.fitness import Fitness
 from pipeq_worker.delivery.messages import drop, let_go, put_back, tell, tell_put_off, tell_success
+from pipeq_worker.delivery.packs import Packs
 from pipeq_worker.delivery.part import part_of
 from pipeq_worker.delivery.plain import Plain, is_plain
 from pipeq_worker.delivery.retries import Retries
@@ -61,6 +62,7 @@ class Deliverer:
         self._observer = observer
         self._plain = Plain(app)
         self._tracing = Tracing(retries)
+        self._packs = Packs(retries)
         self._server = place(client.connection_pool.connection_kwargs)
 
     def deliver(self, deliveries: list[Delivery]) -> None:
@@ -154,7 +156,10 @@ class Deliverer:
             return partial(tell_put_off, is_acknowledged=fence is not None)
         if not is_plain or delivery.error is not None:
             return partial(tell, ended=self._tracing.run(delivery, fence))
-        backend.store_record(delivery.id, *self._plain.record(delivery), fence, tag)
+        pack = self._packs.ended(delivery)
+        if pack is not None:
+            delivery.result_json = b"null"  # the job has the outcomes
+        backend.store_record(delivery.id, *self._plain.record(delivery), fence, tag, pack=pack)
         return partial(tell_success, is_acknowledged=fence is not None)
 
     def _tags(self, deliveries: list[Delivery]) -> list[tuple[Leases, list[str]]]:
@@ -199,7 +204,7 @@ class Deliverer:
         if delivery.is_dropped:
             ended, code = "dropped", None
         elif name is not None:
-            self._fitness.ended(name, delivery.error, is_retried=delivery.is_retried)
+            self._tell_fitness(name, delivery)
         if ended == "failed" and delivery.error is not None:
             failures.failed(
                 delivery.id,
@@ -209,6 +214,15 @@ class Deliverer:
                 attempt=delivery.attempts,
             )
         self._observer.task_ended(delivery.id, name, ended, code, delivery.told_ms or delivery.timing_ms)
+
+    def _tell_fitness(self, name: str, delivery: Delivery) -> None:
+        end = delivery.pack_end
+        if delivery.error is None and end is not None and end.left:
+            if end.succeeded:
+                self._fitness.ended(name, None, is_retried=False)
+            self._fitness.ended(name, end.error.error(), is_retried=True)
+        else:
+            self._fitness.ended(name, delivery.error, is_retried=delivery.is_retried)
 
     def _claim(self, deliveries: list[Delivery]) -> None:
         """Renews the leases now, so that the tracer runs links and chords only for tasks that are still ours."""
@@ -253,7 +267,12 @@ class Deliverer:
             sentence = f"its message cannot be worked with: {type(cause).__name__}: {shown.line(str(cause))}"
             cause = PipeqError(ErrorCode.INVALID_MESSAGE, sentence)
         delivery.error, delivery.is_retried = PipeqError(cause.code, cause.message, cause.retryable), False
-        letter = Annotation(part_of(delivery), keys.dead_letter_key(delivery.queue), letter_of(delivery))
+        letter = Annotation(
+            part_of(delivery),
+            keys.dead_letter_key(delivery.queue),
+            letter_of(delivery) if delivery.pack_of is None else "",
+            pack=self._packs.ended(delivery),
+        )
         # The message is acknowledged afterwards, whether or not the failure was stored; if Redis is away it goes back.
         token = annotation.set(letter)
         try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeq.contract.errors import ErrorCode
+from pipeq.contract.pack import PackOf
 from pipeq.contract.record import Before
 
 from pipeq_worker.children.served import Served
@@ -56,6 +57,9 @@ class Delivery(Task):
     #: The leases that hold its message, and its tag there. None and empty if another transport delivered it.
     leases: Leases | None = None
     tag: str = ""
+
+    #: Of a pack: where it belongs.
+    pack_of: PackOf | None = None
 
     #: Its pipeline; None if this worker does not serve it, or if its message is not readable.
     pipeline: Served | None = None

@@ -19,6 +19,7 @@ from pipeq.contract.errors import Blame, ErrorCode, PipeqError
 from pipeq_worker.delivery.backend import Annotation, Retry, annotation
 from pipeq_worker.delivery.dead_letter import letter_of
 from pipeq_worker.delivery.delivery import Delivery
+from pipeq_worker.delivery.packs import Packs
 from pipeq_worker.delivery.part import part_of
 from pipeq_worker.delivery.retries import Retries
 from pipeq_worker.leases.leases import Leases
@@ -39,6 +40,7 @@ class Tracing:
 
     def __init__(self, retries: Retries) -> None:
         self._retries = retries
+        self._packs = Packs(retries)
 
     def run(self, delivery: Delivery, fence: Leases | None) -> Any:
         """Runs Celery's tracer, which calls :func:`body`, and so the function in :data:`outcome`.
@@ -51,18 +53,23 @@ class Tracing:
             What :attr:`Delivery.acknowledge` takes.
         """
         retry, error = self.next_try(delivery), delivery.error
+        pack = self._packs.ended(delivery) if retry is None else None
         note = Annotation(
             part_of(delivery, next_try_at=None if retry is None else retry.due),
             keys.dead_letter_key(delivery.queue),
-            letter_of(delivery) if delivery.error is not None and retry is None else "",
+            # An operator must not run a pack again: its rows have been counted.
+            letter_of(delivery) if error is not None and retry is None and delivery.pack_of is None else "",
             fence,
             delivery.tag if fence is not None else "",
             None if delivery.handed_on_json is None else (delivery.result,),
             retry,
+            pack,
         )
 
         def end() -> Any:
             if error is None:
+                if pack is not None:
+                    return None  # the job has the outcomes
                 return delivery.result if delivery.handed_on_json is None else delivery.handed_on
             # A new exception: raising adds frames to it, and the frames refer to the other deliveries of the batch.
             problem = error.bare()

@@ -2,12 +2,16 @@
 -- lease is still ours. A task that is to be retried goes into the set of waiting messages instead.
 --
 -- KEYS[1]  hash of running marks     KEYS[2] hash of unacknowledged messages     KEYS[3] sorted set of leases
--- KEYS[4..] record key, dead-letter list and set of waiting messages of each task, in turn
--- ARGV[1]  most messages kept in a dead-letter list
--- ARGV[2..] of each task, in turn: its id; its tag (empty: not one of our leases, its message is acknowledged
+-- KEYS[4..] record key, dead-letter list and set of waiting messages of each task, in turn; then of each pack: its job,
+--          the outcomes of that job, and the set of waiting messages
+-- ARGV[1]  most messages kept in a dead-letter list; ARGV[2] number of tasks; ARGV[3] seconds since the epoch
+-- ARGV[4..] of each task, in turn: its id; its tag (empty: not one of our leases, its message is acknowledged
 --          elsewhere); its record; the record's lifetime in seconds (0: for ever); a dead letter (empty for none); when a
 --          retry is due, in seconds since the epoch (empty for none); the waiting message; the event of its end, as a
---          list in JSON (empty: what its record says)
+--          list in JSON (empty: what its record says). Then of each task that is a pack, in turn: its place among the
+--          tasks; what is counted, in JSON (see pipeq.contract.job.LUA, which stands above this text, too); its
+--          outcomes in JSON; and the waiting messages of rows that go on alone, as a list of lists in JSON: when it is
+--          due, the message, the row's id, and its running mark (empty for none)
 -- Reply: for each task 1 if it was stored, 2 if it was stored but its dead letter was refused, 0 if it had ended before,
 -- -1 if its lease is gone, -2 if it cannot wait for its next try; with -1 and -2 nothing was done.
 -- Then 1 if events are kept, otherwise 0: they need not be given then.
@@ -21,11 +25,33 @@ local function refused(reply)
   return type(reply) == 'table' and reply.err
 end
 
-local count = (#KEYS - 3) / 3
-local records, tags = {}, {}
+local count, now = tonumber(ARGV[2]), ARGV[3]
+local records, tags, packs = {}, {}, {}
 for i = 1, count do
-  records[i], tags[i] = KEYS[i * 3 + 1], ARGV[2 + (i - 1) * 8 + 1]
+  records[i], tags[i] = KEYS[i * 3 + 1], ARGV[4 + (i - 1) * 8 + 1]
 end
+for at = 4 + count * 8, #ARGV, 4 do
+  packs[tonumber(ARGV[at])] = {
+    about = cjson.decode(ARGV[at + 1]),
+    outcomes = ARGV[at + 2],
+    alone = cjson.decode(ARGV[at + 3]),
+    key = 3 + count * 3 + (at - 4 - count * 8) / 4 * 3,
+  }
+end
+
+-- Lets those rows of a pack wait that go on alone. Returns whether they do.
+local function rows_wait(pack)
+  for _, one in ipairs(pack.alone) do
+    if refused(redis.pcall('ZADD', KEYS[pack.key + 3], one[1], one[2])) then
+      return false
+    end
+    if one[4] ~= '' then
+      redis.pcall('HSET', KEYS[1], one[3], one[4])
+    end
+  end
+  return true
+end
+
 -- MGET returns nothing for a key that holds no string, and SET replaces such a key.
 local before = redis.call('MGET', unpack(records))
 local leases = redis.call('ZMSCORE', KEYS[3], unpack(tags))
@@ -35,7 +61,7 @@ redis.call('ZREM', KEYS[3], '')
 local kept = events_kept()
 local reply, ids, acknowledged = {}, {}, {}
 for i = 1, count do
-  local at = 2 + (i - 1) * 8
+  local at = 4 + (i - 1) * 8
   if tags[i] ~= '' and not leases[i] then
     reply[i] = -1
   else
@@ -46,6 +72,8 @@ for i = 1, count do
       reply[i] = 1
             -- The waiting message is written first, because a message that cannot wait must not be acknowledged.
       if due ~= '' and refused(redis.pcall('ZADD', KEYS[i * 3 + 3], due, ARGV[at + 6])) then
+        reply[i] = -2
+      elseif packs[i] and not rows_wait(packs[i]) then
         reply[i] = -2
       else
         if lifetime > 0 then
@@ -60,6 +88,10 @@ for i = 1, count do
           else
             say_event(kept, ARGV[at], unpack(cjson.decode(ARGV[at + 7])))
           end
+        end
+        if packs[i] then
+          -- A job that somebody has overwritten counts nothing, and that is no concern of other tasks.
+          pcall(count_rows, KEYS[packs[i].key + 1], KEYS[packs[i].key + 2], packs[i].about, packs[i].outcomes, now)
         end
         if letter ~= '' then
           if refused(redis.pcall('LPUSH', KEYS[i * 3 + 2], letter)) then

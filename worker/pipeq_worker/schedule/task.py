@@ -43,6 +43,12 @@ class Task:
     error: PipeqError | None = None
     #: Whether another task gets its result.
     has_next: bool = False
+    #: Of a pack, the number of its rows; otherwise 0.
+    rows: int = 0
+    #: Set if it is a pack whose rows go on one by one: one of them may have killed a process, or took too long.
+    is_split: bool = False
+    #: How the rows of a pack ended, as its child said.
+    pack_end: Any = None
 
     #: By which the host and its children know it, for one try in one child; a new try has a new number.
     ticket: int = 0
@@ -109,7 +115,7 @@ class Task:
     @property
     def needs_no_device(self) -> bool:
         """Whether running its items would be useless."""
-        return self.error is not None or self._is_withdrawn or self.is_dropped
+        return self.error is not None or self.is_split or self._is_withdrawn or self.is_dropped
 
     @property
     def is_waiting(self) -> bool:
@@ -148,6 +154,14 @@ class Task:
             self._is_withdrawn = True
             return True
 
+    def split(self) -> bool:
+        """Ends a pack of several rows, which then go on one by one; returns False for any other task.
+
+        What is charged to a task (a death, a time that is over) is one row's, and must cost the others nothing.
+        """
+        self.is_split = self.is_split or (self.rows > 1 and self.error is None)
+        return self.is_split
+
     def fail(self, error: PipeqError) -> None:
         """Keeps the first error's content.
 
@@ -179,6 +193,8 @@ class Item(Generic[T]):
     child: int = 0
     #: Where a prepare process has put it; None if it lies in the device process.
     where: Any = None
+    #: Of a row of a pack: the parameters of its call, pickled. Those of other items are their task's.
+    params: bytes = b""
     #: When it was ready (monotonic clock). Items of a large task are as young as those of later tasks.
     arrived: float = field(default_factory=time.monotonic)
 

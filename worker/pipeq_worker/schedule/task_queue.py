@@ -25,6 +25,10 @@ class TaskQueue(Generic[U]):
         self._entries[task] = one
         self._urgency.add(one)
 
+    def head(self) -> U:
+        """The most urgent task, which stays. Some task must wait."""
+        return self._urgency.head().item
+
     def pop(self) -> U:
         """Removes and returns the most urgent task. Some task must wait."""
         head = self._urgency.head()

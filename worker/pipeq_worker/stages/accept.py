@@ -9,9 +9,10 @@ import json
 import re
 from typing import Any
 
-from pipeq.contract import shown
+from pipeq.contract import pack, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import Ref, TaskMessage
+from pipeq.contract.pack import PackMessage
 from pipeq.contract.reading import UnreadableError, json_value, number
 
 from pipeq_worker.media.tables import check_cells, check_size
@@ -26,7 +27,7 @@ _DEFAULTS = InputSettings()
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def read_message(body: bytes) -> TaskMessage:
+def read_message(body: bytes) -> TaskMessage | PackMessage:
     """Reads a message as :class:`pipeq_worker.children.protocol.Prepare` carries it.
 
     Raises:
@@ -36,7 +37,7 @@ def read_message(body: bytes) -> TaskMessage:
         value = json_value(body)
     except UnreadableError as error:
         raise PipeqError(ErrorCode.INVALID_MESSAGE, f"its body cannot be decoded: {error}") from error
-    return TaskMessage.parse(value[1] if isinstance(value, list) else value)
+    return pack.parse(value[1] if isinstance(value, list) else value)
 
 
 def read_inputs(task_type: TaskType, inputs: Any, limits: InputSettings = _DEFAULTS) -> tuple[list[Input], bool]:

@@ -27,7 +27,7 @@ def check_items(count: int, settings: Settings) -> None:
         )
 
 
-def check_input(task: Task, one: Input, decoded: Decoded, settings: Settings) -> None:
+def check_input(task: Task, at: int, one: Input, decoded: Decoded, settings: Settings) -> None:
     """Checks a decoded input before it is prepared. Counts what its preparation and its answer take.
 
     Raises:
@@ -35,8 +35,8 @@ def check_input(task: Task, one: Input, decoded: Decoded, settings: Settings) ->
     """
     assert task.pipeline is not None
     _check_questions(one, settings)
-    foreseen = task.pipeline.foresee(one.call_value, task.call)
-    check_items(task.items + foreseen.rows, settings)
+    foreseen = task.pipeline.foresee(one.call_value, task.call_of(at))
+    check_items((task.items if task.pack is None else 0) + foreseen.rows, settings)
     if foreseen.passing or foreseen.kept:
         decoded.check_made(foreseen.passing, foreseen.kept)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.status import BatchInfo
@@ -28,15 +29,18 @@ def close(shelf: Shelf, items: list[Item], ran: Ran, most_bytes: float = math.in
         if task.batch is None or info.size > task.batch.size:
             task.batch = info
         task.times.passed(ran.began, ended)
+    share_s = ran.seconds / ran.size if ran.size else 0.0
     for item in wanted:
         item.features = None
+        if item.task.pack is not None:
+            item.task.pack.device_s += share_s
         if item.error is not None:
-            where = f"inputs[{item.index}]: " if item.task.is_list else ""
-            item.task.fail(item.error.bare(where))
+            item.task.fail_input(item.index, item.error.bare(item.task.where(item.index)))
         else:
             _keep(item, most_bytes)
     # A cancelled task's items may have been removed, and closed, meanwhile.
-    done = [item.task for item in shelf.remove(items) if item.task.closed()]
+    counts = Counter(item.task for item in shelf.remove(items))
+    done = [task for task, count in counts.items() if task.closed(count)]
     for task in done:
         # One that has failed here is not delivered: its pass was the last that it came to.
         task.times.enters("deliver" if task.error is None else "infer", ended)
@@ -47,14 +51,16 @@ def _keep(item: Item, most_bytes: float) -> None:
     """Keeps an item's output until its task ends, unless that has too many by now."""
     task, pipeline = item.task, item.task.pipeline
     assert pipeline is not None
-    task.output_bytes += pipeline.output_bytes(item.output, task.call)
+    task.output_bytes += pipeline.output_bytes(item.output, item.call)
     if task.output_bytes <= most_bytes:
         task.outputs[item.index][item.chunk] = item.output
         return
-    task.fail(
-        PipeqError(
-            ErrorCode.INPUT_TOO_LARGE,
-            f"the results of the task would take more than {most_bytes:g} bytes, the most that this worker makes of "
-            "one task ([inputs] max_decoded_bytes): send it in parts",
-        )
+    error = PipeqError(
+        ErrorCode.INPUT_TOO_LARGE,
+        f"the results of the task would take more than {most_bytes:g} bytes, the most that this worker makes of "
+        "one task ([inputs] max_decoded_bytes): send it in parts",
     )
+    if task.pack is None:
+        task.fail(error)
+    else:
+        task.pack.crowd_out(item.index, error)

@@ -163,7 +163,7 @@ class StreamStage:
         task = item.task
         if task.batch is None or size > task.batch.size:
             task.batch = BatchInfo(size=size, padding=0.0)
-        self._stream.submit(item.features, task.call, item.row, partial(self._came_out, item))
+        self._stream.submit(item.features, item.call, item.row, partial(self._came_out, item))
 
     def _oldest(self) -> int | None:
         with self._changed:

@@ -52,7 +52,7 @@ class Listener:
     """Is told what happens to tasks. Its functions are called on the stages' threads and return at once.
 
     Attributes:
-        ready: an item lies on the shelf.
+        ready: items of a task lie on the shelf.
         prepared: all items of a task do, or have run already; not told of one that was known to have only one item.
         ran: a batch has run.
         ended: a task has its result, or an error.
@@ -61,7 +61,7 @@ class Listener:
         idle: no more tasks wait for their end.
     """
 
-    ready: Callable[[Item], None]
+    ready: Callable[[list[Item]], None]
     prepared: Callable[[Task], None]
     ran: Callable[[Ran], None]
     ended: Callable[[Task], None]

@@ -106,6 +106,7 @@ class Fetching:
             lane.budget.wait_for_room(self._waiting)
         ahead = lane.budget.limit * AHEAD_SHARE
         for at in range(task.fetched, len(task.inputs)):
+            others = task.ahead_bytes - sum(len(slot.data or b"") for slot in task.inputs[at].slots)
             for slot in task.inputs[at].slots:
                 if slot.data is not None:
                     continue
@@ -113,8 +114,23 @@ class Fetching:
                     return True
                 if time.monotonic() > until:
                     return False
-                with located(task, at), deadline.until(task.deadline):
-                    slot.data = self._fetcher.fetch(slot.ref, lambda size: self._reserve(task, size))
+                try:
+                    with located(task, at), deadline.until(task.deadline):
+                        slot.data = self._fetcher.fetch(slot.ref, lambda size: self._reserve(task, size))
+                except PipeqError as error:
+                    if task.pack is None:
+                        raise
+                    if error.code == ErrorCode.INPUT_TOO_LARGE and others:
+                        # It may fit once the rows before it have been prepared.
+                        task.fetching_until = None
+                        return True
+                    task.pack.fail(at, error)
+                    break
+                except Exception as error:
+                    if task.pack is None:
+                        raise
+                    task.pack.fail(at, error)
+                    break
             task.fetched = at + 1
             if task.ahead_bytes > ahead or time.monotonic() > task.fetching_until:
                 break

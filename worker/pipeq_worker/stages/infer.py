@@ -51,7 +51,7 @@ def infer(
     began, padded = time.monotonic(), max(item.cost for item in items) * len(items)
     try:
         running = Running([item.row for item in items])
-        outputs = pipeline.forward([item.features for item in items], items[0].task.call, running)
+        outputs = pipeline.forward([item.features for item in items], items[0].call, running)
         if len(outputs) != len(items):
             raise RuntimeError(f"the model gave {len(outputs)} outputs for {len(items)} items")  # noqa: TRY301
     except AllStoppedError:

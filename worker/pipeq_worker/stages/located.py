@@ -11,7 +11,7 @@ class located:  # noqa: N801 - reads as a statement
     """Adds the index of the input to an error's message, if the task has several."""
 
     def __init__(self, task: Task, index: int) -> None:
-        self._where = f"inputs[{index}]: " if task.is_list else ""
+        self._where = task.where(index)
 
     def __enter__(self) -> None:
         pass

@@ -18,6 +18,7 @@ from pipeq.contract.writing import to_json
 from pipeq_worker.observe.traces import internal
 from pipeq_worker.settings.sections import ResultSettings
 from pipeq_worker.stages.outputs import Object, convert
+from pipeq_worker.stages.pack import Pack
 from pipeq_worker.stages.task import Task
 from pipeq_worker.stores import deadline
 from pipeq_worker.stores.signed import Signatures, objects_of, sign_objects
@@ -38,6 +39,8 @@ class Upload:
     uri: str
     data: bytes
     media_type: str
+    #: The row of a pack that it belongs to; None for the whole task.
+    row: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Placer:
             return self._forget(task)
         try:
             assert task.pipeline is not None
+            if task.pack is not None:
+                return self._convert_rows(task, task.pack, until)
             if not _advance(task, until):
                 return None
             return self._split(task, *convert(_value(task), task.echoes, task.pipeline.task_type.audio_key))
@@ -98,9 +103,67 @@ class Placer:
             logger.exception("task %s", task.id, extra={"action": "deliver", "task_id": task.id})
             task.fail(internal(error))
         finally:
-            if len(task.results) == len(task.outputs) or task.error is not None:
+            made = len(task.results) if task.pack is None else task.pack.finished
+            if made == len(task.outputs) or task.error is not None:
                 self._forget(task)
         return Uploads()
+
+    def _convert_rows(self, task: Task, pack: Pack, until: float) -> Uploads | None:
+        """Makes the results of a pack's rows. What fails is the row."""
+        assert task.pipeline is not None
+        pipeline, audio_key = task.pipeline, task.pipeline.task_type.audio_key
+        while pack.finished < len(task.outputs):
+            at, pack.finished = pack.finished, pack.finished + 1
+            outputs, task.outputs[at] = task.outputs[at], []
+            if at in pack.errors:
+                continue
+            try:
+                call = task.call_of(at)
+                result = pipeline.result(pipeline.postprocess(outputs, call), task.inputs[at].call_value, call)
+                pack.results[at] = self._row_result(task, pack, at, *convert(result, task.echoes, audio_key))
+            except BaseException as error:  # a panic inside a tokenizer is not an Exception
+                pack.fail(at, error)
+            if time.monotonic() > until and pack.finished < len(task.outputs):
+                return None
+        return Uploads(pack.uploads, None if pack.uploads else self._assembled(task, pack))
+
+    def _row_result(self, task: Task, pack: Pack, at: int, value: Any, objects: list[Object]) -> bytes:
+        """The result of a row as JSON. Its objects go to the store if they are too large for that."""
+        results, inline = self._results, sum(one.inline_size for one in objects)
+        prefix = self._prefix(task)
+        if objects and prefix is not None and inline > results.inline_max_bytes:
+            below = objects_of(f"{prefix}{keys.object_name(f'{task.id}.{at}')}")
+            for one in objects:
+                one.put_at(below + one.name)
+                pack.uploads.append(Upload(one.entry["uri"], one.data, one.media_type, at))
+        else:
+            _check_inline(inline, results)
+            for one in objects:
+                one.put_inline()
+        return _encode(value)
+
+    def _prefix(self, task: Task) -> str | None:
+        """Below which the large results of a pack go."""
+        found = task.destination.uri if task.destination is not None else self._results.store
+        return None if found is None else f"{found.rstrip('/')}/"
+
+    def _assembled(self, task: Task, pack: Pack) -> Upload | None:
+        """Sets the result, or the error, of a pack whose rows are all done. Returns what must be uploaded of it."""
+        results, prefix = self._results, self._prefix(task)
+        if prefix is None and sum(map(len, pack.results.values())) > INLINE_LIMIT // 2 and len(pack.rows) > 1:
+            # Together they are too much for one record of Redis, though not each of them.
+            for at in list(pack.results):
+                pack.crowd_out(at, PipeqError(ErrorCode.OUTPUT_FAILED, "too large beside the other rows", False))
+        if (error := pack.end()) is not None:
+            task.fail(error)
+            return None
+        assert pack.outcomes is not None
+        data = pack.outcomes.done
+        if prefix is not None and len(data) > results.inline_max_bytes:
+            return Upload(f"{prefix}{keys.object_name(task.id)}.json", data, RESULT_TYPE)
+        _check_inline(len(data), results)
+        task.result = data
+        return None
 
     def _forget(self, task: Task) -> Uploads:
         task.outputs, task.results, task.inputs, task.echoes, task.originals, task.given = [], [], [], {}, {}, None
@@ -109,11 +172,13 @@ class Placer:
     def upload(self, task: Task, uploads: Uploads) -> None:
         """Writes what :meth:`convert` returned, and waits for it; fails the task if that cannot be written."""
         list(self._uploads.map(lambda one: self._put(task, one), uploads.parts))
-        if uploads.result is not None and self._put(task, uploads.result):
-            uri = uploads.result.uri
-            task.result, task.result_uri = _encode({"uri": uri}), uri
+        result = uploads.result
+        if task.pack is not None and uploads.parts:
+            result = self._assembled(task, task.pack)
+        if result is not None and self._put(task, result):
+            task.result, task.result_uri = _encode({"uri": result.uri}), result.uri
             if task.has_next:
-                self._sign_result(task, uploads.result)
+                self._sign_result(task, result)
 
     def _sign_result(self, task: Task, result: Upload) -> None:
         sha256 = hashlib.sha256(result.data).hexdigest()
@@ -162,16 +227,22 @@ class Placer:
             with deadline.until(task.deadline):
                 self._writer.put(upload.uri, upload.data, upload.media_type)
         except PipeqError as error:
-            task.fail(error)
+            self._not_put(task, upload, error)
             return False
         except Exception as error:
             logger.exception(
                 "task %s: cannot write %s", task.id, upload.uri, extra={"action": "deliver", "task_id": task.id}
             )
             sentence = f"cannot write {shown.uri(upload.uri)}: {shown.line(str(error))}"
-            task.fail(PipeqError(ErrorCode.OUTPUT_FAILED, sentence, False))
+            self._not_put(task, upload, PipeqError(ErrorCode.OUTPUT_FAILED, sentence, False))
             return False
         return True
+
+    def _not_put(self, task: Task, upload: Upload, error: PipeqError) -> None:
+        if upload.row is None:
+            task.fail(error)
+        else:
+            task.fail_input(upload.row, error)
 
 
 def _encode(value: Any) -> bytes:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.pack import PackMessage
 
 from pipeq_worker.media.decoded import Decoded
 from pipeq_worker.models.pipeline import Pipeline
@@ -29,6 +30,7 @@ from pipeq_worker.stages.fetch import Fetcher, ref_name
 from pipeq_worker.stages.fetching import SLICE_S, Fetching
 from pipeq_worker.stages.lane import Lane
 from pipeq_worker.stages.located import located
+from pipeq_worker.stages.pack_rows import PackRows, read_rows
 from pipeq_worker.stages.shelf import Shelf
 from pipeq_worker.stages.steps import Stage, Steps
 from pipeq_worker.stages.task import Item, Slot, Task
@@ -52,7 +54,7 @@ class Preparation:
         fetcher: reads references.
         shelf: receives the items.
         steps: what the threads do is noted there.
-        ready: called with each item, once it lies on the shelf.
+        ready: called with items of a task, once they lie on the shelf.
         prepared: called with a task whose items are all made, unless it was known to have only one.
         finish: called with a task that needs no device, or whose items have all run.
         check_output: raises if a producer may not have output written to a URI.
@@ -67,7 +69,7 @@ class Preparation:
         shelf: Shelf,
         steps: Steps,
         *,
-        ready: Callable[[Item], None],
+        ready: Callable[[list[Item]], None],
         prepared: Callable[[Task], None],
         finish: Callable[[Task], None],
         check_output: Callable[[str], None],
@@ -133,6 +135,8 @@ class Preparation:
         """Ends tasks that wait for a thread, and whose store is known to be away: it may keep all threads for long."""
         for lane in self._lanes.values():
             for task in lane.reading.waiting():
+                if task.pack is not None:
+                    continue  # its rows may need different stores, and each finds out for itself
                 try:
                     self._check_stores(task, waits=True)
                 except PipeqError as error:
@@ -157,6 +161,11 @@ class Preparation:
         if message.output is not None:
             self._check_output(message.output.uri)
         task.call = pipeline.merge(message.params)
+        if isinstance(message, PackMessage):
+            task.common_params = message.params
+            read_rows(task, message, self._settings)
+            self._go_to_inputs(task)
+            return
         task.given = message.inputs
         if self._fetching.has_results(task):
             task.times.reads()
@@ -180,9 +189,13 @@ class Preparation:
             for read, sent in one.turns:
                 task.echo(read, sent)
         check_items(prepare.least_items(task.inputs, task.call.params), self._settings)
+        self._go_to_inputs(task)
+
+    def _go_to_inputs(self, task: Task) -> None:
         if any(one.slots for one in task.inputs):
             task.times.reads()
-            self._check_stores(task)
+            if task.pack is None:
+                self._check_stores(task)
             self._fetch_soon(task)
         elif task.company is not None:
             task.company.append(task)
@@ -205,7 +218,7 @@ class Preparation:
         task.rows, task.thread = self._rows(task), self._lane(task).preparing.here()
         self._go_on(task)
 
-    def _rows(self, task: Task) -> Iterator[Item | object | None]:
+    def _rows(self, task: Task) -> Iterator[Item | list[Item] | object | None]:
         """Decodes and prepares step by step.
 
         Yields:
@@ -213,9 +226,10 @@ class Preparation:
             yet.
         """
         assert task.pipeline is not None
-        answer = task.pipeline.picture_memory(task.call)
-        most = self._settings.inputs.max_decoded_bytes
-        decoded = Decoded(most, lambda more: self.hold(task, more), self._large, answer)
+        if task.pack is not None:
+            yield from PackRows(task, self._settings, _FETCH, self._decode, self._decoded, self.hold).items()
+            return
+        decoded = self._decoded(task, 0)
         releases = task.is_list and task.pipeline.lets_go_of_inputs
         try:
             for at, one in enumerate(task.inputs):
@@ -229,7 +243,7 @@ class Preparation:
                     yield None
                 task.times.enters("prepare")
                 with located(task, at):
-                    check_input(task, one, decoded, self._settings)
+                    check_input(task, at, one, decoded, self._settings)
                 for item in prepare.items(task, at):
                     # Ended before other tasks get this thread, because they may be large, too.
                     decoded.end()
@@ -241,6 +255,12 @@ class Preparation:
                     self.hold(task, before - task.held_bytes)
         finally:
             decoded.end()
+
+    def _decoded(self, task: Task, at: int) -> Decoded:
+        """What counts the decoded bytes of a task, or of one row of a pack."""
+        assert task.pipeline is not None
+        answer, most = task.pipeline.picture_memory(task.call_of(at)), self._settings.inputs.max_decoded_bytes
+        return Decoded(most, lambda more: self.hold(task, more), self._large, answer)
 
     def _decode(self, task: Task, at: int, slot: Slot, decoded: Decoded) -> None:
         assert task.pipeline is not None
@@ -280,19 +300,22 @@ class Preparation:
                 task.times.enters("fetch")
                 self._fetch_soon(task)
                 return
-            if isinstance(item, Item):
+            if isinstance(item, Item | list):
+                items = item if isinstance(item, list) else [item]
                 if held_up is None:
-                    task.items += 1
-                    check_items(task.items, self._settings)
+                    task.items += len(items)
+                    if task.pack is None:
+                        check_items(task.items, self._settings)
                     if self._shelf.is_full(pipeline.name, pipeline.limits):
                         task.held_up = item
                         task.times.waits()
                         self._shelf.when_room(pipeline.name, pipeline.limits, go_on)
                         return
-                task.outputs[item.index].append(None)
-                has_many = task.opened() >= OPEN_BATCHES * pipeline.limits.max_size
-                self._shelf.put(item)
-                self._ready(item)
+                for one in items:
+                    task.outputs[one.index].append(None)
+                has_many = task.opened(len(items)) >= OPEN_BATCHES * pipeline.limits.max_size
+                self._shelf.put(*items)
+                self._ready(items)
                 if has_many:
                     task.times.waits()
                     task.pause(go_on)

@@ -32,8 +32,8 @@ def items(task: Task, index: int) -> Iterator[Item]:
         PipeqError: ``invalid_input`` or ``invalid_params``, naming the input.
     """
     assert task.pipeline is not None
-    rows = task.pipeline.prepare(task.inputs[index].call_value, task.call)
-    for chunk, row in enumerate(_located(rows, f"inputs[{index}]" if task.is_list else "")):
+    rows = task.pipeline.prepare(task.inputs[index].call_value, task.call_of(index))
+    for chunk, row in enumerate(_located(rows, task.where(index))):
         item = Item(task, index, chunk, row.features, row.group, row.cost, row.nbytes)
         item.row.deadline, task.row = task.deadline, item.row
         yield item
@@ -46,4 +46,4 @@ def _located(rows: Iterator[Prepared], where: str) -> Iterator[Prepared]:
     except PipeqError as error:
         if not where:
             raise
-        raise error.bare(f"{where}: ") from error
+        raise error.bare(where) from error

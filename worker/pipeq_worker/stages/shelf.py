@@ -43,13 +43,14 @@ class Shelf:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
 
-    def put(self, item: Item) -> None:
-        """Adds an item, and gives it its number."""
+    def put(self, *items: Item) -> None:
+        """Adds items, and gives each its number."""
         with self._lock:
-            item.number = next(self._numbers)
-            self._items[item.number] = item
-            lane = self._lanes[item.lane]
-            lane.count, lane.cost, lane.nbytes = lane.count + 1, lane.cost + item.cost, lane.nbytes + item.nbytes
+            for item in items:
+                item.number = next(self._numbers)
+                self._items[item.number] = item
+                lane = self._lanes[item.lane]
+                lane.count, lane.cost, lane.nbytes = lane.count + 1, lane.cost + item.cost, lane.nbytes + item.nbytes
 
     def is_full(self, name: Hashable, limits: BatchLimits) -> bool:
         """Whether the lane has enough: a task with more items for it should wait."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from pipeq_worker.models.running import Row
 from pipeq_worker.models.task_type import Media
 from pipeq_worker.observe.own_faults import is_own_fault
 from pipeq_worker.observe.traces import trace_of
+from pipeq_worker.stages.pack import Pack
 from pipeq_worker.stages.times import Times
 
 
@@ -86,12 +87,16 @@ class Task:
     has_next: bool = False
     #: The pipeline's own parameters, overridden by the task's.
     call: Call = field(default_factory=Call)
+    #: Of a pack: the message's parameters, which a row's own override.
+    common_params: Mapping[str, Any] = field(default_factory=dict)
     #: The message's inputs, in which references to results of other tasks have been replaced by the results.
     given: Any = None
     #: One entry for each input; the stages replace its references.
     inputs: list[Input] = field(default_factory=list)
     #: Whether the producer sent a list, so that the result is a list, too.
     is_list: bool = False
+    #: Its rows, if it is a pack: each of its inputs is a row then.
+    pack: Pack | None = None
     #: ``id`` of a chat's turn or of a decoded part -> what the producer sent for it, for outputs that repeat it.
     echoes: dict[int, Any] = field(default_factory=dict)
     #: ``id`` of each of these -> itself.
@@ -125,12 +130,12 @@ class Task:
     fetching_until: float | None = None
     #: The rest of its preparation while there is more: yields items, and None for each decoded value; and the number of
     #: the thread that runs it.
-    rows: Iterator[Item | object | None] | None = None
+    rows: Iterator[Item | list[Item] | object | None] | None = None
     thread: int = 0
     #: Tasks that were accepted in the same step and may be prepared in one, too: it joins them instead of going on.
     company: list[Task] | None = None
     #: An item that was made when there was no room for it.
-    held_up: Item | None = None
+    held_up: Item | list[Item] | None = None
     #: Number of items prepared so far.
     items: int = 0
     #: Whether its first item is known to be its only one.
@@ -169,6 +174,21 @@ class Task:
             return Progress(done=self.row.done, total=self.row.total, unit=self.row.unit)
         return None
 
+    def where(self, index: int) -> str:
+        """What an error of one of several inputs begins with."""
+        return f"inputs[{index}]: " if self.is_list and self.pack is None else ""
+
+    def call_of(self, index: int) -> Call:
+        """The parameters of one input: those of the task, unless it is a row with its own."""
+        return self.call if self.pack is None else self.pack.calls.get(index, self.call)
+
+    def fail_input(self, index: int, error: PipeqError) -> None:
+        """Ends the task, because one of its inputs failed; or only that input, if it is a row."""
+        if self.pack is None:
+            self.fail(error)
+        else:
+            self.pack.fail(index, error)
+
     def echo(self, value: Any, sent: Any) -> None:
         """Notes that an output that repeats ``value`` should show what was sent for it."""
         self.echoes[id(value)], self.originals[id(value)] = sent, value
@@ -180,10 +200,10 @@ class Task:
             self.echoes.pop(id(value), None)
             self.originals.pop(id(value), None)
 
-    def opened(self) -> int:
-        """Counts one more open item, that is, one in the batcher or on the device. Returns how many are open."""
+    def opened(self, count: int = 1) -> int:
+        """Counts more open items, that is, those in the batcher or on the device. Returns how many are open."""
         with self._lock:
-            self._open_items += 1
+            self._open_items += count
             return self._open_items
 
     def pause(self, resume: Callable[[], None]) -> None:
@@ -200,10 +220,10 @@ class Task:
             self._all_prepared = True
             return not self._open_items
 
-    def closed(self) -> bool:
-        """Counts an item that came back from the device. Returns whether it was the last, that is, the task is done."""
+    def closed(self, count: int = 1) -> bool:
+        """Counts items that came back from the device. Returns whether none is left, that is, the task is done."""
         with self._lock:
-            self._open_items -= 1
+            self._open_items -= count
             is_last = self._all_prepared and not self._open_items
             resume = None
             if self._resume is not None and self._open_items <= self._resume[1]:
@@ -251,6 +271,11 @@ class Item:
     deadline: float = math.inf
     tenant: str | None = None
     arrived: float = 0.0
+
+    @property
+    def call(self) -> Call:
+        """The parameters with which it runs."""
+        return self.task.call_of(self.index)
 
     @property
     def is_first(self) -> bool:

@@ -18,10 +18,11 @@ from celery.worker.request import Request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kombu.transport.virtual import base as kombu
-from pipeq.contract import keys
+from pipeq.contract import keys, pack
 from pipeq.contract.bare import FRAME_KEYS, OWN_FIELDS
 from pipeq.contract.errors import PipeqError
 from pipeq.contract.message import TaskMessage
+from pipeq.contract.pack import PackMessage
 from pipeq_worker.broker import plain_message, protocol
 from pipeq_worker.broker.late_request import LateRequest, Requesting
 from pipeq_worker.broker.plain_message import Headers, PlainMessage, Properties
@@ -91,7 +92,7 @@ def common() -> Requesting:
     return Requesting(app, app.register_task(Infer()), "w1@host", None, (OSError,))
 
 
-def by_celery(one: Reserved, common: Requesting) -> tuple[Request, TaskMessage]:
+def by_celery(one: Reserved, common: Requesting) -> tuple[Request, TaskMessage | PackMessage]:
     """What the other way makes of a message. Any refusal fails the test."""
     read = frame.read(one, LIMITS)
     assert isinstance(read, dict), read
@@ -104,7 +105,7 @@ def by_celery(one: Reserved, common: Requesting) -> tuple[Request, TaskMessage]:
         message, app=common.app, task=common.task, hostname=common.hostname, connection_errors=common.connection_errors
     )
     assert not request.args
-    return request, TaskMessage.parse(payload[1])
+    return request, pack.parse(payload[1])
 
 
 def public(request: Request) -> dict[str, Any]:
@@ -133,16 +134,18 @@ def check(raw: bytes, common: Requesting, monkeypatch: pytest.MonkeyPatch) -> Pl
     if (plain := plain_message.read(one, LIMITS)) is None:
         return None
     try:
-        message: TaskMessage | str = read_message(plain.body)
+        message: TaskMessage | PackMessage | str = read_message(plain.body)
     except PipeqError as error:
         message = str(error)
     request: Request | None
-    expected: TaskMessage | str
+    expected: TaskMessage | PackMessage | str
     try:
         request, expected = by_celery(one, common)
     except PipeqError as error:
         request, expected = None, str(error)
     assert message == expected
+    if isinstance(expected, PackMessage):
+        assert (plain.pack_of, plain.rows) == (expected.of, len(expected.rows))
     if request is None:
         return plain
     with still(monkeypatch) as now:
@@ -336,3 +339,24 @@ def test_a_request_keeps_what_was_noted_before_it_was_filled(common: Requesting)
     assert made == [1]
     with pytest.raises(AttributeError, match="no_such_field"):
         _ = late.no_such_field
+
+
+@pytest.mark.parametrize("name", ["pipeline", "rows", "job", "params", "output", "inputs", "other"])
+def test_each_value_of_each_field_of_a_pack(name: str, common: Requesting, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields: dict[str, Any] = {
+        "pipeline": "it",
+        "rows": [{"inputs": "a", "line": 1, "custom_id": "x"}, {"inputs": "b", "params": {"top_k": 1}}],
+        "job": {"id": "j", "pack": 3},
+    }
+    found = check(raw_of(body=body_of(fields=fields)), common, monkeypatch)
+    assert found is not None
+    assert found.rows == 2
+    more: list[Any] = [
+        {"id": "j", "pack": 3, "row": 1}, {"id": "j", "pack": -1}, {"id": "", "pack": 1}, {"id": "j"},
+        {"id": "j", "pack": True}, {"id": "j", "pack": 1, "x": 1}, [{"inputs": None}], [{"inputs": 1}] * 1001,
+        [{"line": 1}], [{"inputs": 1, "line": -1}], [{"inputs": 1, "custom_id": "x" * 501}], [{"inputs": 1, "x": 1}],
+    ]  # fmt: skip
+    for value in [*VALUES, *more]:
+        check(raw_of(body=body_of(fields={**fields, name: value})), common, monkeypatch)
+    if name in fields:
+        check(raw_of(body=body_of(fields={one: fields[one] for one in fields if one != name})), common, monkeypatch)

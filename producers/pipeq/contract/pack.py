@@ -1,0 +1,181 @@
+"""CONTRACT: a pack, the message that carries many rows of a job. Before: jobs/packing. After: the worker's stages.
+
+    {"pipeline": ..., "params": {...}, "output": {"uri": ...},
+     "job": {"id": ..., "pack": 17},
+     "rows": [{"inputs": ..., "params": {...}, "line": 4352, "custom_id": "a"}, ...]}
+
+A pack is one task for the queue, and each of its rows has an outcome of its own: a result or an error. A row has one
+input, what a task's ``inputs`` would be without a list. Outcomes go to the job (:mod:`pipeq.contract.job`).
+
+A row that must go alone (a process died with its pack, a store was away) travels in a pack of its own. It stays a row
+of the pack that it came from, which ``"row"`` in ``job`` says: its place there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from pipeq.contract import keys, shown
+from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.message import Output, TaskMessage
+
+#: Most rows of one pack, and the largest number that says where a row stands.
+ROWS_MAX = 1000
+NUMBER_MAX = 2**53
+#: Most characters of the name that a producer gives to a row.
+CUSTOM_ID_MAX = 500
+_FIELDS = frozenset({"pipeline", "rows", "job", "params", "output"})
+
+
+@dataclass(frozen=True, slots=True)
+class PackOf:
+    """Where a pack belongs."""
+
+    #: The job's id, and the number of the pack in it, from 0.
+    job: str
+    pack: int
+    #: If the pack is one row that goes alone: its place in that pack.
+    row: int | None = None
+
+    @property
+    def field(self) -> str:
+        """The name of its outcomes among those of the job."""
+        return str(self.pack) if self.row is None else f"{self.pack}.{self.row}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The message's ``job``."""
+        return {"id": self.job, "pack": self.pack} | ({} if self.row is None else {"row": self.row})
+
+
+@dataclass(frozen=True, slots=True)
+class PackRow:
+    """One row of a pack."""
+
+    inputs: Any
+    #: Parameters of this row, which override those of the pack.
+    params: Mapping[str, Any] | None = None
+    #: Where it stands in the job's input, from 1.
+    line: int | None = None
+    #: What its producer calls it.
+    custom_id: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as it stands in the message."""
+        found = {"inputs": self.inputs}
+        if self.params:
+            found["params"] = dict(self.params)
+        if self.line is not None:
+            found["line"] = self.line
+        if self.custom_id is not None:
+            found["custom_id"] = self.custom_id
+        return found
+
+
+@dataclass(frozen=True)
+class PackMessage:
+    """Many rows for one pipeline."""
+
+    pipeline: str
+    rows: tuple[PackRow, ...]
+    of: PackOf
+    #: Parameters of all rows.
+    params: Mapping[str, Any] = field(default_factory=dict)
+    #: Where outcomes go that are too large for Redis.
+    output: Output | None = None
+
+    @classmethod
+    def parse(cls, fields: Any) -> Self:
+        """Parses the keyword arguments of a Celery message.
+
+        Raises:
+            PipeqError: ``invalid_message``: they are no pack.
+        """
+        if unknown := [name for name in fields if name not in _FIELDS]:
+            raise _wrong(f"{shown.line(str(unknown[0]))}: a pack has no such field")
+        pipeline, rows, params = fields.get("pipeline"), fields["rows"], fields.get("params")
+        if not isinstance(pipeline, str) or not 1 <= len(pipeline) <= 200:
+            raise _wrong("pipeline: not text of 1 to 200 characters")
+        if not isinstance(rows, list) or not 1 <= len(rows) <= ROWS_MAX:
+            raise _wrong(f"rows: not a list of 1 to {ROWS_MAX} rows")
+        if params is not None and not isinstance(params, dict):
+            raise _wrong("params: not an object")
+        output = fields.get("output")
+        if output is not None:
+            if not isinstance(output, dict):
+                raise _wrong("output: not an object")
+            output = Output(**output)
+        return cls(
+            pipeline, tuple(_row(at, one) for at, one in enumerate(rows)), _of(fields.get("job")), params or {}, output
+        )
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """The keyword arguments of the Celery task ``pipeq.infer``."""
+        fields: dict[str, Any] = {
+            "pipeline": self.pipeline,
+            "job": self.of.to_json(),
+            "rows": [one.to_json() for one in self.rows],
+        }
+        if self.params:
+            fields["params"] = dict(self.params)
+        if self.output is not None:
+            fields["output"] = {"uri": self.output.uri}
+        return fields
+
+
+def parse(fields: Any) -> TaskMessage | PackMessage:
+    """Parses the keyword arguments of a Celery message: those of one task, or of a pack.
+
+    Raises:
+        PipeqError: ``invalid_message``: they are no message of ours.
+    """
+    return PackMessage.parse(fields) if isinstance(fields, dict) and "rows" in fields else TaskMessage.parse(fields)
+
+
+def read_of(value: Any) -> PackOf | None:
+    """Reads the ``job`` of a message; None for anything else. Never raises."""
+    try:
+        return _of(value)
+    except PipeqError:
+        return None
+
+
+def _of(value: Any) -> PackOf:
+    if not isinstance(value, dict) or value.keys() - {"id", "pack", "row"}:
+        raise _wrong('job: not an object like {"id": "nightly", "pack": 17}')
+    job, pack, row = value.get("id"), value.get("pack"), value.get("row")
+    if not keys.is_task_id(job):
+        raise _wrong(f"job.id: not {keys.TASK_ID_WORDS}")
+    if pack is None or not _is_number(pack) or (row is not None and not _is_number(row)):
+        raise _wrong("job.pack, job.row: not numbers from 0")
+    return PackOf(job, pack, row)
+
+
+def _row(at: int, value: Any) -> PackRow:
+    if not isinstance(value, dict) or "inputs" not in value:
+        raise _wrong(f"rows[{at}]: not an object with `inputs`")
+    found = PackRow(value["inputs"], value.get("params"), value.get("line"), value.get("custom_id"))
+    if len(value) > 1:
+        if value.keys() - {"inputs", "params", "line", "custom_id"}:
+            raise _wrong(f"rows[{at}]: a row has `inputs`, `params`, `line` and `custom_id`, and nothing else")
+        if found.params is not None and not isinstance(found.params, dict):
+            raise _wrong(f"rows[{at}].params: not an object")
+        if found.line is not None and not _is_number(found.line):
+            raise _wrong(f"rows[{at}].line: not a number from 0")
+        if found.custom_id is not None and not is_custom_id(found.custom_id):
+            raise _wrong(f"rows[{at}].custom_id: not text of at most {CUSTOM_ID_MAX} characters")
+    return found
+
+
+def is_custom_id(value: object) -> bool:
+    """Whether a row can have this name."""
+    return isinstance(value, str) and len(value) <= CUSTOM_ID_MAX and (value == "" or keys.is_readable_id(value))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= NUMBER_MAX
+
+
+def _wrong(sentence: str) -> PipeqError:
+    return PipeqError(ErrorCode.INVALID_MESSAGE, sentence)

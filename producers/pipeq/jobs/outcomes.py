@@ -1,0 +1,75 @@
+"""OUTCOMES: what Redis and the store hold of a job's rows -> each row's result or error, in the order of the input.
+
+Only the outcomes of one pack are in memory at a time. The fields of a pack N: ``N`` (what its worker wrote), ``N+``
+(rows that nobody tried again), ``N.R`` (row R, which went alone), ``N!`` (lines that are no rows; from the producer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pipeq.contract import job
+from pipeq.contract.errors import ErrorCode, ReadError
+from pipeq.jobs.store import JobStore
+
+#: Most fields that one round trip reads.
+FIELDS = 32
+
+
+def outcomes(store: JobStore, job_id: str, read: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
+    """Yields the outcome of each row that has ended: ``line``, ``custom_id``, and ``result`` or ``error``.
+
+    Args:
+        store: where the job is.
+        job_id: the job.
+        read: reads the JSON of an object in the workers' store.
+
+    Raises:
+        ReadError: an outcome cannot be read.
+    """
+    packs: dict[int, list[str]] = {}
+    for name in store.outcome_fields(job_id):
+        if (number := _number(name)) is not None:
+            packs.setdefault(number, []).append(name)
+    for number in sorted(packs):
+        found: list[dict[str, Any]] = []
+        names = packs[number]
+        for start in range(0, len(names), FIELDS):
+            some = names[start : start + FIELDS]
+            for name, text in zip(some, store.outcomes(job_id, some), strict=True):
+                if text:
+                    found += _listed(job_id, name, text, read)
+        found.sort(key=_place)
+        for one in found:
+            one.pop("row", None)
+            yield one
+
+
+def _listed(job_id: str, name: str, text: bytes, read: Callable[[str], Any]) -> list[dict[str, Any]]:
+    try:
+        listed, uri = job.outcomes(text)
+        if uri is not None:
+            value = read(uri)
+            if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+                raise ValueError(f"{uri} holds no list of outcomes")  # noqa: TRY301
+            listed = value
+    except ValueError as error:
+        sentence = f"the outcomes {name} of the job {job_id!r} cannot be read: {error}"
+        raise ReadError(ErrorCode.INVALID_RECORD, sentence) from error
+    # A row that went alone is the only one of its message; where it stood before, its field says.
+    _, dot, row = name.rstrip("+").partition(".")
+    if dot and row.isdecimal():
+        for one in listed:
+            one["row"] = int(row)
+    return listed
+
+
+def _place(one: dict[str, Any]) -> tuple[int, int]:
+    line, row = one.get("line"), one.get("row")
+    return (line if isinstance(line, int) else 0, row if isinstance(row, int) else 0)
+
+
+def _number(name: str) -> int | None:
+    head = name.rstrip("+!").partition(".")[0]
+    return int(head) if head.isdecimal() and len(head) < 16 else None

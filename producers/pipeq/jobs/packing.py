@@ -1,0 +1,94 @@
+"""PACKING: rows of the input -> packs. Before: the readers. After: store.
+
+A pack should be a few good batches: large enough that its price is nothing beside that of its rows, small enough that a
+slow worker is not left with hours. What a row costs is not known here, so it is guessed: from its bytes, from the
+number of references (a picture or a recording is work for a good part of a second), and from whether the pipeline
+generates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeq.contract.errors import PipeqError
+from pipeq.contract.pack import PackRow
+
+#: Most rows of a pack; fewer for pipelines that generate.
+ROWS, ROWS_GENERATED = 256, 32
+#: Most bytes of a pack: a quarter of what a message may have, so that base64 and the envelope fit, too.
+BYTES = 64 * 2**10
+#: What a reference counts as, in bytes.
+REF_BYTES = 4 * 2**10
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the input: a row, or the reason why it is none."""
+
+    number: int
+    row: PackRow | None
+    #: The row as JSON; empty if it is none.
+    text: str = ""
+    error: PipeqError | None = None
+    custom_id: str | None = None
+
+
+@dataclass
+class Pack:
+    """Rows that travel together."""
+
+    rows: list[PackRow] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    #: What was wrong with lines between its rows.
+    wrong: list[dict[str, Any]] = field(default_factory=list)
+    nbytes: int = 0
+    cost: int = 0
+    #: The number of the last line that belongs to it.
+    last_line: int = 0
+
+    def add(self, line: Line) -> None:
+        """Adds a line."""
+        self.last_line = line.number
+        if line.row is None:
+            assert line.error is not None
+            error = {"code": line.error.code, "message": line.error.message, "retryable": False}
+            self.wrong.append({"row": None, "line": line.number, "custom_id": line.custom_id, "error": error})
+            return
+        self.rows.append(line.row)
+        self.texts.append(line.text)
+        self.nbytes += len(line.text) + 1
+        self.cost += cost_of(line)
+
+
+def cost_of(line: Line) -> int:
+    """What a row is guessed to cost, in bytes of text."""
+    return len(line.text) + REF_BYTES * (line.text.count('"uri"') + line.text.count('"base64"'))
+
+
+def packs(lines: Iterable[Line], most_rows: int, most_bytes: int = BYTES) -> Iterator[Pack]:
+    """Groups lines to packs, in order. Each line is in one of them.
+
+    Args:
+        lines: of the input.
+        most_rows: most rows of a pack.
+        most_bytes: most bytes of its rows; a row that alone has more is a pack of its own.
+    """
+    pack = Pack()
+    for line in lines:
+        full = len(pack.rows) >= most_rows or len(pack.wrong) >= 1000
+        if full or (pack.rows and line.row is not None and pack.cost + cost_of(line) > most_bytes):
+            yield pack
+            pack = Pack()
+        pack.add(line)
+    if pack.rows or pack.wrong:
+        yield pack
+
+
+def most_rows(task_type: str | None) -> int:
+    """Most rows of a pack for pipelines of a task type; None if that is not known."""
+    generates = task_type is not None and any(
+        word in task_type for word in ("generation", "text-to", "to-text", "summarization", "translation", "any-to-any")
+    )
+    return ROWS_GENERATED if generates else ROWS

@@ -1,0 +1,152 @@
+"""PACKS: how a pack ended -> what changes in its job, and which of its rows go on alone. Before: deliver.
+
+    ended             the outcomes of its rows, which the job counts
+    rows left         a store was away for them, or this worker lacks something: each waits for its next try in a pack
+                      of its own, and none of the others is computed again
+    crowded, split    rows that did not fit beside others; and all rows of a pack with which a process died, or that
+                      took too long: each goes on in a pack of its own at once, so that only one row is charged
+
+See docs/decisions/jobs.md. What a pack has for its job is stored by finish.lua, together with its record.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from pipeq.contract import job, keys
+from pipeq.contract.errors import PipeqError
+from pipeq.contract.pack import PackMessage, PackOf
+from pipeq.contract.reading import UnreadableError, json_value
+from pipeq.contract.record import Mark
+from pipeq.contract.writing import to_json
+
+from pipeq_worker.delivery.backend import PackStored, Retry
+from pipeq_worker.delivery.dead_letter import raw_frame
+from pipeq_worker.delivery.delivery import Delivery
+from pipeq_worker.delivery.retries import Retries
+
+
+class Packs:
+    """Knows what the end of a pack means.
+
+    Args:
+        retries: decides whether rows that are left are tried again.
+    """
+
+    def __init__(self, retries: Retries) -> None:
+        self._retries = retries
+
+    def ended(self, delivery: Delivery) -> PackStored | None:
+        """What changes in the job of a pack that has ended; None if it is no pack.
+
+        A pack that failed as a whole is not tried again any more: its rows have failed.
+        """
+        of, end = delivery.pack_of, delivery.pack_end
+        if of is None:
+            return None
+        succeeded, codes, outcomes, left_over, alone = 0, Counter[str](), b"", b"", list[list[Any]]()
+        if delivery.error is not None:
+            if end is not None and end.left and len(end.left) == delivery.rows:
+                codes, outcomes = Counter(end.left_codes), end.left_done
+            else:
+                codes, outcomes = _all_failed(delivery, delivery.error)
+        elif delivery.is_split:
+            alone = list(self._alone(delivery, range(delivery.rows), None, is_suspect=delivery.deaths > 0))
+        else:
+            outcomes = delivery.result_json
+            if end is not None:
+                succeeded, codes = end.succeeded, Counter(end.codes)
+                alone = list(self._alone(delivery, end.crowded, None))
+                if end.left and (retry := self._retry(delivery, end.error.error())) is not None:
+                    alone += self._alone(delivery, end.left, retry)
+                elif end.left:
+                    codes.update(end.left_codes)
+                    left_over = end.left_done
+        about = {
+            "field": of.field,
+            "succeeded": succeeded,
+            "failed": sum(codes.values()),
+            "codes": codes,
+            "left": left_over.decode(),
+            "device_ms": 0 if end is None else round(end.device_ms, 3),
+        }
+        return PackStored(
+            job.job_key(of.job),
+            job.outcomes_key(of.job),
+            keys.waiting_key(delivery.queue or delivery.lane or ""),
+            # Lua reads an empty list where it expects an empty object, which is the same to it.
+            json.dumps(about),
+            json.dumps(alone),
+            outcomes,
+        )
+
+    def _retry(self, delivery: Delivery, error: PipeqError) -> Retry | None:
+        """The next try of rows that are left."""
+        delivery.error = error
+        try:
+            return self._retries.decide(delivery)
+        finally:
+            delivery.error, delivery.counts = None, True
+
+    def _alone(
+        self, delivery: Delivery, rows: Iterable[int], retry: Retry | None, *, is_suspect: bool = False
+    ) -> Iterable[list[Any]]:
+        """Messages that carry one row each: when it is due, the message, its id and its mark."""
+        rows = list(rows)
+        if not rows:
+            return
+        message, of = _message_of(delivery), delivery.pack_of
+        assert of is not None
+        if retry is None:
+            due, frame = time.time(), raw_frame(delivery.request.message)
+            list_name = keys.list_key(delivery.queue, delivery.priority)
+        else:
+            entry = json.loads(retry.message)
+            due, frame, list_name = retry.due, json.loads(entry["message"]), entry["list"]
+        # The next worker counts the death of the worker that the mark names: nobody's. So it runs the row alone.
+        mark = Mark.back_on_its_queue(since=time.time(), deaths=1, attempt=1).encode() if is_suspect else ""
+        for at in rows:
+            one = PackMessage(
+                message.pipeline, (message.rows[at],), PackOf(of.job, of.pack, at), message.params, message.output
+            )
+            row_id = f"{delivery.id}.{at}"
+            body = json.dumps([[], one.to_kwargs(), _EMBED], separators=(",", ":"))
+            single = {
+                **frame,
+                "body": base64.b64encode(body.encode()).decode(),
+                "headers": {**frame["headers"], "id": row_id, "root_id": row_id},
+                "properties": {
+                    **frame["properties"],
+                    "correlation_id": row_id,
+                    "body_encoding": "base64",
+                    "delivery_tag": str(uuid.uuid4()),
+                },
+            }
+            yield [due, json.dumps({"list": list_name, "message": json.dumps(single)}), row_id, mark]
+
+
+_EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+
+
+def _message_of(delivery: Delivery) -> PackMessage:
+    value = json_value(delivery.message)
+    return PackMessage.parse(value[1] if isinstance(value, list) else value)
+
+
+def _all_failed(delivery: Delivery, error: PipeqError) -> tuple[Counter[str], bytes]:
+    """The outcomes of a pack that failed as a whole: each of its rows has failed."""
+    about = {"code": error.code, "message": error.message, "retryable": error.retryable}
+    try:
+        rows = _message_of(delivery).rows
+        found = [
+            {"row": at, "line": row.line, "custom_id": row.custom_id, "error": about} for at, row in enumerate(rows)
+        ]
+    except (PipeqError, UnreadableError):
+        found = [{"row": at, "line": None, "custom_id": None, "error": about} for at in range(delivery.rows)]
+    return Counter({error.code: len(found)}), to_json(found)

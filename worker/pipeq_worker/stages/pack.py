@@ -1,0 +1,121 @@
+"""PACK: the rows of a pack in the process that has its inputs, and what becomes of each. Used by all stages.
+
+A row is an input of the pack's task, and goes through the stages as the inputs of any task do. The difference: an
+error of an input ends the task, but an error of a row is only that row's outcome. A row that another try may do (its
+store was away, this worker lacks something) is left: the host sends it again, alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pipeq.contract.errors import Blame, PipeqError
+from pipeq.contract.pack import PackRow
+from pipeq.contract.writing import to_json
+
+from pipeq_worker.models.call import Call
+from pipeq_worker.observe.own_faults import is_own_fault
+from pipeq_worker.observe.traces import internal, trace_of
+
+
+class Outcomes(NamedTuple):
+    """How a pack ended."""
+
+    #: JSON: a list of what became of rows. And how many of them have failed, by their error's code; the others have a
+    #: result.
+    done: bytes
+    succeeded: int
+    codes: dict[str, int]
+    #: The places of the rows that are left, and what becomes of them if nobody tries them again.
+    left: list[int]
+    left_done: bytes
+    left_codes: dict[str, int]
+    #: The places of the rows that go alone.
+    crowded: list[int]
+
+
+class Pack:
+    """The rows of one pack.
+
+    Args:
+        rows: as they were sent.
+    """
+
+    def __init__(self, rows: Sequence[PackRow]) -> None:
+        self.rows = rows
+        #: Of the rows with parameters of their own: their call.
+        self.calls: dict[int, Call] = {}
+        #: Place of a row -> its error, and its result as JSON. A row has one of them at the end.
+        self.errors: dict[int, PipeqError] = {}
+        self.results: dict[int, bytes] = {}
+        #: Number of rows whose outputs have become results, or were found to have none.
+        self.finished = 0
+        #: Rows that did not fit beside the others, though they may alone.
+        self.crowded: set[int] = set()
+        #: Parts of results that go to the store, as :class:`pipeq_worker.stages.placing.Upload`.
+        self.uploads: list[Any] = []
+        #: Seconds of the device that it took: of each pass the share of its rows.
+        self.device_s = 0.0
+        self.outcomes: Outcomes | None = None
+
+    def fail(self, at: int, error: BaseException) -> None:
+        """Keeps the first error of a row, without the frames that it passed through."""
+        if at in self.errors:
+            return
+        found = error if isinstance(error, PipeqError) else internal(error)
+        kept = self.errors[at] = found.bare()
+        kept.traceback = found.traceback or trace_of(found)
+        if kept.blame is Blame.TASK and is_own_fault(found):
+            kept.blame = Blame.WORKER
+
+    def crowd_out(self, at: int, error: PipeqError) -> None:
+        """Ends a row that does not fit beside the others of the pack. It goes alone then, unless it is alone now."""
+        if at not in self.errors:
+            self.results.pop(at, None)
+            self.fail(at, error)
+            if len(self.rows) > 1:
+                self.crowded.add(at)
+
+    def end(self) -> PipeqError | None:
+        """Puts the outcomes together. Returns the error of the pack itself, if all of its rows are left."""
+        left = [at for at in sorted(self.errors) if at not in self.crowded and self._is_left(at)]
+        gone = self.crowded.union(left)
+        done = [at for at in range(len(self.rows)) if at not in gone]
+        failed = [at for at in done if at in self.errors]
+        self.outcomes = Outcomes(
+            self._listed(done),
+            len(done) - len(failed),
+            self._codes(failed),
+            left,
+            self._listed(left),
+            self._codes(left),
+            sorted(self.crowded),
+        )
+        return self.errors[left[0]] if len(left) == len(self.rows) else None
+
+    def _is_left(self, at: int) -> bool:
+        """Whether another try may do a row that has an error."""
+        error = self.errors[at]
+        return error.retryable or error.blame is not Blame.TASK
+
+    @property
+    def first_left(self) -> PipeqError | None:
+        """The error of the first row that is left."""
+        return self.errors[self.outcomes.left[0]] if self.outcomes is not None and self.outcomes.left else None
+
+    def _listed(self, places: Sequence[int]) -> bytes:
+        return b"[" + b",".join([self._outcome(at) for at in places]) + b"]"
+
+    def _outcome(self, at: int) -> bytes:
+        """One entry of the list, in the form of :mod:`pipeq.contract.job`."""
+        row, error = self.rows[at], self.errors.get(at)
+        head = to_json({"row": at, "line": row.line, "custom_id": row.custom_id}, is_finite=True)[:-1]
+        if error is None:
+            return head + b',"result":' + self.results[at] + b"}"
+        about = {"code": error.code, "message": error.message, "retryable": error.retryable}
+        return head + b',"error":' + to_json(about) + b"}"
+
+    def _codes(self, places: Sequence[int]) -> dict[str, int]:
+        return dict(Counter(self.errors[at].code for at in places))
