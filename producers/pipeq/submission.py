@@ -216,7 +216,7 @@ class Submissions:
         raise PipeqError(
             ErrorCode.UNKNOWN_PIPELINE,
             f"no worker has ever served {pipeline!r} (known: {names}{more}): {hint}start one with "
-            f"`pipeq worker {pipeline}`, or pass check=False to queue it anyway",
+            f"`pipeq worker {pipeline}`, or pass check=False (--no-check) to queue it anyway",
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pipeq.cli.group import OK, TASK_FAILED, UNKNOWN_ID, say
+from pipeq.cli.group import OK, TASK_FAILED, UNKNOWN_ID, Group, say
 from pipeq.cli.options import connected, example, json_lines, parse_age, redis_url_option
 from pipeq.cli.results import worst
 from pipeq.cli.show import as_json, duration
@@ -27,7 +27,9 @@ REFUSALS_SHOWN = 20
 LONG_CHARS = 2000
 
 
-@click.group(epilog=example("pipeq dead list", "pipeq dead retry text-classification --code timeout --newer-than 2h"))
+@click.group(
+    cls=Group, epilog=example("pipeq dead list", "pipeq dead retry text-classification --code timeout --newer-than 2h")
+)
 def dead() -> None:
     """List dead letters, send them again, or drop them.
 

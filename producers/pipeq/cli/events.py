@@ -7,6 +7,7 @@ from datetime import datetime
 
 import click
 
+from pipeq.cli.names import queue_of
 from pipeq.cli.options import connected, example, json_lines, redis_url_option
 from pipeq.contract import shown
 from pipeq.contract.events import KEPT_MOST, Event
@@ -65,6 +66,8 @@ def events(
             click.echo(f"about {kept} events are kept" if kept else "the stream of events is off", err=True)
             if not follow:
                 return
+        for name in pipelines:
+            queue_of(client, name)
         if after is None and not follow:
             after = "0"
         found = client.events(

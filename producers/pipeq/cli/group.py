@@ -8,6 +8,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -63,7 +64,23 @@ def say(code: str, message: str) -> None:
     click.echo(f"pipeq: {shown.line(code, 100)}: {shown.line(message, MESSAGE_CHARS)}", err=True)
 
 
-class LazyGroup(click.Group):
+class Group(click.Group):
+    """A group that names the command that was probably meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Finds the command; an unknown one is an error with the nearest name."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            close = get_close_matches(args[0][:100], self.list_commands(ctx), 1)
+            if not close:
+                raise
+            raise click.UsageError(f"{error.message.rstrip('.')}. Did you mean {close[0]!r}?", ctx) from error
+
+
+class LazyGroup(Group):
     """A group whose commands are imported when they are called: our own, and those of :data:`ENTRY_POINTS`."""
 
     def __init__(self, *args: Any, lazy: Mapping[str, LazyCommand], **kwargs: Any) -> None:

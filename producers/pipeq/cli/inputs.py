@@ -13,17 +13,15 @@ import glob
 import json
 import mimetypes
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
-from itertools import islice
 from typing import Any, Literal
 
 import click
 
+from pipeq.cli.paths import SCHEME, is_a_files_name, meant, no_scheme
 from pipeq.cli.s3_listing import WILDCARDS, listed
 from pipeq.cli.streams import Paused, Stream
 from pipeq.contract import schemes, shown
@@ -36,11 +34,6 @@ Form = Literal["auto", "lines", "jsonl", "document"]
 #: What a pipeline takes, as its worker registers it: where a plain text is the value itself, and where it is a URI.
 TEXT_KINDS = frozenset({"text", "texts", "chat"})
 BYTES_KINDS = frozenset({"image", "images", "audio", "video"})
-#: Most names of a folder that are compared with one that is not there.
-NAMES_COMPARED = 2000
-#: Suffixes of files that are inputs although they are not media.
-_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".npy", ".pdf", ".flac", ".opus", ".webp", ".mkv")
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://(?=\S*$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +143,9 @@ class Reader:
             return _value(Ref.from_path(text), text, where)
         if os.path.isdir(text):
             raise click.UsageError(f"{text!r} is a folder: name the files in it, or pass --text if it is text")
-        if match := _SCHEME.match(text):
-            raise click.UsageError(f"{_no_scheme(text, match[0])}; pass --text if it is text")
-        if _is_a_files_name(text):
+        if match := SCHEME.match(text):
+            raise click.UsageError(f"{no_scheme(text, match[0])}; pass --text if it is text")
+        if is_a_files_name(text):
             raise click.UsageError(f"there is no file {shown.line(text)!r} here; pass --text if it is text")
         return _value(text, text, where)
 
@@ -170,7 +163,7 @@ class Reader:
             return False
         if self.form == "auto" and not self.files and _json(argument) is not None:
             return False
-        return self.form != "auto" or self._wants_files or (self._kind is None and _is_a_files_name(argument))
+        return self.form != "auto" or self._wants_files or (self._kind is None and is_a_files_name(argument))
 
     @cached_property
     def _kind(self) -> str | None:
@@ -203,11 +196,11 @@ class Reader:
         what = f"{shown.line(text)!r} was taken for {self._wanted}"
         if os.path.isdir(path):
             raise click.UsageError(f"{what}, and is a folder: name the files in it, as in {shown.line(text + '/*')!r}")
-        if match := _SCHEME.match(text):
-            raise click.UsageError(f"{what}: {_no_scheme(text, match[0])}")
+        if match := SCHEME.match(text):
+            raise click.UsageError(f"{what}: {no_scheme(text, match[0])}")
         if os.path.exists(path):
             raise click.UsageError(f"{what}, and is no regular file")
-        raise click.UsageError(f"{what}, and there is none here{_meant(path)}")
+        raise click.UsageError(f"{what}, and there is none here{meant(path)}")
 
     @property
     def _wanted(self) -> str:
@@ -276,28 +269,3 @@ def _parsed(text: str, where: str) -> Any:
 
 def _names_several(uri: str) -> bool:
     return uri.endswith("/") or WILDCARDS.search(uri) is not None
-
-
-def _no_scheme(text: str, scheme: str) -> str:
-    return f"{shown.uri(text)}: {scheme} is not read, only {', '.join(f'{one}://' for one in schemes.known())}"
-
-
-def _meant(path: str) -> str:
-    """Names the file that was probably meant."""
-    folder, name = os.path.split(path)
-    try:
-        with os.scandir(folder or ".") as entries:
-            names = [entry.name for entry in islice(entries, NAMES_COMPARED) if entry.is_file()]
-    except (OSError, ValueError):
-        return ""
-    close = get_close_matches(name, names, 1)
-    return f"; did you mean {shown.line(os.path.join(folder, close[0]))!r}?" if close else ""
-
-
-def _is_a_files_name(text: str) -> bool:
-    """Whether a text was probably meant as a file: one word that is a path, or has a suffix of media."""
-    if text.split() != [text]:
-        return False
-    kind = mimetypes.guess_type(text)[0] or ""
-    is_media = kind.startswith(("image/", "audio/", "video/")) or text.lower().endswith(_SUFFIXES)
-    return is_media or text.startswith(("/", "./", "../", "~/"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import click
 from pipeq import checks
 from pipeq.cli.group import say
 from pipeq.client import Client
-from pipeq.contract import shown
+from pipeq.contract import shown, variables
 from pipeq.contract.errors import PipeqError, RedisUrlError, SettingsError
 
 
@@ -70,7 +71,13 @@ def parse_age(_: click.Context, __: click.Parameter, text: str | None) -> float 
 
 @contextmanager
 def connected(redis_url: str | None, allow: tuple[str, ...] = ()) -> Iterator[Client]:
-    """A client, whose warnings are lines on stderr."""
+    """A client, whose warnings are lines on stderr.
+
+    Raises:
+        click.UsageError: the URL, the prefixes, or an environment variable of pipeq is none.
+    """
+    if unknown := variables.unknown(os.environ):
+        raise click.UsageError("; ".join(unknown))
     try:
         client = Client(redis_url, allow=allow) if allow else Client(redis_url)
     except RedisUrlError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from pipeq.cli.names import queue_of
 from pipeq.cli.options import connected, example, redis_url_option
 from pipeq.cli.show import LateProgress
 from pipeq.contract import shown
@@ -20,7 +21,7 @@ def purge(pipeline: str, yes: bool, redis_url: str | None) -> None:
     their next try. The status of each task then says `cancelled`, with the error `purged`. Tasks inside workers go on.
     """
     with connected(redis_url) as client:
-        queue = client.queue(pipeline)
+        queue = queue_of(client, pipeline)
         waiting = queue.depth + queue.waiting
         name = shown.line(pipeline)
         if waiting and not yes:
@@ -46,5 +47,6 @@ def forget(pipeline: str, force: bool, redis_url: str | None) -> None:
     the list.
     """
     with connected(redis_url) as client:
+        queue_of(client, pipeline)
         client.forget(pipeline, force=force)
     click.echo(f"{shown.line(pipeline)} is forgotten")

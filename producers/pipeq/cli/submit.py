@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count, islice
@@ -15,6 +13,7 @@ import click
 from pipeq import checks
 from pipeq.cli.group import OK, say
 from pipeq.cli.inputs import Form, Reader, Value
+from pipeq.cli.names import check_params
 from pipeq.cli.options import (
     allow_option,
     connected,
@@ -24,8 +23,9 @@ from pipeq.cli.options import (
     timeout_option,
     wait_option,
 )
+from pipeq.cli.params import parse_params
 from pipeq.cli.results import print_results
-from pipeq.cli.show import LateProgress, as_json, status_json
+from pipeq.cli.show import LateProgress, status_json
 from pipeq.cli.streams import Paused
 from pipeq.client import Client
 from pipeq.contract import keys
@@ -44,29 +44,6 @@ def _parse_task_timeout(_: click.Context, option: click.Parameter, value: float 
         return checks.timeout(str(option.name), value)
     except PipeqError as error:
         raise click.BadParameter(error.message) from error
-
-
-def _parse_params(_: click.Context, __: click.Parameter, text: str) -> dict[str, Any]:
-    try:
-        params = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = f"no JSON: {error}" if isinstance(error, ValueError) else "nested too deep"
-        raise click.BadParameter(f"{reason}; {_write_params(text)}") from error
-    if not isinstance(params, dict):
-        raise click.BadParameter(f"not a JSON object; {_write_params(text)}")
-    return params
-
-
-def _write_params(text: str) -> str:
-    """Suggests what to write instead of ``top_k=2``, or of anything else."""
-    assigned = re.fullmatch(r"\s*-*(\w+)\s*[=:]\s*(.{1,100})", text)
-    if assigned is None:
-        return """write one object, as in --params '{"top_k": 2}'"""
-    try:
-        value = json.loads(assigned[2])
-    except (ValueError, RecursionError):
-        value = {"True": True, "False": False, "None": None}.get(assigned[2], assigned[2])
-    return f"write --params {shlex.quote(as_json({assigned[1]: value}))}"
 
 
 def _form(name: str, says: str) -> Callable[[_F], _F]:
@@ -94,7 +71,7 @@ def _form(name: str, says: str) -> Callable[[_F], _F]:
 @click.argument("pipeline")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option(
-    "--params", default="{}", callback=_parse_params, metavar="JSON", help="Parameters of the pipeline's call."
+    "--params", default="{}", callback=parse_params, metavar="JSON", help="Parameters of the pipeline's call."
 )
 @click.option("--output", metavar="URI", help="Where results go: s3://, file://, gs:// or az://; a prefix ends in '/'.")
 @click.option("--task-id", metavar="ID", help="The task's id; submitting the same again changes nothing.")
@@ -188,6 +165,8 @@ def submit(
     waits = wait or timeout is not None
     ids: list[str] = []
     with connected(redis_url, allow) as client:
+        if params and not no_check:
+            check_params(params, _registered(client, pipeline), pipeline)
         reader = _reader(client, pipeline, *forms)
         is_one = not reader.may_be_several(inputs)
         if task_id is not None and not is_one:
@@ -213,12 +192,17 @@ def submit(
     click.get_current_context().exit(code)
 
 
+def _registered(client: Client, pipeline: str) -> dict[str, Any]:
+    """What a worker has registered of the pipeline; empty if that is not known."""
+    with suppress(RedisUnavailableError):  # the submit itself will say it
+        return client.pipelines().get(pipeline, {})
+    return {}
+
+
 def _reader(client: Client, pipeline: str, form: str = "") -> Reader:
     def takes() -> str | None:
-        with suppress(RedisUnavailableError):  # the submit itself will say it
-            found = client.pipelines().get(pipeline, {}).get("takes")
-            return found if isinstance(found, str) else None
-        return None
+        found = _registered(client, pipeline).get("takes")
+        return found if isinstance(found, str) else None
 
     forms: dict[str, Form] = {"lines": "lines", "jsonl": "jsonl", "document": "document"}
     return Reader(

@@ -9,6 +9,7 @@ import click
 
 from pipeq.cli.group import OK, TASK_FAILED, say
 from pipeq.cli.ids import are_many, ids_argument, in_chunks
+from pipeq.cli.names import queue_of
 from pipeq.cli.options import (
     allow_option,
     connected,
@@ -171,6 +172,8 @@ def cancel(ids: tuple[str, ...], pipeline: str | None, force: bool, in_json: boo
         raise click.UsageError("Missing argument 'ID...', or --pipeline")
     code = OK
     with connected(redis_url) as client:
+        if pipeline is not None:
+            queue_of(client, pipeline)
         known = 0 if "-" in ids else len(ids)
         with LateProgress(known, "cancelling") as bar:
             for chunk in in_chunks(ids):

@@ -5,37 +5,17 @@ Used by settings.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin
 
-from pipeq.contract import shown
+from pipeq.contract import shown, variables
 from pydantic import BaseModel, ValidationError
 
-PREFIX = "PIPEQ_"
-#: Variables that begin with our prefix and are no settings of a worker.
-_OTHERS = frozenset({"PIPEQ_CLIENT_ALLOW", "PIPEQ_CACHE", "PIPEQ_SUPERVISOR"})
-#: Variables that Kubernetes and Docker's links set for every service: for a service called `pipeq-redis`,
-#: PIPEQ_REDIS_PORT_6379_TCP.
-_OF_SERVICES = re.compile(r"PIPEQ_\w*(_SERVICE_(HOST|PORT(_\w+)?)|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 
-
-def unknown_variables(environ: Iterable[str], settings: type[BaseModel]) -> list[str]:
+def unknown_variables(environ: Mapping[str, str], settings: type[BaseModel]) -> list[str]:
     """Returns a sentence for each environment variable that begins with our prefix and is not known."""
-    found = []
-    known = [f"{PREFIX}{name.upper()}" for name in settings.model_fields]
-    for variable in environ:
-        name = variable.upper()
-        if not name.startswith(PREFIX) or name.partition("__")[0] in known or name in _OTHERS:
-            continue
-        if _OF_SERVICES.fullmatch(name):
-            continue
-        # All names share the prefix, so it is left out when they are compared.
-        names = [one.removeprefix(PREFIX) for one in (*known, *_nested(settings), *_OTHERS)]
-        meant = _meant(name.removeprefix(PREFIX), names, PREFIX)
-        found.append(f"no setting is called {shown.line(variable)}{meant or '; unset it'}")
-    return found
+    return variables.unknown(environ, settings.model_fields, _nested(settings))
 
 
 def sentences(error: ValidationError, settings: type[BaseModel]) -> list[str]:
@@ -54,9 +34,9 @@ def sentences(error: ValidationError, settings: type[BaseModel]) -> list[str]:
     return found
 
 
-def _meant(name: str, known: Iterable[str], prefix: str = "") -> str:
-    close = get_close_matches(name, list(known), 1, 0.7)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name[:200], list(known), 1, 0.7)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _all(keys: list[str]) -> str:
@@ -68,7 +48,7 @@ def _nested(settings: type[BaseModel]) -> Iterable[str]:
     for name, field in settings.model_fields.items():
         model = field.annotation
         if isinstance(model, type) and issubclass(model, BaseModel):
-            yield from (f"{PREFIX}{name}__{inner}".upper() for inner in model.model_fields)
+            yield from (f"{name}__{inner}".upper() for inner in model.model_fields)
 
 
 def _model_at(model: type[BaseModel], place: Iterable[Any]) -> type[BaseModel] | None:
