@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeq.async_client import AsyncClient
     from pipeq.client import Client, NoLiveWorkerWarning
     from pipeq.contract.dead_letter import DeadLetter
     from pipeq.contract.errors import (
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 #: Where each public name is defined. It is imported at first use, so that `pipeq --help` need not import redis and
 #: pydantic.
 _HOMES = {
+    "AsyncClient": "async_client",
     "Client": "client",
     "DeadLetter": "contract.dead_letter",
     "ErrorCode": "contract.errors",
@@ -50,6 +52,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncClient",
     "Client",
     "DeadLetter",
     "ErrorCode",

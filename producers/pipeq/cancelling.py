@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 
-import redis
-from redis.client import Pipeline
-from redis.exceptions import NoPermissionError, ResponseError, WatchError
+from redis.exceptions import NoPermissionError, WatchError
 
 from pipeq.contract import bare, events, keys, record
 from pipeq.contract.reading import json_object
 from pipeq.contract.status import State, TaskStatus
-from pipeq.server import is_wrong_type, replies
+from pipeq.protocol import (
+    Command,
+    Send,
+    Session,
+    Steps,
+    pairs,
+    replies,
+    single,
+    tolerant,
+    transaction,
+    twice,
+)
 
 #: Most tasks that one transaction cancels.
 CHUNK_TASKS = 500
@@ -30,12 +40,11 @@ _PASSES = 5
 
 
 def cancel(
-    client: redis.Redis, ids: Iterable[str], *, force: bool, progress: Callable[[int, int], None] | None = None
-) -> dict[str, TaskStatus]:
+    ids: Iterable[str], *, force: bool, progress: Callable[[int, int], None] | None = None
+) -> Steps[dict[str, TaskStatus]]:
     """Cancels tasks by a compare-and-set on their records.
 
     Args:
-        client: Redis.
         ids: the tasks.
         force: whether an unknown id gets a record, too, so that a message that has it is dropped.
         progress: called with the number of tasks that are done, and of all.
@@ -49,7 +58,7 @@ def cancel(
     while left:
         some = left[:size]
         try:
-            found |= _cancel(client, some, force)
+            found |= yield from twice(partial(_session, some, force))
         except WatchError:
             # A record was changed meanwhile, perhaps by a result. Fewer records change less often.
             size = max(1, size // 4)
@@ -60,57 +69,52 @@ def cancel(
     return found
 
 
-def _cancel(client: redis.Redis, ids: Sequence[str], force: bool) -> dict[str, TaskStatus]:
+def _session(ids: Sequence[str], force: bool) -> Steps[dict[str, TaskStatus]]:
+    found: dict[str, TaskStatus] = yield Session(_cancel(ids, force))
+    return found
+
+
+def _cancel(ids: Sequence[str], force: bool) -> Steps[dict[str, TaskStatus]]:
     names = [keys.record_key(task_id) for task_id in ids]
     found, texts = {}, {}
-    with client.pipeline() as pipe:
-        pipe.watch(*names)  # type: ignore[no-untyped-call]
-        marks = _marks(pipe, ids)
-        *raws, kept = _records(pipe, names)
-        for task_id, raw, mark in zip(ids, raws, marks, strict=True):
-            status = found[task_id] = record.read(task_id, raw, mark)
-            is_unknown = status.state is State.UNKNOWN and raw is None
-            if not status.is_final and (force or not is_unknown):
-                texts[task_id] = record.cancelled(task_id, raw, mark)
-        if texts:
-            pipe.multi()
-            for task_id, text in texts.items():
-                # Kept as long as the message may wait on its queue, because only this record tells a worker to drop it.
-                pipe.set(keys.record_key(task_id), text, ex=keys.PENDING_TTL_S)
-                pipe.publish(keys.record_key(task_id), text)
-                if kept:
-                    now = record.read(task_id, text)
-                    event = events.command(kept, task_id, now.state, now.pipeline, now.attempts, now.worker)
-                    pipe.execute_command(*event)  # type: ignore[no-untyped-call]
-            replies(pipe)
+    marks, raws, kept = yield from _watched(ids, names)
+    for task_id, raw, mark in zip(ids, raws, marks, strict=True):
+        status = found[task_id] = record.read(task_id, raw, mark)
+        is_unknown = status.state is State.UNKNOWN and raw is None
+        if not status.is_final and (force or not is_unknown):
+            texts[task_id] = record.cancelled(task_id, raw, mark)
+    if not texts:
+        yield from single("UNWATCH")
+        return found
+    commands: list[Command] = []
+    for task_id, text in texts.items():
+        key = keys.record_key(task_id)
+        # Kept as long as the message may wait on its queue, because only this record tells a worker to drop it.
+        commands += (("SET", key, text, "EX", keys.PENDING_TTL_S), ("PUBLISH", key, text))
+        if kept:
+            now = record.read(task_id, text)
+            commands.append(events.command(kept, task_id, now.state, now.pipeline, now.attempts, now.worker))
+    tolerant((yield from transaction(commands)))
     return found | {task_id: record.read(task_id, text) for task_id, text in texts.items()}
 
 
-def _records(pipe: Pipeline, names: Sequence[str]) -> list[Any]:
-    """The records, and how many events are kept."""
+def _watched(ids: Sequence[str], names: Sequence[str]) -> Steps[tuple[list[Any], list[Any], int]]:
+    """The marks and the records, which are watched from now on, and how many events are kept."""
     # MGET returns None also if a key holds another type than a string.
-    try:
-        *found, kept = pipe.mget([*names, keys.EVENTS_MAX])
-    except NoPermissionError:  # users of Redis that were made for an earlier version
-        return [*pipe.mget(names), 0]
-    return [*found, events.kept_of(kept)]
-
-
-def _marks(pipe: Pipeline, ids: Sequence[str]) -> list[Any]:
-    try:
-        return pipe.hmget(keys.RUNNING, ids)
-    except ResponseError as error:
-        if not is_wrong_type(error):
-            raise
-        return [None] * len(ids)
+    watched, marks, raws, kept = yield Send(
+        (("WATCH", *names), ("HMGET", keys.RUNNING, *ids), ("MGET", *names), ("GET", keys.EVENTS_MAX)), again=False
+    )
+    tolerant((watched, marks, raws))
+    # Users of Redis that were made for an earlier version may not ask for the events.
+    is_told = not isinstance(kept, NoPermissionError)
+    return [None] * len(ids) if isinstance(marks, Exception) else marks, raws, events.kept_of(kept) if is_told else 0
 
 
 def cancel_pipeline(
-    client: redis.Redis,
     pipeline: str,
-    status_many: Callable[[Iterable[str]], list[TaskStatus]],
+    status_many: Callable[[Iterable[str]], Steps[list[TaskStatus]]],
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, TaskStatus]:
+) -> Steps[dict[str, TaskStatus]]:
     """Cancels every task of a pipeline that was submitted before this call: waiting, delayed, or inside a worker.
 
     Returns:
@@ -119,59 +123,61 @@ def cancel_pipeline(
     began = time.time()
     found: dict[str, TaskStatus] = {}
     for turn in range(_PASSES):
-        new = [task_id for task_id in dict.fromkeys(_ids_of(client, pipeline)) if task_id not in found]
+        ids = yield from _ids_of(pipeline)
+        new = [task_id for task_id in dict.fromkeys(ids) if task_id not in found]
         if turn:
             # What was submitted meanwhile is not meant.
-            new = [one.id for one in status_many(new) if one.submitted_at is not None and one.submitted_at < began]
+            statuses = yield from status_many(new)
+            new = [one.id for one in statuses if one.submitted_at is not None and one.submitted_at < began]
         if not new:
             break
         # A message is there, so its task is, too, although a stock Celery producer writes no record.
-        found |= cancel(client, new, force=True, progress=progress)
+        found |= yield from cancel(new, force=True, progress=progress)
     return found
 
 
-def _ids_of(client: redis.Redis, pipeline: str) -> Iterator[str]:
+def _ids_of(pipeline: str) -> Steps[list[str]]:
     """The ids of a pipeline's messages; some perhaps twice. A key of another type counts as empty."""
+    ids: list[str] = []
     for name in keys.list_keys(pipeline):
         # New messages are pushed at the beginning, and taken from the end, so that none is passed over.
         for start in count(0, _PAGE):
-            page = _or_nothing(client.lrange, name, start, start + _PAGE - 1) or []
-            yield from _ids_in(page)
-            if len(page) < _PAGE:
+            (page,) = yield from replies(("LRANGE", name, start, start + _PAGE - 1))
+            ids += _ids_in(page or ())
+            if len(page or ()) < _PAGE:
                 break
-        fair = _scanned(client.zscan, keys.fair_key(name))
-        yield from _ids_in(member[keys.FAIR_NUMBER_DIGITS :] for member in fair)
-    for member in _scanned(client.zscan, keys.waiting_key(pipeline)):
-        message = (json_object(member) or {}).get("message")
-        yield from _ids_in([message] if isinstance(message, str) else [])
+        ids += yield from _scanned("ZSCAN", keys.fair_key(name), lambda member, _: member[keys.FAIR_NUMBER_DIGITS :])
+    ids += yield from _scanned("ZSCAN", keys.waiting_key(pipeline), _waiting)
     lists = {name.encode() for name in keys.list_keys(pipeline)}
-    for entry in _scanned(client.hscan, keys.UNACKED):
-        length, _, rest = entry.partition(b":")
-        size = int(length) if length.isdigit() and len(length) < 9 else 0
-        if rest[:size] in lists:
-            yield from _ids_in([rest[size:]])
+    ids += yield from _scanned("HSCAN", keys.UNACKED, lambda _, entry: _held(entry, lists))
+    return ids
 
 
-def _scanned(scan: Callable[..., Any], key: str) -> Iterator[bytes]:
-    """The members of a sorted set, or the values of a hash."""
-    cursor = 0
+def _waiting(member: bytes, _: Any) -> str | None:
+    """The message of an entry that waits for its time."""
+    message = (json_object(member) or {}).get("message")
+    return message if isinstance(message, str) else None
+
+
+def _held(entry: bytes, lists: set[bytes]) -> bytes | None:
+    """The message of an entry inside a worker, if it came from one of these lists."""
+    length, _, rest = entry.partition(b":")
+    size = int(length) if length.isdigit() and len(length) < 9 else 0
+    return rest[size:] if rest[:size] in lists else None
+
+
+def _scanned(command: str, key: str, message: Callable[[bytes, bytes], bytes | str | None]) -> Steps[list[str]]:
+    """The ids of the messages that a function finds in each member of a sorted set, or name and value of a hash."""
+    cursor: Any = 0
+    found: list[str] = []
     while True:
-        page = _or_nothing(scan, key, cursor, count=_PAGE)
+        (page,) = yield from replies((command, key, cursor, "COUNT", _PAGE))
         if page is None:
-            return
+            return found
         cursor, items = page
-        yield from items.values() if isinstance(items, dict) else (member for member, _ in items)
-        if not cursor:
-            return
-
-
-def _or_nothing(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    try:
-        return call(*args, **kwargs)
-    except ResponseError as error:
-        if not is_wrong_type(error):
-            raise
-        return None
+        found += _ids_in(filter(None, (message(*pair) for pair in pairs(items))))
+        if int(cursor) == 0:
+            return found
 
 
 def _ids_in(messages: Iterable[bytes | str]) -> Iterator[str]:

@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
-
-import redis
-from redis.client import Pipeline
-from redis.exceptions import ResponseError
+from typing import Any, TypeAlias
 
 from pipeq import checks
 from pipeq.contract import dead_letter, keys, record, shown
 from pipeq.contract.dead_letter import DeadLetter
 from pipeq.contract.status import State
 from pipeq.envelope import new_id
+from pipeq.protocol import Give, Steps, Stream, is_wrong_type, listed, replies, scripts, single
 from pipeq.scripts import source
-from pipeq.server import is_wrong_type, replies
+from pipeq.speaking import Speaker, blocking, iterating
 
 #: Letters that are read in one call; one may be as long as a message.
 LETTERS_PER_CALL = 100
@@ -84,43 +79,44 @@ class Choice:
         )
 
 
-class DeadLetters:
-    """Chosen dead letters, from :meth:`pipeq.Client.dead`: iterate over them, send them again, or drop them.
+#: Steps that take letters off their list.
+_Act: TypeAlias = Callable[[tuple[DeadLetter, ...]], Steps[tuple[Handled, ...]]]
 
-    Nothing is read before that. All of it needs the rights of an operator who may write.
+
+class Letters:
+    """The steps of :class:`pipeq.dead.DeadLetters` and its twin.
+
+    Args:
+        pipelines: steps to the names of all pipelines that a worker has ever served.
+        choice: which letters are meant.
     """
 
-    def __init__(
-        self,
-        client: redis.Redis,
-        reachable: Callable[[], AbstractContextManager[None]],
-        pipelines: Callable[[], Iterable[str]],
-        choice: Choice,
-    ) -> None:
-        self._redis = client
-        self._reachable = reachable
+    def __init__(self, pipelines: Callable[[], Steps[Iterable[str]]], choice: Choice) -> None:
         self._pipelines = pipelines
         self._choice = choice
 
-    def __iter__(self) -> Iterator[DeadLetter]:
-        """Yields the letters of each queue, the newest first."""
-        for queue in self._queues():
+    def each(self) -> Stream[DeadLetter]:
+        """Hands out the letters of each queue, the newest first."""
+        for queue in (yield from self._queues()):
             at, seen = 0, set[str]()
-            while letters := self._read(queue, at, at + LETTERS_PER_CALL - 1):
+            while letters := (yield from self._read(queue, at, at + LETTERS_PER_CALL - 1)):
                 at += len(letters)
                 # A letter that comes in meanwhile moves the others on by one.
-                yield from (one for one in letters if one.letter not in seen and self._choice.has(one))
+                for one in letters:
+                    if one.letter not in seen and self._choice.has(one):
+                        yield Give(one)
                 seen = {one.letter for one in letters}
+        return None
 
-    def list(self, limit: int | None = None) -> tuple[DeadLetter, ...]:
+    def list(self, limit: int | None = None) -> Steps[tuple[DeadLetter, ...]]:
         """Returns the letters of each queue, the newest first.
 
         Args:
             limit: most letters that are returned; None for all.
         """
-        return tuple(islice(self, checks.limit(limit)))
+        return (yield from listed(self.each(), checks.limit(limit)))
 
-    def retry(self) -> tuple[Handled, ...]:
+    def retry(self) -> Steps[tuple[Handled, ...]]:
         """Sends the tasks again: each gets a new life under its id, and its letter leaves the list in the same step.
 
         The record says ``queued`` again, without the old error and the old expiry; attempts go on counting, and the
@@ -128,97 +124,78 @@ class DeadLetters:
         ``refused`` says why, if its message cannot be read, or if its id belongs to a task that waits, runs, or has
         ended otherwise by now.
         """
-        revive = self._redis.register_script(source("revive"))
-        return self._handle(lambda letters: self._revive(revive, letters))
+        return (yield from self._handle(self._revive))
 
-    def drop(self) -> tuple[Handled, ...]:
+    def drop(self) -> Steps[tuple[Handled, ...]]:
         """Removes the letters for good. The records of their tasks stay, and say that they failed."""
-        return self._handle(self._remove)
+        return (yield from self._handle(self._remove))
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def _queues(self) -> Iterable[str]:
+    def _queues(self) -> Steps[Iterable[str]]:
         if self._choice.pipeline is not None:
             return [self._choice.pipeline]
         # Anybody may have registered anything.
-        return filter(keys.is_queue_name, sorted(self._pipelines()))
+        return filter(keys.is_queue_name, sorted((yield from self._pipelines())))
 
-    def _read(self, queue: str, first: int, last: int) -> tuple[DeadLetter, ...]:
-        with self._reachable():
-            try:
-                found: list[Any] = self._redis.lrange(keys.dead_letter_key(queue), first, last)
-            except ResponseError as error:
-                if not is_wrong_type(error):
-                    raise
-                return ()
-        return tuple(dead_letter.read(raw, queue) for raw in found)
+    def _read(self, queue: str, first: int, last: int) -> Steps[tuple[DeadLetter, ...]]:
+        (found,) = yield from replies(("LRANGE", keys.dead_letter_key(queue), first, last))
+        return tuple(dead_letter.read(raw, queue) for raw in found or ())
 
     # -- handling -----------------------------------------------------------------------------------------------------
 
-    def _handle(self, act: Callable[[tuple[DeadLetter, ...]], tuple[Handled, ...]]) -> tuple[Handled, ...]:
-        """Walks each list from its oldest letter, with a function that takes letters off it."""
+    def _handle(self, act: _Act) -> Steps[tuple[Handled, ...]]:
+        """Walks each list from its oldest letter, with steps that take letters off it."""
         began, done = time.time(), dict[str, Handled]()
-        for queue in self._queues():
+        for queue in (yield from self._queues()):
             # Letters that others take off the list meanwhile move those that are still to be read, perhaps past the
             # place that is read next. So the list is walked until nothing more is found.
-            while outcomes := self._walk(queue, act, began, done):
+            while outcomes := (yield from self._walk(queue, act, began, done)):
                 done |= outcomes
         return tuple(done.values())
 
-    def _walk(
-        self,
-        queue: str,
-        act: Callable[[tuple[DeadLetter, ...]], tuple[Handled, ...]],
-        began: float,
-        done: Mapping[str, Handled],
-    ) -> dict[str, Handled]:
+    def _walk(self, queue: str, act: _Act, began: float, done: Mapping[str, Handled]) -> Steps[dict[str, Handled]]:
         """Walks a list once. Returns what became of the letters that were not handled before."""
         new, kept = dict[str, Handled](), 0
-        while letters := self._read(queue, -kept - LETTERS_PER_CALL, -kept - 1):
+        while letters := (yield from self._read(queue, -kept - LETTERS_PER_CALL, -kept - 1)):
             # What has failed since is not meant: it may be what was just retried.
             meant = [
                 one
                 for one in letters
                 if self._choice.has(one) and (one.failed_at or 0) <= began and not _stays(done.get(one.letter))
             ]
-            outcomes = act(tuple(reversed(meant))) if meant else ()
+            outcomes = (yield from act(tuple(reversed(meant)))) if meant else ()
             new |= {one.letter: one for one in outcomes}
             kept += len(letters) - sum(not _stays(one) for one in outcomes)
         return new
 
-    def _remove(self, letters: tuple[DeadLetter, ...]) -> tuple[Handled, ...]:
-        with self._reachable(), self._redis.pipeline(transaction=False) as pipe:
-            for one in letters:
-                pipe.lrem(keys.dead_letter_key(one.queue), -1, one.raw)  # type: ignore[arg-type]
-            removed = replies(pipe)
+    def _remove(self, letters: tuple[DeadLetter, ...]) -> Steps[tuple[Handled, ...]]:
+        removed = yield from replies(
+            *(("LREM", keys.dead_letter_key(one.queue), -1, one.raw) for one in letters), again=False
+        )
         return tuple(_handled(one, None if count else _FASTER) for one, count in zip(letters, removed, strict=True))
 
-    def _revive(self, script: Any, letters: tuple[DeadLetter, ...]) -> tuple[Handled, ...]:
+    def _revive(self, letters: tuple[DeadLetter, ...]) -> Steps[tuple[Handled, ...]]:
         outcomes = {one.letter: _handled(one, one.obstacle) for one in letters}
         left = [one for one in letters if one.obstacle is None]
         for _ in range(TRIES):
             if not left:
                 break
             changed = []
-            with self._reachable():
-                records: list[Any] = self._redis.mget([keys.record_key(str(one.task_id)) for one in left])
-                able = []
-                for letter, before in zip(left, records, strict=True):
-                    refused = _not_failed(str(letter.task_id), before)
-                    outcomes[letter.letter] = _handled(letter, refused)
-                    if refused is None:
-                        able.append((letter, before))
-                with self._redis.pipeline(transaction=False) as pipe:
-                    for letter, before in able:
-                        _call(script, pipe, letter, before)
-                    found = pipe.execute(raise_on_error=False)
+            records = yield from single("MGET", *(keys.record_key(str(one.task_id)) for one in left))
+            able = []
+            for letter, before in zip(left, records, strict=True):
+                refused = _not_failed(str(letter.task_id), before)
+                outcomes[letter.letter] = _handled(letter, refused)
+                if refused is None:
+                    able.append((letter, before))
+            found = yield from scripts(source("revive"), [_call(letter, before) for letter, before in able])
             for (letter, _), reply in zip(able, found, strict=True):
                 if reply == CHANGED:
                     changed.append(letter)
                 elif isinstance(reply, Exception):
                     if not is_wrong_type(reply):
-                        with self._reachable():
-                            raise reply
+                        raise reply
                     outcomes[letter.letter] = _handled(letter, shown.line(str(reply)))
                 else:
                     outcomes[letter.letter] = _handled(letter, _FASTER if reply == GONE else None)
@@ -227,14 +204,32 @@ class DeadLetters:
         return tuple(outcomes.values())
 
 
-def _call(script: Any, pipe: Pipeline, letter: DeadLetter, before: bytes | None) -> None:
+class DeadLetters:
+    """Chosen dead letters, from :meth:`pipeq.Client.dead`: iterate over them, send them again, or drop them.
+
+    Nothing is read before that. All of it needs the rights of an operator who may write.
+    """
+
+    def __init__(self, speaker: Speaker, letters: Letters) -> None:
+        self._speaker = speaker
+        self._steps = letters
+
+    __iter__ = iterating(Letters.each)
+
+    list = blocking(Letters.list)
+    retry = blocking(Letters.retry)
+    drop = blocking(Letters.drop)
+
+
+def _call(letter: DeadLetter, before: bytes | None) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The keys and the arguments of the script that sends a letter again."""
     task_id, now = str(letter.task_id), time.time()
     list_key, message = dead_letter.again(letter, tag=new_id(), now=now)
     pipeline = letter.pipeline or letter.queue
     revived = record.revived(task_id, before, pipeline=pipeline, attempts=letter.attempts, now=now)
-    script(
-        keys=[keys.dead_letter_key(letter.queue), keys.record_key(task_id), list_key, keys.RUNNING],
-        args=[
+    return (
+        [keys.dead_letter_key(letter.queue), keys.record_key(task_id), list_key, keys.RUNNING],
+        [
             letter.raw,
             "" if before is None else hashlib.sha1(before, usedforsecurity=False).hexdigest(),
             revived,
@@ -242,7 +237,6 @@ def _call(script: Any, pipe: Pipeline, letter: DeadLetter, before: bytes | None)
             message,
             task_id,
         ],
-        client=pipe,
     )
 
 

@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-import redis
+from redis.exceptions import (
+    AuthenticationError,
+    ConnectionError,  # noqa: A004
+    TimeoutError,  # noqa: A004
+)
 
 from pipeq.contract import events, keys, shown
-from pipeq.contract.errors import ErrorCode, EventsTrimmedError, PipeqError, RedisUnavailableError
+from pipeq.contract.errors import ErrorCode, EventsTrimmedError, PipeqError
 from pipeq.contract.events import Event
 from pipeq.contract.status import State
+from pipeq.protocol import Command, Give, Send, Sleep, Steps, Stream, pairs, single, transaction
 
+_T = TypeVar("_T")
 #: Events that are read together.
 PAGE = 500
 #: How long one command waits for new events at most, in seconds.
@@ -38,8 +43,6 @@ class Events:
     """One reading of the stream.
 
     Args:
-        client: Redis.
-        reachable: turns errors of Redis inside its block into ours.
         after: the id after which it begins; None for what happens from now on.
         wanted: whether an event is to be yielded.
         timeout_s: seconds without a wanted event after which it ends; None for never.
@@ -47,14 +50,10 @@ class Events:
 
     def __init__(
         self,
-        client: redis.Redis,
-        reachable: Callable[[], AbstractContextManager[None]],
         after: str | None,
         wanted: Callable[[Event], bool],
         timeout_s: float | None,
     ) -> None:
-        self._redis = client
-        self._reachable = reachable
         self._wanted = wanted
         self._timeout_s = timeout_s
         self._at = None if after is None else place_of(after)
@@ -62,45 +61,47 @@ class Events:
         self._number: int | None = None
         self._answered_at: float | None = None
 
-    def __iter__(self) -> Iterator[Event]:
+    def steps(self) -> Stream[Event]:
+        """Hands out the events."""
         until = self._until()
         while True:
-            found = self._try(self._read)
+            found = yield from self._try(self._read)
             self._answered_at = time.monotonic() if found is not None else self._answered_at
             for one in found or ():
                 if (event := events.read(*one)) is not None and self._wanted(event):
-                    yield event
+                    yield Give(event)
                     until = self._until()
             left = until - time.monotonic()
             if left <= 0 and not found:
-                return
+                return None
             if not found:
-                self._try(partial(self._wait, min(left, WAIT_S)))
+                yield from self._try(partial(self._wait, min(left, WAIT_S)))
 
     def _until(self) -> float:
         return float("inf") if self._timeout_s is None else time.monotonic() + self._timeout_s
 
-    def _try(self, act: Callable[[], Any]) -> Any:
-        """Returns what a function returns; None if Redis is away for a while."""
+    def _try(self, act: Callable[[], Steps[_T]]) -> Steps[_T | None]:
+        """Returns the result of steps; None if Redis is away for a while."""
         try:
-            with self._reachable():
-                return act()
-        except RedisUnavailableError as error:
-            if not error.retryable or self._answered_at is None:
+            return (yield from act())
+        except AuthenticationError:
+            raise
+        except (ConnectionError, TimeoutError):
+            if self._answered_at is None or time.monotonic() - self._answered_at > OUTAGE_S:
                 raise
-            if time.monotonic() - self._answered_at > OUTAGE_S:
-                raise
-            time.sleep(TRY_AGAIN_S)
+            yield Sleep(TRY_AGAIN_S)
             return None
 
-    def _read(self) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    def _read(self) -> Steps[list[tuple[bytes, dict[bytes, bytes]]]]:
         at = self._at
-        with self._redis.pipeline() as pipe:
-            pipe.get(keys.EVENTS_MAX)
-            # Not redis-py's own method, whose reader knows the fields of some versions alone.
-            pipe.execute_command("XINFO", "STREAM", keys.EVENTS)  # type: ignore[no-untyped-call]
-            pipe.xrange(keys.EVENTS, "-" if at in (None, _FIRST) else f"({_text(at)}", "+", count=PAGE if at else 1)
-            kept, about, found = pipe.execute(raise_on_error=False)
+        begin = "-" if at in (None, _FIRST) else f"({_text(at)}"
+        kept, about, found = yield from transaction(
+            (
+                ("GET", keys.EVENTS_MAX),
+                ("XINFO", "STREAM", keys.EVENTS),
+                ("XRANGE", keys.EVENTS, begin, "+", "COUNT", PAGE if at else 1),
+            )
+        )
         if isinstance(kept, Exception):
             raise kept
         if not events.kept_of(kept):
@@ -125,7 +126,7 @@ class Events:
             self._number = None if self._number is None else self._number + len(found)
         else:
             self._number = stream.added
-        return list(found)
+        return [(place, dict(pairs(fields or ()))) for place, fields in found]
 
     def _check(self, stream: _Stream, at: tuple[int, int]) -> None:
         """Raises if entries were trimmed that were not read."""
@@ -146,9 +147,12 @@ class Events:
             "tasks anew, and go on with what happens from now on, or keep more events (`pipeq events --keep`)"
         )
 
-    def _wait(self, seconds: float) -> None:
-        at = self._at or _FIRST
-        self._redis.xread({keys.EVENTS: _text(at)}, count=1, block=max(1, int(seconds * 1000)))
+    def _wait(self, seconds: float) -> Steps[None]:
+        at, wait_ms = _text(self._at or _FIRST), max(1, int(seconds * 1000))
+        command = ("XREAD", "COUNT", 1, "BLOCK", wait_ms, "STREAMS", keys.EVENTS, at)
+        (reply,) = yield Send((command,), wait_s=wait_ms / 1000)
+        if isinstance(reply, Exception):
+            raise reply
 
 
 @dataclass(frozen=True)
@@ -164,8 +168,7 @@ class _Stream:
     @classmethod
     def of(cls, reply: Any) -> _Stream:
         """Reads the reply of XINFO STREAM; an empty one stands for an empty stream."""
-        pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=False)
-        told = {key.decode() if isinstance(key, bytes) else str(key): value for key, value in pairs}
+        told = {key.decode() if isinstance(key, bytes) else str(key): value for key, value in pairs(reply)}
         first, length = told.get("first-entry"), told.get("length", 0)
         added = told.get("entries-added", None if told else 0)
         oldest = place_of(first[0].decode()) if first else None
@@ -190,20 +193,19 @@ def _text(place: tuple[int, int]) -> str:
     return f"{place[0]}-{place[1]}"
 
 
-def keep(client: redis.Redis, count: int | None) -> int:
+def keep(count: int | None) -> Steps[int]:
     """Switches the stream on, off (0), or only reads the switch (None). Returns how many events are kept."""
     if count is None:
-        return events.kept_of(client.get(keys.EVENTS_MAX))
-    is_new = count and not client.exists(keys.EVENTS)
-    with client.pipeline() as pipe:
-        if count:
-            pipe.set(keys.EVENTS_MAX, count)
-            if is_new:
-                # Of this entry, which is trimmed at once, an empty stream is left, to which clients add.
-                pipe.xadd(keys.EVENTS, {"x": "x"}, maxlen=0, approximate=False)
-        else:
-            pipe.delete(keys.EVENTS_MAX, keys.EVENTS)
-        pipe.execute()
+        return events.kept_of((yield from single("GET", keys.EVENTS_MAX)))
+    commands: list[Command] = [("DEL", keys.EVENTS_MAX, keys.EVENTS)]
+    if count:
+        commands = [("SET", keys.EVENTS_MAX, count)]
+        if not (yield from single("EXISTS", keys.EVENTS)):
+            # Of this entry, which is trimmed at once, an empty stream is left, to which clients add.
+            commands.append(("XADD", keys.EVENTS, "MAXLEN", 0, "*", "x", "x"))
+    for reply in (yield from transaction(commands)):
+        if isinstance(reply, Exception):
+            raise reply
     return count
 
 

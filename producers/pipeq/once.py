@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from redis.client import Pipeline
-
 from pipeq.contract import keys, record, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.record import Before
 from pipeq.contract.status import State
+from pipeq.protocol import Send, Steps
 
 #: States in which a task holds no idempotency key any more.
 FREE = frozenset({State.FAILED, State.CANCELLED, State.EXPIRED})
@@ -70,11 +69,10 @@ class Looked:
         return ids
 
 
-def look(pipe: Pipeline, looked: Looked) -> None:
-    """Reads which of the tasks are there, in two round trips, or four if keys are held.
+def look(looked: Looked) -> Steps[None]:
+    """Reads which of the tasks are there, in one round trip, or two if keys are held; watches all that was read.
 
     Args:
-        pipe: a pipeline; afterwards it watches all that was read.
         looked: the tasks; learns which are there.
 
     Raises:
@@ -85,7 +83,7 @@ def look(pipe: Pipeline, looked: Looked) -> None:
     places = [keys.once_key(one.text) if one.is_key else keys.record_key(one.text) for one in names.values()]
     if looked.plain is not None:
         places.append(keys.record_key(looked.ids[looked.plain]))
-    found = _watched(pipe, places)
+    found = yield from _watched(places)
     is_done = looked.plain is not None and found.pop() is not None
     holders: dict[int, str] = {}
     for (at, name), value in zip(names.items(), found, strict=True):
@@ -98,7 +96,7 @@ def look(pipe: Pipeline, looked: Looked) -> None:
         # All of it was queued, because a transaction is executed whole.
         looked.there |= {**dict(enumerate(looked.ids)), **looked.there, **holders}
     elif holders:
-        records = _watched(pipe, [keys.record_key(holder) for holder in holders.values()])
+        records = yield from _watched([keys.record_key(holder) for holder in holders.values()])
         for (at, holder), value in zip(holders.items(), records, strict=True):
             # Our own id is there if only the answer was lost; the task may even have failed since.
             if holder == looked.ids[at] or _holds(holder, value):
@@ -106,10 +104,13 @@ def look(pipe: Pipeline, looked: Looked) -> None:
                 looked.there[at] = holder
 
 
-def _watched(pipe: Pipeline, places: Sequence[str]) -> list[Any]:
-    pipe.watch(*places)  # type: ignore[no-untyped-call]
+def _watched(places: Sequence[str]) -> Steps[list[Any]]:
     # MGET returns None also for a key of another type than a string.
-    return pipe.mget(places)
+    watched, found = yield Send((("WATCH", *places), ("MGET", *places)), again=False)
+    for reply in (watched, found):
+        if isinstance(reply, Exception):
+            raise reply
+    return list(found)
 
 
 def _holds(task_id: str, found: bytes | None) -> bool:

@@ -6,18 +6,16 @@ All values under these keys are checked: a value of a wrong type counts as absen
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
-
-import redis
 
 from pipeq.contract import bare, keys
 from pipeq.contract.heartbeat import Beat, drain_s, totals
 from pipeq.contract.reading import readable_object
 from pipeq.contract.status import TaskStatus
 from pipeq.contract.unlike import odd_ones
-from pipeq.server import replies
+from pipeq.protocol import Steps, pairs, replies, single
 
 
 @dataclass(frozen=True)
@@ -53,39 +51,35 @@ class QueueInfo:
     unlike: dict[str, str] = field(default_factory=dict)
 
 
-def registered(found: Mapping[bytes | str, bytes | str]) -> dict[str, dict[str, Any]]:
-    """Parses the hash of known pipelines: name -> what its last worker registered, empty if that cannot be read."""
-    # redis-py's types allow both; our connections do not decode.
-    named = ((name.decode("utf-8", "replace") if isinstance(name, bytes) else name, raw) for name, raw in found.items())
-    return {name: readable_object(raw) or {} for name, raw in named}
+def registered() -> Steps[dict[str, dict[str, Any]]]:
+    """Reads the known pipelines: name -> what its last worker registered, empty if that cannot be read."""
+    found = yield from single("HGETALL", keys.PIPELINES)
+    return {name.decode("utf-8", "replace"): readable_object(raw) or {} for name, raw in pairs(found)}
 
 
-def read_queue(
-    client: redis.Redis, pipeline: str, status_many: Callable[[Iterable[str]], list[TaskStatus]]
-) -> QueueInfo:
+def read_queue(pipeline: str, status_many: Callable[[Iterable[str]], Steps[list[TaskStatus]]]) -> Steps[QueueInfo]:
     """Reads the state of one queue, in two or three round trips."""
     now = time.time()
     lists = keys.list_keys(pipeline)
-    with client.pipeline(transaction=False) as pipe:
-        for key in lists:
-            pipe.llen(key)
-        for key in lists:
-            pipe.lindex(key, -1)
-        for key in lists:
-            pipe.zcard(keys.fair_key(key))
-        for key in lists:
-            pipe.zrange(keys.fair_key(key), 0, 0)
-        pipe.zrangebyscore(keys.workers_key(pipeline), now - keys.WORKER_TTL_S, "+inf")
-        pipe.zrangebyscore(keys.loading_key(pipeline), now - keys.WORKER_TTL_S, "+inf")
-        pipe.llen(keys.dead_letter_key(pipeline))
-        pipe.zcard(keys.waiting_key(pipeline))
-        *per_list, names, loading, dead, waiting = replies(pipe)
+    alive = (now - keys.WORKER_TTL_S, "+inf")
+    *per_list, names, loading, dead, waiting = yield from replies(
+        *(("LLEN", key) for key in lists),
+        *(("LINDEX", key, -1) for key in lists),
+        *(("ZCARD", keys.fair_key(key)) for key in lists),
+        *(("ZRANGE", keys.fair_key(key), 0, 0) for key in lists),
+        ("ZRANGEBYSCORE", keys.workers_key(pipeline), *alive),
+        ("ZRANGEBYSCORE", keys.loading_key(pipeline), *alive),
+        ("LLEN", keys.dead_letter_key(pipeline)),
+        ("ZCARD", keys.waiting_key(pipeline)),
+    )
     names = names or []
-    found = client.mget([keys.worker_key("").encode() + name for name in names]) if names else []
+    workers = [keys.worker_key("").encode() + name for name in names]
+    found = (yield from single("MGET", *workers)) if workers else []
     beats = {name: Beat.read(raw) for name, raw in zip(names, found, strict=True)}
     lengths, ends, moved, firsts = (per_list[at : at + len(lists)] for at in range(0, len(per_list), len(lists)))
     oldest = [_task_id(raw) for raw in (*ends, *(one[0][keys.FAIR_NUMBER_DIGITS :] for one in firsts if one)) if raw]
-    times = [s.submitted_at for s in status_many(filter(None, oldest)) if s.submitted_at is not None]
+    statuses = yield from status_many(list(filter(None, oldest)))
+    times = [one.submitted_at for one in statuses if one.submitted_at is not None]
     depth = sum(int(length or 0) for length in (*lengths, *moved))
     in_flight, running = totals(pipeline, list(beats.values()))
     again = {name for name, beat in beats.items() if pipeline in beat.loading}

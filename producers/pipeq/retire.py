@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any
-
-import redis
 
 from pipeq.contract import bare, keys, record, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.reading import json_object
+from pipeq.protocol import Steps, replies, scripts, single, transaction
 from pipeq.queue_info import QueueInfo
 from pipeq.scripts import source
-from pipeq.server import replies
 
 #: Most messages that are read and ended together ...
 CHUNK = 500
@@ -30,33 +27,23 @@ FIRST_CHUNK = 16
 PASSES = 3
 
 
-def purge(
-    client: redis.Redis,
-    reachable: Callable[[], AbstractContextManager[None]],
-    pipeline: str,
-    progress: Callable[[int, int], None] | None,
-) -> int:
+def purge(pipeline: str, progress: Callable[[int, int], None] | None) -> Steps[int]:
     """Ends every task that waits for a pipeline; see :meth:`pipeq.Client.purge`."""
-    script = client.register_script(source("purge"))
     places = list(_places(pipeline))
-    with reachable():
-        total = sum(_counts(client, places))
+    total = sum((yield from _counts(places)))
     done = 0
     for _ in range(PASSES):
-        with reachable():
-            waiting = _counts(client, places)
+        waiting = yield from _counts(places)
         before = done
         for (kind, key), count in zip(places, waiting, strict=True):
             # Not until it is empty: what is submitted meanwhile is not meant.
             left, size = count, FIRST_CHUNK
             while left > 0:
-                with reachable():
-                    texts = _read(client, kind, key, min(size, left))
-                    removed = _end(client, script, kind, key, texts, pipeline) if texts else 0
+                texts = yield from _read(kind, key, min(size, left))
                 if not texts:
                     break
                 # Those that a worker took meanwhile count, too: they are not there any more.
-                left, done = left - len(texts), done + removed
+                left, done = left - len(texts), done + (yield from _end(kind, key, texts, pipeline))
                 size = max(1, min(CHUNK, CHUNK_BYTES * len(texts) // sum(map(len, texts)), size * 4))
                 if progress is not None:
                     progress(done, max(total, done))
@@ -65,16 +52,15 @@ def purge(
     return done
 
 
-def forget(client: redis.Redis, queue: QueueInfo, *, force: bool) -> None:
+def forget(queue: QueueInfo, *, force: bool) -> Steps[None]:
     """Takes a pipeline off the list of known ones; see :meth:`pipeq.Client.forget`.
 
     Args:
-        client: Redis.
         queue: the state of its queue.
         force: whether to do so although it is needed.
     """
     name = shown.line(queue.pipeline)
-    if not client.hexists(keys.PIPELINES, queue.pipeline):
+    if not (yield from single("HEXISTS", keys.PIPELINES, queue.pipeline)):
         raise PipeqError(ErrorCode.UNKNOWN_PIPELINE, f"no worker has ever served {name!r}, or it is forgotten already")
     needs = {
         "workers serve it": queue.workers,
@@ -84,10 +70,10 @@ def forget(client: redis.Redis, queue: QueueInfo, *, force: bool) -> None:
     }
     if (why := ", ".join(f"{count} {what}" for what, count in needs.items() if count)) and not force:
         raise PipeqError(ErrorCode.IN_USE, f"{name!r} is still needed: {why}; force it to take it off the list anyway")
-    with client.pipeline() as pipe:
-        pipe.hdel(keys.PIPELINES, queue.pipeline)
-        pipe.delete(*(key(queue.pipeline) for key in (keys.workers_key, keys.loading_key, keys.idle_key)))
-        pipe.execute()
+    named = (key(queue.pipeline) for key in (keys.workers_key, keys.loading_key, keys.idle_key))
+    for reply in (yield from transaction((("HDEL", keys.PIPELINES, queue.pipeline), ("DEL", *named)))):
+        if isinstance(reply, Exception):
+            raise reply
 
 
 def _places(pipeline: str) -> Iterator[tuple[str, str]]:
@@ -99,31 +85,31 @@ def _places(pipeline: str) -> Iterator[tuple[str, str]]:
     yield "set", keys.waiting_key(pipeline)
 
 
-def _counts(client: redis.Redis, places: list[tuple[str, str]]) -> list[int]:
-    with client.pipeline(transaction=False) as pipe:
-        for kind, key in places:
-            pipe.llen(key) if kind == "list" else pipe.zcard(key)
-        return [count or 0 for count in replies(pipe)]
+def _counts(places: list[tuple[str, str]]) -> Steps[list[int]]:
+    found = yield from replies(*(("LLEN" if kind == "list" else "ZCARD", key) for kind, key in places))
+    return [count or 0 for count in found]
 
 
-def _read(client: redis.Redis, kind: str, key: str, most: int) -> list[bytes]:
+def _read(kind: str, key: str, most: int) -> Steps[list[bytes]]:
     """What is served next."""
-    with client.pipeline(transaction=False) as pipe:
-        pipe.lrange(key, -most, -1) if kind == "list" else pipe.zrange(key, 0, most - 1)
-        (found,) = replies(pipe)
+    command = ("LRANGE", key, -most, -1) if kind == "list" else ("ZRANGE", key, 0, most - 1)
+    (found,) = yield from replies(command)
     return found or []
 
 
-def _end(client: redis.Redis, script: Any, kind: str, key: str, texts: list[bytes], pipeline: str) -> int:
+def _end(kind: str, key: str, texts: list[bytes], pipeline: str) -> Steps[int]:
     """Takes messages off their place, and ends their tasks. Returns how many were still there."""
     ids = [_task_id(text, kind, key) for text in texts]
     names = [keys.record_key(task_id or "") for task_id in ids]
-    records = client.mget(names)
+    records = yield from single("MGET", *names)
     args: list[Any] = [kind, keys.RESULT_TTL_S]
     for text, task_id, before in zip(texts, ids, records, strict=True):
         args += (hashlib.sha1(text, usedforsecurity=False).hexdigest(), task_id or "")
         args.append(record.purged(task_id, before, pipeline) if task_id else "")
-    return int(script(keys=[key, keys.RUNNING, *names], args=args))
+    (removed,) = yield from scripts(source("purge"), [([key, keys.RUNNING, *names], args)])
+    if isinstance(removed, Exception):
+        raise removed
+    return int(removed)
 
 
 def _task_id(text: bytes, kind: str, key: str) -> str | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import TaskMessage, plain
 from pipeq.envelope import Envelope, new_id, sha256_of
 from pipeq.once import Name
+from pipeq.protocol import Steps
 from pipeq.submitting import Chunk, Place, Served, Submitter
 
 #: Most known pipelines that an error message names.
@@ -129,26 +129,21 @@ class Submissions:
     """Runs the submits of a client.
 
     Args:
-        submitter: writes to Redis.
-        reachable: turns errors of Redis inside its block into ours.
-        pipelines: returns the names of all pipelines that a worker has ever served.
+        pipelines: steps to the names of all pipelines that a worker has ever served.
         max_message_bytes: larger messages are refused.
     """
 
     def __init__(
         self,
-        submitter: Submitter,
-        reachable: Callable[[], AbstractContextManager[None]],
-        pipelines: Callable[[], Iterable[str]],
+        pipelines: Callable[[], Steps[Iterable[str]]],
         max_message_bytes: int,
     ) -> None:
-        self._submitter = submitter
-        self._reachable = reachable
+        self._submitter = Submitter()
         self._pipelines = pipelines
         self._max_message_bytes = max_message_bytes
         self._reply_to = new_id()
 
-    def run(self, submitted: list[str], call: Call, wanted: Iterable[Wanted]) -> Served | None:
+    def run(self, submitted: list[str], call: Call, wanted: Iterable[Wanted]) -> Steps[Served | None]:
         """Queues tasks in chunks; appends each id to ``submitted`` as soon as its task is queued.
 
         Returns:
@@ -171,15 +166,15 @@ class Submissions:
                 sentence = f"inputs[{number}]: {error.message}"
                 raise PipeqError(error.code, sentence, error.retryable) from error.__cause__
             if not is_checked:
-                self._check_known(call.pipeline)
+                yield from self._check_known(call.pipeline)
                 is_checked = True
             chunk.add(envelope, body, task.name)
             if chunk.is_full:
-                served = self._put(place, chunk)
+                served = yield from self._submitter.put(place, chunk)
                 submitted += chunk.ids
                 chunk = Chunk()
         if chunk.ids:
-            served = self._put(place, chunk)
+            served = yield from self._submitter.put(place, chunk)
             submitted += chunk.ids
         return served
 
@@ -200,15 +195,10 @@ class Submissions:
             message_sha256="" if name is None else sha256_of(message),
         )
 
-    def _put(self, place: Place, chunk: Chunk) -> Served:
-        with self._reachable():
-            return self._submitter.put(place, chunk)
-
-    def _check_known(self, pipeline: str) -> None:
-        with self._reachable():
-            if self._submitter.is_known(pipeline):
-                return
-        known = sorted(self._pipelines())
+    def _check_known(self, pipeline: str) -> Steps[None]:
+        if (yield from self._submitter.is_known(pipeline)):
+            return
+        known = sorted((yield from self._pipelines()))
         meant = get_close_matches(pipeline, known, 1)
         hint = f"did you mean {shown.line(meant[0])!r}? " if meant else ""
         names = ", ".join(shown.line(name, 100) for name in known[:NAMES_SHOWN]) or "none yet"

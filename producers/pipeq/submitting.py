@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import redis
-from redis.client import Pipeline
 from redis.exceptions import (
     AuthenticationError,
     ConnectionError,  # noqa: A004
@@ -31,7 +29,7 @@ from pipeq.contract.errors import PipeqError, RedisUnavailableError, SubmitError
 from pipeq.contract.status import State
 from pipeq.envelope import Envelope
 from pipeq.once import Looked, Name, look
-from pipeq.server import is_wrong_type
+from pipeq.protocol import Command, Send, Session, Steps, is_wrong_type, single, transaction, twice
 
 #: Most tasks that one transaction queues ...
 CHUNK_TASKS = 500
@@ -103,21 +101,16 @@ def submit_errors() -> Iterator[list[str]]:
 
 
 class Submitter:
-    """Writes to the queues.
+    """Says what goes to the queues."""
 
-    Args:
-        client: must not retry commands by itself, because a transaction whose answer was lost may have been executed.
-    """
-
-    def __init__(self, client: redis.Redis) -> None:
-        self._redis = client
+    def __init__(self) -> None:
         #: Pipelines that were registered when they were last submitted to.
         self._known: set[str] = set()
         #: How many events are kept, as Redis said last (0: none); None if it was not asked yet, and whether it may be.
         self._kept: int | None = None
         self._may_ask = True
 
-    def is_known(self, pipeline: str) -> bool:
+    def is_known(self, pipeline: str) -> Steps[bool]:
         """Whether a worker has ever served the pipeline, or is loading it; one round trip unless it is known already.
 
         Raises:
@@ -125,11 +118,11 @@ class Submitter:
         """
         if pipeline in self._known:
             return True
-        served = self._twice(lambda: self._look(pipeline))
+        served = yield from self._look(pipeline)
         return served.known or served.loading > 0
 
-    def put(self, place: Place, chunk: Chunk) -> Served:
-        """Queues tasks in one round trip, either all of them or none. Those with a name take two more.
+    def put(self, place: Place, chunk: Chunk) -> Steps[Served]:
+        """Queues tasks in one round trip, either all of them or none. Those with a name take one or two more.
 
         ``chunk.ids`` then has the ids under which the tasks are known: for a name that a task has already, its id.
 
@@ -138,98 +131,80 @@ class Submitter:
             redis.exceptions.RedisError: nothing was queued, as far as Redis could say.
         """
         if self._kept is None:
-            self._twice(lambda: self._look(place.pipeline))
+            yield from self._look(place.pipeline)
         if chunk.names:
-            return self._twice(lambda: self._put_once(place, chunk))
+            return (yield from twice(lambda: self._put_once(place, chunk)))
         try:
-            return self._transaction(place, chunk)
+            return (yield from self._fill(place, chunk))
         except AuthenticationError:
             raise
         except (ConnectionError, TimeoutError):
             # Perhaps only the answer was lost; then either all records exist, or none.
-            if self._redis.exists(keys.record_key(chunk.ids[0])):
-                return self._look(place.pipeline)
-            return self._transaction(place, chunk)
+            if (yield from single("EXISTS", keys.record_key(chunk.ids[0]))):
+                return (yield from self._look(place.pipeline))
+            return (yield from self._fill(place, chunk))
 
-    def _put_once(self, place: Place, chunk: Chunk) -> Served:
+    def _put_once(self, place: Place, chunk: Chunk) -> Steps[Served]:
         looked = Looked(tuple(chunk.ids), chunk.names)
         while True:
             try:
-                with self._redis.pipeline() as pipe:
-                    look(pipe, looked)
-                    if not (new := looked.new):
-                        served = self._look(place.pipeline)
-                        break
-                    pipe.multi()
-                    served = self._fill(pipe, place, chunk, new)
-                    break
+                served = yield Session(self._look_and_fill(place, chunk, looked))
+                break
             except WatchError:
-                # Another client was faster with one of the names, a task has ended, or the connection broke: look
-                # again.
+                # Another client was faster with one of the names, or a task has ended: look again.
                 continue
         chunk.ids = looked.known_as()
-        return served
+        return served if served is not None else (yield from self._look(place.pipeline))
 
-    def _twice(self, act: Callable[[], Served]) -> Served:
-        """Calls ``act`` again if the connection was broken, as those of a pool are after a restart of Redis."""
-        try:
-            return act()
-        except AuthenticationError:
-            raise
-        except (ConnectionError, TimeoutError):
-            return act()
+    def _look_and_fill(self, place: Place, chunk: Chunk, looked: Looked) -> Steps[Served | None]:
+        yield from look(looked)
+        if new := looked.new:
+            return (yield from self._fill(place, chunk, new))
+        yield from single("UNWATCH")
+        return None
 
-    def _transaction(self, place: Place, chunk: Chunk) -> Served:
-        with self._redis.pipeline(transaction=True) as pipe:
-            return self._fill(pipe, place, chunk)
-
-    def _fill(self, pipe: Pipeline, place: Place, chunk: Chunk, new: Sequence[int] | None = None) -> Served:
+    def _fill(self, place: Place, chunk: Chunk, new: Sequence[int] | None = None) -> Steps[Served]:
         """Queues the tasks of a chunk, or only those with these numbers."""
         ids, records, messages = chunk.ids, chunk.records, chunk.messages
         if new is not None and len(new) < len(ids):
             ids, records, messages = ([column[at] for at in new] for column in (ids, records, messages))
         lifetime = keys.PENDING_TTL_S + int(place.delay_s or 0)
+        commands: list[Command] = []
         for at in new or ():
             if (name := chunk.names.get(at)) is not None and name.is_key:
-                pipe.set(keys.once_key(name.text), chunk.ids[at], ex=lifetime)
+                commands.append(("SET", keys.once_key(name.text), chunk.ids[at], "EX", lifetime))
         for task_id, record in zip(ids, records, strict=True):
-            # Not pipe.set(), whose many options take a third of the time at 500 tasks a transaction.
-            pipe.execute_command(*_set(task_id, record, "EX", lifetime))  # type: ignore[no-untyped-call]
+            commands.append(("SET", keys.record_key(task_id), record, "EX", lifetime))
         if self._kept:
-            for task_id in ids:
-                event = events.command(self._kept, task_id, State.QUEUED, place.pipeline)
-                pipe.execute_command(*event)  # type: ignore[no-untyped-call]
+            commands += (events.command(self._kept, task_id, State.QUEUED, place.pipeline) for task_id in ids)
         if place.delay_s:
             # Delayed messages wait in Redis, not in a worker's memory as with Celery's countdown.
+            due = time.time() + place.delay_s
             members = [json.dumps({"list": place.list_key, "message": message}) for message in messages]
-            pipe.zadd(keys.waiting_key(place.pipeline), dict.fromkeys(members, time.time() + place.delay_s))
+            commands.append(
+                ("ZADD", keys.waiting_key(place.pipeline), *(part for one in members for part in (due, one)))
+            )
         else:
-            pipe.lpush(place.list_key, *messages)
-        _ask(pipe, place.pipeline)
+            commands.append(("LPUSH", place.list_key, *messages))
+        commands += _questions(place.pipeline)
         if may_ask := self._may_ask:
-            pipe.get(keys.EVENTS_MAX)
-        found = pipe.execute(raise_on_error=False)
+            commands.append(("GET", keys.EVENTS_MAX))
+        found = yield from transaction(commands)
         if may_ask:
             self._kept = events.kept_of(found.pop())
         *_, pushed, known, live, loading = found
         if isinstance(pushed, Exception):
-            self._take_back(ids)
+            yield from self._take_back(ids)
             raise pushed
         return self._seen(place.pipeline, known, live, loading)
 
-    def _take_back(self, ids: Sequence[str]) -> None:
+    def _take_back(self, ids: Sequence[str]) -> Steps[None]:
         """Removes the records of tasks that could not be queued, because nobody must wait for them."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            for task_id in ids:
-                # Not DEL, for which a producer has no right.
-                pipe.execute_command(*_set(task_id, "", "PX", 1))  # type: ignore[no-untyped-call]
-            pipe.execute(raise_on_error=False)
+        # Not DEL, for which a producer has no right.
+        yield Send([("SET", keys.record_key(task_id), "", "PX", 1) for task_id in ids])
 
-    def _look(self, pipeline: str) -> Served:
-        with self._redis.pipeline(transaction=False) as pipe:
-            _ask(pipe, pipeline)
-            pipe.get(keys.EVENTS_MAX)
-            *served, kept = pipe.execute(raise_on_error=False)
+    def _look(self, pipeline: str) -> Steps[Served]:
+        *served, kept = yield Send((*_questions(pipeline), ("GET", keys.EVENTS_MAX)))
         # Users of Redis made for an earlier version may not ask; in a transaction, that would refuse all of it.
         self._may_ask = not isinstance(kept, NoPermissionError)
         self._kept = events.kept_of(kept)
@@ -248,12 +223,11 @@ class Submitter:
         return Served(bool(counts[0]), counts[1], counts[2])
 
 
-def _set(task_id: str, record: str, unit: str, lifetime: int) -> tuple[str | int, ...]:
-    return "SET", keys.record_key(task_id), record, unit, lifetime
-
-
-def _ask(pipe: Pipeline, pipeline: str) -> None:
+def _questions(pipeline: str) -> tuple[Command, ...]:
+    """Asks for the workers of a pipeline."""
     alive_since = time.time() - keys.WORKER_TTL_S
-    pipe.hexists(keys.PIPELINES, pipeline)
-    pipe.zcount(keys.workers_key(pipeline), alive_since, "+inf")
-    pipe.zcount(keys.loading_key(pipeline), alive_since, "+inf")
+    return (
+        ("HEXISTS", keys.PIPELINES, pipeline),
+        ("ZCOUNT", keys.workers_key(pipeline), alive_since, "+inf"),
+        ("ZCOUNT", keys.loading_key(pipeline), alive_since, "+inf"),
+    )

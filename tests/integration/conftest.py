@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from pipeq.contract import keys
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.sections import PipelineSettings
+from redis.asyncio.connection import AbstractConnection as AsyncAbstractConnection
 from redis.connection import AbstractConnection
 
-from tests import tiny_models
+from tests import both_clients, tiny_models
 
 #: The pipeline of most tests that need no worker.
 PIPELINE = "text-classification"
+#: Makes a client.
+New = Callable[..., Client]
 #: Task type and tiny model -> their pipeline.
 Loaded = Callable[[str, str], TransformersPipeline]
 
@@ -60,8 +64,21 @@ def db(valkey_url: str, pipelines: tuple[str, ...], monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def client(db: redis.Redis, valkey_url: str) -> Iterator[Client]:
-    with Client(valkey_url) as client:
+def kind() -> str:
+    """Which client ``client`` is; a module whose tests run through both has a fixture of this name."""
+    return "Client"
+
+
+@pytest.fixture
+def new(kind: str) -> Iterator[New]:
+    """Makes clients, which are closed at the end of the test."""
+    with ExitStack() as stack:
+        yield lambda *arguments, **options: stack.enter_context(both_clients.make(kind, *arguments, **options))
+
+
+@pytest.fixture
+def client(db: redis.Redis, valkey_url: str, kind: str) -> Iterator[Client]:
+    with both_clients.make(kind, valkey_url) as client:
         yield client
 
 
@@ -72,11 +89,14 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     The server counts something else: a long command reaches it in as many parts as the network likes.
     """
     found: list[Any] = []
-    send = AbstractConnection.send_packed_command
-
-    def noting(self: AbstractConnection, command: Any, check_health: bool = True) -> None:
-        found.append(command)
-        send(self, command, check_health)
-
-    monkeypatch.setattr(AbstractConnection, "send_packed_command", noting)
+    for connection in (AbstractConnection, AsyncAbstractConnection):
+        monkeypatch.setattr(connection, "send_packed_command", _noting(connection.send_packed_command, found))
     return found
+
+
+def _noting(send: Any, found: list[Any]) -> Any:
+    def noting(self: Any, command: Any, check_health: bool = True) -> Any:
+        found.append(command)
+        return send(self, command, check_health)
+
+    return noting

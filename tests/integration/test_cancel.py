@@ -16,8 +16,14 @@ from pipeq.contract import keys as names
 from pipeq.contract.record import Mark
 from pipeq.contract.status import CELERY_STATES
 
+from tests import both_clients
 from tests.commands import run
 from tests.integration.conftest import PIPELINE
+
+
+@pytest.fixture(params=both_clients.KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def everything(db: redis.Redis) -> dict[bytes, Any]:

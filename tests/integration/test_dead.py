@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -19,13 +18,21 @@ from pipeq.contract import keys
 from pipeq.contract.dead_letter import DeadLetter, Letter
 from pipeq.contract.errors import ErrorCode
 from pipeq.contract.record import LUA
-from pipeq.dead import LETTERS_PER_CALL, Choice, DeadLetters
+from pipeq.dead import LETTERS_PER_CALL, Choice, DeadLetters, Letters
+from pipeq.protocol import Steps
+from pipeq.speaking import Speaker
 
+from tests import both_clients
 from tests.commands import run
 from tests.integration.test_arguments import ODD
 
 A, B = "text-classification", "summarization"
 SECRET = "https://user:s3cret@h.example/a.wav?X-Amz-Signature=abcdef012345"
+
+
+@pytest.fixture(params=both_clients.KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
@@ -237,11 +244,11 @@ def test_letters_that_others_take_off_the_list_hide_no_others(client: Client, db
         fail(db, task)
     taken: list[str] = []
 
-    class Meddled(DeadLetters):
+    class Meddled(Letters):
         """Somebody else retries the oldest letters whenever a page of them was read."""
 
-        def _read(self, queue: str, first: int, last: int) -> tuple[DeadLetter, ...]:
-            found = super()._read(queue, first, last)
+        def _read(self, queue: str, first: int, last: int) -> Steps[tuple[DeadLetter, ...]]:
+            found = yield from super()._read(queue, first, last)
             with Client(valkey_url) as other:
                 some = {str(one.task_id) for one in list(found)[-70:]}
                 taken.extend(str(one.task_id) for one in other.dead(A, ids=some).retry() if one.refused is None)
@@ -249,7 +256,7 @@ def test_letters_that_others_take_off_the_list_hide_no_others(client: Client, db
 
     choice = Choice.of(A, None, None, None, None)
     with redis.Redis.from_url(valkey_url) as mine:
-        own = Meddled(mine, nullcontext, lambda: [A], choice).retry()
+        own = DeadLetters(Speaker(mine, valkey_url), Meddled(client._steps.pipelines, choice)).retry()
     done = [str(one.task_id) for one in own if one.refused is None]
     assert sorted(done + taken) == sorted(ids)
 
@@ -282,12 +289,12 @@ def test_a_record_that_changes_meanwhile_is_read_again(
 
     real, calls = dead._call, []
 
-    def late(*args: Any) -> None:
+    def late(*args: Any) -> Any:
         calls.append(args)
         if len(calls) == 1:  # for instance a worker that ends the task with another error
             record = json.loads(db.get(keys.record_key(task)))
             db.set(keys.record_key(task), json.dumps({**record, "other": 1}))
-        real(*args)
+        return real(*args)
 
     monkeypatch.setattr(dead, "_call", late)
     assert [one.refused for one in client.dead().retry()] == [None]
@@ -336,15 +343,15 @@ def test_what_fails_again_while_letters_are_retried_is_not_meant(
     from pipeq import dead
 
     monkeypatch.setattr(dead, "LETTERS_PER_CALL", 5)
-    real = dead.DeadLetters._revive
+    real = dead.Letters._revive
 
     def at_once(*args: Any) -> Any:
-        done = real(*args)
+        done = yield from real(*args)
         for task in waiting(db):
             fail(db, task)
         return done
 
-    monkeypatch.setattr(dead.DeadLetters, "_revive", at_once)
+    monkeypatch.setattr(dead.Letters, "_revive", at_once)
     assert len(client.dead().retry()) == 20
     assert len(client.dead().list()) == 20
 

@@ -17,9 +17,15 @@ from pipeq.cli import main
 from pipeq.contract import events as contract
 from pipeq.contract import keys
 
+from tests import both_clients
 from tests.proxy import Proxy
 
 PIPELINE = "text-classification"
+
+
+@pytest.fixture(params=both_clients.KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
@@ -182,9 +188,11 @@ def test_a_stream_that_was_begun_anew_is_a_gap(client: Client) -> None:
         next(reader)
     client.keep_events(0)
     client.keep_events(1000)
-    threading.Timer(0.3, lambda: submit(client, 1)).start()
+    later = threading.Timer(0.3, lambda: submit(client, 1))
+    later.start()
     with pytest.raises(EventsTrimmedError):
         next(reader)
+    later.join()
 
 
 def test_what_others_wrote_is_passed_over(client: Client, db: redis.Redis) -> None:

@@ -32,6 +32,7 @@ from pipeq import (
 from pipeq.contract import keys as names
 from pydantic import BaseModel
 
+from tests import both_clients
 from tests.integration.test_arguments import ODD
 
 PIPELINE = "text-classification"
@@ -105,6 +106,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "TaskMessage.parse": {"fields": {"pipeline": PIPELINE, "inputs": "x"}},
     "TaskStatus": {"id": "x", "state": "succeeded"},
 }
+# The asynchronous client takes the same.
+GOOD |= {f"Async{name}": given for name, given in GOOD.items() if name.partition(".")[0] == "Client"}
 
 
 def public() -> dict[str, set[str]]:
@@ -137,12 +140,18 @@ def client(valkey_url: str) -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def awaited(valkey_url: str) -> Iterator[Client]:
+    with both_clients.make("AsyncClient", valkey_url) as client:
+        yield client
+
+
 @pytest.mark.parametrize(("name", "parameter"), CASES, ids=["-".join(case) for case in CASES])
-def test_nothing_but_our_own_errors_comes_out(client: Client, name: str, parameter: str) -> None:
+def test_nothing_but_our_own_errors_comes_out(client: Client, awaited: Client, name: str, parameter: str) -> None:
     owner, _, method = name.partition(".")
     call: Callable[..., Any] = getattr(pipeq, owner)
     if method:
-        on = {"Client": client, "Output": Output(uri="s3://b/k/")}.get(owner, call)
+        on = {"Client": client, "AsyncClient": awaited, "Output": Output(uri="s3://b/k/")}.get(owner, call)
         call = getattr(on, method)
     wrong = []
     for kind, value in NONSENSE.items():

@@ -20,10 +20,16 @@ from pipeq_worker.leases.leases import Leases
 from pipeq_worker.leases.reserved import Wanted
 from pipeq_worker.leases.server import Server, place
 
+from tests import both_clients
 from tests.commands import run
 
 QUEUE, OTHER = "text-classification", "summarization"
 LISTS = keys.list_keys(QUEUE)
+
+
+@pytest.fixture(params=both_clients.KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture

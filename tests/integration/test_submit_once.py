@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,10 +23,17 @@ from pipeq import Client, PipeqError, State, SubmitError
 from pipeq.contract import keys as names
 from pipeq.contract.record import Mark
 from pipeq.submitting import CHUNK_TASKS
+from redis.asyncio import Connection as AsyncConnection
 from redis.connection import Connection
 
+from tests import both_clients
 from tests.commands import run
 from tests.integration.conftest import PIPELINE
+
+
+@pytest.fixture(params=both_clients.KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
@@ -138,22 +145,33 @@ def test_a_connection_that_breaks_loses_and_doubles_nothing(
     db.delete(PIPELINE)
     count = 0
     send, read = Connection.send_packed_command, Connection.read_response
-
-    def break_now(connection: Connection) -> None:
-        connection.disconnect()
-        raise redis.exceptions.ConnectionError("broken by the test")
+    asend, aread = AsyncConnection.send_packed_command, AsyncConnection.read_response
+    broken = redis.exceptions.ConnectionError("broken by the test")
 
     def sending(self: Connection, *args: Any, **kwargs: Any) -> None:
         nonlocal count
         count += 1
-        if count == nth and not is_executed:
-            break_now(self)
-        send(self, *args, **kwargs)
+        if count != nth or is_executed:
+            send(self, *args, **kwargs)
         if count == nth:
-            read(self)  # Redis has executed it
-            break_now(self)
+            if is_executed:
+                read(self)
+            self.disconnect()
+            raise broken
+
+    async def awaited(self: AsyncConnection, *args: Any, **kwargs: Any) -> None:
+        nonlocal count
+        count += 1
+        if count != nth or is_executed:
+            await asend(self, *args, **kwargs)
+        if count == nth:
+            if is_executed:
+                await aread(self)
+            await self.disconnect()
+            raise broken
 
     monkeypatch.setattr(Connection, "send_packed_command", sending)
+    monkeypatch.setattr(AsyncConnection, "send_packed_command", awaited)
     try:
         said = SUBMITS[kind](client)
     finally:
@@ -343,12 +361,22 @@ def test_a_chunk_that_is_repeated_queues_only_what_is_missing(client: Client, db
     assert queued(db) == [*ids, *(all_ids[at] for at in (1, 3, 4, 5, 7, 9))]
 
 
+class Lazy:
+    """Values without a length, which can be read more than once."""
+
+    def __init__(self, values: Iterable[str]) -> None:
+        self._values = values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         ({"task_ids": ["a"]}, "task_ids has 1 values for 3 inputs"),
-        ({"task_ids": iter(["a"])}, "task_ids ends after 1 values, and inputs goes on"),
-        ({"idempotency_keys": iter("abcd")}, "idempotency_keys goes on, and inputs ends after 3"),
+        ({"task_ids": Lazy("a")}, "task_ids ends after 1 values, and inputs goes on"),
+        ({"idempotency_keys": Lazy("abcd")}, "idempotency_keys goes on, and inputs ends after 3"),
         ({"params": [{}, {}]}, "params has 2 values for 3 inputs"),
         ({"task_ids": "abc"}, "task_ids is 'abc', a str, but takes a list"),
         ({"idempotency_keys": {"a": 1}}, "idempotency_keys is {'a': 1}, a dict, but takes a list"),

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 import redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
 from pipeq.contract import shown
+
+if TYPE_CHECKING:
+    import redis.asyncio
 
 #: Defaults of timeouts that the URL does not set, in seconds.
 CONNECT_S = 5.0
@@ -228,6 +231,30 @@ def refusal(error: Exception, what: str = "user or password") -> str:
     if "HELLO must be called" in text or "NOAUTH" in text or "Authentication required" in text:
         return "asks for a password, and the URL has none: write user, colon, password and @ before the host"
     return f"refuses {what}: {shown.line(text)}"
+
+
+def connect_async(url: str) -> redis.asyncio.Redis:
+    """Makes a client for an event loop, with its own connection pool; it connects at first use.
+
+    It sends nothing again by itself, and waits for a reply for ever: who asks sets the limits.
+
+    Raises:
+        ValueError: see :func:`options`.
+    """
+    from redis import asyncio  # not at the top: most processes never need it
+    from redis.asyncio.retry import Retry as AsyncRetry
+
+    kinds: dict[Any, type[Any]] = {
+        redis.Connection: asyncio.Connection,
+        redis.SSLConnection: asyncio.SSLConnection,
+        redis.UnixDomainSocketConnection: asyncio.UnixDomainSocketConnection,
+    }
+    arguments = {"socket_connect_timeout": CONNECT_S, "retry": AsyncRetry(NoBackoff(), 0), **options(url)}
+    for name in ("timeout", "max_connections", "socket_read_size"):
+        arguments.pop(name, None)
+    arguments["connection_class"] = kinds[arguments["connection_class"]]
+    arguments["socket_timeout"] = None
+    return asyncio.Redis.from_pool(asyncio.ConnectionPool(**arguments))
 
 
 def without_password(url: str) -> str:

@@ -1,0 +1,166 @@
+"""What clients can submit; written once, as steps. Used by both clients.
+
+Arguments -> checks, submission -> submitting -> Redis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pipeq import submission
+from pipeq.contract import keys
+from pipeq.operator_calls import OperatorCalls
+from pipeq.protocol import Steps, reachable
+from pipeq.read_allow import ReadAllow
+from pipeq.submission import Call, Submissions
+from pipeq.submitting import submit_errors
+from pipeq.warn import warn
+
+
+class NoLiveWorkerWarning(UserWarning):
+    """No worker serves the pipeline now. The task waits until a worker has loaded the pipeline."""
+
+
+class Calls(OperatorCalls):
+    """All calls of a client."""
+
+    def __init__(self, redis_url: str, allow: ReadAllow, max_message_bytes: int) -> None:
+        super().__init__(redis_url, allow, max_message_bytes)
+        self._submissions = Submissions(self.pipelines, max_message_bytes)
+
+    def submit(
+        self,
+        pipeline: str,
+        inputs: Any,
+        *,
+        params: Mapping[str, Any] | None = None,
+        output: str | None = None,
+        task_id: str | None = None,
+        idempotency_key: str | None = None,
+        priority: int = keys.DEFAULT_PRIORITY,
+        expires_s: float | None = None,
+        delay_s: float | None = None,
+        deadline_s: float | None = None,
+        timeout_s: float | None = None,
+        fair_key: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        check: bool = True,
+    ) -> Steps[str]:
+        """Queues one task, in one round trip; the first submit to a pipeline takes one more, a task with a name two.
+
+        Args:
+            pipeline: the pipeline's name; its task type unless the worker named it otherwise.
+            inputs: a value, an object of named values, or a list of either; :class:`Ref` for input that is stored
+                elsewhere.
+            params: parameters of the pipeline's call, for this task only.
+            output: a URI for the result, such as ``s3://results/``; one that ends in ``/`` is a prefix.
+            task_id: an id of your own; submitting the same task again while its record lives changes nothing, however
+                it ended. Anyone who knows an id can read and cancel the task, so choose one that cannot be guessed.
+            idempotency_key: a name of this submit, such as ``invoices/17``, which all producers share. While a task
+                with this key waits, runs or has succeeded, submitting it again returns its id and changes nothing; one
+                that failed, expired or was cancelled frees its key. With other inputs, params, output or pipeline it
+                is an error. Redis keeps it as long as the task's record: a day after its end, 7 days at most.
+            priority: 0 is served first, 9 last.
+            expires_s: seconds from now after which no worker may begin the task.
+            delay_s: seconds from now before which no worker may begin the task.
+            deadline_s: a wish: seconds from now within which the task should be done. Among tasks of equal priority
+                that a worker holds, the one with the next deadline goes first. A task that is late still runs.
+            timeout_s: seconds that a try of the task may take, from when a worker begins to read and prepare its inputs
+                to its result. Then it fails as ``timeout``, and what worked on it stops. The time in the queue does
+                not count (``expires_s`` limits that). Workers may be set to allow a pipeline's tasks less.
+            fair_key: whose task it is, for instance a customer. Of tasks with equal priority, those of different keys
+                take turns, so that many tasks of one do not delay those of another.
+            headers: additional message headers, for instance ``traceparent``.
+            check: whether to refuse a pipeline that no worker has ever served.
+
+        Returns:
+            The task's id.
+
+        Raises:
+            SubmitError: ``unknown_pipeline``, ``input_too_large``, ``invalid_input``, ``invalid_params`` or
+                ``invalid_message``; a SubmitUnavailableError if Redis cannot be reached.
+
+        Warns:
+            NoLiveWorkerWarning: no worker serves the pipeline now.
+        """
+        with submit_errors() as submitted, reachable(self.redis_url):
+            wanted = submission.one(inputs, params, task_id, idempotency_key)
+            call = submission.call(
+                pipeline,
+                output,
+                priority,
+                expires_s,
+                delay_s,
+                deadline_s,
+                fair_key,
+                timeout_s,
+                headers,
+                check=check,
+                is_many=False,
+            )
+            yield from self._submit(submitted, call, wanted)
+        return submitted[0]
+
+    def submit_many(
+        self,
+        pipeline: str,
+        inputs: Iterable[Any],
+        *,
+        params: Mapping[str, Any] | Iterable[Mapping[str, Any] | None] | None = None,
+        output: str | None = None,
+        task_ids: Iterable[str | None] | None = None,
+        idempotency_keys: Iterable[str | None] | None = None,
+        priority: int = keys.DEFAULT_PRIORITY,
+        expires_s: float | None = None,
+        delay_s: float | None = None,
+        deadline_s: float | None = None,
+        timeout_s: float | None = None,
+        fair_key: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        check: bool = True,
+    ) -> Steps[list[str]]:
+        """Queues one task for each item of ``inputs``, up to 500 tasks a round trip.
+
+        ``inputs`` may be any iterable, and is read lazily. ``output`` must be a prefix (end in ``/``). ``params`` are
+        for all tasks, or an iterable with those of each. ``task_ids`` and ``idempotency_keys`` have a name for each
+        task, or None for a task without one; named tasks take two more round trips for each 500. The other arguments
+        are as for :meth:`submit`.
+
+        Returns:
+            The ids, in the order of the inputs. Inputs with equal names are one task, and have equal ids.
+
+        Raises:
+            SubmitError: as :meth:`submit` raises, with the position, as in ``task_ids[3]``; ``invalid_message`` if an
+                argument has more or fewer values than ``inputs``; ``invalid_input`` if ``inputs`` itself raises. The
+                tasks before the offending chunk stay queued; the error's ``submitted`` has their ids.
+        """
+        with submit_errors() as submitted, reachable(self.redis_url):
+            wanted = submission.many(inputs, params, task_ids, idempotency_keys)
+            call = submission.call(
+                pipeline,
+                output,
+                priority,
+                expires_s,
+                delay_s,
+                deadline_s,
+                fair_key,
+                timeout_s,
+                headers,
+                check=check,
+                is_many=True,
+            )
+            yield from self._submit(submitted, call, wanted)
+        return submitted
+
+    def _submit(self, submitted: list[str], call: Call, wanted: Iterable[submission.Wanted]) -> Steps[None]:
+        served = yield from self._submissions.run(submitted, call, wanted)
+        if call.output is not None:
+            self._allow.remember(call.output)
+        if served is not None and served.live == 0 and call.check:
+            says = (
+                f"a worker is loading {call.pipeline!r} now: the tasks wait on their queue until it is ready"
+                if served.loading
+                else f"no worker serves {call.pipeline!r} now: the tasks wait on their queue until one does"
+            )
+            warn(says, NoLiveWorkerWarning)

@@ -1,0 +1,198 @@
+"""What only the asynchronous client has: an event loop. All else runs through both, see tests/both_clients.py."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import time
+import warnings
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import redis
+from pipeq import AsyncClient, Client, PipeqError, SettingsError, State, WaitTimeoutError
+from pipeq.async_client import AsyncDeadLetters
+from pipeq.contract import keys
+from pipeq.dead import DeadLetters
+from pipeq.speaking import InEventLoopWarning
+
+from tests.integration.conftest import PIPELINE
+
+#: Of both clients, what belongs to blocks of `with`.
+BLOCKS = {"__enter__": "__aenter__", "__exit__": "__aexit__", "__iter__": "__aiter__"}
+
+
+def finish(db: redis.Redis, *task_ids: str) -> None:
+    """Stores and publishes records, as a worker does."""
+    pipe = db.pipeline()
+    for task_id in task_ids:
+        record = json.dumps({"status": "SUCCESS", "result": task_id, "task_id": task_id, "pipeq": {}})
+        pipe.set(keys.record_key(task_id), record, ex=60).publish(keys.record_key(task_id), record)
+    pipe.execute()
+
+
+def run(url: str, act: Callable[[AsyncClient], Coroutine[Any, Any, Any]]) -> Any:
+    async def main() -> Any:
+        async with AsyncClient(url) as client:
+            return await act(client)
+
+    return asyncio.run(main())
+
+
+# -- one source -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("blocking", "awaited"), [(Client, AsyncClient), (DeadLetters, AsyncDeadLetters)])
+def test_both_have_the_same_methods_with_the_same_words(blocking: type, awaited: type) -> None:
+    mine = {name for name in vars(blocking) if not name.startswith("_") or name in BLOCKS}
+    assert {BLOCKS.get(name, name) for name in mine} == {
+        name for name in vars(awaited) if not name.startswith("_") or name in BLOCKS.values()
+    }
+    for name in mine - BLOCKS.keys():
+        one, other = getattr(blocking, name), getattr(awaited, name)
+        assert one.__doc__ == other.__doc__
+        assert one.__doc__
+        here, there = inspect.signature(one), inspect.signature(other)
+        assert here.parameters == there.parameters, name
+        returns = str(here.return_annotation).replace("Iterator[", "AsyncIterator[").replace("Dead", "AsyncDead")
+        if returns.startswith("AsyncDead") or "AsyncIterator" in returns:
+            assert str(there.return_annotation) == returns.replace("AsyncDeadLetter]", "DeadLetter]")
+        else:
+            assert inspect.iscoroutinefunction(other), name
+            assert there.return_annotation == here.return_annotation, name
+
+
+def test_the_signatures_say_what_is_returned() -> None:
+    found = {name: str(inspect.signature(getattr(Client, name)).return_annotation) for name in vars(Client)
+             if not name.startswith("_")}  # fmt: skip
+    assert not [name for name, returns in found.items() if "Steps" in returns or "Stream" in returns]
+    assert (found["submit"], found["as_completed"]) == ("str", "Iterator[TaskStatus]")
+
+
+# -- an event loop ----------------------------------------------------------------------------------------------------
+
+
+def test_the_blocking_client_in_a_loop_warns_once_and_names_the_other(client: Client) -> None:
+    async def twice() -> None:
+        client.ping()
+        client.ping()
+
+    with pytest.warns(InEventLoopWarning, match="AsyncClient") as caught:
+        asyncio.run(twice())
+    assert [one.filename for one in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        client.ping()
+
+
+def test_a_client_of_a_module_serves_one_loop_after_the_other(db: redis.Redis, valkey_url: str) -> None:
+    client = AsyncClient(valkey_url)
+
+    async def main() -> str:
+        task = await client.submit(PIPELINE, "x")
+        finish(db, task)
+        assert await client.result(task, timeout_s=20) == task
+        await client.close()
+        return task
+
+    assert asyncio.run(main()) != asyncio.run(main())
+
+
+def test_a_client_is_not_shared_by_two_loops(db: redis.Redis, valkey_url: str) -> None:
+    async def main(client: AsyncClient) -> None:
+        other = asyncio.new_event_loop()
+        try:
+            with pytest.raises(SettingsError, match="another event loop"):
+                await asyncio.to_thread(other.run_until_complete, client.ping())
+        finally:
+            other.close()
+
+    async def first(client: AsyncClient) -> None:
+        await client.ping()
+        await main(client)
+
+    run(valkey_url, first)
+
+
+def test_ten_thousand_waits_hear_on_one_connection(db: redis.Redis, valkey_url: str) -> None:
+    count = 10_000
+
+    async def main(client: AsyncClient) -> None:
+        ids = await client.submit_many(PIPELINE, map(str, range(count)))
+        waits = [asyncio.create_task(client.result(one, timeout_s=200)) for one in ids]
+        deadline = time.monotonic() + 100
+        while db.pubsub_numsub(keys.record_key(ids[-1]))[0][1] == 0 and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        assert len(db.client_list(_type="pubsub")) == 1
+        assert len(db.client_list()) <= 12
+        await asyncio.to_thread(finish, db, *ids)
+        assert await asyncio.gather(*waits) == ids
+
+    run(valkey_url, main)
+
+
+def test_threads_hear_on_one_connection_too(client: Client, db: redis.Redis) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    ids = client.submit_many(PIPELINE, map(str, range(40)))
+    with ThreadPoolExecutor(40) as pool:
+        waits = [pool.submit(client.result, one, 60) for one in ids]
+        deadline = time.monotonic() + 30
+        while any(n == 0 for _, n in db.pubsub_numsub(*map(keys.record_key, ids))) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(db.client_list(_type="pubsub")) == 1
+        for one in ids:
+            finish(db, one)
+        assert [wait.result() for wait in waits] == ids
+
+
+def test_a_call_that_is_cancelled_disturbs_no_other(db: redis.Redis, valkey_url: str) -> None:
+    async def main(client: AsyncClient) -> None:
+        ids = await client.submit_many(PIPELINE, map(str, range(50)))
+        calls = [asyncio.create_task(client.status(one)) for one in ids for _ in range(4)]
+        calls += [asyncio.create_task(client.wait(one, 20)) for one in ids]
+        await asyncio.sleep(0)
+        for call in calls[::2]:
+            call.cancel()
+        rest = calls[1:200:2]
+        assert {status.state for status in await asyncio.gather(*rest)} == {State.QUEUED}
+        finish(db, *ids)
+        assert {status.state for status in await asyncio.gather(*calls[201::2])} == {State.SUCCEEDED}
+        assert (await client.status(ids[0])).result == ids[0]
+
+    run(valkey_url, main)
+
+
+def test_other_tasks_run_while_one_waits(valkey_url: str, db: redis.Redis) -> None:
+    async def main(client: AsyncClient) -> int:
+        task = await client.submit(PIPELINE, "x")
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.01)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        with pytest.raises(WaitTimeoutError):
+            await client.result(task, timeout_s=0.5)
+        ticking.cancel()
+        return ticks
+
+    assert run(valkey_url, main) >= 5
+
+
+def test_an_iterator_that_is_left_early_is_closed(valkey_url: str, db: redis.Redis) -> None:
+    async def main(client: AsyncClient) -> None:
+        ids = await client.submit_many(PIPELINE, map(str, range(3)))
+        finish(db, ids[1])
+        async for status in client.as_completed(ids, timeout_s=20):
+            assert status.id == ids[1]
+            break
+        with pytest.raises(PipeqError, match="task_ids"):
+            client.as_completed("abc")
+
+    run(valkey_url, main)
