@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
-from pipeq.contract import keys, schemes, shown
+from pipeq.contract import keys, naming, schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, SettingsError
 from pipeq.contract.message import plain
 from pipeq.contract.status import State
@@ -168,18 +168,28 @@ def urgency(deadline_s: Any, key: Any, timeout_s: Any = None) -> dict[str, Any]:
     return found
 
 
-def output(value: Any, *, many: bool) -> str | None:
-    """Checks where a result goes; several results need a prefix."""
+def output(value: Any, *, many: bool) -> dict[str, Any] | None:
+    """Checks where a result goes, and returns it as a message has it; several results need a prefix, or ``{id}``."""
     if value is None:
         return None
-    scheme, _, place = value.partition("://") if isinstance(value, str) else ("", "", "")
+    found = dict(value) if isinstance(value, Mapping) else {"uri": value}
+    if unknown := sorted(map(str, found.keys() - {"uri", "include_inputs"})):
+        refuse(f"output has the unknown field {shown.value(unknown[0])}; it takes a URI, or `uri` and `include_inputs`")
+    uri = found.get("uri")
+    scheme, _, place = uri.partition("://") if isinstance(uri, str) else ("", "", "")
     if scheme == "file":
         place = place[1:] if place.startswith("/") else ""
-    if not isinstance(value, str) or not schemes.is_writable(scheme) or not place.partition("/")[0]:
-        refuse(f"output {shown.value(value)} is no URI like s3://bucket/prefix/ or file:///folder/")
-    if many and not value.endswith("/"):
-        refuse(f"output {shown.value(value)} would hold many results: end it in '/'")
-    return value
+    if not isinstance(uri, str) or not schemes.is_writable(scheme) or not place.partition("/")[0]:
+        refuse(f"output {shown.value(uri)} is no URI like s3://bucket/prefix/ or file:///folder/")
+    try:
+        naming.check(uri)
+    except ValueError as error:
+        refuse(f"output {error}")
+    if many and not uri.endswith("/") and not naming.has_fields(uri):
+        refuse(f"output {shown.value(uri)} would hold many results: end it in '/', or write {{id}} into it")
+    if not flag("output: include_inputs", found.get("include_inputs", False)):
+        found.pop("include_inputs", None)
+    return found
 
 
 def params(value: Any, argument: str = "params") -> dict[str, Any]:

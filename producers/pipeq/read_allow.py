@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from pipeq.contract import schemes, shown
+from pipeq.contract import naming, schemes, shown
 from pipeq.contract.errors import ErrorCode, ReadError, SettingsError
 
 #: The environment variable with the prefixes of a client that was given none: separated by commas, or a JSON list.
@@ -36,10 +37,11 @@ class ReadAllow:
         self._entries = [_checked(entry) for entry in (_of_environment() if entries is None else _listed(entries))]
         self._own: dict[str, None] = {}
 
-    def remember(self, output: str) -> None:
-        """Allows an output that this client's own caller has requested."""
-        self._own.pop(output, None)
-        self._own[output] = None
+    def remember(self, output: Mapping[str, Any]) -> None:
+        """Allows an output that this client's own caller has requested, as a message has it."""
+        place = naming.prefix(output["uri"])
+        self._own.pop(place, None)
+        self._own[place] = None
         if len(self._own) > _OWN_OUTPUTS:
             del self._own[next(iter(self._own))]
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeq.contract import schemes, shown
+from pipeq.contract.asked import answer
 from pipeq.contract.errors import ErrorCode, ReadError
 from pipeq.contract.extras import require
 from pipeq.contract.reading import UnreadableError, readable
@@ -19,13 +20,13 @@ from pipeq.read_allow import ReadAllow
 
 
 def read_result(uri: str, allow: ReadAllow) -> Any:
-    """Returns the JSON at ``uri``.
+    """Returns the pipeline's output at ``uri``, without the inputs that may stand beside it.
 
     Raises:
         ReadError: ``input_forbidden``: it is not allowed; ``output_failed``: it cannot be read.
     """
     try:
-        return readable(_read(uri, allow))
+        return answer(readable(_read(uri, allow)))
     except (OSError, UnreadableError) as error:
         raise _failed(f"cannot read the result {shown.uri(uri)}", error) from error
 

@@ -36,7 +36,8 @@ class Call(NamedTuple):
     """What the tasks of one call share. All of it is checked."""
 
     pipeline: str
-    output: str | None
+    #: As a message has it: ``uri``, which may have fields to fill in, and ``include_inputs``.
+    output: dict[str, Any] | None
     priority: int
     expires_s: float | None
     delay_s: float | None
@@ -150,13 +151,12 @@ class Submissions:
             The pipeline's workers, as of the last chunk; None if there was no task.
         """
         place = Place(call.pipeline, keys.list_key(call.pipeline, call.priority), call.delay_s)
-        output = {"uri": call.output} if call.output else None
         chunk = Chunk()
         served: Served | None = None
         is_checked = not call.check
         for number, task in enumerate(wanted):
             try:
-                envelope = self._envelope(call, output, task)
+                envelope = self._envelope(call, task)
                 body = envelope.body()
                 if len(body) > self._max_message_bytes:
                     raise _too_large(len(body), self._max_message_bytes)
@@ -178,13 +178,18 @@ class Submissions:
             submitted += chunk.ids
         return served
 
-    def _envelope(self, call: Call, output: dict[str, str] | None, task: Wanted) -> Envelope:
-        fields = {"pipeline": call.pipeline, "inputs": plain(task.inputs), "params": task.params, "output": output}
+    def _envelope(self, call: Call, task: Wanted) -> Envelope:
+        fields = {"pipeline": call.pipeline, "inputs": plain(task.inputs), "params": task.params, "output": call.output}
         message = TaskMessage.parse(fields)
         now = time.time()
         name = task.name
+        # Before the id and the day are filled in, which differ when the same task is submitted again.
+        message_sha256 = "" if name is None else sha256_of(message)
+        task_id = new_id() if name is None or name.is_key else name.text
+        if (place := message.destination(task_id, now)) is not message.output:
+            message = message.model_copy(update={"output": place})
         return Envelope(
-            id=new_id() if name is None or name.is_key else name.text,
+            id=task_id,
             message=message,
             priority=call.priority,
             submitted_at=now,
@@ -192,7 +197,7 @@ class Submissions:
             headers=call.headers,
             due_at=now + call.delay_s if call.delay_s else None,
             reply_to=self._reply_to,
-            message_sha256="" if name is None else sha256_of(message),
+            message_sha256=message_sha256,
         )
 
     def _check_known(self, pipeline: str) -> Steps[None]:

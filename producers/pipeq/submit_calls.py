@@ -35,7 +35,7 @@ class Calls(OperatorCalls):
         inputs: Any,
         *,
         params: Mapping[str, Any] | None = None,
-        output: str | None = None,
+        output: str | Mapping[str, Any] | None = None,
         task_id: str | None = None,
         idempotency_key: str | None = None,
         priority: int = keys.DEFAULT_PRIORITY,
@@ -54,7 +54,9 @@ class Calls(OperatorCalls):
             inputs: a value, an object of named values, or a list of either; :class:`Ref` for input that is stored
                 elsewhere.
             params: parameters of the pipeline's call, for this task only.
-            output: a URI for the result, such as ``s3://results/``; one that ends in ``/`` is a prefix.
+            output: a URI for the result, such as ``s3://results/``; one that ends in ``/`` is a prefix. It may have
+                fields: ``s3://results/{date}/{stem}-{id}.json``. ``{"uri": ..., "include_inputs": True}`` writes inputs
+                and parameters beside the result.
             task_id: an id of your own; submitting the same task again while its record lives changes nothing, however
                 it ended. Anyone who knows an id can read and cancel the task, so choose one that cannot be guessed.
             idempotency_key: a name of this submit, such as ``invoices/17``, which all producers share. While a task
@@ -108,7 +110,7 @@ class Calls(OperatorCalls):
         inputs: Iterable[Any],
         *,
         params: Mapping[str, Any] | Iterable[Mapping[str, Any] | None] | None = None,
-        output: str | None = None,
+        output: str | Mapping[str, Any] | None = None,
         task_ids: Iterable[str | None] | None = None,
         idempotency_keys: Iterable[str | None] | None = None,
         priority: int = keys.DEFAULT_PRIORITY,
@@ -122,10 +124,10 @@ class Calls(OperatorCalls):
     ) -> Steps[list[str]]:
         """Queues one task for each item of ``inputs``, up to 500 tasks a round trip.
 
-        ``inputs`` may be any iterable, and is read lazily. ``output`` must be a prefix (end in ``/``). ``params`` are
-        for all tasks, or an iterable with those of each. ``task_ids`` and ``idempotency_keys`` have a name for each
-        task, or None for a task without one; named tasks take two more round trips for each 500. The other arguments
-        are as for :meth:`submit`.
+        ``inputs`` may be any iterable, and is read lazily. ``output`` must be a prefix (end in ``/``), or have
+        ``{id}``. ``params`` are for all tasks, or an iterable with those of each. ``task_ids`` and ``idempotency_keys``
+        have a name for each task, or None for a task without one; named tasks take two more round trips for each 500.
+        The other arguments are as for :meth:`submit`.
 
         Returns:
             The ids, in the order of the inputs. Inputs with equal names are one task, and have equal ids.

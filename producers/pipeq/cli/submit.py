@@ -233,7 +233,7 @@ def _chunks(reader: Reader, arguments: tuple[str, ...], output: str | None) -> I
             size += value.bytes
             if len(chunk) < CHUNK_TASKS and size < CHUNK_BYTES:
                 continue
-        elif not chunk or not (output is None or output.endswith("/")):
+        elif not chunk or not (output is None or output.endswith("/") or "{" in output):
             continue
         yield chunk, False
         chunk, size = [], 0

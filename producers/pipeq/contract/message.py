@@ -15,10 +15,13 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
-from pipeq.contract import schemes, shown
+from pipeq.contract import naming, schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.keys import TASK_ID_WORDS, is_readable_id, object_name
 from pipeq.contract.reading import MAX_DEPTH, MAX_DIGITS
+
+#: Most characters of a task's ``custom_id``.
+CUSTOM_ID_MAX = 500
 
 
 class Ref(BaseModel):
@@ -126,8 +129,10 @@ class Output(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     #: ``s3://``, ``file://``, ``gs://`` or ``az://``; one that ends in ``/`` is a prefix, the object is
-    #: ``<task id>.json`` below it.
+    #: ``<task id>.json`` below it. It may have the fields of :mod:`pipeq.contract.naming`, such as ``{stem}-{id}``.
     uri: str
+    #: Whether the inputs and the parameters are written beside the result: :mod:`pipeq.contract.asked`.
+    include_inputs: bool = False
 
     def __init__(self, /, **fields: Any) -> None:
         """Checks the fields.
@@ -145,6 +150,7 @@ class Output(BaseModel):
     def _known_scheme(cls, uri: str) -> str:
         if not schemes.is_writable(schemes.of(uri)):
             raise ValueError(f"{shown.uri(uri)!r} is not an {schemes.listed(schemes.writable())} URI")
+        naming.check(uri)
         return uri
 
     def object_uri(self, task_id: str) -> str:
@@ -171,6 +177,8 @@ class TaskMessage(BaseModel):
     params: dict[str, JsonValue] = Field(default_factory=dict)
     #: If absent, the result goes to the result backend.
     output: Output | None = None
+    #: The producer's own name for the task, which need not be unique: for names of results.
+    custom_id: str | None = Field(default=None, min_length=1, max_length=CUSTOM_ID_MAX)
 
     def __init__(self, /, **fields: Any) -> None:
         """Checks the fields.
@@ -208,7 +216,33 @@ class TaskMessage(BaseModel):
             fields["params"] = self.params
         if self.output is not None:
             fields["output"] = {"uri": self.output.uri}
+            if self.output.include_inputs:
+                fields["output"]["include_inputs"] = True
+        if self.custom_id is not None:
+            fields["custom_id"] = self.custom_id
         return fields
+
+    def destination(self, task_id: str, now: float | None = None) -> Output | None:
+        """Where the result of this task goes: its output, with the fields of its URI filled in.
+
+        Args:
+            task_id: the task's id.
+            now: when it was submitted, in seconds since the epoch; None for the present.
+
+        Raises:
+            PipeqError: ``invalid_message``: the task has nothing to fill in.
+        """
+        if self.output is None or not naming.has_fields(self.output.uri):
+            return self.output
+        uri = naming.expand(
+            self.output.uri,
+            task_id=task_id,
+            pipeline=self.pipeline,
+            inputs=self.inputs,
+            custom_id=self.custom_id,
+            now=now,
+        )
+        return Output(uri=uri, include_inputs=self.output.include_inputs)
 
 
 def describe(error: ValidationError, inside: str = "") -> str:

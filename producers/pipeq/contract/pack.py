@@ -17,15 +17,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from pipeq.contract import keys, shown
+from pipeq.contract import keys, naming, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
-from pipeq.contract.message import Output, TaskMessage
+from pipeq.contract.message import CUSTOM_ID_MAX, Output, TaskMessage
 
 #: Most rows of one pack, and the largest number that says where a row stands.
 ROWS_MAX = 1000
 NUMBER_MAX = 2**53
-#: Most characters of the name that a producer gives to a row.
-CUSTOM_ID_MAX = 500
 _FIELDS = frozenset({"pipeline", "rows", "job", "params", "output"})
 
 
@@ -106,6 +104,8 @@ class PackMessage:
             if not isinstance(output, dict):
                 raise _wrong("output: not an object")
             output = Output(**output)
+            if naming.has_fields(output.uri) or output.include_inputs:
+                raise _wrong("output: that of a pack has no fields to fill in, and no `include_inputs`")
         return cls(
             pipeline, tuple(_row(at, one) for at, one in enumerate(rows)), _of(fields.get("job")), params or {}, output
         )

@@ -101,6 +101,7 @@ class _Fields(Struct, forbid_unknown_fields=True):
     params: Any = None
     output: Any = None
     job: Any = None
+    custom_id: Any = None
 
 
 class _Bare(Struct, forbid_unknown_fields=True):
@@ -109,6 +110,7 @@ class _Bare(Struct, forbid_unknown_fields=True):
     inputs: Any
     params: Any = None
     output: Any | UnsetType = UNSET
+    custom_id: Any | UnsetType = UNSET
     expires_at: None = None
     fair_key: _FairKey | None = None
     deadline_s: _Seconds | None = None
@@ -192,6 +194,8 @@ def _read_bare(one: Reserved, limits: Limits) -> PlainMessage | None:
             fields["params"] = bare.params
         if bare.output is not UNSET:
             fields["output"] = bare.output
+        if bare.custom_id is not UNSET:
+            fields["custom_id"] = bare.custom_id
         body = _encode([[], fields, EMBED])
     except (ValueError, OverflowError, RecursionError):
         return None

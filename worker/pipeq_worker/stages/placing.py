@@ -209,6 +209,8 @@ class Placer:
                 one.put_inline()
         data = _encode(value)
         if place is not None and (asked is not None or len(data) > results.inline_max_bytes):
+            if task.asked:
+                data = b"%b%b}" % (task.asked, data)
             return Uploads(uploads, Upload(place, data, RESULT_TYPE))
         _check_inline(len(data), results)
         task.result = data

@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from pipeq.contract.asked import asked
 from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.message import TaskMessage
 from pipeq.contract.pack import PackMessage
 
 from pipeq_worker.media.decoded import Decoded
@@ -157,9 +159,8 @@ class Preparation:
                 ErrorCode.UNKNOWN_PIPELINE,
                 f"this worker serves no pipeline {message.pipeline!r} (it serves {', '.join(sorted(self._pipelines))})",
             )
-        task.pipeline, task.destination = pipeline, message.output
-        if message.output is not None:
-            self._check_output(message.output.uri)
+        task.pipeline = pipeline
+        self._accept_output(task, message)
         task.call = pipeline.merge(message.params)
         if isinstance(message, PackMessage):
             task.common_params = message.params
@@ -172,6 +173,21 @@ class Preparation:
             self._lane(task).reading.submit(task, partial(self._guarded, task, self._fetch_results))
         else:
             self._read(task)
+
+    def _accept_output(self, task: Task, message: TaskMessage | PackMessage) -> None:
+        task.destination = output = message.output
+        if isinstance(message, TaskMessage):
+            task.destination = output = message.destination(task.id)
+            if output is not None and output.include_inputs:
+                if task.has_next:
+                    raise PipeqError(
+                        ErrorCode.INVALID_MESSAGE,
+                        "output: `include_inputs` is for people who read the result, and another task reads this "
+                        "one's: leave it out",
+                    )
+                task.asked = asked(message, task.id)
+        if output is not None:
+            self._check_output(output.uri)
 
     def _fetch_results(self, task: Task) -> None:
         if self._fetching.fetch_results(task):

@@ -78,6 +78,8 @@ class Task:
     body: bytes = b""
     #: Where its result goes; None if it goes to the result backend.
     destination: Output | None = None
+    #: What stands in front of the result in the object that holds it, if that is to have the inputs, too.
+    asked: bytes = b""
     pipeline: Pipeline | None = None
     #: Whether a process died while it worked on this task: each of its steps then runs alone in this process.
     alone: bool = False

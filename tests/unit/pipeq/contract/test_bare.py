@@ -77,6 +77,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "inputs": ([None, 0, "x", [1], {"uri": "s3://a/b"}], []),
     "params": ([{}, {"top_k": 2}, None], [[], 5, "x"]),
     "output": ([None, {"uri": "s3://a/b/"}], [5, {}, "s3://a/b/"]),
+    "custom_id": (["row 7", None], ["", 5, "x" * 501]),
     "fair_key": (["a", "x" * 200, None], ["", 5, "x" * 201]),
     "deadline_s": ([0, 1.5, None], [-1, "1", True]),
     "sent_at": ([0, 1.7e9, None], [-1, "1"]),

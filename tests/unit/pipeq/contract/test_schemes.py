@@ -22,7 +22,7 @@ def test_every_scheme_makes_a_reference(name: str) -> None:
 def test_output_goes_where_the_table_says(name: str) -> None:
     if schemes.SCHEMES[name].writable:
         assert Output(uri=URIS[name]).uri == URIS[name]
-        assert checks.output(URIS[name], many=False) == URIS[name]
+        assert checks.output(URIS[name], many=False) == {"uri": URIS[name]}
     else:
         with pytest.raises(PipeqError, match=f"is not an {schemes.listed(schemes.writable())} URI"):
             Output(uri=URIS[name])
