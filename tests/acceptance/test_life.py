@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import time
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,7 +27,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from kombu.exceptions import OperationalError
 from pipeq import Client, State
-from pipeq.contract import keys
+from pipeq.contract import bare, keys, record
 from pipeq.contract.errors import PipeqError, RedisUnavailableError
 from pipeq.contract.record import HISTORY_MAX
 from pipeq.demo import embedded
@@ -116,6 +117,20 @@ class Life(RuleBasedStateMachine):
         }[kind]
         with away():
             self.ids += self.client.submit_many(PIPELINE, ["x"] * count, priority=priority, check=False, **more)
+
+    @rule(count=st.integers(1, 3), priority=st.sampled_from([0, 6]), is_fair=st.booleans())
+    def push(self, count: int, priority: int, is_fair: bool) -> None:
+        """Another program pushes bare objects, with their first records (docs/any-language.md)."""
+        for _ in range(count):
+            task_id = str(uuid.uuid4())
+            message = {"id": task_id, "pipeline": PIPELINE, "inputs": {"id": "x"}}
+            if is_fair:
+                message = {"fair_key": f"tenant{count % 2}", **message}
+            part = record.Part(pipeline=PIPELINE, submitted_at=time.time())
+            with self.db.pipeline() as pipe:
+                pipe.set(keys.record_key(task_id), record.queued(task_id, part), ex=keys.PENDING_TTL_S)
+                pipe.lpush(keys.list_key(PIPELINE, priority), json.dumps(message)).execute()
+            self.ids.append(task_id)
 
     @rule(name=st.sampled_from("ab"), is_key=st.booleans())
     def submit_named(self, name: str, is_key: bool) -> None:
@@ -426,7 +441,7 @@ class Life(RuleBasedStateMachine):
 
 
 def _id_in(message: bytes | str) -> str:
-    return str(json.loads(message)["headers"]["id"])
+    return str(bare.id_in(message))
 
 
 def _ids_of_letters(letters: list[bytes]) -> Counter[str]:

@@ -18,6 +18,7 @@ from pipeq import Client, PipeqError, State
 from pipeq.contract import keys, naming
 from pipeq.demo import embedded
 
+from tests.commands import run
 from tests.worker_process import WorkerProcess, worker
 
 PIPELINE = "constant"
@@ -221,3 +222,17 @@ def test_a_name_is_the_same_when_it_is_submitted_again(client: Client, places: P
     assert len(ids) == 1
     with pytest.raises(PipeqError, match=r"the idempotency key .* with other inputs, params or output"):
         client.submit(PIPELINE, "x", output=output.replace("once", "twice"), idempotency_key="one")
+
+
+@pytest.mark.parametrize("scheme", ["file", "s3"])
+def test_the_command_line(client: Client, url: str, places: Places, scheme: str) -> None:
+    below = f"{places.prefixes[scheme]}shell/"
+    arguments = ["submit", PIPELINE, "a", "b", "--output", below + "{pipeline}-{id}", "--include-inputs", "--json"]
+    done = run(*arguments, "--wait", "--redis-url", url)
+    assert done.exit_code == 0, done.output
+    statuses = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["result_uri"] for one in statuses] == [f"{below}{PIPELINE}-{one['id']}" for one in statuses]
+    assert [places.read(one["result_uri"])["pipeq"]["inputs"] for one in statuses] == ["a", "b"]
+    alone = run("submit", PIPELINE, "a", "--include-inputs", "--redis-url", url)
+    assert alone.exit_code == 2
+    assert "give --output, too" in alone.output

@@ -73,7 +73,12 @@ def _form(name: str, says: str) -> Callable[[_F], _F]:
 @click.option(
     "--params", default="{}", callback=parse_params, metavar="JSON", help="Parameters of the pipeline's call."
 )
-@click.option("--output", metavar="URI", help="Where results go: s3://, file://, gs:// or az://; a prefix ends in '/'.")
+@click.option(
+    "--output",
+    metavar="URI",
+    help="Where results go: s3://, file://, gs:// or az://. A prefix ends in '/'; {stem}-{id}.json names each.",
+)
+@click.option("--include-inputs", is_flag=True, help="Write the inputs beside the result; with --output.")
 @click.option("--task-id", metavar="ID", help="The task's id; submitting the same again changes nothing.")
 @click.option(
     "--idempotency-key",
@@ -120,6 +125,7 @@ def submit(
     inputs: tuple[str, ...],
     params: dict[str, Any],
     output: str | None,
+    include_inputs: bool,
     task_id: str | None,
     idempotency_key: str | None,
     priority: int,
@@ -149,7 +155,7 @@ def submit(
     """
     options: dict[str, Any] = {
         "params": params,
-        "output": output,
+        "output": {"uri": output, "include_inputs": True} if include_inputs else output,
         "priority": priority,
         "expires_s": expires,
         "deadline_s": deadline,
@@ -162,6 +168,8 @@ def submit(
         raise click.UsageError(f"--{forms[0]} and --{forms[1]} both say how inputs are read: give one of them")
     given = {"task_id": task_id, "idempotency_key": idempotency_key}
     own = {name: text for name, text in given.items() if text is not None}
+    if include_inputs and output is None:
+        raise click.UsageError("--include-inputs writes to a store: give --output, too")
     waits = wait or timeout is not None
     ids: list[str] = []
     with connected(redis_url, allow) as client:

@@ -15,9 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from pipeq.contract.asked import asked
 from pipeq.contract.errors import ErrorCode, PipeqError
-from pipeq.contract.message import TaskMessage
 from pipeq.contract.pack import PackMessage
 
 from pipeq_worker.media.decoded import Decoded
@@ -28,6 +26,7 @@ from pipeq_worker.stages import decode, prepare
 from pipeq_worker.stages.accept import read_inputs, read_message
 from pipeq_worker.stages.bounds import check_input, check_items
 from pipeq_worker.stages.company import Company
+from pipeq_worker.stages.destination import destination_of
 from pipeq_worker.stages.fetch import Fetcher, ref_name
 from pipeq_worker.stages.fetching import SLICE_S, Fetching
 from pipeq_worker.stages.lane import Lane
@@ -160,7 +159,8 @@ class Preparation:
                 f"this worker serves no pipeline {message.pipeline!r} (it serves {', '.join(sorted(self._pipelines))})",
             )
         task.pipeline = pipeline
-        self._accept_output(task, message)
+        if (place := destination_of(task, message)) is not None:
+            self._check_output(place.uri)
         task.call = pipeline.merge(message.params)
         if isinstance(message, PackMessage):
             task.common_params = message.params
@@ -173,21 +173,6 @@ class Preparation:
             self._lane(task).reading.submit(task, partial(self._guarded, task, self._fetch_results))
         else:
             self._read(task)
-
-    def _accept_output(self, task: Task, message: TaskMessage | PackMessage) -> None:
-        task.destination = output = message.output
-        if isinstance(message, TaskMessage):
-            task.destination = output = message.destination(task.id)
-            if output is not None and output.include_inputs:
-                if task.has_next:
-                    raise PipeqError(
-                        ErrorCode.INVALID_MESSAGE,
-                        "output: `include_inputs` is for people who read the result, and another task reads this "
-                        "one's: leave it out",
-                    )
-                task.asked = asked(message, task.id)
-        if output is not None:
-            self._check_output(output.uri)
 
     def _fetch_results(self, task: Task) -> None:
         if self._fetching.fetch_results(task):
