@@ -6,6 +6,7 @@ All values under these keys are checked: a value of a wrong type counts as absen
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,11 @@ class QueueInfo:
     #: padded cost), ``task_s`` (device time of a task), ``max_batch_cost``, and ``memory_limit`` after a batch had too
     #: little memory. Empty before the first pass.
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    #: Worker -> what it does for the pipeline now: ``in_flight`` and ``running`` tasks, ``rate`` (tasks a second while
+    #: there is work), ``batch`` (items in one) and ``busy`` (share of the time that its device works for it).
+    load: dict[str, dict[str, float]] = field(default_factory=dict)
+    #: Code -> tasks that failed with it at the live workers, since each of them started.
+    failed: dict[str, int] = field(default_factory=dict)
     #: Worker -> how the model or the parameters with which it serves the pipeline differ from those of most workers, in
     #: words; empty if all are alike.
     unlike: dict[str, str] = field(default_factory=dict)
@@ -101,6 +107,8 @@ def read_queue(pipeline: str, status_many: Callable[[Iterable[str]], Steps[list[
             for name, beat in beats.items()
             if (costs := beat.costs.get(pipeline))
         },
+        load={name.decode("utf-8", "replace"): _load(pipeline, beat) for name, beat in beats.items() if beat.at},
+        failed=dict(sum((Counter(beat.failed.get(pipeline, {})) for beat in beats.values()), Counter())),
         running=running,
         drain_s=drain_s(depth + in_flight, pipeline, beats.values()),
         # A worker that serves by now may still be registered as loading.
@@ -115,3 +123,14 @@ def _task_id(raw: bytes) -> str | None:
     """The id in a message, if it is a valid one."""
     found = bare.id_in(raw)
     return found if keys.is_task_id(found) else None
+
+
+def _load(pipeline: str, beat: Beat) -> dict[str, float]:
+    found = {
+        "in_flight": beat.in_flight.get(pipeline, 0),
+        "running": beat.running.get(pipeline, 0),
+        "rate": beat.rates.get(pipeline),
+        "batch": beat.batches.get(pipeline),
+        "busy": beat.busy.get(pipeline),
+    }
+    return {name: value for name, value in found.items() if value is not None}

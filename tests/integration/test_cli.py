@@ -325,6 +325,8 @@ def test_queues_as_json(client: Client) -> None:
         "drain_s": None,
         "loading": 0,
         "costs": {},
+        "load": {},
+        "failed": {},
     }
 
 

@@ -19,10 +19,15 @@ _OPERATOR = "pipeq.cli.retire"
         "status": LazyCommand(_TASKS, "Show how tasks fare."),
         "cancel": LazyCommand(_TASKS, "Take tasks back, unless they have ended."),
         "queues": LazyCommand("pipeq.cli.queues", "Show every pipeline's queue."),
+        "pipelines": LazyCommand(
+            "pipeq.cli.pipelines", "Show the pipelines that workers serve, and what tasks may ask of them."
+        ),
+        "top": LazyCommand("pipeq.cli.top", "Show queues, workers, batches and failures live, until Ctrl-C."),
         "dead": LazyCommand("pipeq.cli.dead", "List dead letters, send them again, or drop them."),
         "purge": LazyCommand(_OPERATOR, "End every task that waits for a pipeline."),
         "forget": LazyCommand(_OPERATOR, "Take a retired pipeline off the list of known ones."),
         "events": LazyCommand("pipeq.cli.events", "Show the state changes of tasks as they happen."),
+        "completion": LazyCommand("pipeq.cli.completion", "Print a script with which your shell completes `pipeq`."),
         "demo": LazyCommand(
             "pipeq.demo.demo", "Try pipeq on this machine alone: Redis, S3, a worker, tasks.", "worker,demo"
         ),

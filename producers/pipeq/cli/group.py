@@ -9,12 +9,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError, ReadError, RedisUnavailableError, WaitTimeoutError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 #: Entry points of this group are commands of ``pipeq``. The worker's commands come this way, because we never import
 #: it.
@@ -105,6 +108,15 @@ class LazyGroup(Group):
             finally:
                 gc.enable()
         return command if isinstance(command, click.Command) else None
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Completes commands without importing them."""
+        from click.shell_completion import CompletionItem  # not at the top: only completion needs it
+
+        plugins = _plugins()
+        names = [name for name in self.list_commands(ctx) if name.startswith(incomplete)]
+        found = [CompletionItem(name, help=self._short_help(name, plugins)) for name in names]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Lists all commands without importing them."""

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from threading import Lock, Timer
 from typing import TYPE_CHECKING, Any, Self
@@ -17,6 +17,7 @@ from pipeq.queue_info import QueueInfo
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+    from rich.table import Table
 
 #: A progress bar appears after a wait of this many seconds.
 PROGRESS_AFTER_S = 2.0
@@ -107,50 +108,58 @@ def _lines(status: TaskStatus) -> Iterator[tuple[str, str]]:
 
 def print_queues(queues: Sequence[QueueInfo]) -> None:
     """Prints a table with a row for each pipeline, and then the workers that take no messages although they should."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("pipeline", box=None)
-    titles = (
-        "depth",
-        "waiting",
-        "oldest",
-        "in flight",
-        "running",
-        "to drain",
-        "workers",
-        "loading",
-        "dead",
-        "device time",
-    )
-    for title in titles:
-        table.add_column(title, justify="right")
+    titles = "pipeline,depth,waiting,oldest,in flight,running,to drain,workers,loading,dead,device time".split(",")
+    rows, below = [], []
     for queue in queues:
         oldest, drain = (
             "-" if seconds is None else duration(seconds) for seconds in (queue.oldest_age_s, queue.drain_s)
         )
-        table.add_row(
-            escape(shown.line(queue.pipeline)),
-            *(str(queue.depth), str(queue.waiting), oldest),
-            *(str(queue.in_flight), str(queue.running), drain),
-            *(str(queue.workers), str(queue.loading), str(queue.dead)),
-            _task_time(queue),
+        name = shown.line(queue.pipeline)
+        rows.append(
+            [
+                *(name, str(queue.depth), str(queue.waiting), oldest, str(queue.in_flight), str(queue.running), drain),
+                *(str(queue.workers), str(queue.loading), str(queue.dead), _task_time(queue)),
+            ]
         )
-    # A pipe has no width, and 80 columns would cut names that a script searches for.
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    console.print(table)
-    for queue in queues:
         if queue.depth and not queue.workers:
             loading = f"; {queue.loading} load it" if queue.loading else ""
-            text = f"{shown.line(queue.pipeline)}: no worker takes its messages{loading}"
-            console.print(text, markup=False, soft_wrap=True)
-        for name, reason in sorted(queue.deaf.items()):
-            text = f"{shown.line(queue.pipeline)}: {shown.line(name)} takes no messages: {shown.line(reason)}"
-            console.print(text, markup=False, soft_wrap=True)
-        for name, how in sorted(queue.unlike.items()):
-            text = f"{shown.line(queue.pipeline)}: {shown.line(name)} serves another model: {shown.line(how, 1000)}"
-            console.print(text, markup=False, soft_wrap=True)
+            below.append(f"{name}: no worker takes its messages{loading}")
+        for worker, reason in sorted(queue.deaf.items()):
+            below.append(f"{name}: {shown.line(worker)} takes no messages: {shown.line(reason)}")
+        for worker, how in sorted(queue.unlike.items()):
+            below.append(f"{name}: {shown.line(worker)} serves another model: {shown.line(how, 1000)}")
+    tell(table(titles, rows, right=range(1, len(titles))), below)
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> Table:
+    """A table without lines. Its cells are plain text; NO_COLOR leaves its titles without colour.
+
+    Args:
+        titles: of the columns.
+        rows: of texts for each column.
+        right: numbers of the columns that are aligned to the right.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    made = Table(box=None)
+    numbers = frozenset(right)
+    for at, title in enumerate(titles):
+        made.add_column(title, justify="right" if at in numbers else "left")
+    for row in rows:
+        made.add_row(*(escape(cell) for cell in row))
+    return made
+
+
+def tell(made: Table, below: Iterable[str]) -> None:
+    """Prints a table, and lines below it."""
+    from rich.console import Console
+
+    # A pipe has no width, and 80 columns would cut names that a script searches for.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console.print(made)
+    for line in below:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _task_time(queue: QueueInfo) -> str:

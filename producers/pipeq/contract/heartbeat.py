@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pipeq.contract import shown
+from pipeq.contract.errors import ErrorCode
 from pipeq.contract.reading import json_object, number
 
 #: A worker that claims more tasks, or more tasks a second, than this is not believed.
@@ -33,6 +34,11 @@ class Beat:
     running: dict[str, int] = field(default_factory=dict)
     #: Pipeline -> tasks a second while there is work, where it has been measured.
     rates: dict[str, float] = field(default_factory=dict)
+    #: Pipeline -> items in a batch, and share of the time that the device worked for it, both of the last seconds;
+    #: and code -> number of tasks that failed with it, since the worker started.
+    batches: dict[str, float] = field(default_factory=dict)
+    busy: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, dict[str, int]] = field(default_factory=dict)
     #: Pipelines that the worker is loading, again or still.
     loading: list[str] = field(default_factory=list)
     #: Whether it takes no more messages, because it stops.
@@ -61,6 +67,9 @@ class Beat:
             in_flight=_numbers(found.get("in_flight"), int),
             running=_numbers(found.get("running"), int),
             rates={name: rate for name, rate in _numbers(found.get("rates"), float).items() if rate > 0},
+            batches=_numbers(found.get("batches"), float),
+            busy=_numbers(found.get("busy"), float),
+            failed=_failed(found.get("failed")),
             loading=[one for one in loading if isinstance(one, str)] if isinstance(loading, list) else [],
             stopping=found.get("stopping") is True,
             deaf={name: one for name, one in deaf.items() if isinstance(one, dict)} if isinstance(deaf, dict) else {},
@@ -104,6 +113,13 @@ def _costs(value: object) -> dict[str, dict[str, float]]:
         return {}
     found = {name: _numbers(one, float) for name, one in value.items()}
     return {name: {part: one[part] for part in COSTS if part in one} for name, one in found.items() if one}
+
+
+def _failed(value: object) -> dict[str, dict[str, int]]:
+    if not isinstance(value, dict):
+        return {}
+    found = {name: _numbers(one, int) for name, one in value.items()}
+    return {name: {code: one[code] for code in ErrorCode if code in one} for name, one in found.items() if one}
 
 
 def _models(value: object) -> dict[str, dict[str, str]]:

@@ -19,10 +19,10 @@ from pipeq import cli
 from pipeq.cli import group as cli_group
 from pipeq.cli import options as cli_options
 from pipeq.cli import show as cli_show
-from pipeq.client import QueueInfo
 from pipeq.contract.errors import PipeqError, RedisUnavailableError, SubmitError, WaitTimeoutError
 from pipeq.contract.message import Ref, plain
 from pipeq.contract.status import State, TaskStatus
+from pipeq.queue_info import QueueInfo
 
 #: No process listens on the discard port.
 CLOSED = "redis://127.0.0.1:9/0"
@@ -71,7 +71,20 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 # -- help -------------------------------------------------------------------------------------------------------------
 
-OURS = ("submit", "wait", "result", "status", "cancel", "queues", "dead", "purge", "forget")
+OURS = (
+    "submit",
+    "wait",
+    "result",
+    "status",
+    "cancel",
+    "queues",
+    "pipelines",
+    "top",
+    "dead",
+    "purge",
+    "forget",
+    "completion",
+)
 #: Commands of a group.
 OF_DEAD = ("list", "show", "retry", "drop")
 
@@ -180,6 +193,8 @@ def test_help_imports_nothing_heavy(arguments: list[str], not_even: set[str]) ->
         (["dead", "retry", "--newer-than", "soon"], "--newer-than"),
         (["purge"], "PIPELINE"),
         (["forget", "a", "b"], "b"),
+        (["top", "--interval", "0"], "--interval"),
+        (["completion", "tcsh"], "tcsh"),
     ],
 )
 def test_a_wrong_command_line_is_exit_code_2_and_names_the_part(arguments: list[str], names: str) -> None:
@@ -201,6 +216,9 @@ def test_a_wrong_command_line_is_exit_code_2_and_names_the_part(arguments: list[
             ["wait", "a"],
             ["cancel", "a"],
             ["queues"],
+            ["pipelines"],
+            ["top"],
+            ["top", "--once", "--json"],
         ),
         *(["dead", name, "a"] for name in OF_DEAD),
         *(["purge", "a"], ["forget", "a"]),

@@ -65,3 +65,31 @@ def test_pipelines_are_apart() -> None:
         clock.second(ended=10, forward_s=1, in_flight=5, pipeline="a")
         found = clock.rates.measure({"a": 5}, clock.now)
     assert set(found) == {"a"}
+
+
+def test_batches_and_the_share_of_the_device_are_those_of_the_last_seconds() -> None:
+    clock = Clock()
+    rates = clock.rates
+    assert rates.lately() == ({}, {})
+    for _ in range(30):
+        rates.batch_ran("a", 8, 0.0, 0.25, 8)
+        rates.batch_ran("a", 4, 0.0, 0.25, 4)
+        # All of its tasks were cancelled before it ran.
+        rates.batch_ran("a", 0, 0.0, 0.0, 0)
+        rates.batch_ran("stranger", 4, 0.0, 0.25, 4)
+        clock.second(ended=0, forward_s=0, in_flight=1)
+    sizes, shares = rates.lately()
+    assert sizes == {"a": pytest.approx(6)}
+    assert shares == {"a": pytest.approx(0.5, rel=0.05)}
+    for _ in range(120):
+        clock.second(ended=0, forward_s=0, in_flight=0)
+    assert rates.lately() == ({}, {})
+
+
+def test_failures_are_counted_by_their_codes() -> None:
+    rates = Rates(["a", "b"])
+    for ended, code in (("failed", "timeout"), ("failed", "timeout"), ("retrying", "timeout"), ("failed", "no code")):
+        rates.task_ended("t", "a", ended, code, {})  # type: ignore[arg-type]
+    rates.task_ended("t", "stranger", "failed", "timeout", {})
+    rates.task_ended("t", None, "failed", "timeout", {})
+    assert rates.failed() == {"a": {"timeout": 2}}
