@@ -6,6 +6,7 @@ so that file tells the whole story of each record, restarts or not.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections import defaultdict
@@ -24,7 +25,10 @@ ENDS = frozenset("SFC")
 
 
 class Log:
-    """Reads the append-only file of a Valkey as it grows, which it must not rewrite.
+    """Reads the append-only files of a Valkey as they grow.
+
+    The server begins a new one when it writes what it holds to a file of its own, and removes the last one then, so
+    read before that.
 
     Args:
         folder: that of the server.
@@ -32,30 +36,49 @@ class Log:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        #: The file that is being read, and how far; it stays open, because the server may remove it.
+        self._path: Path | None = None
+        self._file: BinaryIO = io.BytesIO()
         self._at = 0
         #: Id -> a letter for each status that was written.
         self.stories: dict[str, str] = defaultdict(str)
 
     def read(self) -> None:
         """Reads what was written since."""
-        files = sorted(self._folder.glob("appendonlydir/*.incr.aof"))
-        assert len(files) == 1, files
-        with files[0].open("rb") as file:
-            file.seek(self._at)
-            pending: list[list[bytes]] | None = None
-            while (command := _command(file)) is not None:
-                word = command[0].upper()
-                if word == b"MULTI":
-                    pending = []
-                    continue
-                # What is left of a transaction without its end does not count when Redis starts again.
-                if pending is not None and word != b"EXEC":
-                    pending.append(command)
-                    continue
-                for one in [command] if pending is None else pending:
-                    self._note(one)
-                pending = None
-                self._at = file.tell()
+        files = sorted(self._folder.glob("appendonlydir/*.incr.aof"), key=_number)
+        self._read_on()
+        for path in files:
+            if self._path is None or _number(path) > _number(self._path):
+                self._file.close()
+                self._path, self._file, self._at = path, path.open("rb"), 0
+                self._read_on()
+
+    def close(self) -> None:
+        """Reads no more."""
+        self._file.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes read of the present file."""
+        return self._at
+
+    def _read_on(self) -> None:
+        file = self._file
+        file.seek(self._at)
+        pending: list[list[bytes]] | None = None
+        while (command := _command(file)) is not None:
+            word = command[0].upper()
+            if word == b"MULTI":
+                pending = []
+                continue
+            # What is left of a transaction without its end does not count when Redis starts again.
+            if pending is not None and word != b"EXEC":
+                pending.append(command)
+                continue
+            for one in [command] if pending is None else pending:
+                self._note(one)
+            pending = None
+            self._at = file.tell()
 
     def _note(self, command: list[bytes]) -> None:
         if command[0].upper() != b"SET" or not command[1].startswith(_RECORD):
@@ -69,6 +92,11 @@ class Log:
     def open(self) -> int:
         """Number of tasks that have not ended."""
         return sum(story[-1:] not in ENDS for story in self.stories.values())
+
+
+def _number(path: Path) -> int:
+    """``appendonly.aof.12.incr.aof`` -> 12."""
+    return int(path.name.split(".")[2])
 
 
 def _command(file: BinaryIO) -> list[bytes] | None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import redis
 from pipeq.demo import embedded
 
+#: How long it may take to read what it has written, in seconds: on a busy machine, some MB in each.
+START_S = 240
 OPTIONS = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
 
 
@@ -32,7 +34,7 @@ class Server:
     def start(self) -> None:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         with redis.Redis.from_url(self.url) as client:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + START_S
             while True:
                 try:
                     client.ping()
@@ -40,6 +42,11 @@ class Server:
                 except redis.RedisError:
                     assert time.monotonic() < deadline
                     time.sleep(0.01)
+
+    def rewrite(self) -> None:
+        """Has it write what it holds to a new file, so that it starts sooner next time; it appends to another one."""
+        with redis.Redis.from_url(self.url) as client:
+            client.bgrewriteaof()
 
     @property
     def pid(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import redis
+from kombu import Connection
 from kombu.asynchronous import set_event_loop
 from pipeq.contract import keys
 from pipeq.demo import embedded
@@ -17,7 +18,7 @@ from pipeq_worker.leases.leases import Leases
 from pipeq_worker.leases.reserved import Reserved
 from pipeq_worker.leases.server import Server
 
-from tests.integration.test_transport import consumer, drain, publish, wanted
+from tests.integration.test_transport import NAME, consumer, drain, publish, wanted
 
 
 @pytest.fixture
@@ -178,3 +179,34 @@ def test_after_as_many_deaths_without_a_culprit_one_at_a_time_is_inside(db: redi
     finally:
         set_event_loop(None)
     assert inside == taken
+
+
+@pytest.mark.parametrize("lapses", [1, 3], ids=["new", "alone of their kind"])
+def test_those_that_wait_go_back_when_the_channel_closes(db: redis.Redis, url: str, lapses: int) -> None:
+    """After Redis was away, for instance, there is another channel; this one's looks at them never come."""
+    db.lpush("q", *(" " + "\t" * lapses + f'{{"a": {at}}}' for at in range(4)))
+    loop = Loop()
+    set_event_loop(loop)
+    claims: list[str] = []
+    try:
+        with Connection(url, transport=NAME) as connection:
+            channel: Any = connection.channel()
+            leases = channel.leases
+            leases.claim = lambda: bool(claims.append("claim"))  # a suspect task is on its way to its result
+            leases.disclaim = lambda: claims.append("disclaim")
+            taken = [one for _ in range(4) if (one := leases.reserve_one(wanted("q"))) is not None]
+            channel._suspects = Suspects(leases, 3, pytest.fail, pytest.fail)
+            channel._suspects.receive(taken)
+            if lapses == 3:
+                leases.claim = lambda: True
+                leases.holds = lambda tag: True  # one is inside
+                loop.later.pop()()
+                del leases.holds
+            channel.close()
+        assert claims[-1] == "disclaim"
+        assert [one[: one.index("{")] for one in db.lrange("q", 0, -1)] == [" " + "\t" * lapses] * 4
+        assert db.hlen(keys.UNACKED) == 0
+        for callback in loop.later:
+            callback()
+    finally:
+        set_event_loop(None)

@@ -48,6 +48,7 @@ class Suspects:
         #: Those that stay alone of their kind, and the tag of the one that is inside.
         self._waiting: deque[Reserved] = deque()
         self._inside = ""
+        self._closed = False
 
     def receive(self, reserved: Sequence[Reserved]) -> None:
         """Receives messages, now or as soon as their turn has come."""
@@ -55,7 +56,19 @@ class Suspects:
         if not self._is_due:
             self._look()
 
+    def close(self) -> None:
+        """Puts those back that have not been received: nobody would look at them any more, nor would they lapse."""
+        self._closed = True
+        if self._is_due:
+            self._leases.disclaim()
+        left = [one.tag for one in (*self._new, *self._waiting)]
+        self._new.clear()
+        self._waiting.clear()
+        self._leases.requeue(left)
+
     def _look(self) -> None:
+        if self._closed:
+            return
         self._is_due = False
         if not self._leases.claim() and (loop := get_event_loop()) is not None:
             # A task that is as suspect is on its way to its result.

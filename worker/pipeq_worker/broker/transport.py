@@ -355,6 +355,9 @@ class Channel(kombu_redis.Channel):
         if reserver is not None:
             self.connection.cycle.forget(reserver.doorbell)
             reserver.close()
+        suspects, self._suspects = self._suspects, None
+        if suspects is not None:
+            suspects.close()
         super().close()
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
