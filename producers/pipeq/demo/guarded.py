@@ -7,10 +7,9 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from pipeq.contract.errors import ErrorCode, PipeqError
 
@@ -41,8 +40,8 @@ class Child:
     """A running process, the leader of its own process group."""
 
     process: subprocess.Popen[bytes]
-    #: The file with its stdout and stderr.
-    log: Path
+    #: The file with its stdout and stderr; None if it writes to ours.
+    log: Path | None
 
     @property
     def pid(self) -> int:
@@ -59,6 +58,8 @@ class Child:
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of its log."""
+        if self.log is None:
+            return ""
         with suppress(FileNotFoundError):
             return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
         return ""
@@ -68,7 +69,7 @@ class Child:
 def guarded(
     command: Sequence[str | Path],
     *,
-    log: Path,
+    log: Path | None,
     env: Mapping[str, str],
     cwd: Path,
     leftovers: Sequence[Path] = (),
@@ -82,7 +83,7 @@ def guarded(
 
     Args:
         command: the program and its arguments.
-        log: a file for its stdout and stderr.
+        log: a file for its stdout and stderr; None for this process's own.
         env: its whole environment.
         cwd: its working directory.
         leftovers: files and folders to remove afterwards.
@@ -115,15 +116,16 @@ def guarded(
         guard.communicate()
 
 
-def _start(command: Sequence[str | Path], log: Path, env: Mapping[str, str], cwd: Path) -> subprocess.Popen[bytes]:
-    output: IO[bytes]
-    with log.open("ab") as output:
+def _start(
+    command: Sequence[str | Path], log: Path | None, env: Mapping[str, str], cwd: Path
+) -> subprocess.Popen[bytes]:
+    with nullcontext() if log is None else log.open("ab") as output:
         try:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
-                stderr=subprocess.STDOUT,
+                stderr=None if log is None else subprocess.STDOUT,
                 env=env,
                 cwd=cwd,
                 start_new_session=True,

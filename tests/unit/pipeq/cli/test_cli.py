@@ -93,7 +93,7 @@ def test_help_lists_every_command_and_loads_none(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda self: pytest.fail("loaded"))
     shown = run("--help")
     assert shown.exit_code == 0
-    for name in (*OURS, "demo", "worker"):
+    for name in (*OURS, "dev", "demo", "worker"):
         assert re.search(rf"^  {name}  +\S", shown.output, re.MULTILINE), name
     for code in range(7):
         assert re.search(rf"^  {code}  \w", shown.output, re.MULTILINE), code
