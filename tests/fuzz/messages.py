@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from pipeq.contract import bare
 from pipeq.contract.message import TaskMessage, plain
 from pipeq.envelope import Envelope
 
@@ -40,9 +41,9 @@ class Message:
     def id(self) -> str | None:
         """The message's id, if a JSON parser can find one that is valid as a key."""
         try:
-            found = json.loads(self.raw)["headers"]["id"]
+            found = bare.id_of(json.loads(self.raw))
             return found if isinstance(found, str) and found.encode() else None
-        except (ValueError, KeyError, TypeError, RecursionError):  # among them half a surrogate pair
+        except (ValueError, AttributeError, TypeError, RecursionError):  # among them half a surrogate pair
             return None
 
 
@@ -84,6 +85,8 @@ class Source:
             kind = "media"
         else:
             kind = "frame"
+        if rng.random() < 0.2:
+            return self._spoilt_bare(task, kwargs)
         body: Any = [[], kwargs, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
         if kind == "frame" and rng.random() < 0.4:
             kind = "body"
@@ -98,6 +101,17 @@ class Source:
         if rng.random() < 0.07:
             return Message(task, hostile.scramble(raw, rng), "bytes")
         return Message(task, raw, kind)
+
+    def _spoilt_bare(self, task: str, kwargs: dict[str, Any]) -> Message:
+        """A bare message; its own fields may be damaged, too."""
+        rng = self._rng
+        message = {"id": str(uuid.UUID(int=rng.getrandbits(128))), **kwargs}
+        for name in rng.sample(sorted({*TaskMessage.model_fields, *bare.OWN_FIELDS}), rng.choice((0, 1, 1, 2))):
+            message[name] = hostile.value(rng)
+        if rng.random() < 0.3:
+            hostile.spoil(message, rng)
+        raw = hostile.encode(message)
+        return Message(task, hostile.scramble(raw, rng) if rng.random() < 0.2 else raw, "bare")
 
     def _kwargs(self, task: str) -> dict[str, Any]:
         inputs = copy.deepcopy(self._rng.choice(self._good[task]))
