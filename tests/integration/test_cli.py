@@ -49,7 +49,7 @@ class Worker:
 
     def _work(self) -> None:
         while not self._stop.is_set():
-            popped = self._db.brpop([self._pipeline], timeout=0.1)
+            popped = self._db.brpop(names.list_keys(self._pipeline), timeout=0.1)
             if popped is None:
                 continue
             task = self._read(popped[1])

@@ -43,8 +43,29 @@ def kinds(db: redis.Redis) -> None:
 
 
 def inputs_of(db: redis.Redis, pipeline: str) -> list[Any]:
-    """What waits on the pipeline's queue, in the order of submission."""
-    return [Worker._read(raw)["kwargs"]["inputs"] for raw in reversed(db.lrange(pipeline, 0, -1))]
+    """What waits on the pipeline's queue, of each priority in the order of submission."""
+    waiting = [raw for key in keys.list_keys(pipeline) for raw in reversed(db.lrange(key, 0, -1))]
+    return [Worker._read(raw)["kwargs"]["inputs"] for raw in waiting]
+
+
+@pytest.mark.usefixtures("kinds")
+def test_one_input_goes_first_and_bulk_is_polite(db: redis.Redis, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n")
+    path = str(tmp_path / "a.txt")
+    for arguments, priority in (
+        (["x"], 0),
+        (["x", "y"], 6),
+        (["-"], 6),
+        (["-", "--document"], 0),
+        ([path, "--lines"], 6),
+        ([path, "--document"], 0),
+        (["x", "y", "--priority", "0"], 0),
+        (["x", "--priority", "9"], 9),
+    ):
+        db.flushdb()
+        assert run("submit", PIPELINE, *arguments, "--no-check", stdin="line\n").exit_code == 0
+        filled = [key for key in keys.list_keys(PIPELINE) if db.exists(key)]
+        assert filled == [keys.list_key(PIPELINE, priority)], arguments
 
 
 # -- inputs -----------------------------------------------------------------------------------------------------------
@@ -100,7 +121,7 @@ def test_prefixes_and_wildcards_of_s3(db: redis.Redis, s3: S3Server) -> None:
         f"{folder}/**/d.png": [names[3]],
     }
     for name, keys_ in wanted.items():
-        db.delete(PIPELINE)
+        db.delete(*keys.list_keys(PIPELINE))
         done = run("submit", PIPELINE, f"s3://inputs/{name}")
         assert (done.exit_code, done.stderr) == (0, ""), name
         assert len(done.stdout.split()) == len(keys_)
@@ -184,7 +205,7 @@ def test_a_long_stream_takes_little_memory(db: redis.Redis) -> None:
         assert process.stdout is not None
         for number in range(20):
             process.stdin.write(f"{number} {'x' * 200_000}\n" * 10)
-            db.delete(PIPELINE)
+            db.delete(*keys.list_keys(PIPELINE))
         process.stdin.close()
         ids = process.stdout.read().split()
         assert process.wait(60) == 0

@@ -37,11 +37,11 @@ EXIT_CODES = """\b
 Exit codes:
   0  all fine
   1  a task failed, was cancelled or expired, or its result cannot be read
-  2  the command line is wrong
+  2  the command line is wrong, or a PIPEQ_ variable
   3  a task has not finished yet, or the wait for it timed out
   4  no task of that id is known
-  5  Redis cannot be reached
-  6  refused: unknown pipeline, input too large, invalid message, pipeline in use, missing package
+  5  Redis cannot be reached, or refuses this user
+  6  refused: unknown pipeline or parameter, input too large, nothing below a prefix, pipeline in use, missing package
 Of several tasks, 4 goes before 1, and 1 before 3."""
 
 #: Short helps of commands from entry points, because listing commands must not import them.

@@ -90,9 +90,11 @@ class Reader:
 
     def may_be_several(self, arguments: Sequence[str]) -> bool:
         """Whether arguments may become more than one input, or fewer."""
-        if len(arguments) != 1 or arguments[0] == "-" or self.form in ("lines", "jsonl"):
+        if len(arguments) != 1 or self.form in ("lines", "jsonl"):
             return True
         [argument] = arguments
+        if argument == "-":
+            return self.form != "document"
         if self.text:
             return False
         if schemes.of(argument) == "s3":
@@ -206,7 +208,8 @@ class Reader:
     def _wanted(self) -> str:
         if self.form != "auto":
             return f"a file of {'texts' if self.form == 'lines' else self.form}"
-        return "the name of a file" if self.files else f"the file or URI of {_A[self._kind or '']}"
+        kind = None if self.files else _A.get(self._kind or "")
+        return "the name of a file" if kind is None else f"the file or URI of {kind}"
 
     # -- what files and stdin hold ------------------------------------------------------------------------------------
 

@@ -63,8 +63,8 @@ def _form(name: str, says: str) -> Callable[[_F], _F]:
         "pipeq submit document-question-answering "
         '\'{"image": {"uri": "s3://scans/a.png"}, "question": "Who signed?"}\'',
         "pipeq submit image-classification 'photos/*.png' s3://scans/2026/ --output s3://results/",
-        "pipeq submit text-classification reviews.jsonl --jsonl --priority 6",
-        "pipeq submit feature-extraction - --lines --priority 6 --output s3://results/run-1/ < texts.txt",
+        "pipeq submit text-classification reviews.jsonl --jsonl",
+        "pipeq submit feature-extraction - --lines --output s3://results/run-1/ < texts.txt",
         "pipeq submit feature-extraction - --lines --idempotency-key nightly/2026-11-26 < texts.txt",
     )
 )
@@ -89,10 +89,9 @@ def _form(name: str, says: str) -> Callable[[_F], _F]:
 @click.option(
     "--priority",
     type=click.IntRange(0, 9),
-    default=keys.DEFAULT_PRIORITY,
-    show_default=True,
     metavar="N",
-    help="0 is served first, 9 last.",
+    help="0 is served first, 9 last. Default: 0 for one INPUT, 6 for several or a stream, so that bulk is in nobody's "
+    "way.",
 )
 @click.option(
     "--expires",
@@ -128,7 +127,7 @@ def submit(
     include_inputs: bool,
     task_id: str | None,
     idempotency_key: str | None,
-    priority: int,
+    priority: int | None,
     expires: float | None,
     deadline: float | None,
     task_timeout: float | None,
@@ -156,7 +155,7 @@ def submit(
     options: dict[str, Any] = {
         "params": params,
         "output": {"uri": output, "include_inputs": True} if include_inputs else output,
-        "priority": priority,
+        "priority": keys.DEFAULT_PRIORITY if priority is None else priority,
         "expires_s": expires,
         "deadline_s": deadline,
         "timeout_s": task_timeout,
@@ -177,6 +176,8 @@ def submit(
             check_params(params, _registered(client, pipeline), pipeline)
         reader = _reader(client, pipeline, *forms)
         is_one = not reader.may_be_several(inputs)
+        if priority is None and not is_one:
+            options["priority"] = keys.JOB_PRIORITY
         if task_id is not None and not is_one:
             raise click.UsageError("--task-id names one task: give one INPUT, or --idempotency-key for several")
 

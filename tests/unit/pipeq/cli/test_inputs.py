@@ -102,6 +102,13 @@ def test_for_all_else_a_file_that_is_there_is_a_file(kind: str | None, folder: P
     assert read(kind, "notes", "some text")[0] == [{"uri": (folder / "notes").as_uri()}, "some text"]
 
 
+def test_wildcards_where_nothing_is_known_of_the_pipeline(folder: Path) -> None:
+    assert len(read(None, "*.png")[0]) == 2
+    assert read(None, "What is a*?", "5*3")[0] == ["What is a*?", "5*3"]
+    for text in ("*.gif", "./zz*", "/no/such/*"):
+        assert f"{text!r} was taken for the name of a file by wildcards" in refused(None, text)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_and_file_say_what_is_meant_for_every_kind(kind: str | None, folder: Path) -> None:
     texts = ["a.png", "*.png", "s3://b/k", '{"a": 1}', ""]
