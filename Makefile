@@ -9,6 +9,8 @@ KILLS ?= 1000
 CHILD_KILLS ?= 200
 MINUTES ?= 60
 TASKS ?= 100000
+# Rows of the job whose producer and workers are killed.
+JOB_ROWS ?= 200000
 MESSAGES ?= 200000
 FAILURES ?= 10000
 EXAMPLES ?= 2000
@@ -17,7 +19,7 @@ OUTAGE_S ?= 120
 TARGETS ?= cpu cuda
 # The tests start hundreds of processes. Without bytecode files, each would compile all modules anew.
 PYTEST = PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
-LONG = MINUTES=$(MINUTES) TASKS=$(TASKS) FAILURES=$(FAILURES) OUTAGE_S=$(OUTAGE_S) EXAMPLES=$(EXAMPLES) LIFTED=all
+LONG = MINUTES=$(MINUTES) TASKS=$(TASKS) FAILURES=$(FAILURES) OUTAGE_S=$(OUTAGE_S) EXAMPLES=$(EXAMPLES) JOB_ROWS=$(JOB_ROWS) LIFTED=all
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -52,7 +54,7 @@ chaos: install ## Kill workers KILLS times (1000), their processes CHILD_KILLS t
 soak: install ## Mixed traffic for SOAK_MINUTES (60), while all processes are killed, Redis restarts, the store is away; see build/soak.
 	SOAK_MINUTES=$(SOAK_MINUTES) SOAK_FOLDER=build/soak SEED=$(SEED) $(PYTEST) -s tests/chaos/test_soak.py $(PYTEST_ARGS)
 
-long: install ## Run an hour of audio (MINUTES), a store away for OUTAGE_S (120), 100,000 texts (TASKS), 10,000 of each failure (FAILURES), 2,000 lives (EXAMPLES), all parameters and bounds, and all members of sets of which `make test` runs some.
+long: install ## Run an hour of audio (MINUTES), a store away for OUTAGE_S (120), 100,000 texts (TASKS), a job of 200,000 rows under kills (JOB_ROWS), 10,000 of each failure (FAILURES), 2,000 lives (EXAMPLES), all parameters and bounds, and all members of sets of which `make test` runs some.
 	$(LONG) $(PYTEST) -s \
 		tests/acceptance/test_long_audio.py \
 		tests/acceptance/test_bounds_lifted.py tests/acceptance/test_blame.py tests/acceptance/test_store_outage.py \

@@ -13,8 +13,10 @@ from pipeq.contract.job import JobState, JobStatus
 from pipeq.contract.message import Output
 from pipeq.contract.pack import PackMessage, PackOf, PackRow
 from pipeq.envelope import Envelope
+from pipeq.jobs import store
 from pipeq.jobs.outcomes import outcomes
-from pipeq.jobs.store import Cursor, JobStore, Parcel
+from pipeq.jobs.store import Cursor, Parcel
+from pipeq.speaking import Speaker
 
 
 class PacksOf:
@@ -23,8 +25,9 @@ class PacksOf:
     def __init__(self, url: str, job_id: str) -> None:
         self.id = job_id
         self.redis = redis.Redis.from_url(url)
-        self.store = JobStore(self.redis)
-        assert self.store.create(job_id, {"pipeline": "any"})
+        self.run = Speaker(self.redis, url).run
+        self.iterate = Speaker(self.redis, url).iterate
+        assert self.run(store.create(job_id, {"pipeline": "any"}))
         self._cursor = Cursor()
         #: How long a try of a row may take.
         self.timeout_s: float | None = None
@@ -43,15 +46,16 @@ class PacksOf:
             headers = {} if self.timeout_s is None else {"timeout_s": self.timeout_s}
             envelopes.append(Envelope(f"{self.id}-{at}", message, headers=headers))  # type: ignore[arg-type]
         cursor = Cursor(lines, self._cursor.rows + sum(map(len, packs)), number + len(packs), "test")
-        assert self.store.put(self.id, self._cursor, Parcel(envelopes, [one.body() for one in envelopes], {}, cursor))
+        parcel = Parcel(envelopes, [one.body() for one in envelopes], {}, cursor)
+        assert self.run(store.put(self.id, self._cursor, parcel))
         self._cursor = cursor
 
     def seal(self) -> None:
-        self.store.seal(self.id)
+        self.run(store.seal(self.id))
 
     @property
     def status(self) -> JobStatus:
-        found = self.store.status(self.id)
+        found = self.run(store.status_of(self.id))
         assert found is not None
         return found
 
@@ -64,7 +68,7 @@ class PacksOf:
         return status
 
     def outcomes(self, read: Any = None) -> list[dict[str, Any]]:
-        return list(outcomes(self.store, self.id, read or _read))
+        return [one for found in self.iterate(outcomes(self.id, read or _read)) for one in found or ()]
 
     def brief(self) -> list[Any]:
         """Of each row its result, or its error's code."""

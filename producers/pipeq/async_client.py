@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
 
 from pipeq.async_speaking import CONNECTIONS, AsyncSpeaker, async_iterating, awaiting
 from pipeq.client import Configured
@@ -10,6 +11,9 @@ from pipeq.contract.redis_url import TIMEOUT_S, connect_async, options
 from pipeq.dead import Letters
 from pipeq.protocol import handling
 from pipeq.submit_calls import Calls
+
+if TYPE_CHECKING:
+    from pipeq.jobs.async_jobs import AsyncJobs
 
 
 class AsyncDeadLetters:
@@ -54,6 +58,14 @@ class AsyncClient(Configured):
             found.get("socket_timeout", TIMEOUT_S),
             found.get("max_connections", CONNECTIONS),
         )
+
+    @cached_property
+    def jobs(self) -> AsyncJobs:
+        """Jobs: many rows as one thing, from a file, a store or any iterable."""
+        from pipeq.jobs.async_jobs import AsyncJobs  # not at the top: most programs have none
+        from pipeq.jobs.jobs import JobCalls
+
+        return AsyncJobs(self._speaker, self._steps.of_jobs(JobCalls))
 
     async def __aenter__(self) -> Self:
         return self

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Self
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
 
 from pipeq import checks
 from pipeq.contract import keys
@@ -19,6 +20,9 @@ from pipeq.protocol import handling
 from pipeq.read_allow import ReadAllow
 from pipeq.speaking import Speaker, blocking, iterating
 from pipeq.submit_calls import Calls, NoLiveWorkerWarning
+
+if TYPE_CHECKING:
+    from pipeq.jobs.jobs import Jobs
 
 __all__ = ["Client", "NoLiveWorkerWarning"]
 
@@ -77,6 +81,13 @@ class Client(Configured):
 
     def _connect(self) -> None:
         self._speaker = Speaker(connect(self.redis_url, retries=0), self.redis_url)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """Jobs: many rows as one thing, from a file, a store or any iterable."""
+        from pipeq.jobs.jobs import JobCalls, Jobs  # not at the top: most programs have none
+
+        return Jobs(self._speaker, self._steps.of_jobs(JobCalls))
 
     def __enter__(self) -> Self:
         return self

@@ -23,6 +23,7 @@ from typing import Any
 
 from pipeq.contract.keys import TASK_NAME
 from pipeq.contract.message import TaskMessage
+from pipeq.contract.pack import PackMessage
 from pipeq.contract.record import Part, queued
 
 _ORIGIN = f"pipeq{os.getpid()}@{socket.gethostname()}"
@@ -37,7 +38,7 @@ def new_id() -> str:
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
-def sha256_of(message: TaskMessage) -> str:
+def sha256_of(message: TaskMessage | PackMessage) -> str:
     """A digest that is equal for messages with equal pipeline, inputs, params and output."""
     return hashlib.sha256(json.dumps(message.to_kwargs(), sort_keys=True).encode()).hexdigest()
 
@@ -47,7 +48,7 @@ class Envelope:
     """A task that is ready to be queued."""
 
     id: str
-    message: TaskMessage
+    message: TaskMessage | PackMessage
     priority: int = 0
     #: When it was submitted, in seconds since the epoch.
     submitted_at: float = field(default_factory=time.time)

@@ -5,8 +5,8 @@ Arguments -> checks, submission -> submitting -> Redis.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from pipeq import submission
 from pipeq.contract import keys
@@ -16,6 +16,8 @@ from pipeq.read_allow import ReadAllow
 from pipeq.submission import Call, Submissions
 from pipeq.submitting import submit_errors
 from pipeq.warn import warn
+
+_T = TypeVar("_T")
 
 
 class NoLiveWorkerWarning(UserWarning):
@@ -28,6 +30,10 @@ class Calls(OperatorCalls):
     def __init__(self, redis_url: str, allow: ReadAllow, max_message_bytes: int) -> None:
         super().__init__(redis_url, allow, max_message_bytes)
         self._submissions = Submissions(self.pipelines, max_message_bytes)
+
+    def of_jobs(self, make: Callable[..., _T]) -> _T:
+        """Makes the calls about jobs, which are imported only where somebody asks for them."""
+        return make(self.pipelines, self._allow, self._max_message_bytes)
 
     def submit(
         self,

@@ -44,6 +44,15 @@ def test_names_are_the_tasks_own(service: Service) -> None:
         assert len(service.client.result(task, timeout_s=60)) == found
 
 
+def test_a_job(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "reviews.jsonl").write_text('{"text": "Fine.", "review_id": 7}\n{"text": 5}\n')
+    code = f"from pipeq import Client\nclient = Client({service.client.redis_url!r})\n{example('job')}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert '"custom_id":"7"' in (tmp_path / "results.jsonl").read_text()
+    assert '"line":2' in (tmp_path / "errors.jsonl").read_text()
+
+
 def test_ten_lines_are_enough() -> None:
     code = example("client")
     assert len([line for line in code.splitlines() if line.strip()]) <= 10

@@ -16,8 +16,9 @@ import pytest
 import redis
 from celery import Celery, chord
 from pipeq import Client, PipeqError, State
-from pipeq.contract import keys
+from pipeq.contract import job, keys
 from pipeq.demo import embedded
+from pipeq.jobs.store import cursor_key
 
 from tests.worker_process import worker
 
@@ -82,6 +83,11 @@ def test_the_users_of_the_file_can_do_their_work(
         ids = client.submit_many(QUEUE, range(20))
         assert [client.result(task, timeout_s=30) for task in ids] == ["constant"] * 20
         assert client.result(client.submit(QUEUE, 1, delay_s=0.5), timeout_s=30) == "constant"
+        rows = client.jobs.submit(QUEUE, [1, 2, ["a list"]])
+        assert client.jobs.wait(rows, 30).failed == 1
+        assert [one.get("result") for one in client.jobs.results(rows)] == ["constant", "constant", None]
+        assert client.jobs.cancel(client.jobs.submit(QUEUE, [1], params={"seconds": 5})).state == "cancelled"
+        assert len(client.jobs.list()) == 2
         assert client.status(ids[0]).state is State.SUCCEEDED
         for _ in range(2):
             assert client.submit(QUEUE, 1, delay_s=60, task_id="own") == "own"
@@ -154,25 +160,38 @@ OF_CLIENT = {
 ON_CHANNELS = {"subscribe", "publish"}
 RECORD = keys.record_key("5e7a2ccf-cc38-4d62-a716-5fe15bae5706")
 ONCE = keys.once_key("invoices/17")
+JOB, OUTCOMES, CURSOR = job.job_key("nightly"), job.outcomes_key("nightly"), cursor_key("nightly")
 #: Commands with keys, and the keys that a producer may name in each.
 ON_KEYS = {
-    "set": {RECORD, ONCE},
-    "get": {RECORD, ONCE, keys.EVENTS_MAX},
+    "set": {RECORD, ONCE, CURSOR},
+    "get": {RECORD, ONCE, keys.EVENTS_MAX, CURSOR},
     "mget": {RECORD, ONCE, keys.EVENTS_MAX},
     "exists": {RECORD, ONCE, keys.EVENTS_MAX},
-    "watch": {RECORD, ONCE, keys.EVENTS_MAX},
+    "watch": {RECORD, ONCE, keys.EVENTS_MAX, JOB, OUTCOMES, CURSOR},
     "xadd": {keys.EVENTS},
     "lpush": set(keys.list_keys(QUEUE)),
-    "zadd": {keys.waiting_key(QUEUE)},
+    "zadd": {keys.waiting_key(QUEUE), job.JOBS},
     "hexists": {keys.PIPELINES},
-    "hgetall": {keys.PIPELINES},
+    "hgetall": {keys.PIPELINES, JOB, OUTCOMES},
     "zcount": {keys.workers_key(QUEUE), keys.loading_key(QUEUE), keys.workers_key("another")},
-    "hmget": {keys.RUNNING},
+    "hmget": {keys.RUNNING, JOB, OUTCOMES},
+    # What a job's producer writes, and reads again when it is started again.
+    "hsetnx": {JOB, OUTCOMES},
+    "hset": {JOB, OUTCOMES},
+    "hincrby": {JOB, OUTCOMES},
+    "hkeys": {JOB, OUTCOMES},
+    "expire": {JOB, OUTCOMES},
+    "zremrangebyscore": {job.JOBS},
+    "zrevrange": {job.JOBS},
 }
 #: Every kind of key, of ours and of Celery.
 KEYS = [
     RECORD,
     ONCE,
+    JOB,
+    OUTCOMES,
+    CURSOR,
+    job.JOBS,
     *keys.list_keys(QUEUE),
     *keys.list_keys("another"),
     QUEUE + "-2",
@@ -233,6 +252,8 @@ def test_a_producer_may_run_these_commands_and_no_other(db: redis.Redis, urls: d
 def test_a_producer_may_name_these_keys_and_no_other(db: redis.Redis, urls: dict[str, str]) -> None:
     words = {"set": [1], "lpush": [1], "zadd": [1, "x"], "hexists": ["x"], "zcount": [0, 1], "hmget": ["x"]}
     words["xadd"] = ["*", "x", "y"]
+    words |= {"hsetnx": ["x", "y"], "hset": ["x", "y"], "hincrby": ["x", 1], "expire": [1]}
+    words |= {"zremrangebyscore": [0, 1], "zrevrange": [0, 1]}
     for command, allowed in ON_KEYS.items():
         for key in KEYS:
             said = answer(db, command, key, *words.get(command, []))

@@ -18,6 +18,7 @@ _OPERATOR = "pipeq.cli.retire"
         "result": LazyCommand(_TASKS, "Print the output of tasks as JSON, a line for each, in the order of the ids."),
         "status": LazyCommand(_TASKS, "Show how tasks fare."),
         "cancel": LazyCommand(_TASKS, "Take tasks back, unless they have ended."),
+        "job": LazyCommand("pipeq.cli.job", "Submit many rows as one job, follow it, and get its results in order."),
         "queues": LazyCommand("pipeq.cli.queues", "Show every pipeline's queue."),
         "pipelines": LazyCommand(
             "pipeq.cli.pipelines", "Show the pipelines that workers serve, and what tasks may ask of them."

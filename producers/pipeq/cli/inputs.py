@@ -22,11 +22,11 @@ from typing import Any, Literal
 import click
 
 from pipeq.cli.paths import SCHEME, is_a_files_name, meant, no_scheme
-from pipeq.cli.s3_listing import WILDCARDS, listed
 from pipeq.cli.streams import Paused, Stream
 from pipeq.contract import schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import Ref
+from pipeq.s3_listing import WILDCARDS, listed
 
 #: How the content of a file, or of stdin, becomes inputs; ``auto``: a file is a reference, and a line of stdin is read
 #: as an argument would be.

@@ -6,22 +6,25 @@ Only the outcomes of one pack are in memory at a time. The fields of a pack N: `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pipeq.contract import job
 from pipeq.contract.errors import ErrorCode, ReadError
-from pipeq.jobs.store import JobStore
+from pipeq.jobs import store
+from pipeq.protocol import Give, Run, Stream
 
 #: Most fields that one round trip reads.
 FIELDS = 32
 
 
-def outcomes(store: JobStore, job_id: str, read: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
-    """Yields the outcome of each row that has ended: ``line``, ``custom_id``, and ``result`` or ``error``.
+def outcomes(job_id: str, read: Callable[[str], Any]) -> Stream[list[dict[str, Any]]]:
+    """Hands out, pack by pack, the outcome of each row that has ended.
+
+    Each has ``line``, ``custom_id``, and ``result`` or ``error``.
 
     Args:
-        store: where the job is.
         job_id: the job.
         read: reads the JSON of an object in the workers' store.
 
@@ -29,7 +32,7 @@ def outcomes(store: JobStore, job_id: str, read: Callable[[str], Any]) -> Iterat
         ReadError: an outcome cannot be read.
     """
     packs: dict[int, list[str]] = {}
-    for name in store.outcome_fields(job_id):
+    for name in (yield from store.outcome_fields(job_id)):
         if (number := _number(name)) is not None:
             packs.setdefault(number, []).append(name)
     for number in sorted(packs):
@@ -37,13 +40,14 @@ def outcomes(store: JobStore, job_id: str, read: Callable[[str], Any]) -> Iterat
         names = packs[number]
         for start in range(0, len(names), FIELDS):
             some = names[start : start + FIELDS]
-            for name, text in zip(some, store.outcomes(job_id, some), strict=True):
+            for name, text in zip(some, (yield from store.outcomes(job_id, some)), strict=True):
                 if text:
-                    found += _listed(job_id, name, text, read)
+                    found += yield Run(partial(_listed, job_id, name, text, read))
         found.sort(key=_place)
         for one in found:
             one.pop("row", None)
-            yield one
+        yield Give(found)
+    return None
 
 
 def _listed(job_id: str, name: str, text: bytes, read: Callable[[str], Any]) -> list[dict[str, Any]]:

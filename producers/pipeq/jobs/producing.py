@@ -1,0 +1,133 @@
+"""PRODUCING: the records of a source -> packs in Redis, from where the job's cursor stands. Before: readers.
+
+It waits while enough rows of the job wait or run, so that a job of any length fills neither Redis nor this process. It
+may be killed at any moment; the next one goes on (see store).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from pipeq.contract import keys
+from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.job import JobState, JobStatus
+from pipeq.contract.message import Output
+from pipeq.contract.pack import PackMessage, PackOf
+from pipeq.envelope import Envelope, new_id
+from pipeq.jobs import packing, store
+from pipeq.jobs.columns import Columns
+from pipeq.jobs.packing import Line
+from pipeq.jobs.readers import NOTHING, Source
+from pipeq.jobs.store import Cursor, Parcel
+from pipeq.protocol import Run, Sleep, Steps
+
+#: Packs that one transaction queues.
+TOGETHER = 8
+#: How often it is looked whether rows have ended, while enough of them are under way, in seconds.
+LOOK_S = 0.2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the rows of a job are sent."""
+
+    job_id: str
+    pipeline: str
+    columns: Columns
+    most_rows: int
+    max_message_bytes: int
+    params: Mapping[str, Any] = field(default_factory=dict)
+    output: str | None = None
+    priority: int = keys.JOB_PRIORITY
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    #: The lines that are meant; None for all.
+    lines: frozenset[int] | None = None
+    #: Rows that wait or run at most.
+    max_backlog: int = 50_000
+
+
+def produce(plan: Plan, source: Source, told: Callable[[JobStatus], None]) -> Steps[None]:
+    """Queues what the cursor says is not queued yet, and seals the job.
+
+    Args:
+        plan: how rows are sent.
+        source: what is read, from its beginning.
+        told: called with the job's status now and then.
+
+    Raises:
+        PipeqError: the source cannot be read, or somebody else has queued what was read here.
+    """
+    cursor = yield from store.cursor_of(plan.job_id)
+    packs = _packs(plan, source, cursor.lines)
+    while some := (yield Run(lambda: list(islice(packs, TOGETHER)))):
+        yield from _wait_for_room(plan, told)
+        parcel = _parcel(plan, cursor, some)
+        if not (yield from store.put(plan.job_id, cursor, parcel)):
+            sentence = f"the job {plan.job_id!r} is being submitted by another process, too"
+            raise PipeqError(ErrorCode.IN_USE, sentence)
+        cursor = parcel.cursor
+        if (status := (yield from store.status_of(plan.job_id))) is not None:
+            if _is_over(status):
+                return
+            told(status)
+    yield from store.seal(plan.job_id)
+
+
+def _packs(plan: Plan, source: Source, done: int) -> Iterator[packing.Pack]:
+    """The packs of what comes behind the lines that were queued before."""
+    records = source.records()
+    if (skipped := sum(1 for _ in islice(records, done))) < done:
+        sentence = f"the input has {skipped} lines, and {done} of it were submitted: it is another one"
+        raise PipeqError(ErrorCode.INVALID_INPUT, sentence)
+    lines = _lines(records, done, plan)
+    yield from packing.packs(lines, plan.most_rows, min(packing.BYTES, plan.max_message_bytes // 2))
+
+
+def _is_over(status: JobStatus) -> bool:
+    return status.state.is_final or status.state is JobState.CANCELLING
+
+
+def _lines(records: Iterable[Any], number: int, plan: Plan) -> Iterator[Line]:
+    most = plan.max_message_bytes - 4096
+    for record in records:
+        number += 1
+        if record is NOTHING or (plan.lines is not None and number not in plan.lines):
+            continue
+        if isinstance(record, PipeqError):
+            yield Line(number, None, error=record)
+        else:
+            yield plan.columns.line(number, record, most)
+
+
+def _wait_for_room(plan: Plan, told: Callable[[JobStatus], None]) -> Steps[None]:
+    while (status := (yield from store.status_of(plan.job_id))) is not None:
+        told(status)
+        if status.submitted - status.done < plan.max_backlog or _is_over(status):
+            return
+        yield Sleep(LOOK_S)
+
+
+def _parcel(plan: Plan, before: Cursor, packs: list[packing.Pack]) -> Parcel:
+    envelopes, bodies, wrong = [], [], {}
+    rows, number = before.rows, before.packs
+    for pack in packs:
+        if pack.wrong:
+            wrong[number] = pack.wrong
+        if pack.rows:
+            message = PackMessage(
+                plan.pipeline,
+                tuple(pack.rows),
+                PackOf(plan.job_id, number),
+                plan.params,
+                None if plan.output is None else Output(uri=plan.output),
+            )
+            envelope = Envelope(f"{plan.job_id}-{number}", message, priority=plan.priority, headers=plan.headers)
+            envelopes.append(envelope)
+            bodies.append(envelope.body())
+        rows += len(pack.rows) + len(pack.wrong)
+        number += 1
+    cursor = Cursor(max(packs[-1].last_line, before.lines), rows, number, new_id())
+    return Parcel(envelopes, bodies, wrong, cursor)

@@ -1,0 +1,296 @@
+"""READERS: the input of a job -> its records, one by one, with their line numbers. After: columns.
+
+A source is read from its beginning each time, and in the same order, so that a producer that is started again skips
+what is queued. It is streamed: memory does not grow with its length. What is wrong with a line is that line's error;
+what is wrong with the source itself (it is not there, or is no Parquet) ends the reading.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any, Final
+
+from pipeq import checks
+from pipeq.contract import schemes, shown
+from pipeq.contract.errors import ErrorCode, MissingPackageError, PipeqError
+from pipeq.contract.message import Ref
+from pipeq.contract.reading import UnreadableError, json_value
+from pipeq.s3_listing import WILDCARDS, listed
+
+#: What a file holds, by the end of its name.
+FORMATS: Final = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
+    ".txt": "lines",
+}  # fmt: skip
+#: All of these, and ``refs``: each file or object is a row.
+KINDS: Final = ("jsonl", "csv", "tsv", "parquet", "lines", "refs")
+#: A line that is no record: blank, or the names of columns. It only counts.
+NOTHING: Final = object()
+#: Longest line that is kept, in bytes; of a longer one only its error.
+LINE_BYTES = 8 * 2**20
+#: Rows of Parquet that are read at once.
+PARQUET_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Source:
+    """The input of a job."""
+
+    #: What people read of it, and what a producer that is started again must have, too.
+    name: str
+    kind: str
+    #: Yields a record for each line; of one that cannot be read, its :class:`PipeqError`; or :data:`NOTHING`.
+    records: Callable[[], Iterator[Any]]
+    #: Whether it can be read again, from the same beginning, by another process.
+    is_repeatable: bool = True
+
+
+def source(given: Any, kind: str | None = None) -> Source:
+    """Finds out what the input of a job is.
+
+    Args:
+        given: a path, ``-`` (standard input), an ``s3://`` URI of a file or of a prefix, a name with wildcards, an open
+            file, or an iterable.
+        kind: one of :data:`KINDS`; None to tell by the name.
+
+    Raises:
+        PipeqError: it cannot be read, naming the argument.
+    """
+    if kind is not None and kind not in KINDS:
+        checks.refuse(f"format is {shown.value(kind)}, not one of {', '.join(KINDS)}")
+    if isinstance(given, os.PathLike):
+        given = os.fspath(given)
+    if isinstance(given, str):
+        return _of_text(given, kind)
+    if isinstance(given, io.IOBase) or (hasattr(given, "read") and hasattr(given, "__iter__")):
+        name = str(getattr(given, "name", "a file"))
+        return Source(
+            name,
+            kind or _kind_of(name) or "jsonl",
+            lambda: _of_file(given, kind or _kind_of(name) or "jsonl", name),
+            False,
+        )
+    if isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
+        checks.refuse(
+            f"inputs is {shown.value(given)}, a {type(given).__name__}, and takes a path, s3://bucket/key, an open "
+            "file, or an iterable of rows"
+        )
+    return Source(f"a {type(given).__name__}", "iterable", lambda: _of_iterable(given), not isinstance(given, Iterator))
+
+
+def _of_text(given: str, kind: str | None) -> Source:
+    scheme = schemes.of(given)
+    if given == "-":
+        return Source(
+            "standard input", kind or "jsonl", lambda: _of_file(sys.stdin.buffer, kind or "jsonl", "stdin"), False
+        )
+    if scheme and scheme != "s3":
+        checks.refuse(f"inputs is {shown.uri(given)}: a job reads files of this machine, s3:// and standard input")
+    several = WILDCARDS.search(given) is not None or given.endswith("/")
+    if kind == "refs" or (kind is None and several and _kind_of(given) is None):
+        return Source(given, "refs", lambda: _refs(given, bool(scheme)))
+    found = kind or _kind_of(given)
+    if found is None:
+        checks.refuse(
+            f"inputs is {shown.line(given)}, and its name does not say what it holds: pass a format, one of "
+            f"{', '.join(KINDS)}"
+        )
+    if not several and not scheme and not os.path.isfile(os.path.expanduser(given)):
+        raise PipeqError(ErrorCode.INPUT_NOT_FOUND, f"there is no file {shown.line(given)} here")
+    return Source(given, found, lambda: _of_files(_names(given, bool(scheme)) if several else iter([given]), found))
+
+
+def _names(given: str, is_remote: bool) -> Iterator[str]:
+    return listed(given) if is_remote else _paths(given)
+
+
+def _kind_of(name: str) -> str | None:
+    return FORMATS.get(os.path.splitext(name.lower().removesuffix(".gz"))[1])
+
+
+def _paths(given: str) -> Iterator[str]:
+    found = sorted(path for path in glob.iglob(os.path.expanduser(given), recursive=True) if os.path.isfile(path))
+    if not found and given.endswith("/"):
+        found = sorted(one.path for one in os.scandir(os.path.expanduser(given)) if one.is_file())
+    if not found:
+        raise PipeqError(ErrorCode.INPUT_NOT_FOUND, f"no file matches {shown.line(given)}")
+    yield from found
+
+
+def _refs(given: str, is_remote: bool) -> Iterator[Any]:
+    """A reference to each file or object, with its name as the row's."""
+    for name in _names(given, is_remote):
+        ref = Ref(name) if is_remote else Ref.from_path(name)
+        yield {"inputs": ref, "custom_id": name[-500:]}
+
+
+def _of_iterable(given: Iterable[Any]) -> Iterator[Any]:
+    return iter(given)
+
+
+def _of_files(names: Iterator[str], kind: str) -> Iterator[Any]:
+    for name in names:
+        if kind == "parquet":
+            yield from _parquet(name)
+        else:
+            with _opened(name) as file:
+                yield from _of_file(file, kind, name)
+
+
+def _of_file(file: IO[Any], kind: str, name: str) -> Iterator[Any]:
+    if kind == "parquet":
+        yield from _parquet(file)
+    elif kind in ("csv", "tsv"):
+        yield from _csv(file, "\t" if kind == "tsv" else ",")
+    else:
+        for text in _lines(file):
+            if isinstance(text, PipeqError):
+                yield text
+            elif kind == "lines":
+                yield text.decode("utf-8", "replace")
+            else:
+                yield _json(text)
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[IO[bytes]]:
+    """A file of this machine, or an object, decompressed if its name ends in ``.gz``."""
+    try:
+        if schemes.of(name) == "s3":
+            raw: Any = _s3_body(name)
+        else:
+            raw = open(os.path.expanduser(name), "rb")  # noqa: SIM115
+    except OSError as error:
+        raise PipeqError(ErrorCode.INPUT_NOT_FOUND, f"{shown.uri(name)} cannot be read: {error.strerror}") from error
+    with raw:
+        if name.endswith(".gz"):
+            import gzip
+
+            with gzip.open(raw) as unpacked:
+                yield unpacked  # type: ignore[misc]
+        else:
+            yield raw
+
+
+def _s3_body(uri: str) -> IO[bytes]:
+    import boto3  # not at the top: it takes half a second, and few jobs need it
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    try:
+        body = boto3.client("s3").get_object(Bucket=bucket, Key=key)["Body"]
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        found = ErrorCode.INPUT_NOT_FOUND if code in ("NoSuchKey", "NoSuchBucket", "404") else ErrorCode.INPUT_FORBIDDEN
+        raise PipeqError(found, f"{shown.uri(uri)} cannot be read: S3 answers {shown.line(code, 60)}") from error
+    except (BotoCoreError, ValueError) as error:
+        sentence = f"{shown.uri(uri)} cannot be read: {shown.line(str(error))}"
+        raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, sentence) from error
+    return io.BufferedReader(_Readable(body), 2**20)
+
+
+class _Readable(io.RawIOBase):
+    """boto3's body as a file that can be read by lines, without what it would do for each of them."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Reads the next bytes."""
+        data = self._body.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._body.close()
+        super().close()
+
+
+def _lines(file: IO[Any]) -> Iterator[bytes | PipeqError]:
+    """The lines of a file, or why one cannot be kept."""
+    while True:
+        line = file.readline(LINE_BYTES + 1)
+        if not line:
+            return
+        data = line.encode("utf-8", "surrogateescape") if isinstance(line, str) else line
+        if len(data) > LINE_BYTES and not data.endswith(b"\n"):
+            while (more := file.readline(LINE_BYTES)) and not more.endswith(b"\n" if isinstance(more, bytes) else "\n"):
+                pass
+            yield PipeqError(ErrorCode.INPUT_TOO_LARGE, f"the line has more than {LINE_BYTES} bytes")
+            continue
+        yield data.rstrip(b"\r\n")
+
+
+def _json(text: bytes) -> Any:
+    if not text.strip():
+        return NOTHING
+    try:
+        return json_value(text)
+    except UnreadableError as error:
+        sentence = f"{error}: {shown.line(text.decode('utf-8', 'replace'), 60)!r}"
+        return PipeqError(ErrorCode.INVALID_INPUT, sentence)
+
+
+def _csv(file: IO[Any], delimiter: str) -> Iterator[Any]:
+    if isinstance(file.read(0), str):
+        yield from _rows(csv.reader(file, delimiter=delimiter))
+        return
+    text = io.TextIOWrapper(file, "utf-8-sig", "replace", newline="")
+    try:
+        yield from _rows(csv.reader(text, delimiter=delimiter))
+    finally:
+        text.detach()  # whoever opened the file closes it
+
+
+def _rows(reader: Iterator[list[str]]) -> Iterator[Any]:
+    csv.field_size_limit(LINE_BYTES)
+    header: list[str] | None = None
+    while True:
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield PipeqError(ErrorCode.INVALID_INPUT, f"it is no row of CSV: {error}")
+            continue
+        if header is None:
+            header = values
+            yield NOTHING
+        elif not values:
+            yield NOTHING
+        elif len(values) != len(header):
+            sentence = f"it has {len(values)} columns, and the first line names {len(header)}"
+            yield PipeqError(ErrorCode.INVALID_INPUT, sentence)
+        else:
+            yield dict(zip(header, values, strict=True))
+
+
+def _parquet(given: str | IO[bytes]) -> Iterator[Any]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        sentence = "Parquet needs the package pyarrow, which is not installed: pip install 'pipeq[parquet]'"
+        raise MissingPackageError(sentence) from error
+    name = given if isinstance(given, str) else "it"
+    try:
+        if isinstance(given, str) and schemes.of(given) == "s3":
+            given = io.BytesIO(_s3_body(given).read())
+        file = parquet.ParquetFile(os.path.expanduser(given) if isinstance(given, str) else given)
+        for batch in file.iter_batches(PARQUET_ROWS):
+            yield from batch.to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
+        raise PipeqError(
+            ErrorCode.INVALID_INPUT, f"{shown.uri(str(name))} is no Parquet: {shown.line(str(error))}"
+        ) from error
