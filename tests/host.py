@@ -238,11 +238,11 @@ class Host:
         self.runtime._heartbeat._retries.move_due([self.pipeline])
 
     def renew(self) -> None:
-        self.leases._renew_all()
+        self.leases._renewing.renew()
 
     def sweep(self) -> None:
         """Puts back the messages of lapsed leases."""
-        self.leases._sweep()
+        self.leases._renewing.sweep()
 
     def give_back(self, idle: int) -> None:
         """Gives messages back to workers that have none."""

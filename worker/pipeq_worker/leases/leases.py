@@ -11,13 +11,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
-from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from kombu.asynchronous import get_event_loop
@@ -27,6 +24,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from pipeq_worker.leases import celery_internals, lua
 from pipeq_worker.leases.history import history_of
+from pipeq_worker.leases.renewing import Renewing
 from pipeq_worker.leases.reserved import Reserved, Wanted, taken
 from pipeq_worker.leases.server import Server
 from pipeq_worker.leases.sharing import MARK_S, Sharing
@@ -43,8 +41,6 @@ SWEEP_S = 5.0
 MESSAGES_PER_CALL = 1000
 #: Calls that put messages of one fair list back when a worker stops.
 UNMOVE_CALLS = 200
-#: The thread that renews the leases hangs if it has done nothing for this long beyond its usual pause, in seconds.
-HUNG_S = 60.0
 #: A reply that takes longer than this counts as a broken connection, in seconds.
 TIMEOUT_S = 5.0
 
@@ -101,7 +97,6 @@ class Leases:
     def __init__(self, server: Server, lease_s: float, sweep_s: float) -> None:
         self.server = server
         self.lease_s = lease_s
-        self._sweep_s = sweep_s
         self.unacked_key = server.prefix + keys.UNACKED
         self.key = server.prefix + keys.LEASES
         self._closing = threading.Event()
@@ -135,27 +130,18 @@ class Leases:
         self._unsent: list[str] = []
         #: Tags of messages that Redis knows to be in this process's hands alone.
         self._in_hand: set[str] = set()
-        self._orphans: SimpleQueue[str] = SimpleQueue()
         self._redis = server.connect()
         self._reserve, self._renew, self._requeue, self._postpone, self._unmove, self._hold = (
             self._redis.register_script(lua.source(name))
             for name in ("reserve", "renew", "requeue", "postpone", "unmove", "hold")
         )
         self._tags, self._batch = os.urandom(6).hex(), count()
-        self._thread: threading.Thread | None = None
-        # No sweep until all workers have had time to renew: this process, or Redis, may have been away.
-        self._quiet_until = time.monotonic() + lease_s
-        #: When Redis last answered.
-        self._heard_at = time.monotonic()
-        #: When the thread last completed a turn, successful or not.
-        self.turned_at = time.monotonic()
+        self._renewing = Renewing(self, lease_s, sweep_s)
 
     def start(self) -> None:
-        """Starts the thread, unless it runs. It renews leases, and puts back messages of lapsed ones."""
+        """Starts the thread that renews leases and puts back messages of lapsed ones, unless it runs."""
         with self.changed:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
-                self._thread.start()
+            self._renewing.start()
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
@@ -198,8 +184,8 @@ class Leases:
         """Puts a message back if Celery drops it without an answer, as it does when it reconnects."""
         with self.changed:
             if (held := self._held.get(tag)) is not None:
-                # The callback may run on any thread, with any lock held, so it only puts the tag on a queue.
-                held.message = weakref.ref(message, lambda _: self._orphans.put(tag))
+                # The callback may run on any thread, with any lock held, so it only notes the tag.
+                held.message = weakref.ref(message, lambda _: self._renewing.drop(tag))
 
     def hold(self, tag: str, instead_of: str = "") -> None:
         """Notes in Redis that this process has a message alone in its hands: if it dies, that one is charged.
@@ -423,91 +409,45 @@ class Leases:
             self.changed.notify_all()
         if left and (back := self.requeue(left)):
             logger.info("%d messages are back on their queues", back, extra={"action": "requeue"})
-        self._orphans.put("")
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(2 * TIMEOUT_S)
+        self._renewing.close()
         self._redis.close()
 
     def hangs(self) -> str | None:
         """Says that the thread that renews the leases hangs or has ended; None if all is well."""
-        if self._thread is None or self.is_closed():
-            return None
-        if not self._thread.is_alive():
-            return "the thread that renews the leases has ended"
-        late_s = time.monotonic() - self.turned_at - self.lease_s / 3
-        return f"the thread that renews the leases hangs for {late_s:.0f} s" if late_s > HUNG_S else None
+        return self._renewing.hangs()
 
     def is_closed(self) -> bool:
         """Whether it was closed."""
         return self._closing.is_set()
 
-    # -- the thread ---------------------------------------------------------------------------------------------------
+    # -- for the thread, see renewing.py ------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        now = self._heard_at = time.monotonic()
-        renew_at, sweep_at = now + self.lease_s / 3, now
-        while not self.is_closed():
-            self.turned_at = time.monotonic()
-            left = min(renew_at, max(sweep_at, self._quiet_until)) - time.monotonic()
-            self._put_back_orphans(max(left, 0))
-            if self.is_closed():
-                return
-            try:
-                if time.monotonic() >= renew_at:
-                    self._renew_all()
-                    self._was_away()
-                    renew_at = time.monotonic() + self.lease_s / 3
-                if time.monotonic() >= max(sweep_at, self._quiet_until):
-                    self._sweep()
-                    sweep_at = time.monotonic() + self._sweep_s
-                outage.over("leases")
-            except RedisError as error:
-                outage.noticed("leases", error)
-                now = time.monotonic()
-                # Other workers that were cut off must have time to come back and renew.
-                self._quiet_until = now + self.lease_s
-                renew_at = now + min(0.5, self.lease_s / 10)
-            except Exception:
-                # The thread must go on: without it, all leases that are held would be lost to other workers.
-                logger.exception("leases", extra={"action": "leases"})
-                renew_at = time.monotonic() + 1
-
-    def _renew_all(self) -> None:
+    def look_at_readers(self) -> None:
+        """Tells of readers that hang."""
         for reader in list(self.readers):
             if (reason := reader.stalled()) is not None:
                 self.on_stalled(reason)
-        self.flush()
+
+    def renew_all(self) -> None:
+        """Renews all leases, and drops those that are gone.
+
+        Raises:
+            RedisError: Redis does not answer, and nothing is known about the leases.
+        """
         with self.changed:
             tags = list(self._held)
         if tags:
             self.lose(self.renew(tags))
 
-    def _sweep(self) -> None:
+    def server_time(self) -> float:
+        """The server's clock, in seconds since the epoch."""
         seconds, microseconds = self._redis.time()
-        if self._was_away():
-            return
-        until = seconds + microseconds / 1e6 + self.lease_s / 3
+        return float(seconds + microseconds / 1e6)
+
+    def put_back_lapsed(self, until: float) -> None:
+        """Puts the messages back whose leases have ended by then, which are of workers that died."""
         while back := self._put_back("lapsed", MESSAGES_PER_CALL, until):
             logger.warning(
                 "%d messages of a worker that is gone are back on their queues", back, extra={"action": "sweep"}
             )
             self.observer.leases_lapsed(back)
-
-    def _was_away(self) -> bool:
-        """Whether Redis, or this process, was silent for so long that other workers may have failed to renew, too."""
-        now = time.monotonic()
-        away = now - self._heard_at > self.lease_s * 2 / 3
-        self._heard_at = now
-        if away:
-            self._quiet_until = now + self.lease_s
-        return away
-
-    def _put_back_orphans(self, timeout_s: float) -> None:
-        """Waits up to ``timeout_s`` for messages that were dropped while still held, and puts them back."""
-        orphans = []
-        with suppress(Empty):
-            orphans.append(self._orphans.get(timeout=timeout_s))
-            while True:
-                orphans.append(self._orphans.get_nowait())
-        if any(self.holds(tag) for tag in orphans):
-            self.requeue(orphans)
