@@ -185,10 +185,27 @@ def test_what_it_wishes(client: Client, db: redis.Redis, host: Host) -> None:
     push(db, "late", expires_at=time.time() - 60)
     host.take(2)
     (one,) = host.hands.tasks
-    assert (one.id, one.tenant, one.timeout_s) == ("soon", "tenant", 7)
+    assert (one.id, one.tenant, one.timeout_s, one.submitted_at) == ("soon", "tenant", 7, None)
     assert 0 < one.deadline - time.monotonic() <= 5
     assert 50 < one.expiry - time.time() <= 60
     assert client.status("late").state is State.EXPIRED
+
+
+def test_when_it_was_sent(client: Client, db: redis.Redis, host: Host) -> None:
+    """The parts of its life then add up to it, as those of a client's task."""
+    sent_at = round(time.time() - 50, 3)
+    push(db, "a", sent_at=sent_at)
+    push(db, "b", sent_at=1e300)
+    host.take(2)
+    for one in list(host.hands.tasks):
+        host.hands.begin(one)
+        host.hands.end(one)
+    status = client.status("a")
+    assert status.submitted_at == sent_at
+    assert status.finished_at is not None
+    assert 50_000 < status.timing_ms["queued"] < 80_000
+    assert sum(status.timing_ms.values()) == pytest.approx(1000 * (status.finished_at - sent_at), abs=5)
+    assert (client.status("b").state, client.status("b").submitted_at) == (State.SUCCEEDED, None)
 
 
 #: Text that is pushed -> the id under which it fails (None: only its letter says so), and what the sentence says.

@@ -9,7 +9,7 @@ from pipeq.contract import keys
 from pipeq.contract.reading import number
 
 from pipeq_worker.broker.plain_message import PlainMessage
-from pipeq_worker.delivery.urgency import deadline_of, expiry_of, priority_of, timeout_of, urgency_of
+from pipeq_worker.delivery.urgency import deadline_of, expiry_of, moment, priority_of, timeout_of, urgency_of
 from pipeq_worker.leases import celery_internals
 
 #: Larger than any real number of retries, and small enough for every counter.
@@ -32,6 +32,7 @@ def facts_of_request(request: Any) -> dict[str, Any]:
         "past_attempts": _count(request.request_dict.get(keys.PAST_ATTEMPTS_HEADER)),
         "retrying_since": number(request.request_dict.get(keys.RETRYING_SINCE_HEADER)),
         "put_off": _count(request.request_dict.get(keys.PUT_OFF_HEADER)),
+        "sent_at": moment(number(request.request_dict.get(keys.SENT_AT_HEADER))),
         "refused_by": tuple(request.request_dict.get(keys.REFUSED_BY_HEADER) or ()),
         "expiry": expiry_of(request),
         "timeout_s": timeout_of(number(request.request_dict.get(keys.TIMEOUT_HEADER))),
@@ -56,6 +57,7 @@ def facts_of_plain(message: PlainMessage, now: float) -> dict[str, Any]:
         "past_attempts": min(headers.past_attempts or 0, MOST_RETRIES),
         "retrying_since": headers.retrying_since,
         "put_off": min(headers.put_off or 0, MOST_RETRIES),
+        "sent_at": moment(headers.sent_at),
         "refused_by": tuple(headers.refused_by or ()),
         "group_id": headers.group,
         "parent_id": headers.parent_id,

@@ -45,6 +45,8 @@ class Delivery(Task):
     retrying_since: float | None = None
     #: How often it waited without having been tried by a worker that could do it.
     put_off: int = 0
+    #: When it was submitted, in seconds since the epoch, as its message says; None if it does not.
+    sent_at: float | None = None
     #: Names of workers that may not touch the place that it names.
     refused_by: tuple[str, ...] = ()
     #: When it expires, in seconds since the epoch. Celery checks that only when the message arrives.
@@ -102,6 +104,12 @@ class Delivery(Task):
     def is_dropped(self) -> bool:
         """Whether its result is no longer needed: the task has ended, or another worker has its message."""
         return self.is_over or self.is_lost or self.is_terminated
+
+    @property
+    def submitted_at(self) -> float | None:
+        """When it was submitted: its record has it if a client wrote that, otherwise its message may."""
+        recorded = self.before.submitted_at if self.before is not None else None
+        return self.sent_at if recorded is None else recorded
 
     @property
     def attempts_before(self) -> int:

@@ -24,7 +24,7 @@ def part_of(delivery: Delivery, *, next_try_at: float | None = None) -> Part:
     retrying, delivery.told_ms = next_try_at is not None, times_of(delivery, now)
     return Part(
         pipeline=delivery.lane,
-        submitted_at=before.submitted_at,
+        submitted_at=delivery.submitted_at,
         due_at=next_try_at or before.due_at,
         expires_at=before.expires_at,
         message_sha256=before.message_sha256,

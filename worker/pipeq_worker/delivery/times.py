@@ -16,7 +16,7 @@ from pipeq_worker.delivery.delivery import Delivery
 def times_of(delivery: Delivery, ended_at: float) -> dict[str, float]:
     """Returns the milliseconds of each part, in their order.
 
-    Without a ``submitted_at`` (a stock Celery producer writes none), what was before the work is not among them.
+    Without a ``submitted_at`` (most stock Celery producers say none), what was before the work is not among them.
 
     Args:
         delivery: the task.
@@ -45,16 +45,17 @@ def before_batch(delivery: Delivery, now: float) -> dict[str, float]:
 
 
 def _before(delivery: Delivery, begin: float) -> dict[str, float]:
-    submitted_at = delivery.before.submitted_at if delivery.before is not None else None
+    submitted_at = delivery.submitted_at
     if submitted_at is None:
         return {}
     received_at, arrived = delivery.received_at, delivery.arrived
     if (until := delivery.tried_until) is not None:
         over_at = received_at + until - arrived
         return waited(submitted_at, over_at, over_at, begin - until)
-    assert delivery.before is not None
     # When the message of a worker that died came back on its queue is not known, but when it was taken again.
-    due_at = received_at if delivery.was_lost else delivery.before.due_at
+    due_at = delivery.before.due_at if delivery.before is not None else None
+    if delivery.was_lost:
+        due_at = received_at
     return waited(submitted_at, due_at, received_at, begin - arrived)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeq.contract import keys
 from pipeq.contract.reading import number
+from pipeq.contract.status import LATEST_S
 
 
 def urgency_of(request: Any) -> dict[str, Any]:
@@ -44,6 +45,11 @@ def deadline_of(deadline_s: float | None, sent_at: float | None, expires_at: flo
     sent_at = now if sent_at is None else min(sent_at, now)
     until = expires_at if deadline_s is None else min(deadline_s + sent_at, expires_at)
     return until if until == math.inf else time.monotonic() + until - now
+
+
+def moment(said: float | None) -> float | None:
+    """A time that a message names, in seconds since the epoch; None if it is none that a status can show."""
+    return said if said is not None and 0 <= said < LATEST_S else None
 
 
 def timeout_of(said: float | None) -> float:
