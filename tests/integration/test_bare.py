@@ -185,7 +185,7 @@ def test_what_it_wishes(client: Client, db: redis.Redis, host: Host) -> None:
     push(db, "late", expires_at=time.time() - 60)
     host.take(2)
     (one,) = host.hands.tasks
-    assert (one.id, one.tenant, one.timeout_s, one.submitted_at) == ("soon", "tenant", 7, None)
+    assert (one.id, one.tenant, one.timeout_s, one.sent_at) == ("soon", "tenant", 7, None)
     assert 0 < one.deadline - time.monotonic() <= 5
     assert 50 < one.expiry - time.time() <= 60
     assert client.status("late").state is State.EXPIRED

@@ -47,7 +47,7 @@ class Workers:
             is_lost=False, is_over=False, started_at=None, last_started_at=None, lost=(), before=None, progress=None,
             lane=PIPELINE, pipeline=None, received_at=time.time(), attempts=1, batch=None, result_uri=None, error=None,
             timing_ms={}, told_ms={}, arrived=time.monotonic(), began=time.monotonic(), tried_until=None, given_at=None,
-            was_lost=False, is_ended_by_death=False, request=SimpleNamespace(hostname=worker),
+            was_lost=False, is_ended_by_death=False, sent_at=None, request=SimpleNamespace(hostname=worker),
         )  # fmt: skip
         self.now = one
         Marks(self.db, worker).begin([one], alone=True)

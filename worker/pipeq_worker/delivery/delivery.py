@@ -106,12 +106,6 @@ class Delivery(Task):
         return self.is_over or self.is_lost or self.is_terminated
 
     @property
-    def submitted_at(self) -> float | None:
-        """When it was submitted: its record has it if a client wrote that, otherwise its message may."""
-        recorded = self.before.submitted_at if self.before is not None else None
-        return self.sent_at if recorded is None else recorded
-
-    @property
     def attempts_before(self) -> int:
         """Number of tries before this one: those with a retryable error, and those of the task's earlier lives."""
         return self.retries + self.past_attempts

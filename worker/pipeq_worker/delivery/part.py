@@ -9,7 +9,7 @@ from pipeq.contract.errors import Blame
 from pipeq.contract.record import Before, Part, attempt, with_lost
 
 from pipeq_worker.delivery.delivery import Delivery
-from pipeq_worker.delivery.times import times_of
+from pipeq_worker.delivery.times import submitted_at, times_of
 from pipeq_worker.observe.failures import recorded
 
 
@@ -24,7 +24,7 @@ def part_of(delivery: Delivery, *, next_try_at: float | None = None) -> Part:
     retrying, delivery.told_ms = next_try_at is not None, times_of(delivery, now)
     return Part(
         pipeline=delivery.lane,
-        submitted_at=delivery.submitted_at,
+        submitted_at=submitted_at(delivery),
         due_at=next_try_at or before.due_at,
         expires_at=before.expires_at,
         message_sha256=before.message_sha256,

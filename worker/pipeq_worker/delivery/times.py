@@ -36,6 +36,12 @@ def times_of(delivery: Delivery, ended_at: float) -> dict[str, float]:
     return times
 
 
+def submitted_at(delivery: Delivery) -> float | None:
+    """When a task was submitted: its record has it if a client wrote that, otherwise its message may."""
+    recorded = delivery.before.submitted_at if delivery.before is not None else None
+    return delivery.sent_at if recorded is None else recorded
+
+
 def before_batch(delivery: Delivery, now: float) -> dict[str, float]:
     """Returns the milliseconds from when a child got a task until its first batch begins now (monotonic clock)."""
     if delivery.given_at is None:
@@ -45,18 +51,17 @@ def before_batch(delivery: Delivery, now: float) -> dict[str, float]:
 
 
 def _before(delivery: Delivery, begin: float) -> dict[str, float]:
-    submitted_at = delivery.submitted_at
-    if submitted_at is None:
+    if (since := submitted_at(delivery)) is None:
         return {}
     received_at, arrived = delivery.received_at, delivery.arrived
     if (until := delivery.tried_until) is not None:
         over_at = received_at + until - arrived
-        return waited(submitted_at, over_at, over_at, begin - until)
+        return waited(since, over_at, over_at, begin - until)
     # When the message of a worker that died came back on its queue is not known, but when it was taken again.
     due_at = delivery.before.due_at if delivery.before is not None else None
     if delivery.was_lost:
         due_at = received_at
-    return waited(submitted_at, due_at, received_at, begin - arrived)
+    return waited(since, due_at, received_at, begin - arrived)
 
 
 def _seen(delivery: Delivery, now: float) -> tuple[float, dict[str, float]]:
