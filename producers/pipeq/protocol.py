@@ -242,7 +242,7 @@ def reachable(url: str) -> Iterator[None]:
         if isinstance(error, AuthenticationError):
             message = f"{where} {refusal(error, 'the password')}"
         elif isinstance(error, ConnectionError | TimeoutError):
-            message = f"cannot reach Redis at {where}: {says}"
+            message = f"cannot reach Redis at {where} ({says})"
         elif isinstance(error, NoPermissionError):
             message = (
                 f"Redis at {where} does not let this user do that ({says}): deploy/redis-users.acl has the rights that "

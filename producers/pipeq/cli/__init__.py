@@ -14,15 +14,13 @@ _OPERATOR = "pipeq.cli.retire"
     cls=LazyGroup,
     lazy={
         "submit": LazyCommand("pipeq.cli.submit", "Queue a task for each INPUT and print its id."),
-        "wait": LazyCommand(_TASKS, "Wait until tasks have ended, and print the state of each when it has."),
-        "result": LazyCommand(_TASKS, "Print the output of tasks as JSON, a line for each, in the order of the ids."),
+        "wait": LazyCommand(_TASKS, "Wait until tasks have ended."),
+        "result": LazyCommand(_TASKS, "Print the output of tasks as JSON."),
         "status": LazyCommand(_TASKS, "Show how tasks fare."),
         "cancel": LazyCommand(_TASKS, "Take tasks back, unless they have ended."),
         "job": LazyCommand("pipeq.cli.job", "Submit many rows as one job, follow it, and get its results in order."),
         "queues": LazyCommand("pipeq.cli.queues", "Show every pipeline's queue."),
-        "pipelines": LazyCommand(
-            "pipeq.cli.pipelines", "Show the pipelines that workers serve, and what tasks may ask of them."
-        ),
+        "pipelines": LazyCommand("pipeq.cli.pipelines", "Show which pipelines are served, and how."),
         "top": LazyCommand("pipeq.cli.top", "Show queues, workers, batches and failures live, until Ctrl-C."),
         "dead": LazyCommand("pipeq.cli.dead", "List dead letters, send them again, or drop them."),
         "purge": LazyCommand(_OPERATOR, "End every task that waits for a pipeline."),

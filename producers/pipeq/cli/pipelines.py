@@ -23,7 +23,7 @@ PARAMS_SHOWN = 6
 @json_lines
 @redis_url_option
 def pipelines(names: tuple[str, ...], in_json: bool, redis_url: str | None) -> None:
-    r"""Show the pipelines that workers serve, and what tasks may ask of them.
+    r"""Show which pipelines are served, and how.
 
     \b
     task        the task type

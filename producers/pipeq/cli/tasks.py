@@ -38,10 +38,11 @@ from pipeq.contract.status import State, TaskStatus
 @json_lines
 @redis_url_option
 def wait(ids: tuple[str, ...], timeout: float | None, in_json: bool, redis_url: str | None) -> None:
-    """Wait until tasks have ended, and print the state of each when it has.
+    """Wait until tasks have ended.
 
-    The exit code is 0 only if all succeeded. `-` reads ids from stdin, one a line. Without --timeout, an id that is not
-    known is waited for 10 seconds: a stock Celery producer's task is unknown until a worker runs it.
+    Prints the state of each when it has ended; the exit code is 0 only if all succeeded. `-` reads ids from stdin, one
+    a line. Without --timeout, an id that is not known is waited for 10 seconds: a stock Celery producer's task is
+    unknown until a worker runs it.
     """
     codes = [OK]
     with connected(redis_url) as client:
@@ -94,10 +95,11 @@ def result(
     in_json: bool,
     redis_url: str | None,
 ) -> None:
-    """Print the output of tasks as JSON, a line for each, in the order of the ids.
+    """Print the output of tasks as JSON.
 
-    It is fetched from the store where it lies there, if --allow names that. `-` reads ids from stdin, one a line. Of
-    several tasks, one without an output prints as null, and stderr says why; with --json, a line is the full status.
+    Prints a line for each, in the order of the ids. An output is fetched from the store where it lies there, if --allow
+    names that. `-` reads ids from stdin, one a line. Of several tasks, one without an output prints as null, and stderr
+    says why; with --json, a line is the full status.
 
     Without --wait, a task that has not ended is exit code 3. With it, an id that is not known yet is waited for too,
     for 10 seconds or as long as --timeout says: a stock Celery producer's task is unknown until a worker runs it.

@@ -231,6 +231,10 @@ def test_no_redis_is_exit_code_5_and_one_line(arguments: list[str]) -> None:
     assert "s3cret" not in done.stderr
 
 
+def test_a_url_without_a_database_is_shown_with_its_port() -> None:
+    assert "cannot reach Redis at redis://127.0.0.1:9 (" in run("queues", "--redis-url", "redis://127.0.0.1:9").stderr
+
+
 def test_a_url_that_cannot_be_read_does_not_show_its_password() -> None:
     done = run("status", "a", "--redis-url", "redis://:s3/cret#@host:x/0")
     assert done.exit_code == 2
