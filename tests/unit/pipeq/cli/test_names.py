@@ -99,6 +99,19 @@ def test_every_misspelt_variable_of_a_section_stops_a_worker(name: str, monkeypa
         load_settings()
 
 
+@pytest.mark.parametrize(
+    "key",
+    [*Settings.model_fields, *(f"{name}.{inner}" for name, one in sections().items() for inner in one.model_fields)],
+)
+def test_every_misspelt_key_of_a_settings_file_stops_a_worker(key: str, tmp_path: Path) -> None:
+    section, _, name = key.rpartition(".")
+    config = tmp_path / "mine.toml"
+    config.write_text(f"[{section}]\n{misspelt(name)} = 1\n" if section else f"{misspelt(name)} = 1\n")
+    where = f"{section}.{misspelt(name)}" if section else misspelt(name)
+    with pytest.raises(SettingsError, match=rf"mine.toml: {re.escape(where)}: there is no such key; did you mean \w+"):
+        load_settings(config)
+
+
 @pytest.mark.parametrize("variable", ["PIPEQ_FOO", "PIPEQ_", "pipeq_zzz", "PIPEQ_" + "X" * 5000, "PIPEQ_É"])
 def test_a_stranger_s_variable_is_an_error_that_names_the_nearest(
     variable: str, monkeypatch: pytest.MonkeyPatch
