@@ -20,6 +20,7 @@ from benchmarks import (
     noop,
     one_length,
     page,
+    producers,
     urgency,
 )
 from benchmarks.report import Options, Result, machine
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Result]]] = {
     "h": urgency.main,
     "i": continuous.main,
     "j": death.main,
+    "k": producers.main,
     "delivery": delivery.main,
     "memory": memory.main,
 }

@@ -94,7 +94,7 @@ def stock_app(url: str) -> Celery:
 def submit(url: str, count: int) -> None:
     """Queues no-ops for the pipeq worker."""
     with Client(url) as client:
-        client.submit_many("constant", range(count), check=False)
+        client.submit_many("constant", range(count), check=False, priority=0)
 
 
 def submit_stock(url: str, count: int) -> None:
@@ -196,7 +196,7 @@ def recovery(url: str) -> Measured:
     with redis.Redis.from_url(url) as db, Client(url) as client, ExitStack() as stack:
         db.flushall()
         first = stack.enter_context(pipeq_worker(url, Path()))
-        client.submit_many("constant", range(5), params={"seconds": 300}, check=False)
+        client.submit_many("constant", range(5), params={"seconds": 300}, check=False, priority=0)
         while db.zcard("pipeq:leases") < 5:
             time.sleep(0.05)
         second = stack.enter_context(pipeq_worker(url, Path()))

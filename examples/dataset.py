@@ -8,30 +8,15 @@ Needs `datasets`: pip install "pipeq[examples]".
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import islice
 
 from datasets import load_dataset
-from pipeq import Client, TaskStatus
+from pipeq import Client
 
 DEFAULTS = ["cornell-movie-review-data/rotten_tomatoes", "text", "test"]
 PIPELINE = "text-classification"
-WINDOW = 500
 
 name, column, split = sys.argv[1:4] + DEFAULTS[len(sys.argv[1:4]) :]
 client = Client()
-
-
-def answers(texts: Iterable[str]) -> Iterator[TaskStatus]:
-    """Yields a status for each text, with at most two windows in flight, however long the iterator is."""
-    texts = iter(texts)
-    waiting = client.submit_many(PIPELINE, islice(texts, WINDOW))
-    while waiting:
-        # Queue the next window before waiting for the last one, so that the worker always has work.
-        following = client.submit_many(PIPELINE, islice(texts, WINDOW))
-        yield from client.as_completed(waiting, timeout_s=600)
-        waiting = following
-
 
 # A column of datasets 4 is read while it is iterated over. All tasks are queued, and results come as they are done.
 ids = client.submit_many(PIPELINE, load_dataset(name, split=split)[column])
@@ -40,5 +25,7 @@ for status in client.as_completed(ids, timeout_s=600):
     print(f"row {row_of[status.id]}: {client.result(status.id)[0]['label']}")
 
 stream = load_dataset(name, split=split, streaming=True)
-labels = Counter(client.result(status.id)[0]["label"] for status in answers(row[column] for row in stream))
+# Results in the order of the rows, with 500 rows under way, however long the stream is.
+answers = client.map(PIPELINE, (row[column] for row in stream), in_flight=500)
+labels = Counter(best["label"] for best, *_ in answers)
 print(f"streamed {labels.total()}: {dict(sorted(labels.items()))}")

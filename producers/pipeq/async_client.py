@@ -9,7 +9,7 @@ from pipeq.async_speaking import CONNECTIONS, AsyncSpeaker, async_iterating, awa
 from pipeq.client import Configured
 from pipeq.contract.redis_url import TIMEOUT_S, connect_async, options
 from pipeq.dead import Letters
-from pipeq.protocol import handling
+from pipeq.methods import handling
 from pipeq.submit_calls import Calls
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ class AsyncClient(Configured):
 
     submit = awaiting(Calls.submit)
     submit_many = awaiting(Calls.submit_many)
+    submit_each = async_iterating(Calls.submit_each)
+    map = async_iterating(Calls.map)
     cancel = awaiting(Calls.cancel)
     cancel_many = awaiting(Calls.cancel_many)
     cancel_pipeline = awaiting(Calls.cancel_pipeline)

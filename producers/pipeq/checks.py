@@ -105,6 +105,20 @@ def count(name: str, value: Any, most: int) -> int:
     return value
 
 
+def in_flight(value: Any, most: int) -> int:
+    """Checks how many tasks are under way at once."""
+    if count("in_flight", value, most) == 0:
+        refuse("in_flight is 0, and no task would ever be submitted: give 1 or more")
+    return int(value)
+
+
+def max_backlog(value: Any) -> int | None:
+    """Checks how many tasks may be in a queue; None stays None."""
+    if value is not None and count("max_backlog", value, LONGEST_LIST) == 0:
+        refuse("max_backlog is 0, and no task would ever be submitted: give 1 or more, or leave it out")
+    return None if value is None else int(value)
+
+
 def states(values: Any) -> frozenset[State]:
     """Checks names of states."""
     found = texts("states", values)

@@ -16,7 +16,7 @@ from pipeq.contract import keys
 from pipeq.contract.errors import RedisUrlError
 from pipeq.contract.redis_url import connect
 from pipeq.dead import DeadLetters
-from pipeq.protocol import handling
+from pipeq.methods import handling
 from pipeq.read_allow import ReadAllow
 from pipeq.speaking import Speaker, blocking, iterating
 from pipeq.submit_calls import Calls, NoLiveWorkerWarning
@@ -103,6 +103,8 @@ class Client(Configured):
 
     submit = blocking(Calls.submit)
     submit_many = blocking(Calls.submit_many)
+    submit_each = iterating(Calls.submit_each)
+    map = iterating(Calls.map)
     cancel = blocking(Calls.cancel)
     cancel_many = blocking(Calls.cancel_many)
     cancel_pipeline = blocking(Calls.cancel_pipeline)

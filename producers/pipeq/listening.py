@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 IDLE_CHANNELS = 200
 #: Most channels of one command.
 CHANNELS_PER_COMMAND = 500
+#: Seconds that Redis may take to confirm a subscription.
+CONFIRM_S = 30.0
 
 
 class Ear:
@@ -120,3 +122,10 @@ def in_commands(kind: str, names: Sequence[str]) -> list[tuple[str, ...]]:
     return [
         (kind, *names[start : start + CHANNELS_PER_COMMAND]) for start in range(0, len(names), CHANNELS_PER_COMMAND)
     ]
+
+
+def check(ear: Ear) -> None:
+    """Raises the error with which an ear lost its subscriptions, once."""
+    if ear.lost is not None:
+        lost, ear.lost = ear.lost, None
+        raise lost

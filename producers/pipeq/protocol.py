@@ -13,13 +13,10 @@ docs/decisions/one-protocol.md has the reasons.
 from __future__ import annotations
 
 import hashlib
-import inspect
-import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from redis.exceptions import (
     AuthenticationError,
@@ -37,9 +34,6 @@ from pipeq.contract.errors import RedisUnavailableError
 from pipeq.contract.redis_url import refusal
 
 _T = TypeVar("_T")
-_S = TypeVar("_S")
-_F = TypeVar("_F", bound=Callable[..., Any])
-_P = ParamSpec("_P")
 #: A command of Redis and its arguments.
 Command: TypeAlias = Sequence[Any]
 
@@ -117,13 +111,24 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Pull:
+    """Takes the next value of an asynchronous iterator. Answer: a list of it; empty at the end.
+
+    Raises:
+        Exception: what the iterator raises; a TypeError in a client that blocks.
+    """
+
+    source: AsyncIterator[Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Give:
     """Hands a value to the caller, who iterates. Answer: None, when the caller asks for the next one."""
 
     value: Any
 
 
-Ask: TypeAlias = Send | Session | Listen | Unlisten | Hear | Sleep | Run | Give
+Ask: TypeAlias = Send | Session | Listen | Unlisten | Hear | Sleep | Run | Pull | Give
 #: Steps of a call, with its result ...
 Steps: TypeAlias = Generator[Any, Any, _T]
 #: ... and of one that hands out values of this type, with :class:`Give`. They end with None.
@@ -190,23 +195,29 @@ def scripts(source: str, calls: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -
     return found
 
 
-def listed(stream: Stream[_T], most: int | None = None) -> Steps[tuple[_T, ...]]:
-    """Takes steps that hand out values, and returns the values: all of them, or this many."""
-    found: list[_T] = []
+def given(stream: Stream[_T]) -> Steps[_T | None]:
+    """Takes steps as far as the next value that they hand out; None at their end. Values are not None."""
     answer, error = None, None
-    while most is None or len(found) < most:
+    while True:
         try:
             ask = stream.send(answer) if error is None else stream.throw(error)
         except StopIteration:
-            return tuple(found)
-        answer, error = None, None
+            return None
         if isinstance(ask, Give):
-            found.append(ask.value)
-            continue
+            value: _T = ask.value
+            return value
+        answer, error = None, None
         try:
             answer = yield ask
         except Exception as raised:
             error = raised
+
+
+def listed(stream: Stream[_T], most: int | None = None) -> Steps[tuple[_T, ...]]:
+    """Takes steps that hand out values, and returns the values: all of them, or so many."""
+    found: list[_T] = []
+    while (most is None or len(found) < most) and (value := (yield from given(stream))) is not None:
+        found.append(value)
     stream.close()
     return tuple(found)
 
@@ -252,39 +263,3 @@ def reachable(url: str) -> Iterator[None]:
             message = f"Redis at {where} answers: {says}"
         passing = isinstance(error, ConnectionError | TimeoutError) and not isinstance(error, AuthenticationError)
         raise RedisUnavailableError(message, passing) from error
-
-
-# -- methods of steps -------------------------------------------------------------------------------------------------
-
-
-def as_method(method: _F, call: Callable[..., Any], returns: str) -> _F:
-    """Gives a method that was made of steps the steps' signature, with what it returns itself.
-
-    Args:
-        method: the method.
-        call: makes the steps.
-        returns: what the method returns, with braces for the type of the steps' result, or of what they hand out.
-    """
-    signature = inspect.signature(call)
-    inner = re.fullmatch(r"(?:Steps|Stream)\[(.*)\]", str(signature.return_annotation))
-    found = returns.format(inner[1] if inner else "")
-    method.__annotations__ = {**method.__annotations__, "return": found}
-    method.__signature__ = signature.replace(return_annotation=found)  # type: ignore[attr-defined]
-    return method
-
-
-def handling(
-    call: Callable[Concatenate[Any, _P], _S], handle: Callable[[Any, _S], _T]
-) -> Callable[Concatenate[Any, _P], _T]:
-    """Makes a method that does nothing yet: it returns an object whose methods take the steps.
-
-    Args:
-        call: returns the object that has the steps.
-        handle: makes what is returned, of the client's speaker and that object.
-    """
-
-    @wraps(call)
-    def method(self: Any, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return handle(self._speaker, call(self._steps, *args, **kwargs))
-
-    return as_method(method, call, getattr(handle, "__name__", "Any"))

@@ -6,19 +6,21 @@ A call may name its tasks, by ids of its own or by idempotency keys: docs/decisi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sized
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from pipeq import checks
+from pipeq.backlog import room
 from pipeq.contract import keys, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import TaskMessage, plain
 from pipeq.envelope import Envelope, new_id, sha256_of
 from pipeq.once import Name
-from pipeq.protocol import Steps
-from pipeq.submitting import Chunk, Place, Served, Submitter
+from pipeq.protocol import Give, Pull, Steps, Stream, given
+from pipeq.submitting import CHUNK_TASKS, Chunk, Place, Served, Submitter
 
+INVALID_INPUT = ErrorCode.INVALID_INPUT
 #: Most known pipelines that an error message names.
 NAMES_SHOWN = 20
 
@@ -46,6 +48,9 @@ class Call(NamedTuple):
     check: bool
     #: Whether the caller gave a list, so that errors say which of its inputs they are about.
     is_many: bool
+    #: Most tasks in the queue afterwards, None for no limit; and how long to wait for room, in seconds, None for ever.
+    max_backlog: int | None = None
+    full_wait_s: float | None = None
 
 
 def call(
@@ -61,6 +66,8 @@ def call(
     *,
     check: bool,
     is_many: bool,
+    max_backlog: Any = None,
+    full_wait_s: Any = None,
 ) -> Call:
     """What the tasks of one call share, from its arguments; the first that cannot be used raises an error."""
     return Call(
@@ -72,31 +79,59 @@ def call(
         headers=checks.headers(headers) | checks.urgency(deadline_s, fair_key, timeout_s),
         check=check,
         is_many=is_many,
+        max_backlog=checks.max_backlog(max_backlog),
+        full_wait_s=checks.seconds("full_wait_s", full_wait_s),
     )
 
 
-def one(inputs: Any, params: Any, task_id: Any, key: Any) -> list[Wanted]:
+def one(inputs: Any, params: Any, task_id: Any, key: Any) -> Iterator[Wanted]:
     """The task of ``submit``."""
     if task_id is not None and key is not None:
         checks.refuse("task_id and idempotency_key both name the task: give one of them")
-    return [Wanted(inputs, checks.params(params), _name("task_id", task_id, "idempotency_key", key))]
+    return iter([Wanted(inputs, checks.params(params), _name("task_id", task_id, "idempotency_key", key))])
 
 
-def many(inputs: Any, params: Any, task_ids: Any, keys_: Any) -> Iterator[Wanted]:
-    """The tasks of ``submit_many``: the inputs, read lazily, beside what was given for each of them."""
+def many(inputs: Any, params: Any, task_ids: Any, keys_: Any) -> tuple[Iterator[Wanted], Fed | None]:
+    """The tasks of ``submit_many``: the inputs, read lazily, beside what was given for each of them.
+
+    If the inputs come from an asynchronous iterable, the second value is what the first one reads from.
+    """
+    fed = Fed(inputs) if isinstance(inputs, AsyncIterable) else None
     given = {"task_ids": task_ids, "idempotency_keys": keys_}
     is_shared = params is None or isinstance(params, Mapping)
     if not is_shared:
         given["params"] = params
     beside = {name: checks.several(name, values, name) for name, values in given.items() if values is not None}
-    each = checks.several("inputs", inputs, "inputs", ErrorCode.INVALID_INPUT)
+    values = iter(fed) if fed is not None else checks.several("inputs", inputs, "inputs", INVALID_INPUT)
     for name in beside:
         if isinstance(inputs, Sized) and isinstance(given[name], Sized) and len(given[name]) != len(inputs):
             checks.refuse(f"{name} has {len(given[name])} values for {len(inputs)} inputs: give one for each input")
     shared = checks.params(params) if is_shared else {}
     if not beside:
-        return (Wanted(value, shared) for value in each)
-    return _paired(each, shared, beside)
+        return (Wanted(value, shared) for value in values), fed
+    return _paired(values, shared, beside), fed
+
+
+class Fed:
+    """The values of an asynchronous iterable, as steps have taken them: one at a time, each when it is asked for."""
+
+    def __init__(self, values: AsyncIterable[Any]) -> None:
+        self._source = aiter(values)
+        self._taken: list[Any] = []
+        self._count = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while self._taken:
+            yield self._taken.pop()
+
+    def take(self) -> Steps[None]:
+        """Takes the next one."""
+        try:
+            self._taken = yield Pull(self._source)
+        except Exception as error:
+            sentence = f"inputs raised {shown.value(error, 300)} after {self._count} of them"
+            raise PipeqError(INVALID_INPUT, sentence) from error
+        self._count += len(self._taken)
 
 
 def _paired(inputs: Iterator[Any], shared: dict[str, Any], beside: Mapping[str, Iterator[Any]]) -> Iterator[Wanted]:
@@ -144,39 +179,78 @@ class Submissions:
         self._max_message_bytes = max_message_bytes
         self._reply_to = new_id()
 
-    def run(self, submitted: list[str], call: Call, wanted: Iterable[Wanted]) -> Steps[Served | None]:
+    def run(
+        self, submitted: list[str], call: Call, wanted: Iterator[Wanted], fed: Fed | None = None
+    ) -> Steps[Served | None]:
         """Queues tasks in chunks; appends each id to ``submitted`` as soon as its task is queued.
 
         Returns:
             The pipeline's workers, as of the last chunk; None if there was no task.
         """
+        served, chunks = None, self.chunks(call, wanted, fed)
+        while (found := (yield from given(chunks))) is not None:
+            ids, served = found
+            submitted += ids
+        return served
+
+    def chunks(
+        self,
+        call: Call,
+        wanted: Iterator[Wanted],
+        fed: Fed | None,
+        most: Callable[[], int] = lambda: CHUNK_TASKS,
+        slow_s: float = float("inf"),
+    ) -> Stream[tuple[list[str], Served]]:
+        """Queues tasks in chunks, and hands out the ids of each as soon as they are queued.
+
+        Args:
+            call: what the tasks share.
+            wanted: the tasks.
+            fed: from which ``wanted`` reads, if the inputs come from an asynchronous iterable.
+            most: says how many tasks a chunk may have.
+            slow_s: what takes longer to come, in seconds, is not kept waiting for company.
+        """
         place = Place(call.pipeline, keys.list_key(call.pipeline, call.priority), call.delay_s)
-        chunk = Chunk()
-        served: Served | None = None
-        is_checked = not call.check
-        for number, task in enumerate(wanted):
-            try:
-                envelope = self._envelope(call, task)
-                body = envelope.body()
-                if len(body) > self._max_message_bytes:
-                    raise _too_large(len(body), self._max_message_bytes)
-            except PipeqError as error:
-                if not call.is_many:
-                    raise
-                sentence = f"inputs[{number}]: {error.message}"
-                raise PipeqError(error.code, sentence, error.retryable) from error.__cause__
+        most_at_once = CHUNK_TASKS if call.max_backlog is None else max(1, call.max_backlog // 4)
+        chunk, number, is_checked = Chunk(), 0, not call.check
+        while True:
+            asked_at = time.monotonic()
+            if fed is not None:
+                yield from fed.take()
+            if (task := next(wanted, None)) is None:
+                break
+            is_slow = time.monotonic() - asked_at > slow_s
+            envelope, body = self._checked(call, task, number)
             if not is_checked:
                 yield from self._check_known(call.pipeline)
                 is_checked = True
             chunk.add(envelope, body, task.name)
-            if chunk.is_full:
-                served = yield from self._submitter.put(place, chunk)
-                submitted += chunk.ids
+            number += 1
+            if chunk.is_full or is_slow or len(chunk.ids) >= min(most_at_once, most()):
+                yield Give((yield from self._put(call, place, chunk)))
                 chunk = Chunk()
         if chunk.ids:
-            served = yield from self._submitter.put(place, chunk)
-            submitted += chunk.ids
-        return served
+            yield Give((yield from self._put(call, place, chunk)))
+        return None
+
+    def _put(self, call: Call, place: Place, chunk: Chunk) -> Steps[tuple[list[str], Served]]:
+        if call.max_backlog is not None:
+            yield from room(call.pipeline, len(chunk.ids), call.max_backlog, call.full_wait_s)
+        served = yield from self._submitter.put(place, chunk)
+        return chunk.ids, served
+
+    def _checked(self, call: Call, task: Wanted, number: int) -> tuple[Envelope, str]:
+        try:
+            envelope = self._envelope(call, task)
+            body = envelope.body()
+            if len(body) > self._max_message_bytes:
+                raise _too_large(len(body), self._max_message_bytes)
+        except PipeqError as error:
+            if not call.is_many:
+                raise
+            sentence = f"inputs[{number}]: {error.message}"
+            raise PipeqError(error.code, sentence, error.retryable) from error.__cause__
+        return envelope, body
 
     def _envelope(self, call: Call, task: Wanted) -> Envelope:
         fields = {"pipeline": call.pipeline, "inputs": plain(task.inputs), "params": task.params, "output": call.output}

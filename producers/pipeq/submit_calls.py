@@ -1,35 +1,26 @@
-"""What clients can submit; written once, as steps. Used by both clients.
+"""What clients can submit one by one; written once, as steps. All calls of both clients.
 
 Arguments -> checks, submission -> submitting -> Redis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pipeq import submission
+from pipeq.bulk_calls import BulkCalls, NoLiveWorkerWarning
 from pipeq.contract import keys
-from pipeq.operator_calls import OperatorCalls
 from pipeq.protocol import Steps, reachable
-from pipeq.read_allow import ReadAllow
-from pipeq.submission import Call, Submissions
 from pipeq.submitting import submit_errors
-from pipeq.warn import warn
+
+__all__ = ["Calls", "NoLiveWorkerWarning"]
 
 _T = TypeVar("_T")
 
 
-class NoLiveWorkerWarning(UserWarning):
-    """No worker serves the pipeline now. The task waits until a worker has loaded the pipeline."""
-
-
-class Calls(OperatorCalls):
+class Calls(BulkCalls):
     """All calls of a client."""
-
-    def __init__(self, redis_url: str, allow: ReadAllow, max_message_bytes: int) -> None:
-        super().__init__(redis_url, allow, max_message_bytes)
-        self._submissions = Submissions(self.pipelines, max_message_bytes)
 
     def of_jobs(self, make: Callable[..., _T]) -> _T:
         """Makes the calls about jobs, which are imported only where somebody asks for them."""
@@ -50,6 +41,8 @@ class Calls(OperatorCalls):
         deadline_s: float | None = None,
         timeout_s: float | None = None,
         fair_key: str | None = None,
+        max_backlog: int | None = None,
+        full_wait_s: float | None = 0.0,
         headers: Mapping[str, Any] | None = None,
         check: bool = True,
     ) -> Steps[str]:
@@ -69,7 +62,7 @@ class Calls(OperatorCalls):
                 with this key waits, runs or has succeeded, submitting it again returns its id and changes nothing; one
                 that failed, expired or was cancelled frees its key. With other inputs, params, output or pipeline it
                 is an error. Redis keeps it as long as the task's record: a day after its end, 7 days at most.
-            priority: 0 is served first, 9 last.
+            priority: 0 is served first, 9 last. The default of :meth:`submit_many` is 6.
             expires_s: seconds from now after which no worker may begin the task.
             delay_s: seconds from now before which no worker may begin the task.
             deadline_s: a wish: seconds from now within which the task should be done. Among tasks of equal priority
@@ -79,6 +72,9 @@ class Calls(OperatorCalls):
                 not count (``expires_s`` limits that). Workers may be set to allow a pipeline's tasks less.
             fair_key: whose task it is, for instance a customer. Of tasks with equal priority, those of different keys
                 take turns, so that many tasks of one do not delay those of another.
+            max_backlog: about how many tasks may wait in the queue afterwards, of all priorities. If there are as many
+                already, it raises QueueFullError.
+            full_wait_s: seconds to wait for room in that case; 0 raises at once, None waits for ever.
             headers: additional message headers, for instance ``traceparent``.
             check: whether to refuse a pipeline that no worker has ever served.
 
@@ -87,7 +83,8 @@ class Calls(OperatorCalls):
 
         Raises:
             SubmitError: ``unknown_pipeline``, ``input_too_large``, ``invalid_input``, ``invalid_params`` or
-                ``invalid_message``; a SubmitUnavailableError if Redis cannot be reached.
+                ``invalid_message``; a QueueFullError if there is no room; a SubmitUnavailableError if Redis cannot be
+                reached.
 
         Warns:
             NoLiveWorkerWarning: no worker serves the pipeline now.
@@ -106,69 +103,9 @@ class Calls(OperatorCalls):
                 headers,
                 check=check,
                 is_many=False,
+                max_backlog=max_backlog,
+                full_wait_s=full_wait_s,
             )
-            yield from self._submit(submitted, call, wanted)
+            served = yield from self._submissions.run(submitted, call, wanted)
+            self._note(call, served)
         return submitted[0]
-
-    def submit_many(
-        self,
-        pipeline: str,
-        inputs: Iterable[Any],
-        *,
-        params: Mapping[str, Any] | Iterable[Mapping[str, Any] | None] | None = None,
-        output: str | Mapping[str, Any] | None = None,
-        task_ids: Iterable[str | None] | None = None,
-        idempotency_keys: Iterable[str | None] | None = None,
-        priority: int = keys.DEFAULT_PRIORITY,
-        expires_s: float | None = None,
-        delay_s: float | None = None,
-        deadline_s: float | None = None,
-        timeout_s: float | None = None,
-        fair_key: str | None = None,
-        headers: Mapping[str, Any] | None = None,
-        check: bool = True,
-    ) -> Steps[list[str]]:
-        """Queues one task for each item of ``inputs``, up to 500 tasks a round trip.
-
-        ``inputs`` may be any iterable, and is read lazily. ``output`` must be a prefix (end in ``/``), or have
-        ``{id}``. ``params`` are for all tasks, or an iterable with those of each. ``task_ids`` and ``idempotency_keys``
-        have a name for each task, or None for a task without one; named tasks take two more round trips for each 500.
-        The other arguments are as for :meth:`submit`.
-
-        Returns:
-            The ids, in the order of the inputs. Inputs with equal names are one task, and have equal ids.
-
-        Raises:
-            SubmitError: as :meth:`submit` raises, with the position, as in ``task_ids[3]``; ``invalid_message`` if an
-                argument has more or fewer values than ``inputs``; ``invalid_input`` if ``inputs`` itself raises. The
-                tasks before the offending chunk stay queued; the error's ``submitted`` has their ids.
-        """
-        with submit_errors() as submitted, reachable(self.redis_url):
-            wanted = submission.many(inputs, params, task_ids, idempotency_keys)
-            call = submission.call(
-                pipeline,
-                output,
-                priority,
-                expires_s,
-                delay_s,
-                deadline_s,
-                fair_key,
-                timeout_s,
-                headers,
-                check=check,
-                is_many=True,
-            )
-            yield from self._submit(submitted, call, wanted)
-        return submitted
-
-    def _submit(self, submitted: list[str], call: Call, wanted: Iterable[submission.Wanted]) -> Steps[None]:
-        served = yield from self._submissions.run(submitted, call, wanted)
-        if call.output is not None:
-            self._allow.remember(call.output)
-        if served is not None and served.live == 0 and call.check:
-            says = (
-                f"a worker is loading {call.pipeline!r} now: the tasks wait on their queue until it is ready"
-                if served.loading
-                else f"no worker serves {call.pipeline!r} now: the tasks wait on their queue until one does"
-            )
-            warn(says, NoLiveWorkerWarning)

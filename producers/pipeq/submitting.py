@@ -25,7 +25,7 @@ from redis.exceptions import (
 )
 
 from pipeq.contract import events, keys
-from pipeq.contract.errors import PipeqError, RedisUnavailableError, SubmitError, SubmitUnavailableError
+from pipeq.contract.errors import PipeqError, QueueFullError, RedisUnavailableError, SubmitError, SubmitUnavailableError
 from pipeq.contract.status import State
 from pipeq.envelope import Envelope
 from pipeq.once import Looked, Name, look
@@ -93,6 +93,8 @@ def submit_errors() -> Iterator[list[str]]:
     submitted: list[str] = []
     try:
         yield submitted
+    except QueueFullError as error:
+        raise QueueFullError(error.message, submitted) from None
     except RedisUnavailableError as error:
         raise SubmitUnavailableError(error.message, error.retryable, submitted) from error.__cause__
     except PipeqError as error:

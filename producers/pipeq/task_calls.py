@@ -95,6 +95,10 @@ class TaskCalls:
             status = task if task.is_final else (yield from self.wait(task.id, timeout_s))
         else:
             status = yield from self.wait(task, timeout_s)
+        return (yield from self.output(status))
+
+    def output(self, status: TaskStatus) -> Steps[Any]:
+        """The output of a task that has ended, or its error."""
         if status.state is not State.SUCCEEDED:
             raise TaskFailedError(status)
         uri = status.result_uri

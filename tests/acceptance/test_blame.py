@@ -82,9 +82,9 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 def walk(text: Callable[[], str], client: Client, pipeline: str, inputs: Any, **about: Any) -> tuple[str, int]:
     """Submits a task that does harm among others. Returns its error's code and attempts."""
     good = [Ref.from_bytes(b"good")] if pipeline == "pictures" else ["good"]
-    before = client.submit_many(pipeline, good * (GOOD // 2), check=False)
+    before = client.submit_many(pipeline, good * (GOOD // 2), check=False, priority=0)
     evil = client.submit(pipeline, inputs, check=False, **about)
-    after = client.submit_many(pipeline, good * (GOOD // 2), check=False)
+    after = client.submit_many(pipeline, good * (GOOD // 2), check=False, priority=0)
     status = client.wait(evil, timeout_s=250)
     assert status.state is State.FAILED, text()[-5000:]
     assert status.error is not None

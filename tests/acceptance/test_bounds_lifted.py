@@ -178,8 +178,8 @@ def charged(process: WorkerProcess) -> list[list[str]]:
 
 def good(client: Client, count: int) -> list[str]:
     """Submits ordinary tasks to two pipelines."""
-    ids = client.submit_many("zero-shot-classification", ["the fox"] * count, params=LABELS)
-    return ids + client.submit_many("text-generation", ["the fox"] * count, params={"max_new_tokens": 3})
+    ids = client.submit_many("zero-shot-classification", ["the fox"] * count, params=LABELS, priority=0)
+    return ids + client.submit_many("text-generation", ["the fox"] * count, params={"max_new_tokens": 3}, priority=0)
 
 
 def walk(process: WorkerProcess, client: Client, kind: Kind) -> tuple[str, int]:

@@ -15,8 +15,8 @@ from tests.worker_process import worker
 
 def test_a_worker_that_starts_later_runs_none_of_a_thousand(tmp_path: Path) -> None:
     with embedded.valkey() as url, Client(url) as client, redis.Redis.from_url(url) as db:
-        ids = client.submit_many("constant", range(1000), check=False)
-        ids += client.submit_many("constant", range(10), delay_s=0.01, check=False)
+        ids = client.submit_many("constant", range(1000), check=False, priority=0)
+        ids += client.submit_many("constant", range(10), delay_s=0.01, check=False, priority=0)
         assert [one.state for one in client.cancel_many(ids[:300])] == [State.CANCELLED] * 300
         assert len(client.cancel_pipeline("constant")) == len(ids)
         last = client.submit("constant", 1, priority=9, check=False)

@@ -265,7 +265,7 @@ def test_receivers_of_signals_are_called(redis_url: str, tmp_path: Path) -> None
         redis.Redis.from_url(redis_url, decode_responses=True) as db,
     ):
         process.wait_ready(client, "constant")
-        tasks = client.submit_many("constant", range(3))
+        tasks = client.submit_many("constant", range(3), priority=0)
         assert [client.wait(one, 30).result for one in tasks] == ["constant"] * 3
         while db.llen("heard") < 9:
             time.sleep(0.05)

@@ -71,9 +71,9 @@ def ends(client: Client, ids: list[str]) -> list[TaskStatus]:
 def test_a_task_that_ends_its_process_ends_alone(served: tuple[WorkerProcess, Client], what: str, stage: str) -> None:
     process, client = served
     told = len(process.text())
-    before = client.submit_many("constant", [f"good {at}" for at in range(40)])
+    before = client.submit_many("constant", [f"good {at}" for at in range(40)], priority=0)
     evil = client.submit("constant", f"{what} at {stage}")
-    after = client.submit_many("constant", [f"good {at}" for at in range(40)])
+    after = client.submit_many("constant", [f"good {at}" for at in range(40)], priority=0)
     status = client.wait(evil, timeout_s=120)
     assert status.state is State.FAILED, process.text()
     assert status.error is not None
@@ -96,7 +96,7 @@ def test_kills_from_outside_lose_nothing(redis_url: str, tmp_path: Path) -> None
     ):
         ids: list[str] = []
         for at in range(KILLS):
-            ids += client.submit_many("constant", [f"good {at} {one}" for one in range(200)])
+            ids += client.submit_many("constant", [f"good {at} {one}" for one in range(200)], priority=0)
             time.sleep(0.5 * at / KILLS)
             os.kill(child_of(process), signal.SIGKILL)
         statuses = ends(client, ids)
@@ -130,10 +130,12 @@ def test_kills_of_device_and_prepare_processes(redis_url: str, tiny: Path, tmp_p
         redis.Redis.from_url(redis_url) as db,
     ):
         process.wait_ready(client, "text-classification")
-        want = [client.result(one, timeout_s=60) for one in client.submit_many("text-classification", texts)]
+        want = [
+            client.result(one, timeout_s=60) for one in client.submit_many("text-classification", texts, priority=0)
+        ]
         ids: list[str] = []
         for role in ("prepare", "device") * (KILLS // 4):
-            ids += client.submit_many("text-classification", texts * 2)
+            ids += client.submit_many("text-classification", texts * 2, priority=0)
             client.wait(ids[-len(texts) * 2], timeout_s=120)
             deadline = time.monotonic() + 60
             while not (found := process.roles()[role]):

@@ -122,8 +122,8 @@ def test_what_cannot_be_read_is_a_letter_without_a_way_back(client: Client, db: 
 
 
 def test_a_purge_and_a_worker_share_a_queue(client: Client, db: redis.Redis) -> None:
-    ids = client.submit_many(CONSTANT, range(5000))
-    ids += client.submit_many(CONSTANT, range(50), delay_s=600)
+    ids = client.submit_many(CONSTANT, range(5000), priority=0)
+    ids += client.submit_many(CONSTANT, range(50), delay_s=600, priority=0)
     purged = client.purge(CONSTANT)
     states = [one.state for one in client.as_completed(ids, 60)]
     assert states.count(State.CANCELLED) == purged

@@ -124,7 +124,7 @@ def test_too_little_memory_halves_batches_and_teaches_a_limit(
 ) -> None:
     process, client = served
     texts = ["the dog " * (2 + at % 10) for at in range(200)]
-    ids = client.submit_many(pipeline, texts)
+    ids = client.submit_many(pipeline, texts, priority=0)
     statuses = [client.wait(one, timeout_s=120) for one in ids]
     assert {one.state for one in statuses} == {State.SUCCEEDED}, process.text()[-5000:]
     assert max(one.attempts for one in statuses) == 1
@@ -137,7 +137,7 @@ def test_too_little_memory_halves_batches_and_teaches_a_limit(
         assert time.monotonic() < deadline, client.queues()
         time.sleep(0.1)
     assert max(limits) <= FITS
-    again = [client.wait(one, timeout_s=120) for one in client.submit_many(pipeline, texts)]
+    again = [client.wait(one, timeout_s=120) for one in client.submit_many(pipeline, texts, priority=0)]
     assert {one.state for one in again} == {State.SUCCEEDED}
     assert len(logged("split")) <= halved + 1
     assert logged("child_died") == []
@@ -148,9 +148,9 @@ def test_a_fault_that_stays_ends_the_process_and_its_cause_goes_alone(
     served: tuple[WorkerProcess, Client], logged: Callable[[str], list[dict[str, Any]]], word: str
 ) -> None:
     process, client = served
-    good = client.submit_many(BREAKS, ["the dog"] * 40)
+    good = client.submit_many(BREAKS, ["the dog"] * 40, priority=0)
     bad = client.submit(BREAKS, f"the {word}")
-    good += client.submit_many(BREAKS, ["the dog"] * 40)
+    good += client.submit_many(BREAKS, ["the dog"] * 40, priority=0)
     status = client.wait(bad, timeout_s=120)
     assert status.error is not None, process.text()[-5000:]
     assert status.error.code == "worker_lost"

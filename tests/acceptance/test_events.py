@@ -117,7 +117,7 @@ def test_the_switch_may_be_turned_at_any_time(served: Served) -> None:
     client = served.client
     client.keep_events(0)
     with redis.Redis.from_url(served.url) as db:
-        ids = client.submit_many(PIPELINE, ["x"] * 20)
+        ids = client.submit_many(PIPELINE, ["x"] * 20, priority=0)
         for _ in client.as_completed(ids, 60):
             pass
         assert not db.exists(keys.EVENTS)
@@ -127,7 +127,7 @@ def test_the_switch_may_be_turned_at_any_time(served: Served) -> None:
 
 
 def test_many_tasks_have_three_events_each(served: Served) -> None:
-    ids = served.client.submit_many(PIPELINE, ["x"] * 2000)
+    ids = served.client.submit_many(PIPELINE, ["x"] * 2000, priority=0)
     ended = list(served.client.as_completed(ids, 200))
     assert [one.error for one in ended if one.state is not SUCCEEDED] == []
     found: dict[str, list[State]] = {}
@@ -142,7 +142,7 @@ def test_a_worker_that_is_killed_or_gives_back(tmp_path: Path, redis_url: str) -
         with serving(tmp_path, redis_url) as process:
             first = Served(process, client, redis_url, tmp_path)
             process.wait_ready(client, PIPELINE)
-            ids = client.submit_many(PIPELINE, ["forward=0.3 prepare=0.01"] * 30)
+            ids = client.submit_many(PIPELINE, ["forward=0.3 prepare=0.01"] * 30, priority=0)
             first.runs(ids[0])
             process.process.send_signal(signal.SIGKILL)
             process.process.wait()

@@ -74,7 +74,7 @@ class Stage:
         done = subprocess.run(
             [sys.executable, EXAMPLES / name, *map(str, arguments)],
             cwd=self.results,
-            env={**self.env(), "PYTHONPATH": str(ROOT), "HF_HOME": str(self.results / "hub")},
+            env={**self.env(), "PYTHONPATH": f"{ROOT}:{ROOT}/producers", "HF_HOME": str(self.results / "hub")},
             capture_output=True,
             timeout=60,
             check=False,
@@ -218,7 +218,7 @@ def web_server(stage: Stage) -> Iterator[str]:
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, EXAMPLES / "web_server.py", str(port)],
-            env={**stage.env(), "PYTHONPATH": str(ROOT)},
+            env={**stage.env(), "PYTHONPATH": f"{ROOT}:{ROOT}/producers"},
             stdout=out,
             stderr=out,
         )
@@ -252,7 +252,8 @@ def test_web_server(stage: Stage) -> None:
         assert code == 200
         assert_same(answer["result"], want)
         # A task that takes long and makes the next one wait.
-        stage.client.submit_many("text-classification", samples.texts(2000))
+        stage.client.submit_many("text-classification", samples.texts(2000), priority=0)
+        assert call(f"{url}/ping") == (200, {"ok": True})
         code, answer = call(url, text, Prefer="respond-async")
         assert code == 202
         assert answer["state"] in ("queued", "running")

@@ -151,7 +151,7 @@ def test_what_succeeds_is_not_a_warning(served: Served) -> None:
 
 def test_thousands_of_failures_are_some_lines_and_a_count(served: Served) -> None:
     count = 2000
-    ids = served.client.submit_many(TEXT, ["x"] * count, params={"nonsense": 1})
+    ids = served.client.submit_many(TEXT, ["x"] * count, params={"nonsense": 1}, priority=0)
     assert all(one.state is State.FAILED for one in served.client.as_completed(ids, 120))
     wanted = set(ids)
     time.sleep(11)
@@ -163,7 +163,7 @@ def test_thousands_of_failures_are_some_lines_and_a_count(served: Served) -> Non
 
 
 def test_signals_and_the_end_are_said_with_what_was_left_out(served: Served) -> None:
-    ids = served.client.submit_many(TEXT, ["x"] * 50, params={"nonsense": 1})
+    ids = served.client.submit_many(TEXT, ["x"] * 50, params={"nonsense": 1}, priority=0)
     assert all(one.state is State.FAILED for one in served.client.as_completed(ids, 60))
     served.process.process.send_signal(signal.SIGTERM)
     assert served.process.process.wait(60) == 0

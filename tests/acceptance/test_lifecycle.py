@@ -24,7 +24,7 @@ GENERATION = "text-generation"
 
 def test_a_cancel_survives_with_no_worker_up(redis_url: str, tmp_path: Path) -> None:
     with Client(redis_url) as client:
-        ids = client.submit_many("constant", ["fox"] * 20, check=False)
+        ids = client.submit_many("constant", ["fox"] * 20, check=False, priority=0)
         for task in ids[::2]:
             assert client.cancel(task).state is State.CANCELLED
         expiring = client.submit("constant", "fox", expires_s=0.2, check=False)
@@ -92,7 +92,9 @@ class Relay:
     def submit(self, count: int) -> list[str]:
         """Submits tasks that take some time, and waits until the first of them run."""
         params = {"max_new_tokens": 100, "do_sample": False}
-        ids = self.client.submit_many(GENERATION, ["the fox " * (at % 9 + 1) for at in range(count)], params=params)
+        ids = self.client.submit_many(
+            GENERATION, ["the fox " * (at % 9 + 1) for at in range(count)], params=params, priority=0
+        )
         while not any(status.state is State.RUNNING for status in self.client.status_many(ids)):
             time.sleep(0.02)
         return ids
@@ -166,7 +168,9 @@ def test_redis_is_restarted_under_load(tiny: Path, tmp_path: Path) -> None:
     try:
         with worker(tmp_path, url, f"text-generation={model}") as process, Client(url) as client:
             process.wait_ready(client, "text-generation")
-            ids = client.submit_many("text-generation", ["the fox " * (at % 9 + 1) for at in range(300)], params=params)
+            ids = client.submit_many(
+                "text-generation", ["the fox " * (at % 9 + 1) for at in range(300)], params=params, priority=0
+            )
             while sum(status.is_final for status in client.status_many(ids)) < 20:
                 time.sleep(0.05)
             server.terminate()

@@ -149,7 +149,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, W
 
 def test_tasks_batches_and_queues(served: tuple[Client, WorkerProcess, Page]) -> None:
     client, process, page = served
-    ids = client.submit_many("constant", range(50))
+    ids = client.submit_many("constant", range(50), priority=0)
     bad = client.submit("constant", 1, params={"no_such_parameter": 1})
     with redis.Redis.from_url(client.redis_url) as db:
         db.lpush("constant", "no message", '{"headers": {"id": "unusable"}}')
@@ -229,7 +229,7 @@ def test_a_child_that_dies_is_seen(served: tuple[Client, WorkerProcess, Page]) -
     pid = int(before["pipeq_process_pid", "0", "device"])
     assert int(before["pipeq_process_pid", "0", "host"]) == process.process.pid != pid
     assert before["pipeq_process_resident_memory_bytes", "0", "device"] > 2**20
-    ids = client.submit_many("slow", range(30))
+    ids = client.submit_many("slow", range(30), priority=0)
     until(lambda: page.series()["pipeq_running_tasks", "slow"])
     os.kill(pid, signal.SIGKILL)
     seen = []
@@ -268,7 +268,7 @@ def test_a_child_that_does_not_answer_is_replaced(served: tuple[Client, WorkerPr
 def test_backlog_and_time_to_drain(served: tuple[Client, WorkerProcess, Page]) -> None:
     client, _, page = served
     total = 700  # more than a worker takes at once
-    ids = client.submit_many("slow", range(total))
+    ids = client.submit_many("slow", range(total), priority=0)
     client.wait(ids[20], timeout_s=60)
     until(lambda: page.series().get(("pipeq_queue_drain_seconds", "slow"), 0) > 0)
     found, (queue,) = page.series(), [one for one in client.queues() if one.pipeline == "slow"]
@@ -294,7 +294,7 @@ def test_backlog_and_time_to_drain(served: tuple[Client, WorkerProcess, Page]) -
 def test_stopping(served: tuple[Client, WorkerProcess, Page]) -> None:
     """The last one of the worker that the tests above share. What is left of the backlog goes back."""
     client, process, page = served
-    client.submit_many("constant", range(2), params={"seconds": 6})
+    client.submit_many("constant", range(2), params={"seconds": 6}, priority=0)
     until(lambda: page.series()["pipeq_running_tasks", "constant"])
     process.process.send_signal(signal.SIGTERM)
     until(lambda: page.get("/readyz") == (503, "the worker is stopping\n"))
@@ -333,7 +333,7 @@ def test_each_device_has_a_port_of_its_own(redis_url: str, tmp_path: Path, confi
     other = Page(page.port + 1)
     with worker(tmp_path, redis_url, "--config", path, "--devices", "cpu,cpu"), Client(redis_url) as client:
         until(lambda: page.get("/readyz")[0] == other.get("/readyz")[0] == 200, 240)
-        ids = client.submit_many("slow", range(60))
+        ids = client.submit_many("slow", range(60), priority=0)
         for task_id in ids:
             client.wait(task_id, timeout_s=60)
         until(

@@ -73,7 +73,7 @@ def test_a_worker_without_credentials_beside_a_good_one(
             }
         )
         thread = listener.run_in_thread(sleep_time=0.05, daemon=True, exception_handler=end_quietly)
-        ids = client.submit_many(PIPELINE, [Ref("s3://inputs/own/a.txt")] * TASKS)
+        ids = client.submit_many(PIPELINE, [Ref("s3://inputs/own/a.txt")] * TASKS, priority=0)
         began = time.monotonic()
         wait_for(lambda: any(queue.deaf for queue in client.queues()), 60)
         (queue,) = client.queues()
@@ -113,7 +113,7 @@ def test_a_worker_that_gets_its_credentials_late(redis_url: str, tmp_path: Path,
         bad.wait_ready(client, CONSTANT)
         assert "results.allow: s3://results/ cannot be used now: " in bad.text()
         # Alone, it keeps what it cannot do for a worker that can.
-        ids = client.submit_many(CONSTANT, range(100), **output)
+        ids = client.submit_many(CONSTANT, range(100), **output, priority=0)
         wait_for(lambda: bool(client.queues()[0].deaf))
         wait_for(lambda: client.queues()[0].in_flight == 0)
         states = Counter(status.state for status in client.status_many(ids))
@@ -125,7 +125,7 @@ def test_a_worker_that_gets_its_credentials_late(redis_url: str, tmp_path: Path,
         file.write_text(
             f"[default]\naws_access_key_id = {s3_server.access_key}\naws_secret_access_key = {s3_server.secret_key}\n"
         )
-        more = client.submit_many(CONSTANT, range(100), **output)
+        more = client.submit_many(CONSTANT, range(100), **output, priority=0)
         assert Counter(client.wait(task, timeout_s=120).state for task in more) == {State.SUCCEEDED: 100}
         wait_for(lambda: not client.queues()[0].deaf)
         assert bad.text().count("no messages are taken from constant: 5 tasks in a row failed by a fault of") == 1
@@ -150,7 +150,7 @@ def test_a_model_that_went_away(redis_url: str, tiny: Path, tmp_path: Path, prep
         model.rename(tmp_path / "elsewhere")
         (device,) = process.roles()["device"]
         os.kill(device, signal.SIGKILL)
-        ids = client.submit_many(PIPELINE, ["the fox"] * 30)
+        ids = client.submit_many(PIPELINE, ["the fox"] * 30, priority=0)
         assert client.wait(client.submit(CONSTANT, 1), timeout_s=60).state is State.SUCCEEDED
         wait_for(lambda: any("cannot be loaded any more" in str(queue.deaf) for queue in client.queues()))
         assert {status.state for status in client.status_many(ids)} <= {State.QUEUED, State.RETRYING}

@@ -25,7 +25,7 @@ def example(name: str) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("name", ["client", "celery"])
+@pytest.mark.parametrize("name", ["client", "celery", "async"])
 def test_python_examples(service: Service, name: str) -> None:
     code = example(name)
     assert REDIS in code
@@ -51,6 +51,16 @@ def test_a_job(service: Service, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert '"custom_id":"7"' in (tmp_path / "results.jsonl").read_text()
     assert '"line":2' in (tmp_path / "errors.jsonl").read_text()
+
+
+def test_bulk_is_a_stream(service: Service) -> None:
+    code = f"from pipeq import Client\nclient = Client({service.client.redis_url!r})\n{example('bulk')}"
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("2000", "300")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("label") == 300
+    *_, last = done.stdout.splitlines()
+    assert service.client.result(last, timeout_s=60)
 
 
 def test_ten_lines_are_enough() -> None:

@@ -80,7 +80,7 @@ def test_the_users_of_the_file_can_do_their_work(
     ):
         process.wait_ready(operator, QUEUE)
         assert maintainer.keep_events(100_000) == 100_000
-        ids = client.submit_many(QUEUE, range(20))
+        ids = client.submit_many(QUEUE, range(20), priority=0)
         assert [client.result(task, timeout_s=30) for task in ids] == ["constant"] * 20
         assert client.result(client.submit(QUEUE, 1, delay_s=0.5), timeout_s=30) == "constant"
         rows = client.jobs.submit(QUEUE, [1, 2, ["a list"]])
@@ -97,8 +97,9 @@ def test_the_users_of_the_file_can_do_their_work(
         assert client.submit(QUEUE, 1, task_id="mine") == "mine"
         with pytest.raises(PipeqError, match="'mine' belongs to a task with other inputs"):
             client.submit(QUEUE, 2, task_id="mine")
-        one, two = client.submit_many(QUEUE, [1, 2], idempotency_keys=["k", "l"])
-        assert client.submit_many(QUEUE, [2, 1, 3], idempotency_keys=["l", "k", None])[:2] == [two, one]
+        assert client.submit(QUEUE, 1, max_backlog=1000)
+        one, two = client.submit_many(QUEUE, [1, 2], idempotency_keys=["k", "l"], priority=0)
+        assert client.submit_many(QUEUE, [2, 1, 3], idempotency_keys=["l", "k", None], priority=0)[:2] == [two, one]
         for priority in range(10):
             assert client.result(client.submit(QUEUE, 1, priority=priority), timeout_s=30) == "constant"
         with pytest.raises(PipeqError, match="unknown_pipeline"):
@@ -171,6 +172,8 @@ ON_KEYS = {
     "xadd": {keys.EVENTS},
     "lpush": set(keys.list_keys(QUEUE)),
     "zadd": {keys.waiting_key(QUEUE), job.JOBS},
+    "llen": set(keys.list_keys(QUEUE)),
+    "zcard": {keys.fair_key(name) for name in keys.list_keys(QUEUE)},
     "hexists": {keys.PIPELINES},
     "hgetall": {keys.PIPELINES, JOB, OUTCOMES},
     "zcount": {keys.workers_key(QUEUE), keys.loading_key(QUEUE), keys.workers_key("another")},

@@ -41,7 +41,7 @@ class Fleet:
             time.sleep(0.02)
 
     def submit(self, number: int, seconds: float) -> list[str]:
-        return self.client.submit_many("constant", ["x"] * number, params={"seconds": seconds})
+        return self.client.submit_many("constant", ["x"] * number, params={"seconds": seconds}, priority=0)
 
     def leased(self) -> int:
         return int(self._db.hlen(keys.UNACKED))

@@ -137,7 +137,7 @@ def test_a_store_that_is_away_under_load(
         time.sleep(3)
         before = [len(load.ids) for load in loads]
         go_away(outage)
-        burst = client.submit_many(PIPELINE, [STORED] * BURST)
+        burst = client.submit_many(PIPELINE, [STORED] * BURST, priority=0)
         time.sleep(NOTICED_S)
         noticed = [len(load.ids) for load in loads]
         time.sleep(OUTAGE_S - NOTICED_S)

@@ -57,7 +57,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def good(client: Client, count: int = 20) -> list[str]:
-    return client.submit_many("constant", [f"good {at}" for at in range(count)])
+    return client.submit_many("constant", [f"good {at}" for at in range(count)], priority=0)
 
 
 def assert_late(served: Served, task_id: str, stage: str, timeout_s: float = TIMEOUT_S) -> TaskStatus:
@@ -115,7 +115,7 @@ def test_its_time_is_over(served: Served, pipeline: str, inputs: Any, output: st
 
 def test_it_waits_for_a_thread(served: Served) -> None:
     client = served.client
-    busy = client.submit_many("constant", ["sleeps 1 at prepare"] * 2)
+    busy = client.submit_many("constant", ["sleeps 1 at prepare"] * 2, priority=0)
     time.sleep(0.2)
     assert_late(served, client.submit("constant", "x", timeout_s=TIMEOUT_S), "it waited for a thread")
     assert_good(served, busy)

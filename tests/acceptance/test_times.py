@@ -85,13 +85,13 @@ def test_many_items_of_one_input(served: Served, count: int) -> None:
 
 
 def test_tasks_that_share_batches_and_wait_for_each_other(served: Served) -> None:
-    ids = served.client.submit_many(PIPELINE, ["forward=0.1"] * 20)
+    ids = served.client.submit_many(PIPELINE, ["forward=0.1"] * 20, priority=0)
     found = [adds_up(status) for status in served.client.as_completed(ids, timeout_s=60)]
     assert max(one["wait_device"] for one in found) >= 300
 
 
 def test_a_worker_that_is_full_lets_them_queue(served: Served) -> None:
-    ids = served.client.submit_many(PIPELINE, ["prepare=0.02"] * 60)
+    ids = served.client.submit_many(PIPELINE, ["prepare=0.02"] * 60, priority=0)
     found = [adds_up(status) for status in served.client.as_completed(ids, timeout_s=60)]
     # Preparing them takes a second and more on one thread.
     assert max(one["queued"] for one in found) > min(one["queued"] for one in found)
@@ -246,7 +246,7 @@ def test_another_worker_takes_what_one_gives_back_or_dies_with(tmp_path: Path, r
             deadline = time.monotonic() + 30
             while client.status(runs).state is not State.RUNNING and time.monotonic() < deadline:
                 time.sleep(0.01)
-            waits = client.submit_many(PIPELINE, ["x"] * 5)
+            waits = client.submit_many(PIPELINE, ["x"] * 5, priority=0)
             time.sleep(0.5)
             first.process.send_signal(signal.SIGKILL)
             first.process.wait()
@@ -260,7 +260,7 @@ def test_another_worker_takes_what_one_gives_back_or_dies_with(tmp_path: Path, r
                 assert found["queued"] + found.get("delayed", 0) >= 500
             found = adds_up(client.wait(lost, 60))
             assert found["delayed"] > 0
-            last = client.submit_many(PIPELINE, ["forward=0.1 prepare=0.05"] * 40)
+            last = client.submit_many(PIPELINE, ["forward=0.1 prepare=0.05"] * 40, priority=0)
             time.sleep(0.3)
             second.stop()
         with serving(tmp_path, redis_url):

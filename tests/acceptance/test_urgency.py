@@ -62,7 +62,7 @@ def test_a_tenants_task_does_not_wait_for_anothers_20_000(redis_url: str, tmp_pa
         Client(redis_url) as client,
     ):
         process.wait_ready(client, "slow")
-        client.submit_many("slow", range(20_000), fair_key="big")
+        client.submit_many("slow", range(20_000), fair_key="big", priority=0)
         time.sleep(1)
         assert took_s(client, "slow", fair_key="small") < 3
         app = Celery("stock", broker=redis_url, backend=redis_url, set_as_current=False)
@@ -82,9 +82,9 @@ def test_pipelines_share_the_device_by_weight(
     path = config(tmp_path, ("slow", 0.2, weights[0]), ("fast", 0.04, weights[1]))
     with worker(tmp_path, redis_url, "--config", path) as process, Client(redis_url) as client:
         process.wait_ready(client, "slow", "fast")
-        slow = client.submit_many("slow", range(400))
+        slow = client.submit_many("slow", range(400), priority=0)
         time.sleep(1)
-        fast = client.submit_many("fast", range(2000))
+        fast = client.submit_many("fast", range(2000), priority=0)
         time.sleep(8)
         began = time.time() - 6
 

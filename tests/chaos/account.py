@@ -61,7 +61,7 @@ class Account:
         """A third of the tasks are bare objects, as programs in other languages push them (docs/any-language.md)."""
         bare = [str(uuid.uuid4()) for _ in range(count // 3)]
         self.ids += self.client.submit_many(
-            self._pipeline, range(count - len(bare)), params=params or None, check=False
+            self._pipeline, range(count - len(bare)), params=params or None, check=False, priority=0
         )
         with redis.Redis.from_url(self._url) as db, db.pipeline() as pipe:
             for task_id in bare:
@@ -72,7 +72,7 @@ class Account:
 
     def submit_all(self, inputs: Sequence[Any]) -> None:
         """Submits one task for each of these inputs."""
-        self.ids += self.client.submit_many(self._pipeline, inputs, check=False)
+        self.ids += self.client.submit_many(self._pipeline, inputs, check=False, priority=0)
 
     def has_ended(self, task_id: str) -> bool:
         """Whether the end of a task has been published."""

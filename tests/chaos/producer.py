@@ -118,7 +118,9 @@ class Producer:
             self._client.submit(pipeline, one, params=params, task_id=task_id, **more)
         else:
             params_of_each = [params for _, params in tasks]
-            self._client.submit_many(pipeline, [one for one, _ in tasks], params=params_of_each, task_ids=ids, **more)
+            self._client.submit_many(
+                pipeline, [one for one, _ in tasks], params=params_of_each, task_ids=ids, **more, priority=0
+            )
         self._note(what="ok", ids=ids)
         self._open += ids
 

@@ -50,7 +50,7 @@ def test_both_have_the_same_methods_with_the_same_words(blocking: type, awaited:
     assert {BLOCKS.get(name, name) for name in mine} == {
         name for name in vars(awaited) if not name.startswith("_") or name in BLOCKS.values()
     }
-    for name in mine - BLOCKS.keys():
+    for name in mine - BLOCKS.keys() - {"jobs"}:
         one, other = getattr(blocking, name), getattr(awaited, name)
         assert one.__doc__ == other.__doc__
         assert one.__doc__
@@ -66,7 +66,7 @@ def test_both_have_the_same_methods_with_the_same_words(blocking: type, awaited:
 
 def test_the_signatures_say_what_is_returned() -> None:
     found = {name: str(inspect.signature(getattr(Client, name)).return_annotation) for name in vars(Client)
-             if not name.startswith("_")}  # fmt: skip
+             if not name.startswith("_") and name != "jobs"}  # fmt: skip
     assert not [name for name, returns in found.items() if "Steps" in returns or "Stream" in returns]
     assert (found["submit"], found["as_completed"]) == ("str", "Iterator[TaskStatus]")
 

@@ -210,16 +210,16 @@ def reserve(db: redis.Redis, pipeline: str, count: int) -> None:
 
 
 def test_a_pipeline_is_cancelled_wherever_its_messages_are(client: Client, db: redis.Redis, valkey_url: str) -> None:
-    others = client.submit_many("other", map(str, range(5)), check=False)
+    others = client.submit_many("other", map(str, range(5)), check=False, priority=0)
     reserve(db, "other", 2)
-    ids = client.submit_many(PIPELINE, map(str, range(450)))
+    ids = client.submit_many(PIPELINE, map(str, range(450)), priority=0)
     reserve(db, PIPELINE, 30)
     mark(db, ids[0])
     change(db, ids[1], "SUCCESS")
     for priority in (3, 6, 9):
         ids += client.submit_many(PIPELINE, ["a", "b"], priority=priority)
-    ids += client.submit_many(PIPELINE, ["a", "b"], delay_s=600)
-    fair = client.submit_many(PIPELINE, ["a", "b"], fair_key="acme")
+    ids += client.submit_many(PIPELINE, ["a", "b"], delay_s=600, priority=0)
+    fair = client.submit_many(PIPELINE, ["a", "b"], fair_key="acme", priority=0)
     for number in range(2):
         raw = db.lpop(PIPELINE)
         assert isinstance(raw, bytes)

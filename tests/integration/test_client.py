@@ -223,7 +223,7 @@ def test_no_live_worker_is_a_warning_at_the_callers_line(
     mine = (__file__, both_clients.__file__)
     assert caught[0].filename in mine
     with pytest.warns(NoLiveWorkerWarning) as caught:
-        client.submit_many(PIPELINE, ["x"])
+        client.submit_many(PIPELINE, ["x"], priority=0)
     assert caught[0].filename in mine
     assert len(messages(db)) == 2
 
@@ -264,7 +264,7 @@ def test_many_tasks_take_few_round_trips_and_little_memory(client: Client, db: r
     db.config_resetstat()
     tracemalloc.start()
     try:
-        ids = client.submit_many(PIPELINE, (f"text {n}" for n in range(count)))
+        ids = client.submit_many(PIPELINE, (f"text {n}" for n in range(count)), priority=0)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -297,7 +297,7 @@ def test_many_tasks_are_read_lazily(client: Client, db: redis.Redis) -> None:
             seen.append(db.llen(PIPELINE))
             yield str(n)
 
-    client.submit_many(PIPELINE, inputs())
+    client.submit_many(PIPELINE, inputs(), priority=0)
     assert sorted(set(seen)) == [0, CHUNK_TASKS, 2 * CHUNK_TASKS]
 
 
@@ -305,7 +305,7 @@ def test_an_error_in_the_middle_says_which_tasks_are_queued(client: Client, db: 
     inputs: list[Any] = [str(n) for n in range(CHUNK_TASKS + 10)]
     inputs.append(b"no JSON")
     with pytest.raises(SubmitError) as caught:
-        client.submit_many(PIPELINE, inputs)
+        client.submit_many(PIPELINE, inputs, priority=0)
     submitted = list(caught.value.submitted)
     assert [m["headers"]["id"] for m in messages(db)] == submitted
     assert len(submitted) == CHUNK_TASKS
@@ -313,8 +313,8 @@ def test_an_error_in_the_middle_says_which_tasks_are_queued(client: Client, db: 
 
 def test_many_results_need_a_prefix(client: Client, db: redis.Redis) -> None:
     with pytest.raises(PipeqError, match="'/'"):
-        client.submit_many(PIPELINE, ["a", "b"], output="s3://results/one.json")
-    client.submit_many(PIPELINE, ["a", "b"], output="s3://results/")
+        client.submit_many(PIPELINE, ["a", "b"], output="s3://results/one.json", priority=0)
+    client.submit_many(PIPELINE, ["a", "b"], output="s3://results/", priority=0)
     assert {body(m)[1]["output"]["uri"] for m in messages(db)} == {"s3://results/"}
 
 

@@ -125,7 +125,7 @@ def test_a_limit_is_a_limit(client: Client, letters: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("count", [1, LETTERS_PER_CALL, LETTERS_PER_CALL + 1, 2 * LETTERS_PER_CALL + 50])
 def test_long_lists_are_walked_whole(client: Client, db: redis.Redis, count: int) -> None:
-    ids = client.submit_many(A, ["x"] * count)
+    ids = client.submit_many(A, ["x"] * count, priority=0)
     for task_id in ids:
         fail(db, task_id)
     assert [one.task_id for one in client.dead(A)] == ids[::-1]
@@ -222,7 +222,7 @@ def test_what_did_not_fail_is_not_retried(client: Client, db: redis.Redis, celer
 
 
 def test_of_many_who_retry_at_once_one_succeeds(client: Client, db: redis.Redis, valkey_url: str) -> None:
-    ids = client.submit_many(A, ["x"] * 150)
+    ids = client.submit_many(A, ["x"] * 150, priority=0)
     for task in ids:
         fail(db, task)
     barrier = threading.Barrier(8)
@@ -239,7 +239,7 @@ def test_of_many_who_retry_at_once_one_succeeds(client: Client, db: redis.Redis,
 
 
 def test_letters_that_others_take_off_the_list_hide_no_others(client: Client, db: redis.Redis, valkey_url: str) -> None:
-    ids = client.submit_many(A, ["x"] * 5 * LETTERS_PER_CALL)
+    ids = client.submit_many(A, ["x"] * 5 * LETTERS_PER_CALL, priority=0)
     for task in ids:
         fail(db, task)
     taken: list[str] = []
@@ -262,7 +262,7 @@ def test_letters_that_others_take_off_the_list_hide_no_others(client: Client, db
 
 
 def test_retries_and_drops_that_race_agree(client: Client, db: redis.Redis, valkey_url: str) -> None:
-    ids = client.submit_many(A, ["x"] * 300)
+    ids = client.submit_many(A, ["x"] * 300, priority=0)
     for task in ids:
         fail(db, task)
     barrier = threading.Barrier(4)
@@ -337,7 +337,7 @@ def test_a_redis_that_is_full_takes_a_retry(client: Client, db: redis.Redis) -> 
 def test_what_fails_again_while_letters_are_retried_is_not_meant(
     client: Client, db: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = client.submit_many(A, ["x"] * 20)
+    ids = client.submit_many(A, ["x"] * 20, priority=0)
     for task in ids:
         fail(db, task, age_s=1)
     from pipeq import dead

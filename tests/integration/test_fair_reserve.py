@@ -182,7 +182,7 @@ def test_a_requested_size_and_a_purge_count_what_was_moved(url: str, db: redis.R
 def test_the_client_counts_what_was_moved(url: str, db: redis.Redis) -> None:
     db.hset(keys.PIPELINES, "q", "{}")
     with Client(url) as client:
-        client.submit_many("q", [str(at) for at in range(20)], fair_key="acme", check=False)
+        client.submit_many("q", [str(at) for at in range(20)], fair_key="acme", check=False, priority=0)
         for _ in range(2):
             wanted = [Wanted("q", keys.list_keys("q"), 1, 2**30, [0] * 4)]
             _, (count, *rest) = leases_of(url).reserve_command(wanted)

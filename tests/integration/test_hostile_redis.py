@@ -295,7 +295,7 @@ def test_no_type_under_any_key_raises_what_is_not_ours(
 def test_a_queue_of_another_type_leaves_no_record_that_waits_for_ever(client: Client, db: redis.Redis) -> None:
     db.set(PIPELINE, "no list")
     with pytest.raises(PipeqError, match="WRONGTYPE"):
-        client.submit_many(PIPELINE, ["x", "y"])
+        client.submit_many(PIPELINE, ["x", "y"], priority=0)
     time.sleep(0.01)
     assert not [key for key in db.scan_iter("celery-task-meta-*") if NEIGHBOUR.encode() not in key]
 

@@ -78,6 +78,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "Client": {"redis_url": None, "allow": None, "max_message_bytes": 1000},
     "Client.submit": {"pipeline": PIPELINE, "inputs": "x"},
     "Client.submit_many": {"pipeline": PIPELINE, "inputs": ["x"]},
+    "Client.submit_each": {"pipeline": PIPELINE, "inputs": ["x"]},
+    "Client.map": {"pipeline": PIPELINE, "inputs": [], "expires_s": 0},  # nobody answers
     "Client.cancel": {"task_id": "other"},
     "Client.dead": {"pipeline": PIPELINE},
     "Client.purge": {"pipeline": PIPELINE},

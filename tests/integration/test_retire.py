@@ -62,7 +62,7 @@ def test_a_purge_ends_what_waits_anywhere(client: Client, db: redis.Redis) -> No
         ids += client.submit_many(QUEUE, ["x"] * 30, priority=priority)
     ids += client.submit_many(QUEUE, ["x"] * 30, priority=4, fair_key="one")
     move_to_fair_set(db, keys.list_key(QUEUE, 3))
-    ids += client.submit_many(QUEUE, ["x"] * 30, delay_s=60)
+    ids += client.submit_many(QUEUE, ["x"] * 30, delay_s=60, priority=0)
     ids += client.submit_many(QUEUE, ["x"] * 30, priority=9, delay_s=3600)
     stays = client.submit(OTHER, "x")
     for task in ids[:5]:
@@ -98,7 +98,7 @@ def test_who_waits_is_told(client: Client, db: redis.Redis, valkey_url: str) -> 
 
 
 def test_what_has_ended_stays_so(client: Client, db: redis.Redis) -> None:
-    ids = client.submit_many(QUEUE, ["x"] * 4)
+    ids = client.submit_many(QUEUE, ["x"] * 4, priority=0)
     client.cancel(ids[0])
     record = {"status": "SUCCESS", "result": 1, "task_id": ids[1], "pipeq": {}}
     db.set(keys.record_key(ids[1]), json.dumps(record))
@@ -138,7 +138,7 @@ def test_keys_of_another_type_are_left(client: Client, db: redis.Redis) -> None:
 
 def test_a_worker_that_takes_messages_meanwhile_keeps_them(client: Client, db: redis.Redis, valkey_url: str) -> None:
     """Every message is either taken by a worker, with its record untouched, or purged; none is both, none is lost."""
-    ids = client.submit_many(QUEUE, ["x" * 200] * 6000)
+    ids = client.submit_many(QUEUE, ["x" * 200] * 6000, priority=0)
     params = db.connection_pool.connection_kwargs
     leases = Leases.of(Server(place(params), "", lambda: redis.Redis.from_url(valkey_url)), 60, 5)
     stop, taken = threading.Event(), list[str]()
@@ -167,13 +167,13 @@ def test_a_worker_that_takes_messages_meanwhile_keeps_them(client: Client, db: r
 def test_what_is_submitted_meanwhile_does_not_keep_it_from_ending(
     client: Client, db: redis.Redis, valkey_url: str
 ) -> None:
-    client.submit_many(QUEUE, ["x"] * 2000)
+    client.submit_many(QUEUE, ["x"] * 2000, priority=0)
     stop = threading.Event()
 
     def submit() -> None:
         with Client(valkey_url) as own:
             while not stop.is_set():
-                own.submit_many(QUEUE, ["y"] * 500)
+                own.submit_many(QUEUE, ["y"] * 500, priority=0)
 
     thread = threading.Thread(target=submit)
     thread.start()
@@ -187,7 +187,7 @@ def test_what_is_submitted_meanwhile_does_not_keep_it_from_ending(
 
 
 def test_a_million_bytes_a_message_and_a_full_redis(client: Client, db: redis.Redis) -> None:
-    ids = client.submit_many(QUEUE, ["x" * 200_000] * 60)
+    ids = client.submit_many(QUEUE, ["x" * 200_000] * 60, priority=0)
     db.config_set("maxmemory", 1)
     try:
         assert client.purge(QUEUE) == 60
@@ -197,7 +197,7 @@ def test_a_million_bytes_a_message_and_a_full_redis(client: Client, db: redis.Re
 
 
 def test_others_are_served_in_between(client: Client, db: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    client.submit_many(QUEUE, ["x"] * 5000)
+    client.submit_many(QUEUE, ["x"] * 5000, priority=0)
     db.config_resetstat()
     client.purge(QUEUE)
     calls = db.info("commandstats")["cmdstat_evalsha"]["calls"]

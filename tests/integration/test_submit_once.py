@@ -95,8 +95,8 @@ with Client(sys.argv[1]) as client:
     for round in range(20):
         print(client.submit(sys.argv[2], round, idempotency_key=f"round/{round}"))
         keys = [f"{round}/{n}" for n in range(40)]
-        print(*client.submit_many(sys.argv[2], range(40), idempotency_keys=keys))
-        print(*client.submit_many(sys.argv[2], range(40), task_ids=[f"own/{key}" for key in keys]))
+        print(*client.submit_many(sys.argv[2], range(40), idempotency_keys=keys, priority=0))
+        print(*client.submit_many(sys.argv[2], range(40), task_ids=[f"own/{key}" for key in keys], priority=0))
 """
 
 
@@ -126,10 +126,10 @@ def nth(request: pytest.FixtureRequest) -> int:
 SUBMITS: dict[str, Callable[[Client], Any]] = {
     "key": lambda client: client.submit(PIPELINE, "x", idempotency_key="k"),
     "id": lambda client: client.submit(PIPELINE, "x", task_id="own"),
-    "keys": lambda client: client.submit_many(PIPELINE, ["a", "b"], idempotency_keys=["k", "l"]),
-    "ids": lambda client: client.submit_many(PIPELINE, ["a", "b"], task_ids=["own", "own2"]),
+    "keys": lambda client: client.submit_many(PIPELINE, ["a", "b"], idempotency_keys=["k", "l"], priority=0),
+    "ids": lambda client: client.submit_many(PIPELINE, ["a", "b"], task_ids=["own", "own2"], priority=0),
     "mixed": lambda client: client.submit_many(
-        PIPELINE, ["a", "b", "c"], task_ids=[None, "own", None], idempotency_keys=["k", None, None]
+        PIPELINE, ["a", "b", "c"], task_ids=[None, "own", None], idempotency_keys=["k", None, None], priority=0
     ),
 }
 
@@ -190,7 +190,7 @@ with Client(sys.argv[1]) as client:
     print("begins", flush=True)
     for n in range(10**9):
         client.submit(sys.argv[2], n, idempotency_key=f"one/{n}")
-        client.submit_many(sys.argv[2], range(20), idempotency_keys=[f"{n}/{at}" for at in range(20)])
+        client.submit_many(sys.argv[2], range(20), idempotency_keys=[f"{n}/{at}" for at in range(20)], priority=0)
 """
 
 
@@ -250,7 +250,7 @@ def test_a_key_is_held_while_its_task_may_succeed(client: Client, db: redis.Redi
     assert (second != first) is is_free
     assert queued(db) == ([first, second] if is_free else [first])
     # Whatever became of the first one, the key is that of the second from now on.
-    assert client.submit_many(PIPELINE, ["x"], idempotency_keys=["k"]) == [second]
+    assert client.submit_many(PIPELINE, ["x"], idempotency_keys=["k"], priority=0) == [second]
     assert 0 < db.ttl(names.once_key("k")) <= names.PENDING_TTL_S
 
 
@@ -332,30 +332,31 @@ def test_each_task_has_its_own_params_and_name(client: Client, db: redis.Redis) 
         params=iter(many),
         task_ids=(f"own/{n}" if n % 3 == 0 else None for n in range(len(many))),
         idempotency_keys=[f"key/{n}" if n % 3 == 1 else None for n in range(len(many))],
+        priority=0,
     )
     assert queued(db) == ids
     assert [one.get("params") for one in inputs_of(db)] == many
     assert [task_id for task_id in ids if task_id.startswith("own/")] == [f"own/{n}" for n in range(0, len(many), 3)]
     assert db.keys("pipeq:once:*").__len__() == len([n for n in range(len(many)) if n % 3 == 1])
-    assert client.submit_many(PIPELINE, ["0"], params=[None], task_ids=["new"]) == ["new"]
+    assert client.submit_many(PIPELINE, ["0"], params=[None], task_ids=["new"], priority=0) == ["new"]
 
 
 def test_the_same_name_twice_in_a_call_is_one_task(client: Client, db: redis.Redis) -> None:
-    first, other, second = client.submit_many(PIPELINE, ["a", "b", "a"], idempotency_keys=["k", "l", "k"])
+    first, other, second = client.submit_many(PIPELINE, ["a", "b", "a"], idempotency_keys=["k", "l", "k"], priority=0)
     assert (first, queued(db)) == (second, [first, other])
-    assert client.submit_many(PIPELINE, ["c", "c"], task_ids=["t", "t"]) == ["t", "t"]
+    assert client.submit_many(PIPELINE, ["c", "c"], task_ids=["t", "t"], priority=0) == ["t", "t"]
     assert queued(db) == [first, other, "t"]
-    said = refused(lambda: client.submit_many(PIPELINE, ["d", "e"], task_ids=["u", "u"]))
+    said = refused(lambda: client.submit_many(PIPELINE, ["d", "e"], task_ids=["u", "u"], priority=0))
     assert said.startswith("task_ids[1]: the task id 'u' belongs to a task with other inputs")
     assert not db.exists(names.record_key("u"))
 
 
 def test_a_chunk_that_is_repeated_queues_only_what_is_missing(client: Client, db: redis.Redis) -> None:
     keys = [f"k{n}" for n in range(10)]
-    ids = client.submit_many(PIPELINE, range(0, 10, 2), idempotency_keys=keys[::2])
+    ids = client.submit_many(PIPELINE, range(0, 10, 2), idempotency_keys=keys[::2], priority=0)
     end(db, ids[1], "SUCCESS")
     end(db, ids[2], "FAILURE")
-    all_ids = client.submit_many(PIPELINE, range(10), idempotency_keys=keys)
+    all_ids = client.submit_many(PIPELINE, range(10), idempotency_keys=keys, priority=0)
     assert [all_ids[at] for at in (0, 2, 6, 8)] == [ids[at] for at in (0, 1, 3, 4)]
     assert all_ids[4] != ids[2]
     assert queued(db) == [*ids, *(all_ids[at] for at in (1, 3, 4, 5, 7, 9))]
@@ -394,7 +395,7 @@ def test_an_argument_is_named_with_its_position(
     client: Client, db: redis.Redis, given: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(SubmitError, match=says) as caught:
-        client.submit_many(PIPELINE, ["x", "y", "z"], **given)
+        client.submit_many(PIPELINE, ["x", "y", "z"], **given, priority=0)
     assert caught.value.message.isprintable()
     assert queued(db) == []
     assert caught.value.submitted == ()
@@ -402,10 +403,10 @@ def test_an_argument_is_named_with_its_position(
 
 def test_an_input_that_cannot_be_sent_is_named_with_its_position(client: Client, db: redis.Redis) -> None:
     with pytest.raises(SubmitError, match=r"inputs\[2\]: bytes is not JSON") as caught:
-        client.submit_many(PIPELINE, ["x", "y", b"z"])
+        client.submit_many(PIPELINE, ["x", "y", b"z"], priority=0)
     assert caught.value.code == "invalid_input"
     with pytest.raises(SubmitError, match=r"inputs\[1\]: the message is"):
-        client.submit_many(PIPELINE, ["x", "y" * 300_000])
+        client.submit_many(PIPELINE, ["x", "y" * 300_000], priority=0)
     with pytest.raises(SubmitError, match=r"^invalid_input: bytes is not JSON"):
         client.submit(PIPELINE, b"z")
     assert queued(db) == []
@@ -420,12 +421,12 @@ def test_a_task_has_one_name(client: Client) -> None:
 
 def test_a_submit_that_broke_off_can_be_repeated(db: redis.Redis) -> None:
     lines = [f"text {n}" for n in range(1200)]
-    run("submit", PIPELINE, "-", "--idempotency-key", "night", stdin="\n".join(lines[:700]))
-    done = run("submit", PIPELINE, "-", "--idempotency-key", "night", stdin="\n".join(lines))
+    run("submit", PIPELINE, "-", "--priority", "0", "--idempotency-key", "night", stdin="\n".join(lines[:700]))
+    done = run("submit", PIPELINE, "-", "--priority", "0", "--idempotency-key", "night", stdin="\n".join(lines))
     assert done.exit_code == 0
     assert queued(db) == done.stdout.split()
     assert [one["inputs"] for one in inputs_of(db)] == lines
-    other = run("submit", PIPELINE, "-", "--idempotency-key", "night", stdin="\n".join(lines[1:]))
+    other = run("submit", PIPELINE, "-", "--priority", "0", "--idempotency-key", "night", stdin="\n".join(lines[1:]))
     assert other.exit_code == 6
     assert re.search(r"idempotency_keys\[0\]: the idempotency key 'night/1' belongs to task", other.stderr)
 

@@ -68,6 +68,8 @@ class ErrorCode(StrEnum):
     EVENTS_OFF = "events_off"
     #: Events were removed from the stream before they were read. Never the outcome of a task.
     EVENTS_TRIMMED = "events_trimmed"
+    #: The queue has its `max_backlog`, so nothing more is submitted. Never the outcome of a task.
+    QUEUE_FULL = "queue_full"
     #: The client cannot reach Redis. Never the outcome of a task.
     REDIS_UNAVAILABLE = "redis_unavailable"
 
@@ -121,6 +123,8 @@ HTTP_STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.IN_USE: 409,
     ErrorCode.EVENTS_OFF: 409,
     ErrorCode.EVENTS_TRIMMED: 410,
+    # Not 429, since the caller itself may have asked for little.
+    ErrorCode.QUEUE_FULL: 503,
     ErrorCode.REDIS_UNAVAILABLE: 503,
 }
 
@@ -223,6 +227,14 @@ class SubmitUnavailableError(SubmitError, RedisUnavailableError):
     def __init__(self, message: str, retryable: bool = True, submitted: Sequence[str] = ()) -> None:
         SubmitError.__init__(self, ErrorCode.REDIS_UNAVAILABLE, message, retryable, submitted)
         self.args = (self.message, self.retryable, list(self.submitted))
+
+
+class QueueFullError(SubmitError):
+    """The pipeline's queue has as many tasks as the submit's ``max_backlog`` allows. Later there may be room."""
+
+    def __init__(self, message: str, submitted: Sequence[str] = ()) -> None:
+        super().__init__(ErrorCode.QUEUE_FULL, message, True, submitted)
+        self.args = (self.message, list(self.submitted))
 
 
 class ReadError(PipeqError):

@@ -33,6 +33,7 @@ EXAMPLES: dict[str, tuple[tuple[Any, ...], str]] = {
     "EventsTrimmedError": (("5 events are gone",), "events_trimmed"),
     "MissingPackageError": (("pip install it",), "missing_package"),
     "PipeqError": (("invalid_input", "no"), "invalid_input"),
+    "QueueFullError": (("it is full", ["a"]), "queue_full"),
     "ReadError": (("input_forbidden", "no"), "input_forbidden"),
     "RedisUnavailableError": (("it is away", False), "redis_unavailable"),
     "RedisUrlError": (("it is none",), "invalid_settings"),

@@ -114,8 +114,8 @@ assert not {"pipeq_worker", "torch", "transformers"} & set(sys.modules)
 
 
 def test_docstrings_name_what_they_describe():
-    [client] = [document for document in docstrings() if document.source == "pipeq/client.py"]
-    passages = [passage.text for passage in cut(client)]
+    documents = {document.source: document for document in docstrings()}
+    passages = [passage.text for name in ("client", "bulk_calls") for passage in cut(documents[f"pipeq/{name}.py"])]
     assert any(text.startswith("Client: ") for text in passages)
     assert any("submit_many(): Queues one task for each item" in text for text in passages)
 

@@ -1,0 +1,156 @@
+"""ASYNC LINE: the connections of a client in one event loop. Used by async_speaking; after it, redis-py connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from copy import copy
+from typing import Any, TypeVar
+
+import redis.asyncio
+from redis.exceptions import (
+    ConnectionError,  # noqa: A004
+    ResponseError,
+    TimeoutError,  # noqa: A004
+)
+
+from pipeq.async_hearing import AsyncListener
+from pipeq.protocol import Command, Send, Steps
+
+_T = TypeVar("_T")
+#: Most commands of several calls that go out together.
+COMMANDS_TOGETHER = 200
+_CLOSED = ConnectionError("the event loop ends")
+
+
+async def advance(steps: Steps[_T], answer: Callable[[Any], Awaitable[Any]]) -> _T:
+    """Takes steps to their end, with a function that answers what they ask for."""
+    value, error = None, None
+    while True:
+        try:
+            ask = steps.send(value) if error is None else steps.throw(error)
+        except StopIteration as end:
+            result: _T = end.value
+            return result
+        value, error = None, None
+        try:
+            value = await answer(ask)
+        except Exception as raised:
+            error = raised
+        except BaseException:
+            steps.close()
+            raise
+
+
+class Line:
+    """The connections of a client in one event loop.
+
+    What calls ask for while all connections are busy goes out together with the next write, so that many calls at once
+    take few round trips, and a call that is cancelled disturbs no other.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, client: redis.asyncio.Redis, connections: int, timeout_s: float
+    ) -> None:
+        self.loop = loop
+        self._client = client
+        self._pool: Any = client.connection_pool
+        self._free = asyncio.Semaphore(connections)
+        self._timeout_s = timeout_s
+        self._pending: deque[tuple[Send, asyncio.Future[list[Any]]]] = deque()
+        #: The tasks that send what is pending.
+        self._senders: set[asyncio.Task[None]] = set()
+        self._most_senders = max(1, connections // 2)
+        self.listener = AsyncListener(self._pool)
+
+    async def close(self) -> None:
+        """Closes them."""
+        await self.listener.close()
+        await self._client.aclose()
+
+    async def exchange(self, ask: Send) -> list[Any]:
+        """Sends commands and reads their replies."""
+        if ask.wait_s:
+            # It may take long, so it takes no place from the others.
+            async with self._connection() as connection:
+                return await exchange(connection, ask.commands, self._timeout_s + ask.wait_s)
+        answer: asyncio.Future[list[Any]] = self.loop.create_future()
+        self._pending.append((ask, answer))
+        if len(self._senders) < self._most_senders:
+            sender = self.loop.create_task(self._send_pending(), name="pipeq-send")
+            self._senders.add(sender)
+            sender.add_done_callback(self._senders.discard)
+        return await answer
+
+    async def session(self, steps: Steps[Any]) -> Any:
+        """Takes steps with one connection."""
+        async with self._free, self._connection() as connection:
+            try:
+                return await advance(steps, lambda ask: exchange(connection, ask.commands, self._timeout_s))
+            except BaseException:
+                # Redis forgets what the connection watches.
+                await connection.disconnect(nowait=True)
+                raise
+
+    async def _send_pending(self) -> None:
+        while self._pending:
+            async with self._free:
+                some = self._take()
+                commands = [command for ask, _ in some for command in ask.commands]
+                try:
+                    async with self._connection() as connection:
+                        found = await exchange(connection, commands, self._timeout_s) if some else []
+                except BaseException as error:
+                    for _, answer in some:
+                        if not answer.done():
+                            # Each call needs an exception of its own, since each adds its own traceback.
+                            answer.set_exception(copy(error) if isinstance(error, Exception) else _CLOSED)
+                    if not isinstance(error, Exception):
+                        raise
+                    continue
+            at = 0
+            for ask, answer in some:
+                if not answer.done():
+                    answer.set_result(found[at : at + len(ask.commands)])
+                at += len(ask.commands)
+
+    def _take(self) -> list[tuple[Send, asyncio.Future[list[Any]]]]:
+        """Takes what goes out together: one large ask, or many small ones."""
+        some: list[tuple[Send, asyncio.Future[list[Any]]]] = []
+        count = 0
+        while self._pending and (not some or count + len(self._pending[0][0].commands) <= COMMANDS_TOGETHER):
+            ask, answer = self._pending.popleft()
+            if not answer.done():  # otherwise its call was cancelled
+                some.append((ask, answer))
+                count += len(ask.commands)
+        return some
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        connection = await self._pool.get_connection()
+        try:
+            yield connection
+        finally:
+            await self._pool.release(connection)
+
+
+async def exchange(connection: Any, commands: Sequence[Command], timeout_s: float) -> list[Any]:
+    """Sends commands and reads their replies; a connection that is not at their end is closed."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await connection.send_packed_command(connection.pack_commands(commands))
+            return [await _read(connection) for _ in commands]
+    except BaseException as error:
+        await connection.disconnect(nowait=True)
+        if isinstance(error, asyncio.TimeoutError):
+            raise TimeoutError("Timeout reading from socket") from error
+        raise
+
+
+async def _read(connection: Any) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
