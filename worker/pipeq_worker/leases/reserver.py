@@ -218,12 +218,16 @@ class Reserver:
         if sharing is not None and not self._is_unmoved and sharing.lasts_s() >= LASTS_S:
             self._sleep(YIELD_S)
         self._rung()
-        free = sum(one.messages for one in self._wanted(queues))
-        has_credit = self._is_unmoved or free >= ENOUGH or self._gathered(queues, free)
+        wanted = self._wanted(queues)
+        free = sum(one.messages for one in wanted)
+        has_credit = self._is_unmoved or free >= ENOUGH
+        if not has_credit:
+            has_credit = self._gathered(queues, free)
+            wanted = self._wanted(queues)
         # Without credit, the script only looks for the marks of idle workers.
         if not has_credit and not self._looks.is_due(queues, sharing, self._line.rings):
             return
-        wanted = self._looks.with_marks(self._wanted(queues), sharing)
+        wanted = self._looks.with_marks(wanted, sharing)
         if number := self._reserve(queues, wanted):
             if number < ENOUGH < free:
                 self._sleep(PAUSE_S)
