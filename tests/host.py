@@ -38,6 +38,25 @@ LEASE_S = 10_000.0
 _numbers = itertools.count(1)
 
 
+class Loop:
+    """Stands where kombu's event loop stands, of all hosts: what is to be called later is called when the test says."""
+
+    #: As kombu's, between two turns: acknowledgements are sent at once.
+    _running = False
+
+    def __init__(self) -> None:
+        self._later: list[Callable[[], object]] = []
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
+        self._later.append(callback)
+
+    def turn(self) -> None:
+        """Calls what is due."""
+        later, self._later = self._later, []
+        for callback in later:
+            callback()
+
+
 class Hands:
     """Stands where the dispatcher stands: holds the tasks inside, and does with each what it is told."""
 
@@ -48,6 +67,9 @@ class Hands:
         self.tasks: list[Delivery] = []
         self.is_open = True
         self.is_hurried = False
+        #: Whether messages under suspicion may be received; not while a task with deaths runs alone, for instance.
+        self.may_receive = True
+        self.has_claim = False
         self.pids: list[tuple[str, int]] = []
 
     # -- what a worker calls ------------------------------------------------------------------------------------------
@@ -68,11 +90,11 @@ class Hands:
         """What begins, the test says."""
 
     def claim(self) -> bool:
-        """Messages under suspicion may always be received: the test does one thing at a time."""
-        return True
+        self.has_claim = True
+        return self.may_receive
 
     def disclaim(self) -> None:
-        """Nothing waits for that."""
+        self.has_claim = False
 
     def hangs(self) -> None:
         return None
@@ -183,6 +205,8 @@ class Host:
         worker_ready.receivers[:] = receivers
         self.pool = TaskPool(self.app.conf.worker_concurrency, app=self.app)
         self.pool.start()
+        #: None until it consumes for the first time.
+        self.leases: Any = None
         self._consume()
         self.beat()
 
@@ -199,7 +223,9 @@ class Host:
         self.channel = self._connection.channel()
         # Each host of this process has leases of its own, as if it was a process of its own.
         Leases._of.clear()
-        self.leases: Leases = self.channel.leases
+        if self.leases is not None:
+            Leases._of[self.leases.server] = self.leases
+        self.leases = self.channel.leases
         Leases._of.clear()
         self.channel.reserver = cast(Any, _Quiet())
         self.consumer.task_consumer = self.app.amqp.TaskConsumer(self.channel, on_decode_error=None)
@@ -232,6 +258,12 @@ class Host:
             finally:
                 self.channel.reserver = cast(Any, _Quiet())
         return most
+
+    def reconnect(self) -> None:
+        """Closes its channel and opens another one, as Celery does when the connection to Redis is gone."""
+        self.channel.close()
+        self._connection.release()
+        self._consume()
 
     def move_due(self) -> None:
         """Puts messages that are due back on their lists, as each heartbeat does."""

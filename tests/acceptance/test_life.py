@@ -25,6 +25,7 @@ import redis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from kombu.asynchronous import set_event_loop
 from kombu.exceptions import OperationalError
 from pipeq import Client, State
 from pipeq.contract import bare, keys, record
@@ -33,7 +34,7 @@ from pipeq.contract.record import HISTORY_MAX
 from pipeq.demo import embedded
 from pipeq_worker.delivery.delivery import Delivery
 
-from tests.host import Host
+from tests.host import Host, Loop
 from tests.proxy import Proxy, proxy
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "25"))
@@ -67,6 +68,8 @@ class Life(RuleBasedStateMachine):
         self.client = Client(self.through)
         #: None while a host has not been needed; making one takes longer than most steps.
         self.hosts: list[Host | None] = [None, None]
+        self.loop = Loop()
+        set_event_loop(self.loop)
         self.ids: list[str] = []
         self.named: dict[tuple[str, bool], str] = {}
         #: Id -> what was published of it.
@@ -290,6 +293,19 @@ class Life(RuleBasedStateMachine):
         with away():
             self.host(host).move_due()
 
+    @precondition(has_host)
+    @rule(host=which)
+    def reconnect(self, host: int) -> None:
+        with away():
+            self.host(host).reconnect()
+
+    @rule(host=which, may_receive=st.booleans())
+    def receive_suspects(self, host: int, may_receive: bool) -> None:
+        """A task that is as suspect begins, or ends."""
+        self.host(host).hands.may_receive = may_receive
+        with away():
+            self.loop.turn()
+
     @rule()
     def cut(self) -> None:
         self.between.cut()
@@ -406,6 +422,7 @@ class Life(RuleBasedStateMachine):
         finally:
             for one in filter(None, self.hosts):
                 one.die()
+            set_event_loop(None)
             self.listener.close()
             self.client.close()
             self.db.close()
@@ -415,6 +432,8 @@ class Life(RuleBasedStateMachine):
         for turn in range(TURNS):
             self.time_passes(turn % 2, True)
             for host in filter(None, self.hosts):
+                host.hands.may_receive = True
+                self.loop.turn()
                 host.renew()
                 host.beat()
                 self.all_due()
@@ -428,6 +447,7 @@ class Life(RuleBasedStateMachine):
             if not self.places:
                 break
         assert self.places == {}, "messages are left"
+        assert not any(host.hands.has_claim for host in self.hosts if host is not None), "no task with deaths may run"
         assert self.db.hgetall(keys.RUNNING) == {}, "marks are left"
         for status in self.client.status_many(self.ids):
             assert status.is_final, status

@@ -186,16 +186,17 @@ def test_a_death_counts_while_the_task_waits_again(client: Client, db: redis.Red
     assert [one.code for one in status.history] == ["worker_lost"]
 
 
+@pytest.mark.parametrize("history", ["", " \t"], ids=["new", "suspect"])
 @pytest.mark.parametrize("kind", ["expired", "not due", "unreadable"])
 def test_a_message_is_not_held_for_ever_if_redis_goes_away_while_it_is_handed_on(
-    client: Client, db: redis.Redis, valkey_url: str, kind: str
+    client: Client, db: redis.Redis, valkey_url: str, kind: str, history: str
 ) -> None:
     """What ends on its way into the worker, or waits for its time, is in nobody's hands when Redis is away."""
     task_id = client.submit(PIPELINE, "x", expires_s=0.0001 if kind == "expired" else None, check=False)
     message = json.loads(db.lindex(PIPELINE, 0) or "")
     if kind == "not due":
         message["headers"]["eta"] = "2100-01-01T00:00:00+00:00"
-    db.lset(PIPELINE, 0, "no message" if kind == "unreadable" else json.dumps(message))
+    db.lset(PIPELINE, 0, history + ("no message" if kind == "unreadable" else json.dumps(message)))
     with proxy(valkey_url) as (between, through):
         host = Host(through, PIPELINE)
 

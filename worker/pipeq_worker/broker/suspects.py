@@ -104,8 +104,9 @@ class Suspects:
         try:
             self._hand_on(one)
         except BaseException:
-            # Nothing has seen the remaining messages, so they go back.
-            self._leases.requeue(other.tag for other in (*self._new, *self._waiting))
+            # Nothing has seen the remaining messages. This one was not taken in: Redis was away when its end was to be
+            # stored. Nobody else would put it back, and its lease would be renewed for ever.
+            self._leases.requeue(later.tag for later in (one, *self._new, *self._waiting))
             raise
 
     def _next(self) -> None:
