@@ -14,6 +14,7 @@ from benchmarks import (
     delivery,
     devices,
     forward,
+    jobs,
     late_worker,
     latency,
     memory,
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Result]]] = {
     "i": continuous.main,
     "j": death.main,
     "k": producers.main,
+    "l": jobs.main,
     "delivery": delivery.main,
     "memory": memory.main,
 }

@@ -46,7 +46,13 @@ class Waitings(Generic[T]):
     def add(self, item: T, now: float, order: int) -> None:
         """Adds an item."""
         one = waiting(item, item.cost, now, order)
-        insort(self.groups.setdefault(item.group, Group()).by_cost, one, key=_by_cost)
+        if (group := self.groups.get(item.group)) is None:
+            group = self.groups[item.group] = Group()
+        by_cost = group.by_cost
+        if by_cost and by_cost[-1].cost > item.cost:
+            insort(by_cost, one, key=_by_cost)
+        else:
+            by_cost.append(one)
         self._urgency.add(one)
         self.count, self.cost, self.nbytes = self.count + 1, self.cost + item.cost, self.nbytes + item.nbytes
 
@@ -82,6 +88,9 @@ class Waitings(Generic[T]):
         """So many of some items that cost the same: the head, then by priority, by the tenants' turns, and when due."""
         if number == len(equal):
             return equal
+        if self._urgency.is_of_one:
+            # The head is due first of all.
+            return heapq.nsmallest(number, equal, key=by_due)
         queues: dict[tuple[int, Hashable], list[Waiting[T]]] = {}
         for one in equal:
             queues.setdefault((one.item.priority, one.item.tenant), []).append(one)

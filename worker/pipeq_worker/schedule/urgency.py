@@ -83,9 +83,13 @@ class Urgency(Generic[U]):
 
     def add(self, one: Waiting[U]) -> None:
         """Adds one."""
-        priority = self._priorities.setdefault(one.item.priority, _Priority())
-        tenant = priority.tenants.setdefault(one.item.tenant, _Tenant())
-        priority.turns.join(one.item.tenant)
+        # Not setdefault(), which would make new ones each time, for as much as all the rest takes.
+        if (priority := self._priorities.get(one.item.priority)) is None:
+            priority = self._priorities[one.item.priority] = _Priority()
+        name = one.item.tenant
+        if (tenant := priority.tenants.get(name)) is None:
+            tenant = priority.tenants[name] = _Tenant()
+        priority.turns.join(name)
         heapq.heappush(tenant.heap, (one.due, one.order, one))
         tenant.count += 1
 
@@ -105,6 +109,11 @@ class Urgency(Generic[U]):
         times = priority.turns.time
         _, (*_, head) = min((times(name), _first(tenant)) for name, tenant in priority.tenants.items())
         return head
+
+    @property
+    def is_of_one(self) -> bool:
+        """Whether all that wait have one priority and one tenant, so that nobody's turn counts."""
+        return sum(len(one.tenants) for one in self._priorities.values()) == 1
 
     def time(self, one: Waiting[U]) -> float:
         """The virtual time of the tenant of one that waits."""

@@ -1,0 +1,82 @@
+"""Rows of a job: `constant` against single tasks, and MiniLM against a global sort.
+
+A job's time runs from the beginning of its submit, which reads the rows, to the end of its last row; that of single
+tasks from the first submit to the last result. On `constant` a row costs only its way through the worker.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from pipeq import Client
+from pipeq.demo.embedded import valkey
+
+from benchmarks import workers
+from benchmarks.batching import BUDGETS, MOST_TEXTS, PIPELINE, run_sorted, texts
+from benchmarks.report import Options, Result, against, alternate
+
+#: Single tasks, and rows, for each second that an arm is to run.
+TASKS_A_SECOND, ROWS_A_SECOND = 700, 8000
+
+
+def run_job(client: Client, pipeline: str, inputs: Sequence[str]) -> float:
+    """Runs a job. Returns rows a second."""
+    began = time.perf_counter()
+    status = client.jobs.wait(client.jobs.submit(pipeline, inputs))
+    assert (status.succeeded, status.failed) == (len(inputs), 0), status
+    return len(inputs) / (time.perf_counter() - began)
+
+
+def main(options: Options) -> list[Result]:
+    """Runs all arms in turn."""
+    with tempfile.TemporaryDirectory() as name, valkey() as url:
+        folder = workers.classifier(Path(name))
+        pipe = workers.plain_pipeline(folder)
+        config = f'[pipelines.constant]\n[pipelines.{PIPELINE}]\nmodel = "{folder}"\n'
+        with workers.worker(url, config) as process, Client(url) as client:
+            workers.wait_ready(client, PIPELINE, [process])
+            run_job(client, "constant", ["warm up"] * 2000)
+            single = ["a text of a few words"] * int(TASKS_A_SECOND * options.seconds)
+            rows = ["a text of a few words"] * int(ROWS_A_SECOND * options.seconds)
+            plain = alternate(
+                {
+                    "single tasks": partial(workers.run, client, "constant", single),
+                    "rows of a job": partial(run_job, client, "constant", rows),
+                },
+                options.rounds,
+            )
+            some = texts(100, seed=1)
+            run_job(client, PIPELINE, some)
+            rates = {budget: run_sorted(pipe, some, budget) for budget in BUDGETS}
+            budget = max(rates, key=lambda one: rates[one])
+            inputs = texts(workers.as_many_as(rates[budget], options.seconds, 100, MOST_TEXTS))
+            limit = f"global sort, {budget} tokens"
+            sorted_ = alternate(
+                {
+                    limit: partial(run_sorted, pipe, inputs, budget),
+                    "rows of a job": partial(run_job, client, PIPELINE, inputs),
+                },
+                options.rounds,
+            )
+    return [
+        Result(
+            "l",
+            "Rows of a job, `constant`",
+            "rows/s",
+            plain,
+            [against("rows of a job / single tasks", plain["rows of a job"], plain["single tasks"], ">= 10")],
+            f"{len(single)} tasks, {len(rows)} rows; from the beginning of the submit to the last result.",
+        ),
+        Result(
+            "m",
+            "Rows of a job, MiniLM",
+            "rows/s",
+            sorted_,
+            [against("rows of a job / global sort", sorted_["rows of a job"], sorted_[limit], ">= 0.95")],
+            f"{len(inputs)} texts as in (a); the job's time includes reading, Redis and JSON.",
+        ),
+    ]
