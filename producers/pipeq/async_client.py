@@ -44,6 +44,7 @@ class AsyncClient(Configured):
             uses up to 8 connections and one for its waits, or the URL's ``max_connections``.
         allow: as for :class:`pipeq.Client`.
         max_message_bytes: larger messages are refused with ``input_too_large``; workers have the same limit.
+        upload: as for :class:`pipeq.Client`.
 
     Raises (from the constructor):
         SettingsError: naming the argument; a RedisUrlError for the URL.

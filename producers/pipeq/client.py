@@ -20,6 +20,7 @@ from pipeq.methods import handling
 from pipeq.read_allow import ReadAllow
 from pipeq.speaking import Speaker, blocking, iterating
 from pipeq.submit_calls import Calls, NoLiveWorkerWarning
+from pipeq.uploading import VARIABLE, Upload
 
 if TYPE_CHECKING:
     from pipeq.jobs.jobs import Jobs
@@ -35,6 +36,8 @@ class Configured:
         allow: prefixes below which results may be read, such as ``s3://results/``, your workers' store; by default
             those of PIPEQ_CLIENT_ALLOW. The outputs of this client's own submits are added.
         max_message_bytes: larger messages are refused with ``input_too_large``; workers have the same limit.
+        upload: a prefix that the workers may read, such as ``s3://inputs/``, to which inputs from this machine go that
+            are too large for a message, and all local files; by default that of PIPEQ_CLIENT_UPLOAD, or none.
 
     Raises (from the constructor):
         SettingsError: naming the argument; a RedisUrlError for the URL.
@@ -46,12 +49,15 @@ class Configured:
         *,
         allow: Iterable[str] | str | None = None,
         max_message_bytes: int = keys.MAX_MESSAGE_BYTES,
+        upload: str | None = None,
     ) -> None:
         self.redis_url = redis_url or os.environ.get("PIPEQ_REDIS_URL") or "redis://localhost:6379/0"
         self.max_message_bytes = checks.max_bytes(max_message_bytes)
         if not isinstance(self.redis_url, str):
             raise RedisUrlError(f"redis_url is a {type(redis_url).__name__}, not a text")
-        self._steps = Calls(self.redis_url, ReadAllow(allow), self.max_message_bytes)
+        upload = os.environ.get(VARIABLE) or None if upload is None else upload
+        put_object = None if upload is None else Upload(upload).put
+        self._steps = Calls(self.redis_url, ReadAllow(allow), self.max_message_bytes, put_object)
         try:
             self._connect()
         except ValueError as error:
@@ -71,6 +77,8 @@ class Client(Configured):
             ``s3://results/``, your workers' store; by default those of PIPEQ_CLIENT_ALLOW. The outputs of this client's
             own submits are added.
         max_message_bytes: larger messages are refused with ``input_too_large``; workers have the same limit.
+        upload: a prefix that the workers may read, such as ``s3://inputs/``, to which inputs from this machine go that
+            are too large for a message, and all local files; by default that of PIPEQ_CLIENT_UPLOAD, or none.
 
     Every method raises RedisUnavailableError if Redis cannot be reached, and PipeqError (``invalid_message``,
     ``invalid_input``, ``invalid_params``) for an argument that cannot be used.

@@ -16,6 +16,7 @@ from pipeq.contract import keys, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import TaskMessage, plain
 from pipeq.envelope import Envelope, new_id, sha256_of
+from pipeq.local_inputs import Put, has_local, referenced
 from pipeq.once import Name
 from pipeq.protocol import Give, Pull, Steps, Stream, given
 from pipeq.submitting import CHUNK_TASKS, Chunk, Place, Served, Submitter
@@ -167,13 +168,16 @@ class Submissions:
     Args:
         pipelines: steps to the names of all pipelines that a worker has ever served.
         max_message_bytes: larger messages are refused.
+        put_object: uploads inputs that are too large for a message; None if the client has no store.
     """
 
     def __init__(
         self,
         pipelines: Callable[[], Steps[Iterable[str]]],
         max_message_bytes: int,
+        put_object: Put | None = None,
     ) -> None:
+        self._put_object = put_object
         self._submitter = Submitter()
         self._pipelines = pipelines
         self._max_message_bytes = max_message_bytes
@@ -220,7 +224,7 @@ class Submissions:
             if (task := next(wanted, None)) is None:
                 break
             is_slow = time.monotonic() - asked_at > slow_s
-            envelope, body = self._checked(call, task, number)
+            envelope, body = yield from self._checked(call, task, number)
             if not is_checked:
                 yield from self._check_known(call.pipeline)
                 is_checked = True
@@ -239,12 +243,16 @@ class Submissions:
         served = yield from self._submitter.put(place, chunk)
         return chunk.ids, served
 
-    def _checked(self, call: Call, task: Wanted, number: int) -> tuple[Envelope, str]:
+    def _checked(self, call: Call, task: Wanted, number: int) -> Steps[tuple[Envelope, str]]:
         try:
+            is_local = has_local(task.inputs, self._put_object is not None)
+            if is_local:
+                inputs = yield from referenced(task.inputs, self._put_object, self._max_message_bytes)
+                task = task._replace(inputs=inputs)
             envelope = self._envelope(call, task)
             body = envelope.body()
             if len(body) > self._max_message_bytes:
-                raise _too_large(len(body), self._max_message_bytes)
+                raise _too_large(len(body), self._max_message_bytes, is_local and self._put_object is None)
         except PipeqError as error:
             if not call.is_many:
                 raise
@@ -289,8 +297,11 @@ class Submissions:
         )
 
 
-def _too_large(size: int, limit: int) -> PipeqError:
-    return PipeqError(
-        ErrorCode.INPUT_TOO_LARGE,
-        f"the message is {size} bytes, at most {limit} are allowed: put the input on S3 and submit a Ref to it",
+def _too_large(size: int, limit: int, wants_store: bool) -> PipeqError:
+    what = (
+        "give the client a store for such inputs, upload='s3://bucket/prefix/' (or PIPEQ_CLIENT_UPLOAD)"
+        if wants_store
+        else "put the input on S3 and submit a Ref to it"
     )
+    sentence = f"the message is {size} bytes, at most {limit} are allowed: {what}"
+    return PipeqError(ErrorCode.INPUT_TOO_LARGE, sentence)

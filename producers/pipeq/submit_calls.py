@@ -51,7 +51,9 @@ class Calls(BulkCalls):
         Args:
             pipeline: the pipeline's name; its task type unless the worker named it otherwise.
             inputs: a value, an object of named values, or a list of either; :class:`Ref` for input that is stored
-                elsewhere.
+                elsewhere. Bytes, PIL pictures, numpy's pictures (uint8) and ``{"array", "sampling_rate"}`` are sent
+                inside the message, or uploaded where they are too large and the client has ``upload``. A path is a
+                file that the workers can open, too; with ``upload``, one of this machine.
             params: parameters of the pipeline's call, for this task only.
             output: a URI for the result, such as ``s3://results/``; one that ends in ``/`` is a prefix. It may have
                 fields: ``s3://results/{date}/{stem}-{id}.json``. ``{"uri": ..., "include_inputs": True}`` writes inputs

@@ -71,7 +71,20 @@ ODD: dict[str, Any] = {
 #: The kinds of values that each argument takes; other kinds are refused, and the argument is named.
 TAKES: dict[str, set[str]] = {
     "pipeline": {"text"},
-    "inputs": {"none", "true", "int", "negative", "float", "empty", "text", "escape", "list", "nested", "mapping"},
+    "inputs": {
+        "none",
+        "true",
+        "int",
+        "negative",
+        "float",
+        "empty",
+        "text",
+        "escape",
+        "list",
+        "nested",
+        "mapping",
+        "bytes",
+    },
     "params": {"none", "mapping"},
     "output": {"none"},
     "task_id": {"none", "text", "escape"},
@@ -82,6 +95,8 @@ TAKES: dict[str, set[str]] = {
     "deadline_s": {"none", "int", "float"},
     "timeout_s": {"none", "int", "float"},
     "fair_key": {"none", "text", "escape"},
+    "max_backlog": {"none", "int"},
+    "full_wait_s": {"none", "int", "float"},
     "headers": {"none", "mapping"},
 }
 

@@ -75,7 +75,7 @@ def parameters(call: Any) -> set[str]:
 
 #: Valid arguments, of which the test replaces one at a time by nonsense.
 GOOD: dict[str, dict[str, Any]] = {
-    "Client": {"redis_url": None, "allow": None, "max_message_bytes": 1000},
+    "Client": {"redis_url": None, "allow": None, "max_message_bytes": 1000, "upload": None},
     "Client.submit": {"pipeline": PIPELINE, "inputs": "x"},
     "Client.submit_many": {"pipeline": PIPELINE, "inputs": ["x"]},
     "Client.submit_each": {"pipeline": PIPELINE, "inputs": ["x"]},

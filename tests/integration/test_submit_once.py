@@ -402,13 +402,13 @@ def test_an_argument_is_named_with_its_position(
 
 
 def test_an_input_that_cannot_be_sent_is_named_with_its_position(client: Client, db: redis.Redis) -> None:
-    with pytest.raises(SubmitError, match=r"inputs\[2\]: bytes is not JSON") as caught:
-        client.submit_many(PIPELINE, ["x", "y", b"z"], priority=0)
+    with pytest.raises(SubmitError, match=r"inputs\[2\]: object is not JSON") as caught:
+        client.submit_many(PIPELINE, ["x", "y", object()], priority=0)
     assert caught.value.code == "invalid_input"
     with pytest.raises(SubmitError, match=r"inputs\[1\]: the message is"):
         client.submit_many(PIPELINE, ["x", "y" * 300_000], priority=0)
-    with pytest.raises(SubmitError, match=r"^invalid_input: bytes is not JSON"):
-        client.submit(PIPELINE, b"z")
+    with pytest.raises(SubmitError, match=r"^invalid_input: object is not JSON"):
+        client.submit(PIPELINE, object())
     assert queued(db) == []
 
 

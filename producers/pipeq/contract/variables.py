@@ -14,7 +14,7 @@ from pipeq.contract import shown
 
 PREFIX = "PIPEQ_"
 #: Variables that are no settings of a worker: of a client, of the worker's cache, and of a supervisor's children.
-OTHERS = ("PIPEQ_CLIENT_ALLOW", "PIPEQ_CACHE", "PIPEQ_SUPERVISOR")
+OTHERS = ("PIPEQ_CLIENT_ALLOW", "PIPEQ_CLIENT_UPLOAD", "PIPEQ_CACHE", "PIPEQ_SUPERVISOR")
 #: The settings of a worker that may be given by a variable: PIPEQ_REDIS_URL, and PIPEQ_INPUTS__ALLOW for those of a
 #: section.
 SETTINGS = (
