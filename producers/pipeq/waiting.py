@@ -5,6 +5,7 @@ If Redis goes away for a while, for a restart or a fail-over, the wait goes on u
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 
@@ -25,6 +26,8 @@ RECHECK_S = 5.0
 _TRY_AGAIN_S = 0.5
 #: ... and time after which a wait without a time limit gives up, in seconds.
 OUTAGE_S = 300.0
+#: The same for a Redis that has not answered this wait yet: it may have been started a moment ago, or not be there.
+START_S = 3.0
 #: Channels that are subscribed to before Redis has confirmed them; it holds no more than its buffer takes.
 _CHANNELS_PER_CALL = 5000
 
@@ -43,6 +46,7 @@ class Wait:
         self._total = 0
         self._timeout_s = timeout_s
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._began_at = time.monotonic()
         #: Pending tasks whose channels are subscribed to.
         self._heard: set[str] = set()
         #: When the statuses of all are read again, on the monotonic clock.
@@ -62,8 +66,7 @@ class Wait:
 
         Raises:
             WaitTimeoutError: some tasks did not end in time.
-            redis.exceptions.RedisError: Redis did not answer at the beginning of the wait, or has been away for too
-                long.
+            redis.exceptions.RedisError: Redis does not answer when the wait begins, or has been away for too long.
         """
         while self._pending:
             for status in (yield from self.some()):
@@ -84,10 +87,11 @@ class Wait:
             except AuthenticationError:
                 raise
             except (ConnectionError, TimeoutError):
-                if self._answered_at is None:
-                    raise
                 self._heard.clear()
-                until = self._deadline if self._deadline is not None else self._answered_at + OUTAGE_S
+                if self._answered_at is None:
+                    until = min(self._began_at + START_S, self._deadline or math.inf)
+                else:
+                    until = self._deadline if self._deadline is not None else self._answered_at + OUTAGE_S
                 if (left := until - time.monotonic()) <= 0:
                     raise
                 yield Sleep(min(_TRY_AGAIN_S, left))
