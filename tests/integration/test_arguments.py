@@ -24,6 +24,7 @@ from pipeq.cli import main
 from pipeq.contract import keys as names
 from pipeq.demo import embedded
 
+from tests import both_clients
 from tests.commands import run
 from tests.integration.conftest import PIPELINE
 
@@ -287,9 +288,12 @@ def own_server(tmp_path: Path) -> Iterator[tuple[str, Any, Any]]:
 
 
 @pytest.mark.filterwarnings("ignore::pipeq.client.NoLiveWorkerWarning")
-def test_a_wait_goes_on_while_redis_restarts(own_server: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", both_clients.KINDS)
+def test_a_wait_goes_on_while_redis_restarts(
+    own_server: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     url, start, stop = own_server
-    with Client(url) as client:
+    with both_clients.make(kind, url) as client:
         task = client.submit(PIPELINE, "x", check=False)
         got: list[Any] = []
         waiting = threading.Thread(target=lambda: got.append(client.result(task, timeout_s=60)))
