@@ -17,6 +17,7 @@ from pipeq.contract.errors import ErrorCode, ReadError
 from pipeq.contract.extras import require
 from pipeq.contract.reading import UnreadableError, readable
 from pipeq.read_allow import ReadAllow
+from pipeq.s3_client import s3_client
 
 
 def read_result(uri: str, allow: ReadAllow) -> Any:
@@ -71,11 +72,10 @@ def _read(uri: str, allow: ReadAllow) -> bytes:
 
 
 def _read_s3(bucket: str, key: str) -> bytes:
-    import boto3  # not at the top: it takes half a second, and most callers never need it
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        return boto3.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
+        return bytes(s3_client().get_object(Bucket=bucket, Key=key)["Body"].read())
     except (BotoCoreError, ClientError, ValueError) as error:  # ValueError: a setting cannot be used, e.g. an endpoint
         raise OSError(str(error)) from error
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.s3_client import s3_client
 
 #: What makes a name stand for several.
 WILDCARDS = re.compile(r"[*?[]")
@@ -50,7 +51,6 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 
 def _keys(bucket: str, prefix: str, uri: str) -> Iterator[str]:
-    import boto3  # not at the top: it takes half a second, and few commands need it
     import botocore.exceptions as aws
     from botocore.config import Config
 
@@ -58,7 +58,7 @@ def _keys(bucket: str, prefix: str, uri: str) -> Iterator[str]:
     try:
         # By default it tries for minutes to reach a server that is not there.
         config = Config(connect_timeout=10, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 3})
-        listing = boto3.session.Session().client("s3", config=config).get_paginator("list_objects_v2")
+        listing = s3_client(config=config).get_paginator("list_objects_v2")
         pages = listing.paginate(Bucket=bucket, Prefix=prefix)
         for page in pages:
             yield from (entry["Key"] for entry in page.get("Contents", ()))

@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote
 from pipeq.contract import schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, SettingsError
 from pipeq.local_inputs import name_of
+from pipeq.s3_client import s3_client
 
 #: The environment variable with the store of a client that was given none.
 VARIABLE = "PIPEQ_CLIENT_UPLOAD"
@@ -61,13 +62,12 @@ class Upload:
 
 
 def _write_s3(uri: str, data: bytes | Path) -> None:
-    import boto3  # not at the top: it takes half a second, and most callers never need it
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     try:
-        client = boto3.client("s3")
+        client = s3_client()
         if isinstance(data, Path):
             client.upload_file(str(data), bucket, key)
         else:

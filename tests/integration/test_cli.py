@@ -199,7 +199,7 @@ def test_a_result_in_a_store_is_fetched(db: redis.Redis, s3_server: S3Server, mo
     s3_server.client().put_object(Bucket="results", Key="a b/ü.json", Body=b'{"text": "hello"}')
     finish(db, "t", result={"uri": "s3://results/a b/ü.json"}, result_uri="s3://results/a b/ü.json")
     done = run("result", "t", "--allow", "s3://results/")
-    assert (done.exit_code, done.stdout) == (0, '{"text": "hello"}\n')
+    assert (done.exit_code, done.stdout) == (0, '{"text": "hello"}\n'), done.output
     assert run("result", "t").exit_code == 1
     for allow in ("s3://others/, s3://results/a b/", '["s3://results/a b/"]'):
         monkeypatch.setenv("PIPEQ_CLIENT_ALLOW", allow)

@@ -27,6 +27,7 @@ from pipeq import (
     RedisUrlError,
     Ref,
     State,
+    TaskMessage,
     TaskStatus,
 )
 from pipeq.contract import keys as names
@@ -105,6 +106,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "Output": {"uri": "s3://b/k/"},
     "Output.object_uri": {"task_id": "x"},
     "TaskMessage": {"pipeline": PIPELINE, "inputs": "x"},
+    "TaskMessage.destination": {"task_id": "x"},
     "TaskMessage.parse": {"fields": {"pipeline": PIPELINE, "inputs": "x"}},
     "TaskStatus": {"id": "x", "state": "succeeded"},
 }
@@ -153,7 +155,9 @@ def test_nothing_but_our_own_errors_comes_out(client: Client, awaited: Client, n
     owner, _, method = name.partition(".")
     call: Callable[..., Any] = getattr(pipeq, owner)
     if method:
-        on = {"Client": client, "AsyncClient": awaited, "Output": Output(uri="s3://b/k/")}.get(owner, call)
+        named = TaskMessage(pipeline=PIPELINE, inputs="x", output=Output(uri="s3://b/{date}/{id}"))
+        on = {"Client": client, "AsyncClient": awaited, "Output": Output(uri="s3://b/k/"), "TaskMessage": named}
+        on = on.get(owner, call)
         call = getattr(on, method)
     wrong = []
     for kind, value in NONSENSE.items():

@@ -151,7 +151,7 @@ def read(job_id: str, fields: dict[bytes, bytes]) -> JobStatus | None:
         lines=count("lines"),
         created_at=_number(found.get("created_at")),
         last_at=_number(found.get("last_at")),
-        finished_at=_number(found.get("finished_at")),
+        finished_at=_number(found.get("ended_at")),
         device_s=(_number(found.get("device_ms")) or 0.0) / 1000,
         error=text("error") or None,
     )
@@ -207,7 +207,7 @@ local function count_rows(job, outcomes, about, text, now)
       redis.call('LPUSH', is[6], is[7])
       redis.call('HSET', job, 'state', 'finalizing')
     else
-      redis.call('HSET', job, 'state', 'completed', 'finished_at', now)
+      redis.call('HSET', job, 'state', 'completed', 'ended_at', now)
     end
   end
 end

@@ -95,6 +95,9 @@ def expand(
     """
     if not has_fields(uri):
         return uri
+    if not keys.is_readable_id(task_id):
+        said = shown.line(task_id, 60) if isinstance(task_id, str) else type(task_id).__name__
+        raise PipeqError(ErrorCode.INVALID_MESSAGE, f"task_id: it is no text that can be stored: {said}")
     values: dict[str, str] = {}
     for name in dict.fromkeys(_FIELD.findall(uri)):
         if name == "id":
@@ -106,13 +109,22 @@ def expand(
         elif name == "pipeline":
             values[name] = safe(pipeline)
         elif name == "date":
-            day = datetime.now(UTC) if now is None else datetime.fromtimestamp(now, UTC)
-            values[name] = day.strftime("%Y-%m-%d")
+            values[name] = _day(now)
         else:
             values |= {key: safe(value) for key, value in _of_reference(uri, inputs).items()}
     found = _FIELD.sub(lambda match: values[match[1]], uri)
     _check_name(uri, found, keys.object_name(task_id))
     return found
+
+
+def _day(now: float | None) -> str:
+    try:
+        day = datetime.now(UTC) if now is None else datetime.fromtimestamp(now, UTC)
+    except (TypeError, ValueError, OverflowError, OSError) as error:
+        raise PipeqError(
+            ErrorCode.INVALID_MESSAGE, f"now: it is no time in seconds since the epoch ({error})"
+        ) from error
+    return day.strftime("%Y-%m-%d")
 
 
 def safe(text: str) -> str:

@@ -17,6 +17,7 @@ from typing import IO, Any, Self
 from pipeq.contract import schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, ReadError
 from pipeq.contract.writing import to_json
+from pipeq.s3_client import s3_client
 
 #: An object of S3 up to this size is gathered in memory; a larger one in a file, from which it is sent in parts.
 MEMORY_BYTES = 8 * 2**20
@@ -91,13 +92,12 @@ class OutcomeFile:
                 os.fsync(self._file.fileno())
                 os.replace(self._part, self._path)
                 return
-            import boto3
             from botocore.exceptions import BotoCoreError, ClientError
 
             bucket, _, key = self.place.removeprefix("s3://").partition("/")
             self._file.seek(0)
             try:
-                boto3.client("s3").upload_fileobj(self._file, bucket, key)  # in parts, if it is large
+                s3_client().upload_fileobj(self._file, bucket, key)  # in parts, if it is large
             except (BotoCoreError, ClientError, ValueError) as error:
                 raise OSError(str(error)) from error
         except Exception as error:

@@ -293,7 +293,7 @@ class JobCalls:
         packs = [f"{job_id}-{at}" for at in range(count) if at not in done]
         for start in range(0, len(packs), CANCEL):
             yield from cancelling.cancel(packs[start : start + CANCEL], force=False)
-        yield from store.set_fields(job_id, state=str(JobState.CANCELLED), finished_at=time.time())
+        yield from store.set_fields(job_id, state=str(JobState.CANCELLED), ended_at=time.time())
         return (yield from self.status(job_id))
 
     def _outcomes(self, job_id: str) -> Stream[list[dict[str, Any]]]:

@@ -22,6 +22,7 @@ from pipeq.contract import schemes, shown
 from pipeq.contract.errors import ErrorCode, MissingPackageError, PipeqError
 from pipeq.contract.message import Ref
 from pipeq.contract.reading import UnreadableError, json_value
+from pipeq.s3_client import s3_client
 from pipeq.s3_listing import WILDCARDS, listed
 
 #: What a file holds, by the end of its name.
@@ -180,12 +181,11 @@ def _opened(name: str) -> Iterator[IO[bytes]]:
 
 
 def _s3_body(uri: str) -> IO[bytes]:
-    import boto3  # not at the top: it takes half a second, and few jobs need it
     from botocore.exceptions import BotoCoreError, ClientError
 
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     try:
-        body = boto3.client("s3").get_object(Bucket=bucket, Key=key)["Body"]
+        body = s3_client().get_object(Bucket=bucket, Key=key)["Body"]
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         found = ErrorCode.INPUT_NOT_FOUND if code in ("NoSuchKey", "NoSuchBucket", "404") else ErrorCode.INPUT_FORBIDDEN

@@ -198,7 +198,7 @@ def _end_if_done(job_id: str) -> Steps[bool]:
         yield from single("UNWATCH")
         return True
     try:
-        yield from _done([_hset(key, {"state": str(JobState.COMPLETED), "finished_at": time.time()})])
+        yield from _done([_hset(key, {"state": str(JobState.COMPLETED), "ended_at": time.time()})])
     except WatchError:
         return False
     return True
