@@ -100,13 +100,14 @@ class Front:
     def close(self) -> None:
         self.preparation.close()
 
-    def _take(self, item: Item) -> None:
-        self.items.append(item)
-        self._on_ready(item)
-        item.features = None
-        self._shelf.remove([item])
-        if item.task.closed():
-            self._end(item.task)
+    def _take(self, items: list[Item]) -> None:
+        for item in items:
+            self.items.append(item)
+            self._on_ready(item)
+            item.features = None
+            self._shelf.remove([item])
+            if item.task.closed():
+                self._end(item.task)
 
     def _end(self, task: Task) -> None:
         with self._ended:
