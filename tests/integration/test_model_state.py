@@ -57,7 +57,8 @@ def loaded(tiny: Path) -> Callable[[str, str], TransformersPipeline]:
 def run(pipeline: TransformersPipeline, value: Any, params: dict[str, Any]) -> Any:
     """Runs one item through the device stage: its result, or its error."""
     call = pipeline.call(params)
-    item = SimpleNamespace(task=SimpleNamespace(call=call), features=None, output=None, error=None, cost=1, row=Row())
+    task = SimpleNamespace(call=call)
+    item = SimpleNamespace(task=task, call=call, features=None, output=None, error=None, cost=1, row=Row())
     try:
         item.features = next(iter(pipeline.preprocess(value, call)))
     except PipeqError as error:

@@ -46,7 +46,7 @@ def build_app(runtime: Runtime) -> Celery:
             # The bulk work of a pipeline never starves; ordinary tasks keep Celery's strict order.
             "shared_queues": tuple(runtime.pipelines),
             # Producers without Celery push plain JSON objects. On a queue of ordinary tasks, that would be a mistake.
-            "bare_queues": frozenset(runtime.pipelines),
+            "bare_queues": list(runtime.pipelines),
             # Checked before anything is decoded. Messages of ordinary tasks may be larger, but must be JSON, too.
             "queue_body_bytes": dict.fromkeys(runtime.pipelines, settings.max_message_bytes),
             "content_types": ["application/json"],
