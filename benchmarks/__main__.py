@@ -39,7 +39,8 @@ BENCHMARKS: dict[str, Callable[[Options], list[Result]]] = {
     "i": continuous.main,
     "j": death.main,
     "k": producers.main,
-    "l": jobs.main,
+    "l": jobs.constant,
+    "m": jobs.minilm,
     "delivery": delivery.main,
     "memory": memory.main,
 }
