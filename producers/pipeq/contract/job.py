@@ -201,14 +201,9 @@ local function count_rows(job, outcomes, about, text, now)
   redis.call('HSET', job, 'last_at', now)
   redis.call('EXPIRE', job, JOB_TTL_S)
   redis.call('EXPIRE', outcomes, JOB_TTL_S)
-  local is = redis.call('HMGET', job, 'state', 'sealed', 'rows', 'succeeded', 'failed', 'finalize_list', 'finalize')
+  local is = redis.call('HMGET', job, 'state', 'sealed', 'rows', 'succeeded', 'failed')
   if is[1] == 'in_progress' and is[2] == '1' and tonumber(is[4]) + tonumber(is[5]) >= tonumber(is[3]) then
-    if is[6] and is[7] then
-      redis.call('LPUSH', is[6], is[7])
-      redis.call('HSET', job, 'state', 'finalizing')
-    else
-      redis.call('HSET', job, 'state', 'completed', 'ended_at', now)
-    end
+    redis.call('HSET', job, 'state', 'completed', 'ended_at', now)
   end
 end
 """
