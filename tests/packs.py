@@ -14,6 +14,7 @@ from pipeq.contract.message import Output
 from pipeq.contract.pack import PackMessage, PackOf, PackRow
 from pipeq.envelope import Envelope
 from pipeq.jobs import store
+from pipeq.jobs.ending import status_of
 from pipeq.jobs.outcomes import outcomes
 from pipeq.jobs.store import Cursor, Parcel
 from pipeq.speaking import Speaker
@@ -55,7 +56,7 @@ class PacksOf:
 
     @property
     def status(self) -> JobStatus:
-        found = self.run(store.status_of(self.id))
+        found = self.run(status_of(self.id))
         assert found is not None
         return found
 

@@ -2,6 +2,9 @@
 
 A worker drops the message of a task whose record says so when it would begin it, and stops it within a second if it
 runs. The messages themselves stay where they are: only workers may take them off their lists.
+
+A task may be a pack of a job; then its rows are counted in the same transaction. Whoever ends a pack changes its record
+in the same step as its place among the open ones, so that it is enough to watch the record.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ from typing import Any
 
 from redis.exceptions import NoPermissionError, WatchError
 
-from pipeq.contract import bare, events, keys, record
+from pipeq.contract import bare, events, job, keys, record
 from pipeq.contract.reading import json_object
 from pipeq.contract.status import State, TaskStatus
+from pipeq.jobs.ending import end_if_done
 from pipeq.protocol import (
     Command,
     Send,
@@ -53,12 +57,12 @@ def cancel(
         The status of each task afterwards.
     """
     left, size = list(dict.fromkeys(ids)), CHUNK_TASKS
-    total = len(left)
+    total, jobs = len(left), dict[str, None]()
     found: dict[str, TaskStatus] = {}
     while left:
         some = left[:size]
         try:
-            found |= yield from twice(partial(_session, some, force))
+            found |= yield from twice(partial(_session, some, force, jobs))
         except WatchError:
             # A record was changed meanwhile, perhaps by a result. Fewer records change less often.
             size = max(1, size // 4)
@@ -66,18 +70,21 @@ def cancel(
         left, size = left[size:], min(CHUNK_TASKS, size * 2)
         if progress is not None:
             progress(total - len(left), total)
+    for job_id in jobs:
+        yield from end_if_done(job_id)
     return found
 
 
-def _session(ids: Sequence[str], force: bool) -> Steps[dict[str, TaskStatus]]:
-    found: dict[str, TaskStatus] = yield Session(_cancel(ids, force))
+def _session(ids: Sequence[str], force: bool, jobs: dict[str, None]) -> Steps[dict[str, TaskStatus]]:
+    found: dict[str, TaskStatus] = yield Session(_cancel(ids, force, jobs))
     return found
 
 
-def _cancel(ids: Sequence[str], force: bool) -> Steps[dict[str, TaskStatus]]:
+def _cancel(ids: Sequence[str], force: bool, jobs: dict[str, None]) -> Steps[dict[str, TaskStatus]]:
+    """Cancels tasks in one transaction, and notes the jobs whose packs are among them."""
     names = [keys.record_key(task_id) for task_id in ids]
     found, texts = {}, {}
-    marks, raws, kept = yield from _watched(ids, names)
+    marks, raws, kept, packs = yield from _watched(ids, names)
     for task_id, raw, mark in zip(ids, raws, marks, strict=True):
         status = found[task_id] = record.read(task_id, raw, mark)
         is_unknown = status.state is State.UNKNOWN and raw is None
@@ -94,20 +101,37 @@ def _cancel(ids: Sequence[str], force: bool) -> Steps[dict[str, TaskStatus]]:
         if kept:
             now = record.read(task_id, text)
             commands.append(events.command(kept, task_id, now.state, now.pipeline, now.attempts, now.worker))
+        if (rows := packs.get(task_id)) is not None and (pack := job.pack_of(task_id)) is not None:
+            commands += job.cancelled(task_id, rows, time.time())
+            jobs[pack[0]] = None
     tolerant((yield from transaction(commands)))
     return found | {task_id: record.read(task_id, text) for task_id, text in texts.items()}
 
 
-def _watched(ids: Sequence[str], names: Sequence[str]) -> Steps[tuple[list[Any], list[Any], int]]:
-    """The marks and the records, which are watched from now on, and how many events are kept."""
+def _watched(ids: Sequence[str], names: Sequence[str]) -> Steps[tuple[list[Any], list[Any], int, dict[str, bytes]]]:
+    """The marks and the records, which are watched from now on, how many events are kept, and the rows of packs."""
+    packs = [(task_id, pack) for task_id in ids if (pack := job.pack_of(task_id)) is not None]
     # MGET returns None also if a key holds another type than a string.
-    watched, marks, raws, kept = yield Send(
-        (("WATCH", *names), ("HMGET", keys.RUNNING, *ids), ("MGET", *names), ("GET", keys.EVENTS_MAX)), again=False
+    watched, marks, raws, kept, *open_ = yield Send(
+        (
+            ("WATCH", *names),
+            ("HMGET", keys.RUNNING, *ids),
+            ("MGET", *names),
+            ("GET", keys.EVENTS_MAX),
+            *(("HMGET", job.open_key(job_id), field) for _, (job_id, field) in packs),
+        ),
+        again=False,
     )
     tolerant((watched, marks, raws))
-    # Users of Redis that were made for an earlier version may not ask for the events.
+    # Users of Redis that were made for an earlier version may not ask for the events, or for packs.
     is_told = not isinstance(kept, NoPermissionError)
-    return [None] * len(ids) if isinstance(marks, Exception) else marks, raws, events.kept_of(kept) if is_told else 0
+    rows = {
+        task_id: reply[0]
+        for (task_id, _), reply in zip(packs, open_, strict=True)
+        if not isinstance(reply, Exception) and reply[0] is not None
+    }
+    marks = [None] * len(ids) if isinstance(marks, Exception) else marks
+    return marks, raws, events.kept_of(kept) if is_told else 0, rows
 
 
 def cancel_pipeline(

@@ -2,16 +2,17 @@
 -- that has not ended before. A message that a worker has taken meanwhile is not there any more, and goes on.
 --
 -- KEYS[1]  the list, or the sorted set     KEYS[2] hash of running marks     KEYS[3..] record key of each message
--- ARGV[1]  'list' or 'set'     ARGV[2] lifetime of the records in seconds
--- ARGV[3..] of each message, in turn: SHA-1 of its text; its task's id (empty: it has none); its record
+-- ARGV[1]  'list' or 'set'     ARGV[2] lifetime of the records in seconds     ARGV[3] seconds since the epoch
+-- ARGV[4..] of each message, in turn: SHA-1 of its text; its task's id (empty: it has none); its record
 -- Reply: how many messages were taken off.
 --
--- The function `has_ended` is in the lines that stand above this text: pipeq.contract.record.LUA.
+-- The function `has_ended` is in the lines that stand above this text: pipeq.contract.record.LUA. So is what counts the
+-- rows of packs: pipeq.contract.job.LUA.
 
 local count = #KEYS - 2
 local wanted, found, kept, gone = {}, {}, {}, {}
 for i = 1, count do
-  wanted[ARGV[3 * i]] = i
+  wanted[ARGV[3 * i + 1]] = i
 end
 -- The messages were read at this end, where workers take them, too: it now holds some of them, and newer ones.
 local got = ARGV[1] == 'list' and redis.call('LRANGE', KEYS[1], -count, -1) or redis.call('ZRANGE', KEYS[1], 0, count - 1)
@@ -38,13 +39,16 @@ else
 end
 local kept = events_kept()
 for i = 1, count do
-  local id, key = ARGV[3 * i + 1], KEYS[i + 2]
+  local id, key, record = ARGV[3 * i + 2], KEYS[i + 2], ARGV[3 * i + 3]
   if found[i] and id ~= '' then
     if not has_ended(redis.call('MGET', key)[1]) then
-      redis.call('SET', key, ARGV[3 * i + 2], 'EX', ARGV[2])
-      redis.call('PUBLISH', key, ARGV[3 * i + 2])
+      redis.call('SET', key, record, 'EX', ARGV[2])
+      redis.call('PUBLISH', key, record)
       if kept then
-        say_record(kept, id, ARGV[3 * i + 2])
+        say_record(kept, id, record)
+      end
+      if pack_of(id) then
+        pcall(task_ended, id, record, ARGV[3])
       end
     end
     -- Also the mark of a task that was cancelled after its worker had died: no worker sees its message any more.

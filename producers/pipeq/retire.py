@@ -7,6 +7,7 @@ there. So Redis serves other clients in between, and a purge that is interrupted
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -102,7 +103,7 @@ def _end(kind: str, key: str, texts: list[bytes], pipeline: str) -> Steps[int]:
     ids = [_task_id(text, kind, key) for text in texts]
     names = [keys.record_key(task_id or "") for task_id in ids]
     records = yield from single("MGET", *names)
-    args: list[Any] = [kind, keys.RESULT_TTL_S]
+    args: list[Any] = [kind, keys.RESULT_TTL_S, time.time()]
     for text, task_id, before in zip(texts, ids, records, strict=True):
         args += (hashlib.sha1(text, usedforsecurity=False).hexdigest(), task_id or "")
         args.append(record.purged(task_id, before, pipeline) if task_id else "")

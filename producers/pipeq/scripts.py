@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import cache
 from importlib import resources
 
-from pipeq.contract import events, record
+from pipeq.contract import events, job, record
 
 
 @cache
 def source(name: str) -> str:
     """Returns the text of ``<name>.lua``, below the lines that set the names that it shares with Python."""
-    return record.LUA + events.LUA + (resources.files(__package__) / f"{name}.lua").read_text(encoding="utf-8")
+    head = record.LUA + events.LUA + job.LUA
+    return head + (resources.files(__package__) / f"{name}.lua").read_text(encoding="utf-8")

@@ -18,7 +18,6 @@ from celery import Celery, chord
 from pipeq import Client, PipeqError, State
 from pipeq.contract import job, keys
 from pipeq.demo import embedded
-from pipeq.jobs.store import cursor_key
 
 from tests.worker_process import worker
 
@@ -87,7 +86,11 @@ def test_the_users_of_the_file_can_do_their_work(
         assert client.jobs.wait(rows, 30).failed == 1
         assert [one.get("result") for one in client.jobs.results(rows)] == ["constant", "constant", None]
         assert client.jobs.cancel(client.jobs.submit(QUEUE, [1], params={"seconds": 5})).state == "cancelled"
-        assert len(client.jobs.list()) == 2
+        late = client.jobs.submit(QUEUE, [1, 2], params={"seconds": 5})
+        assert maintainer.cancel(f"{late}-0").state is State.CANCELLED
+        assert operator.jobs.status(late).codes == {"cancelled": 2}
+        assert maintainer.jobs.cancel(client.jobs.submit(QUEUE, [1], params={"seconds": 5})).state == "cancelled"
+        assert len(operator.jobs.list()) == 4
         assert client.status(ids[0]).state is State.SUCCEEDED
         for _ in range(2):
             assert client.submit(QUEUE, 1, delay_s=60, task_id="own") == "own"
@@ -161,29 +164,28 @@ OF_CLIENT = {
 ON_CHANNELS = {"subscribe", "publish"}
 RECORD = keys.record_key("5e7a2ccf-cc38-4d62-a716-5fe15bae5706")
 ONCE = keys.once_key("invoices/17")
-JOB, OUTCOMES, CURSOR = job.job_key("nightly"), job.outcomes_key("nightly"), cursor_key("nightly")
+JOB, OUTCOMES, CURSOR = job.job_key("nightly"), job.outcomes_key("nightly"), job.cursor_key("nightly")
+OF_JOB = {JOB, OUTCOMES, job.open_key("nightly")}
 #: Commands with keys, and the keys that a producer may name in each.
 ON_KEYS = {
     "set": {RECORD, ONCE, CURSOR},
     "get": {RECORD, ONCE, keys.EVENTS_MAX, CURSOR},
     "mget": {RECORD, ONCE, keys.EVENTS_MAX},
     "exists": {RECORD, ONCE, keys.EVENTS_MAX},
-    "watch": {RECORD, ONCE, keys.EVENTS_MAX, JOB, OUTCOMES, CURSOR},
+    "watch": {RECORD, ONCE, keys.EVENTS_MAX, CURSOR} | OF_JOB,
     "xadd": {keys.EVENTS},
     "lpush": set(keys.list_keys(QUEUE)),
     "zadd": {keys.waiting_key(QUEUE), job.JOBS},
     "llen": set(keys.list_keys(QUEUE)),
     "zcard": {keys.fair_key(name) for name in keys.list_keys(QUEUE)},
     "hexists": {keys.PIPELINES},
-    "hgetall": {keys.PIPELINES, JOB, OUTCOMES},
+    "hgetall": {keys.PIPELINES} | OF_JOB,
     "zcount": {keys.workers_key(QUEUE), keys.loading_key(QUEUE), keys.workers_key("another")},
-    "hmget": {keys.RUNNING, JOB, OUTCOMES},
+    "hmget": {keys.RUNNING} | OF_JOB,
     # What a job's producer writes, and reads again when it is started again.
-    "hsetnx": {JOB, OUTCOMES},
-    "hset": {JOB, OUTCOMES},
-    "hincrby": {JOB, OUTCOMES},
-    "hkeys": {JOB, OUTCOMES},
-    "expire": {JOB, OUTCOMES},
+    **dict.fromkeys(("hsetnx", "hset", "hincrby", "hkeys", "hdel", "expire"), OF_JOB),
+    "sadd": {job.OPEN},
+    "srem": {job.OPEN},
     "zremrangebyscore": {job.JOBS},
     "zrevrange": {job.JOBS},
 }
@@ -191,10 +193,10 @@ ON_KEYS = {
 KEYS = [
     RECORD,
     ONCE,
-    JOB,
-    OUTCOMES,
+    *OF_JOB,
     CURSOR,
     job.JOBS,
+    job.OPEN,
     *keys.list_keys(QUEUE),
     *keys.list_keys("another"),
     QUEUE + "-2",
@@ -255,7 +257,8 @@ def test_a_producer_may_run_these_commands_and_no_other(db: redis.Redis, urls: d
 def test_a_producer_may_name_these_keys_and_no_other(db: redis.Redis, urls: dict[str, str]) -> None:
     words = {"set": [1], "lpush": [1], "zadd": [1, "x"], "hexists": ["x"], "zcount": [0, 1], "hmget": ["x"]}
     words["xadd"] = ["*", "x", "y"]
-    words |= {"hsetnx": ["x", "y"], "hset": ["x", "y"], "hincrby": ["x", 1], "expire": [1]}
+    words |= {"hsetnx": ["x", "y"], "hset": ["x", "y"], "hincrby": ["x", 1], "expire": [1], "hdel": ["x"]}
+    words |= {"sadd": ["x"], "srem": ["x"]}
     words |= {"zremrangebyscore": [0, 1], "zrevrange": [0, 1]}
     for command, allowed in ON_KEYS.items():
         for key in KEYS:
@@ -278,6 +281,9 @@ OPERATOR = {
     keys.RUNNING,
     keys.EVENTS,
     keys.EVENTS_MAX,
+    JOB,
+    OUTCOMES,
+    job.JOBS,
 }
 
 
@@ -302,11 +308,11 @@ def test_only_workers_reach_the_signing_key(db: redis.Redis, urls: dict[str, str
 
 
 #: Keys that a maintainer may write: those of queues and tasks.
-MAINTAINER = OPERATOR - {keys.worker_key("w1")}
+MAINTAINER = (OPERATOR - {keys.worker_key("w1")}) | OF_JOB | {CURSOR, job.OPEN}
 
 
 def test_a_maintainer_may_write_these_keys_and_no_other(db: redis.Redis, urls: dict[str, str]) -> None:
-    readable = OPERATOR | {keys.UNACKED}  # to find the tasks of a pipeline that workers hold
+    readable = OPERATOR | MAINTAINER | {keys.UNACKED}  # to find the tasks of a pipeline that workers hold
     for key in {*KEYS, *OPERATOR}:
         assert (answer(db, "type", key, user="pipeq-maintainer") == "OK") is (key in readable), key
         said = answer(db, "del", key, user="pipeq-maintainer")

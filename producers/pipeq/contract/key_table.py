@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from pipeq.contract import keys
+from pipeq.contract import job, keys
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,12 @@ PRIVATE: Final = (
     keys.fair_times_key("<list>"),
     keys.worker_key("<worker>"),
     keys.idle_key(_QUEUE),
+    job.job_key("<job>"),
+    job.open_key("<job>"),
+    job.outcomes_key("<job>"),
+    job.cursor_key("<job>"),
+    job.JOBS,
+    job.OPEN,
 )
 
 

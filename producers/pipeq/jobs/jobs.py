@@ -10,23 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from pipeq import cancelling, checks
 from pipeq.contract import keys, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, WaitTimeoutError
-from pipeq.contract.job import JobState, JobStatus
+from pipeq.contract.job import VERSION, JobState, JobStatus
 from pipeq.contract.pack import ROWS_MAX
 from pipeq.envelope import new_id
 from pipeq.jobs import packing, store
 from pipeq.jobs.columns import Columns, columns
+from pipeq.jobs.ending import end_if_done, is_done, status_of
 from pipeq.jobs.files import OutcomeFiles
 from pipeq.jobs.outcomes import outcomes
 from pipeq.jobs.producing import Plan, produce
 from pipeq.jobs.readers import Source, source
-from pipeq.protocol import Give, Run, Sleep, Steps, Stream, listed
+from pipeq.protocol import Give, Run, Sleep, Steps, Stream, given
 from pipeq.read_allow import ReadAllow
 from pipeq.results import read_result
 from pipeq.speaking import Speaker, blocking, iterating
@@ -35,6 +36,8 @@ from pipeq.speaking import Speaker, blocking, iterating
 LOOK_S, MOST_LOOK_S = 0.05, 1.0
 #: Packs that are cancelled in one step.
 CANCEL = 500
+#: How often the open packs are read: a worker sends rows on alone meanwhile, but only once.
+PASSES = 5
 #: Most rows of a job that may wait or run by default, and most that a caller may ask for.
 BACKLOG, MOST_BACKLOG = 50_000, 10**9
 #: Longest id of a job: those of its rows are a few characters longer.
@@ -104,7 +107,7 @@ class JobCalls:
             timeout_s: seconds that a row may take.
             max_backlog: rows that wait or run at most: then the submit waits.
             pack_rows: rows that travel in one message at most; by default as many as suit the task type.
-            check: whether to refuse a pipeline that no worker has ever served.
+            check: whether to refuse a pipeline that no worker has ever served, or whose workers do not know jobs.
             progress: called with the job's status now and then.
 
         Raises:
@@ -118,7 +121,7 @@ class JobCalls:
             _job_id(job_id),
             {
                 "params": checks.params(params),
-                "output": _output(output),
+                "output": checks.output(output, many=True),
                 "priority": checks.priority(priority),
                 "headers": checks.urgency(None, fair_key, timeout_s),
                 "max_backlog": _at_least_one("max_backlog", max_backlog, MOST_BACKLOG),
@@ -146,8 +149,8 @@ class JobCalls:
             checks.refuse(f"job_id {shown.line(job_id)!r}: its rows have not all ended ({status.state})")
         wanted = None if codes is None else set(checks.texts("codes", [codes] if isinstance(codes, str) else codes))
         lines = set[int]()
-        packs: Sequence[Any] = yield from listed(self._outcomes(job_id))
-        for found in packs:
+        packs = self._outcomes(job_id)
+        while (found := (yield from given(packs))) is not None:
             for one in found:
                 if "error" in one and one.get("line") and (wanted is None or one["error"].get("code") in wanted):
                     lines.add(one["line"])
@@ -190,11 +193,11 @@ class JobCalls:
             PipeqError: ``invalid_input``: there is no such job, or it was forgotten (7 days after its last row).
         """
         job_id = checks.task_id(job_id)
-        status = yield from store.status_of(job_id)
-        if status is not None and status.is_sealed and status.done >= status.submitted and not status.state.is_final:
+        status = yield from status_of(job_id)
+        if status is not None and is_done(status):
             # Its last row ended just before its producer said that it was the last, and then the producer died.
-            yield from store.end_if_done(job_id)
-            status = yield from store.status_of(job_id)
+            yield from end_if_done(job_id)
+            status = yield from status_of(job_id)
         if status is None:
             raise PipeqError(ErrorCode.INVALID_INPUT, f"there is no job {shown.line(job_id)!r} in this Redis")
         return status
@@ -287,13 +290,15 @@ class JobCalls:
         status = yield from self.status(job_id)
         if status.state.is_final:
             return status
-        yield from store.set_fields(job_id, state=str(JobState.CANCELLING))
-        done = {int(name) for name in (yield from store.outcome_fields(job_id)) if name.isdecimal()}
-        count = (yield from store.cursor_of(job_id)).packs
-        packs = [f"{job_id}-{at}" for at in range(count) if at not in done]
-        for start in range(0, len(packs), CANCEL):
-            yield from cancelling.cancel(packs[start : start + CANCEL], force=False)
-        yield from store.set_fields(job_id, state=str(JobState.CANCELLED), ended_at=time.time())
+        yield from store.stop(job_id, JobState.CANCELLED)
+        for _ in range(PASSES):
+            if not (fields := (yield from store.open_fields(job_id))):
+                break
+            for start in range(0, len(fields), CANCEL):
+                packs = [f"{job_id}-{name}" for name in fields[start : start + CANCEL]]
+                # Rows that were sent on alone have no record before they begin.
+                yield from cancelling.cancel(packs, force=True)
+        yield from end_if_done(job_id, is_stopped=True)
         return (yield from self.status(job_id))
 
     def _outcomes(self, job_id: str) -> Stream[list[dict[str, Any]]]:
@@ -308,7 +313,14 @@ class JobCalls:
             raise PipeqError(
                 ErrorCode.UNKNOWN_PIPELINE, f"no worker has ever served {pipeline!r} (served were: {served})"
             )
-        found = known.get(pipeline, {}).get("task_type")
+        about = known.get(pipeline)
+        if check and about is not None and about.get("jobs") != VERSION:
+            raise PipeqError(
+                ErrorCode.UNKNOWN_PIPELINE,
+                f"the workers of {pipeline!r} have not said that they know jobs, so they are of another version than "
+                "this client: update them, or submit single tasks with `submit_many`",
+            )
+        found = (about or {}).get("task")
         return found if isinstance(found, str) else None
 
     def _make(self, plan: Plan, from_: Source) -> Steps[None]:
@@ -334,7 +346,7 @@ class JobCalls:
         """All jobs that are kept, the newest first."""
         found = []
         for job_id in (yield from store.ids()):
-            if (status := (yield from store.status_of(job_id))) is not None:
+            if (status := (yield from status_of(job_id))) is not None:
                 found.append(status)
         return found
 
@@ -345,11 +357,6 @@ def _job_id(value: Any) -> str:
     if len(checks.new_task_id(value, "job_id")) > ID_CHARS:
         checks.refuse(f"job_id {shown.value(value)} is longer than {ID_CHARS} characters")
     return str(value)
-
-
-def _output(value: Any) -> str | None:
-    found = checks.output(value, many=True)
-    return None if found is None else str(found)
 
 
 def _progress(value: Any) -> Callable[[JobStatus], None]:

@@ -19,6 +19,7 @@ from pipeq.contract.pack import PackMessage, PackOf
 from pipeq.envelope import Envelope, new_id
 from pipeq.jobs import packing, store
 from pipeq.jobs.columns import Columns
+from pipeq.jobs.ending import status_of
 from pipeq.jobs.packing import Line
 from pipeq.jobs.readers import NOTHING, Source
 from pipeq.jobs.store import Cursor, Parcel
@@ -40,7 +41,8 @@ class Plan:
     most_rows: int
     max_message_bytes: int
     params: Mapping[str, Any] = field(default_factory=dict)
-    output: str | None = None
+    #: Where outcomes go that are too large for Redis, as a message has it.
+    output: Mapping[str, Any] | None = None
     priority: int = keys.JOB_PRIORITY
     headers: Mapping[str, Any] = field(default_factory=dict)
     #: The lines that are meant; None for all.
@@ -61,15 +63,19 @@ def produce(plan: Plan, source: Source, told: Callable[[JobStatus], None]) -> St
         PipeqError: the source cannot be read, or somebody else has queued what was read here.
     """
     cursor = yield from store.cursor_of(plan.job_id)
+    if (status := (yield from status_of(plan.job_id))) is not None and _is_over(status):
+        return
     packs = _packs(plan, source, cursor.lines)
     while some := (yield Run(lambda: list(islice(packs, TOGETHER)))):
         yield from _wait_for_room(plan, told)
         parcel = _parcel(plan, cursor, some)
         if not (yield from store.put(plan.job_id, cursor, parcel)):
+            if (status := (yield from status_of(plan.job_id))) is not None and _is_over(status):
+                return
             sentence = f"the job {plan.job_id!r} is being submitted by another process, too"
             raise PipeqError(ErrorCode.IN_USE, sentence)
         cursor = parcel.cursor
-        if (status := (yield from store.status_of(plan.job_id))) is not None:
+        if (status := (yield from status_of(plan.job_id))) is not None:
             if _is_over(status):
                 return
             told(status)
@@ -87,7 +93,7 @@ def _packs(plan: Plan, source: Source, done: int) -> Iterator[packing.Pack]:
 
 
 def _is_over(status: JobStatus) -> bool:
-    return status.state.is_final or status.state is JobState.CANCELLING
+    return status.state.is_final or status.state in (JobState.CANCELLING, JobState.FINALIZING)
 
 
 def _lines(records: Iterable[Any], number: int, plan: Plan) -> Iterator[Line]:
@@ -103,7 +109,7 @@ def _lines(records: Iterable[Any], number: int, plan: Plan) -> Iterator[Line]:
 
 
 def _wait_for_room(plan: Plan, told: Callable[[JobStatus], None]) -> Steps[None]:
-    while (status := (yield from store.status_of(plan.job_id))) is not None:
+    while (status := (yield from status_of(plan.job_id))) is not None:
         told(status)
         if status.submitted - status.done < plan.max_backlog or _is_over(status):
             return
@@ -122,7 +128,7 @@ def _parcel(plan: Plan, before: Cursor, packs: list[packing.Pack]) -> Parcel:
                 tuple(pack.rows),
                 PackOf(plan.job_id, number),
                 plan.params,
-                None if plan.output is None else Output(uri=plan.output),
+                None if plan.output is None else Output(**plan.output),
             )
             envelope = Envelope(f"{plan.job_id}-{number}", message, priority=plan.priority, headers=plan.headers)
             envelopes.append(envelope)

@@ -12,17 +12,19 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from redis.exceptions import WatchError
 
 from pipeq.contract import job, keys
-from pipeq.contract.job import JobState, JobStatus
+from pipeq.contract.job import JobState
+from pipeq.contract.pack import PackMessage
 from pipeq.contract.reading import json_object
-from pipeq.envelope import Envelope
-from pipeq.protocol import Command, Session, Steps, pairs, single, transaction, twice
+from pipeq.envelope import Envelope, new_id
+from pipeq.jobs.ending import all_done, end_if_done, hset
+from pipeq.protocol import Command, Session, Steps, single, twice
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,6 @@ class Cursor:
     def to_json(self) -> str:
         """The text in Redis."""
         return json.dumps(vars(self))
-
-
-def cursor_key(job_id: str) -> str:
-    """String: JSON of a :class:`Cursor`."""
-    return f"pipeq:job-cursor:{job_id}"
 
 
 @dataclass(frozen=True)
@@ -61,15 +58,20 @@ class Parcel:
 
 
 def create(job_id: str, fields: Mapping[str, Any]) -> Steps[bool]:
-    """Makes a job, unless there is one of this id. Returns whether it is new."""
+    """Makes a job, unless there is one of this id. Returns whether it is new.
+
+    Its state is ``validating`` until it ends: that rows are queued, or that it is to stop, other fields say, so that
+    nobody overwrites what somebody else has said.
+    """
     key, now = job.job_key(job_id), time.time()
     if not (yield from single("HSETNX", key, "state", str(JobState.VALIDATING))):
         return False
-    yield from _done(
+    yield from all_done(
         [
-            _hset(key, {"created_at": now, **fields}),
+            hset(key, {"created_at": now, **fields}),
             ("EXPIRE", key, job.TTL_S),
             ("ZADD", job.JOBS, now, job_id),
+            ("SADD", job.OPEN, job_id),
             ("ZREMRANGEBYSCORE", job.JOBS, 0, now - 2 * job.TTL_S),
         ]
     )
@@ -84,12 +86,7 @@ def spec_of(job_id: str) -> Steps[str | None]:
 
 def set_fields(job_id: str, **fields: Any) -> Steps[None]:
     """Sets fields of a job's hash."""
-    yield from single(*_hset(job.job_key(job_id), fields))
-
-
-def status_of(job_id: str) -> Steps[JobStatus | None]:
-    """What is known of a job; None if there is none."""
-    return job.read(job_id, dict(pairs((yield from single("HGETALL", job.job_key(job_id))))))
+    yield from single(*hset(job.job_key(job_id), fields))
 
 
 def ids() -> Steps[list[str]]:
@@ -103,7 +100,7 @@ def ids() -> Steps[list[str]]:
 
 def cursor_of(job_id: str) -> Steps[Cursor]:
     """How far a job's input is queued."""
-    return _cursor((yield from single("GET", cursor_key(job_id))))
+    return _cursor((yield from single("GET", job.cursor_key(job_id))))
 
 
 def _cursor(raw: bytes | None) -> Cursor:
@@ -128,7 +125,7 @@ def _session(steps: Steps[bool]) -> Steps[bool]:
 
 
 def _put(job_id: str, before: Cursor, parcel: Parcel) -> Steps[bool]:
-    key = cursor_key(job_id)
+    key = job.cursor_key(job_id)
     yield from single("WATCH", key)
     found = _cursor((yield from single("GET", key)))
     if found != before:
@@ -136,7 +133,7 @@ def _put(job_id: str, before: Cursor, parcel: Parcel) -> Steps[bool]:
         return found == parcel.cursor  # then only the answer was lost
     commands = _queued(job_id, before, parcel)
     try:
-        yield from _done([*commands, ("SET", key, parcel.cursor.to_json(), "EX", job.TTL_S)])
+        yield from all_done([*commands, ("SET", key, parcel.cursor.to_json(), "EX", job.TTL_S)])
     except WatchError:
         return False
     return True
@@ -145,16 +142,22 @@ def _put(job_id: str, before: Cursor, parcel: Parcel) -> Steps[bool]:
 def _queued(job_id: str, before: Cursor, parcel: Parcel) -> list[Command]:
     key, commands = job.job_key(job_id), list[Command]()
     lists: dict[str, list[str]] = {}
+    opened: dict[str, str] = {}
     for envelope, body in zip(parcel.envelopes, parcel.bodies, strict=True):
         commands.append(("SET", keys.record_key(envelope.id), envelope.record(), "EX", keys.PENDING_TTL_S))
         name = keys.list_key(envelope.message.pipeline, envelope.priority)
         lists.setdefault(name, []).append(envelope.encode(body))
+        message = envelope.message
+        if isinstance(message, PackMessage):
+            opened[message.of.field] = job.rows_text((row.line, row.custom_id) for row in message.rows)
     commands += [("LPUSH", name, *messages) for name, messages in lists.items()]
+    if opened:
+        commands += [hset(job.open_key(job_id), opened), ("EXPIRE", job.open_key(job_id), job.TTL_S)]
     wrong = [one for some in parcel.wrong.values() for one in some]
     if wrong:
         texts = {f"{number}!": json.dumps(some) for number, some in parcel.wrong.items()}
         commands += [
-            _hset(job.outcomes_key(job_id), texts),
+            hset(job.outcomes_key(job_id), texts),
             ("EXPIRE", job.outcomes_key(job_id), job.TTL_S),
             ("HINCRBY", key, "failed", len(wrong)),
         ]
@@ -163,13 +166,12 @@ def _queued(job_id: str, before: Cursor, parcel: Parcel) -> list[Command]:
     about = {
         "packs": parcel.cursor.packs,
         "lines": parcel.cursor.lines,
-        "state": str(JobState.IN_PROGRESS),
         "last_at": time.time(),
     }
     return [
         *commands,
         ("HINCRBY", key, "rows", parcel.cursor.rows - before.rows),
-        _hset(key, about),
+        hset(key, about),
         ("EXPIRE", key, job.TTL_S),
     ]
 
@@ -183,25 +185,19 @@ def seal(job_id: str) -> Steps[None]:
     yield from end_if_done(job_id)
 
 
-def end_if_done(job_id: str) -> Steps[None]:
-    """Ends a job whose rows have all ended: its last worker could not know yet that it was the last."""
-    while not (yield from twice(partial(_session, _end_if_done(job_id)))):
-        pass
+def stop(job_id: str, state: JobState) -> Steps[None]:
+    """Has a job end in this state once the rows that are queued have ended; no further ones are queued."""
+    yield from set_fields(job_id, stop=str(state))
+    # A producer that has read the cursor before cannot queue anything now, and one that reads it later sees the state.
+    cursor = yield from cursor_of(job_id)
+    yield from single("SET", job.cursor_key(job_id), replace(cursor, by=new_id()).to_json(), "EX", job.TTL_S)
+    yield from set_fields(job_id, sealed="1")
 
 
-def _end_if_done(job_id: str) -> Steps[bool]:
-    key = job.job_key(job_id)
-    yield from single("WATCH", key)
-    status = yield from status_of(job_id)
-    is_open = status is not None and status.state in (JobState.VALIDATING, JobState.IN_PROGRESS)
-    if status is None or not is_open or not status.is_sealed or status.done < status.submitted:
-        yield from single("UNWATCH")
-        return True
-    try:
-        yield from _done([_hset(key, {"state": str(JobState.COMPLETED), "ended_at": time.time()})])
-    except WatchError:
-        return False
-    return True
+def open_fields(job_id: str) -> Steps[list[str]]:
+    """The packs that have not ended."""
+    found = yield from single("HKEYS", job.open_key(job_id))
+    return [one.decode("utf-8", "replace") for one in found]
 
 
 def outcome_fields(job_id: str) -> Steps[list[str]]:
@@ -213,14 +209,3 @@ def outcome_fields(job_id: str) -> Steps[list[str]]:
 def outcomes(job_id: str, fields: Iterable[str]) -> Steps[list[bytes | None]]:
     """The outcomes in these fields."""
     return list((yield from single("HMGET", job.outcomes_key(job_id), *fields)))
-
-
-def _hset(key: str, fields: Mapping[str, Any]) -> Command:
-    return ("HSET", key, *(part for pair in fields.items() for part in pair))
-
-
-def _done(commands: Sequence[Command]) -> Steps[None]:
-    """Executes commands together; raises the first error of one of them."""
-    for reply in (yield from transaction(commands)):
-        if isinstance(reply, Exception):
-            raise reply

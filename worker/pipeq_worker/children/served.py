@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from pipeq.contract.job import VERSION as JOBS_VERSION
 from pipeq.contract.status import ModelInfo
 
 from pipeq_worker.children import protocol
@@ -45,4 +46,5 @@ class Served:
         row = find(self.task_type)
         takes = "object" if row.main is None else str(row.fields[row.main])
         model = self.model.model_dump()
-        return {"task": self.task_type, "model": model, "takes": takes, "params": list(self.parameters)}
+        parameters = list(self.parameters)
+        return {"task": self.task_type, "model": model, "takes": takes, "params": parameters, "jobs": JOBS_VERSION}

@@ -56,8 +56,6 @@ class Retry:
 class PackStored:
     """What the end of a pack changes in its job."""
 
-    job_key: str
-    outcomes_key: str
     waiting_key: str
     #: What is counted, and the messages of rows that go on alone: JSON, for the script.
     about: str
@@ -248,7 +246,7 @@ class Backend(RedisBackend):
             args.append(_event(entry) if self._tells_events else "")
         for at, entry in enumerate(entries, 1):
             if (pack := entry.pack) is not None:
-                redis_keys += (pack.job_key, pack.outcomes_key, pack.waiting_key)
+                redis_keys.append(pack.waiting_key)
                 args += (at, pack.about, pack.outcomes, pack.alone)
         *reply, tells = self._finish_script(keys=redis_keys, args=args)
         self._tells_events = bool(tells)

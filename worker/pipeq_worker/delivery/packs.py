@@ -48,8 +48,8 @@ class Packs:
         A pack that failed as a whole is not tried again any more: its rows have failed.
         """
         of, end = delivery.pack_of, delivery.pack_end
-        if of is None:
-            return None
+        if of is None or delivery.id != f"{of.job}-{of.field}":
+            return None  # of a message that somebody has overwritten, the rows fail as what its id says they are
         succeeded, codes, outcomes, left_over, alone = 0, Counter[str](), b"", b"", list[list[Any]]()
         if delivery.error is not None:
             if end is not None and end.left and len(end.left) == delivery.rows:
@@ -69,6 +69,7 @@ class Packs:
                     codes.update(end.left_codes)
                     left_over = end.left_done
         about = {
+            "job": of.job,
             "field": of.field,
             "succeeded": succeeded,
             "failed": sum(codes.values()),
@@ -77,8 +78,6 @@ class Packs:
             "device_ms": 0 if end is None else round(end.device_ms, 3),
         }
         return PackStored(
-            job.job_key(of.job),
-            job.outcomes_key(of.job),
             keys.waiting_key(delivery.queue or delivery.lane or ""),
             # Lua reads an empty list where it expects an empty object, which is the same to it.
             json.dumps(about),
@@ -97,7 +96,7 @@ class Packs:
     def _alone(
         self, delivery: Delivery, rows: Iterable[int], retry: Retry | None, *, is_suspect: bool = False
     ) -> Iterable[list[Any]]:
-        """Messages that carry one row each: when it is due, the message, its id and its mark."""
+        """Messages that carry one row each: when it is due, the message, its id, its mark, and what its job keeps."""
         rows = list(rows)
         if not rows:
             return
@@ -112,9 +111,8 @@ class Packs:
         # The next worker counts the death of the worker that the mark names: nobody's. So it runs the row alone.
         mark = Mark.back_on_its_queue(since=time.time(), deaths=1, attempt=1).encode() if is_suspect else ""
         for at in rows:
-            one = PackMessage(
-                message.pipeline, (message.rows[at],), PackOf(of.job, of.pack, at), message.params, message.output
-            )
+            row, alone = message.rows[at], PackOf(of.job, of.pack, at)
+            one = PackMessage(message.pipeline, (row,), alone, message.params, message.output)
             row_id = f"{delivery.id}.{at}"
             body = json.dumps([[], one.to_kwargs(), _EMBED], separators=(",", ":"))
             single = {
@@ -128,7 +126,8 @@ class Packs:
                     "delivery_tag": str(uuid.uuid4()),
                 },
             }
-            yield [due, json.dumps({"list": list_name, "message": json.dumps(single)}), row_id, mark]
+            entry_text = json.dumps({"list": list_name, "message": json.dumps(single)})
+            yield [due, entry_text, row_id, mark, alone.field, job.rows_text([(row.line, row.custom_id)])]
 
 
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}

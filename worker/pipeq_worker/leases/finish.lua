@@ -2,16 +2,17 @@
 -- lease is still ours. A task that is to be retried goes into the set of waiting messages instead.
 --
 -- KEYS[1]  hash of running marks     KEYS[2] hash of unacknowledged messages     KEYS[3] sorted set of leases
--- KEYS[4..] record key, dead-letter list and set of waiting messages of each task, in turn; then of each pack: its job,
---          the outcomes of that job, and the set of waiting messages
+-- KEYS[4..] record key, dead-letter list and set of waiting messages of each task, in turn; then of each pack whose rows
+--          were read: the set of waiting messages
 -- ARGV[1]  most messages kept in a dead-letter list; ARGV[2] number of tasks; ARGV[3] seconds since the epoch
 -- ARGV[4..] of each task, in turn: its id; its tag (empty: not one of our leases, its message is acknowledged
 --          elsewhere); its record; the record's lifetime in seconds (0: for ever); a dead letter (empty for none); when a
 --          retry is due, in seconds since the epoch (empty for none); the waiting message; the event of its end, as a
---          list in JSON (empty: what its record says). Then of each task that is a pack, in turn: its place among the
---          tasks; what is counted, in JSON (see pipeq.contract.job.LUA, which stands above this text, too); its
+--          list in JSON (empty: what its record says). Then of each pack whose rows were read, in turn: its place among
+--          the tasks; what is counted, in JSON (see pipeq.contract.job.LUA, which stands above this text, too); its
 --          outcomes in JSON; and the waiting messages of rows that go on alone, as a list of lists in JSON: when it is
---          due, the message, the row's id, and its running mark (empty for none)
+--          due, the message, the row's id, its running mark (empty for none), and its field and its text among the
+--          packs that have not ended
 -- Reply: for each task 1 if it was stored, 2 if it was stored but its dead letter was refused, 0 if it had ended before,
 -- -1 if its lease is gone, -2 if it cannot wait for its next try; with -1 and -2 nothing was done.
 -- Then 1 if events are kept, otherwise 0: they need not be given then.
@@ -35,14 +36,18 @@ for at = 4 + count * 8, #ARGV, 4 do
     about = cjson.decode(ARGV[at + 1]),
     outcomes = ARGV[at + 2],
     alone = cjson.decode(ARGV[at + 3]),
-    key = 3 + count * 3 + (at - 4 - count * 8) / 4 * 3,
+    waiting = KEYS[4 + count * 3 + (at - 4 - count * 8) / 4],
   }
 end
 
--- Lets those rows of a pack wait that go on alone. Returns whether they do.
+-- Lets those rows of a pack wait that go on alone, unless its job does not wait for it any more. Returns whether they do.
 local function rows_wait(pack)
+  pack.is_open = is_open(pack.about)
+  if not pack.is_open then
+    return true
+  end
   for _, one in ipairs(pack.alone) do
-    if refused(redis.pcall('ZADD', KEYS[pack.key + 3], one[1], one[2])) then
+    if refused(redis.pcall('ZADD', pack.waiting, one[1], one[2])) then
       return false
     end
     if one[4] ~= '' then
@@ -89,9 +94,11 @@ for i = 1, count do
             say_event(kept, ARGV[at], unpack(cjson.decode(ARGV[at + 7])))
           end
         end
+        -- A job that somebody has overwritten counts nothing, and that is no concern of other tasks.
         if packs[i] then
-          -- A job that somebody has overwritten counts nothing, and that is no concern of other tasks.
-          pcall(count_rows, KEYS[packs[i].key + 1], KEYS[packs[i].key + 2], packs[i].about, packs[i].outcomes, now)
+          pcall(end_pack, packs[i], ARGV[at], now)
+        elseif due == '' and pack_of(ARGV[at]) then
+          pcall(task_ended, ARGV[at], record, now)
         end
         if letter ~= '' then
           if refused(redis.pcall('LPUSH', KEYS[i * 3 + 2], letter)) then

@@ -1,0 +1,315 @@
+"""Every way in which a pack can end: its rows count in its job, once, with the code of that end, and the job ends.
+
+Real hosts (tests/host.py) against a real Valkey, without a device: what ends a pack here is what ends any task.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import redis
+from celery.worker import state as celery_state
+from pipeq import Client
+from pipeq.contract import job, keys
+from pipeq.contract.errors import PipeqError
+from pipeq.contract.job import JobState
+from pipeq_worker.children.protocol import PackEnd
+
+from tests.host import Host
+from tests.packs import PacksOf
+
+PIPELINE = "it"
+AWAY = PipeqError("input_unavailable", "the store is away", True)
+
+
+@dataclass
+class Story:
+    """A job of two packs, of three rows and of one; the first one is the one that ends."""
+
+    client: Client
+    db: redis.Redis
+    host: Host
+    packs: PacksOf
+    first: str
+
+    @property
+    def list(self) -> str:
+        return keys.list_key(PIPELINE)
+
+    def take(self) -> Any:
+        """Takes the first pack."""
+        self.host.take()
+        return next((one for one in self.host.hands.tasks if one.id == self.first), None)
+
+    def begin(self) -> Any:
+        one = self.take()
+        self.host.hands.begin(one)
+        return one
+
+    def fail(self, one: Any, error: PipeqError) -> None:
+        one.fail(error)
+        self.host.hands.end(one)
+
+    def change(self, change: Callable[[dict[str, Any]], object]) -> None:
+        """Changes the first pack's message where it waits."""
+        raw = self.db.rpop(self.list)
+        assert isinstance(raw, bytes)
+        message = json.loads(raw)
+        change(message)
+        self.db.rpush(self.list, json.dumps(message))
+
+    def change_body(self, **fields: Any) -> None:
+        def change(message: dict[str, Any]) -> None:
+            body = json.loads(base64.b64decode(message["body"]))
+            body[1] = {name: value for name, value in {**body[1], **fields}.items() if value is not None}
+            message["body"] = base64.b64encode(json.dumps(body).encode()).decode()
+
+        self.change(change)
+
+
+@pytest.fixture
+def db(valkey_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(valkey_url) as db:
+        db.flushdb()
+        yield db
+
+
+@pytest.fixture
+def story(db: redis.Redis, valkey_url: str, client: Client) -> Iterator[Story]:
+    host = Host(valkey_url, PIPELINE, retry_backoff_s=1000, max_attempts=3)
+    packs = PacksOf(valkey_url, "nightly")
+    packs.put(PIPELINE, ["a", "b", "c"], ["d"])
+    packs.seal()
+    yield Story(client, db, host, packs, "nightly-0")
+    host.stop()
+
+
+# -- the ends ---------------------------------------------------------------------------------------------------------
+
+
+def fails(story: Story) -> str:
+    story.fail(story.begin(), PipeqError("internal", "wrong"))
+    return "internal"
+
+
+def fails_before_it_begins(story: Story) -> str:
+    story.fail(story.take(), PipeqError("invalid_params", "wrong"))
+    return "invalid_params"
+
+
+def is_given_up_after_tries(story: Story) -> str:
+    other = story.db.lpop(story.list)
+    assert isinstance(other, bytes)
+    for _ in range(3):
+        story.fail(story.begin(), AWAY)
+        if members := story.db.zrange(keys.waiting_key(PIPELINE), 0, -1):
+            story.db.zadd(keys.waiting_key(PIPELINE), dict.fromkeys(members, 1))
+        story.host.move_due()
+    story.db.lpush(story.list, other)
+    return "input_unavailable"
+
+
+def its_hosts_die(story: Story) -> str:
+    one = story.host.leases.reserve_one(story.host.channel._wanted(PIPELINE, 1))
+    story.host.channel._give_up(one, 3)
+    return "worker_lost"
+
+
+def is_no_frame(story: Story) -> str:
+    story.db.rpop(story.list)
+    story.db.rpush(story.list, '{"headers": {"id": "nightly-0"}, "body": "broken')
+    story.host.take()
+    return "invalid_message"
+
+
+def has_a_body_that_cannot_be_read(story: Story) -> str:
+    story.change(lambda message: message.update(body="!!!"))
+    story.host.take()
+    return "invalid_message"
+
+
+def is_for_another_task(story: Story) -> str:
+    story.change(lambda message: message["headers"].update(task="another"))
+    story.host.take()
+    return "invalid_message"
+
+
+def has_rows_that_are_no_list(story: Story) -> str:
+    story.change_body(rows={"a": 1})
+    story.host.take()
+    return "invalid_message"
+
+
+def has_no_job(story: Story) -> str:
+    story.change_body(job=None)
+    story.host.take()
+    return "invalid_message"
+
+
+def says_that_it_is_another_pack(story: Story) -> str:
+    story.change_body(job={"id": "nightly", "pack": 1})
+    story.fail(story.begin(), PipeqError("inference_failed", "wrong"))
+    return "inference_failed"
+
+
+def has_fewer_rows_than_its_producer_said(story: Story) -> str:
+    story.change_body(rows=[{"inputs": "a"}])
+    story.fail(story.begin(), PipeqError("inference_failed", "wrong"))
+    return "invalid_message"
+
+
+def is_for_another_pipeline(story: Story) -> str:
+    story.change_body(pipeline="another")
+    story.host.take()
+    return "invalid_message"
+
+
+def has_expired_when_it_arrives(story: Story) -> str:
+    story.change(lambda message: message["headers"].update(expires="2020-01-01T00:00:00+00:00"))
+    story.host.take()
+    return "expired"
+
+
+def expires_before_it_begins(story: Story) -> str:
+    at = datetime.fromtimestamp(time.time() + 0.2, UTC).isoformat()
+    story.change(lambda message: message["headers"].update(expires=at))
+    one = story.take()
+    time.sleep(0.25)
+    story.host.hands.begin(one)
+    return "expired"
+
+
+def is_revoked_by_celery(story: Story) -> str:
+    celery_state.revoked.add(story.first)
+    try:
+        story.host.take()
+    finally:
+        celery_state.revoked.discard(story.first)
+    return "cancelled"
+
+
+def is_cancelled(story: Story) -> str:
+    assert story.client.cancel(story.first).state == "cancelled"
+    story.host.take()
+    return "cancelled"
+
+
+def is_cancelled_while_it_runs(story: Story) -> str:
+    one = story.begin()
+    story.client.cancel(story.first)
+    story.fail(one, PipeqError("internal", "too late"))
+    return "cancelled"
+
+
+def its_pipeline_is_cancelled(story: Story) -> str:
+    story.client.cancel_pipeline(PIPELINE)
+    return "cancelled"
+
+
+def is_purged(story: Story) -> str:
+    story.client.purge(PIPELINE)
+    return "purged"
+
+
+def is_purged_while_it_waits_for_its_next_try(story: Story) -> str:
+    story.fail(story.begin(), AWAY)
+    story.client.purge(PIPELINE)
+    return "purged"
+
+
+def waits_in_a_form_that_nobody_wrote(story: Story) -> str:
+    raw = story.db.rpop(story.list)
+    assert isinstance(raw, bytes)
+    story.db.zadd(keys.waiting_key(PIPELINE), {json.dumps({"list": "another", "message": raw.decode()}): 1})
+    story.host.move_due()
+    return "invalid_message"
+
+
+def its_job_is_cancelled(story: Story) -> str:
+    story.client.jobs.cancel("nightly")
+    return "cancelled"
+
+
+ENDS = (
+    fails, fails_before_it_begins, is_given_up_after_tries, its_hosts_die, is_no_frame, has_a_body_that_cannot_be_read,
+    is_for_another_task, has_rows_that_are_no_list, has_no_job, says_that_it_is_another_pack,
+    has_fewer_rows_than_its_producer_said, is_for_another_pipeline, has_expired_when_it_arrives,
+    expires_before_it_begins, is_revoked_by_celery, is_cancelled, is_cancelled_while_it_runs, its_pipeline_is_cancelled,
+    is_purged, is_purged_while_it_waits_for_its_next_try, waits_in_a_form_that_nobody_wrote, its_job_is_cancelled,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
+def test_each_end_of_a_pack_counts_its_rows_once_and_the_job_ends(story: Story, end: Callable[[Story], str]) -> None:
+    code = end(story)
+    status = story.packs.status
+    assert status.codes.get(code) in (3, 4), (status, story.packs.outcomes())
+    outcomes = story.packs.outcomes()
+    assert [(one["line"], one["custom_id"], one["error"]["code"]) for one in outcomes[:3]] == [
+        (at, f"row-{at}", code) for at in (1, 2, 3)
+    ]
+    # Whatever comes once more: the message, a cancel, a purge of what is left.
+    story.client.cancel(story.first)
+    if status.failed == 3:
+        assert story.db.hkeys(job.open_key("nightly")) == [b"1"]
+        story.client.cancel("nightly-1")
+    status = story.client.jobs.status("nightly")
+    assert (status.failed, status.succeeded, sum(status.codes.values())) == (4, 0, 4)
+    assert status.state in (JobState.COMPLETED, JobState.CANCELLED)
+    assert not story.db.exists(job.open_key("nightly"), job.OPEN)
+    assert len(story.packs.outcomes()) == 4
+
+
+def test_a_row_that_goes_alone_ends_alone_and_is_reached_by_a_cancel_of_its_job(story: Story) -> None:
+    one = story.begin()
+    one.pack_end = PackEnd(1, {}, [], b"[]", {}, None, [1, 2], 0.0)
+    one.result_json = json.dumps([{"row": 0, "line": 1, "custom_id": "row-1", "result": "A"}]).encode()
+    story.host.hands.end(one)
+    assert sorted(story.db.hkeys(job.open_key("nightly"))) == [b"0.1", b"0.2", b"1"]
+    assert story.packs.status.done == 1
+    story.client.cancel("nightly-0.2")  # has no record before it begins: nobody knows it
+    found = story.client.jobs.cancel("nightly")
+    assert (found.state, found.succeeded, found.codes) == (JobState.CANCELLED, 1, {"cancelled": 3})
+    assert story.packs.brief() == ["A", "cancelled", "cancelled", "cancelled"]
+    story.host.take(5)
+    story.host.move_due()
+    story.host.take(5)
+    assert story.client.jobs.status("nightly").done == 4
+
+
+def test_a_pipeline_that_is_forgotten_keeps_its_rows_until_they_are_purged(story: Story) -> None:
+    story.host.beat()
+    story.client.forget(PIPELINE, force=True)
+    assert story.packs.status.done == 0
+    story.client.purge(PIPELINE)
+    assert story.client.jobs.status("nightly").codes == {"purged": 4}
+
+
+def test_a_job_that_is_cancelled_gets_no_more_rows(story: Story, client: Client) -> None:
+    """The producer of a job that somebody cancels stops, and a cancelled job stays so."""
+
+    def rows() -> Iterator[str]:
+        yield "a"
+        client.jobs.cancel("other")
+        while True:
+            yield "b"
+
+    assert client.jobs.submit(PIPELINE, rows(), job_id="other", pack_rows=1, check=False) == "other"
+    status = client.jobs.status("other")
+    assert status.state is JobState.CANCELLED
+    assert status.done == status.submitted < 20
+
+
+def test_workers_that_do_not_know_jobs_get_none(client: Client, db: redis.Redis, story: Story) -> None:
+    db.hset(keys.PIPELINES, "older", '{"task": "constant"}')
+    with pytest.raises(PipeqError, match=r"workers of 'older' have not said that they know jobs.*submit_many"):
+        client.jobs.submit("older", ["a"])
+    story.host.beat()
+    assert client.jobs.submit(PIPELINE, ["a"], output="file:///somewhere/", job_id="known") == "known"
