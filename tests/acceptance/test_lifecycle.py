@@ -16,10 +16,10 @@ from pipeq import Client, Ref, State, TaskStatus
 from pipeq.contract import keys
 from pipeq.demo import embedded
 
-from tests import tiny_models
+from tests import slow_worker, tiny_models
 from tests.worker_process import WorkerProcess, worker
 
-GENERATION = "text-generation"
+CONSTANT, GENERATION = "constant", "text-generation"
 
 
 def test_a_cancel_survives_with_no_worker_up(redis_url: str, tmp_path: Path) -> None:
@@ -43,8 +43,7 @@ def test_a_cancel_survives_with_no_worker_up(redis_url: str, tmp_path: Path) -> 
             assert raw.hlen(keys.RUNNING) == 0
 
 
-def test_an_unreachable_store_is_retried_until_it_is_back(redis_url: str, tiny: Path, tmp_path: Path) -> None:
-    model = tiny_models.build("classifier", tiny)
+def test_an_unreachable_store_is_retried_until_it_is_back(redis_url: str, tmp_path: Path) -> None:
     (port,) = embedded.free_ports(1)
     env = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
@@ -53,12 +52,12 @@ def test_an_unreachable_store_is_retried_until_it_is_back(redis_url: str, tiny: 
         "AWS_DEFAULT_REGION": "us-east-1",
         "retry_backoff_s": 0.2,
         "max_attempts": 3,
+        "inputs__allow": "s3://inputs/",
     }
-    arguments = (f"text-classification={model}", "--allow", "s3://inputs/")
-    with worker(tmp_path, redis_url, *arguments, **env) as process, Client(redis_url) as client:
-        process.wait_ready(client, "text-classification")
-        task = client.submit("text-classification", Ref("s3://inputs/a.txt"))
-        good = client.submit("text-classification", "fox")
+    with slow_worker.serving(tmp_path, redis_url, **env) as process, Client(redis_url) as client:
+        process.wait_ready(client, slow_worker.PIPELINE)
+        task = client.submit(slow_worker.PIPELINE, Ref("s3://inputs/a.txt"))
+        good = client.submit(slow_worker.PIPELINE, "fox")
         seen = set()
         while not (status := client.status(task)).is_final:
             seen.add(status.state)
@@ -70,13 +69,21 @@ def test_an_unreachable_store_is_retried_until_it_is_back(redis_url: str, tiny: 
         assert client.status(good).state is State.SUCCEEDED
 
 
-class Relay:
-    """Workers with one model, one after the other: a test stops the one that runs, and its successor has the rest."""
+#: Takes its time without a model: batches of 8, each of which runs for so long, in seconds.
+SLOW_BATCHES, BATCH_S = "[pipelines.constant]\nmax_batch_size = 8\nmax_wait_ms = 0\n", 0.3
 
-    def __init__(self, folder: Path, url: str, model: Path, stack: ExitStack) -> None:
+
+class Relay:
+    """Workers with one pipeline, one after the other: a test stops the one that runs, and the next has the rest."""
+
+    def __init__(self, folder: Path, url: str, pipeline: str, model: Path | None, stack: ExitStack) -> None:
         self.client = stack.enter_context(Client(url))
         self.db = stack.enter_context(redis.Redis.from_url(url))
-        self._start = lambda drain_s: stack.enter_context(worker(folder, url, f"{GENERATION}={model}", drain_s=drain_s))
+        self.pipeline = pipeline
+        config = folder / "pipelines.toml"
+        config.write_text(SLOW_BATCHES if model is None else f'[pipelines.{pipeline}]\nmodel = "{model}"\n')
+        self._params = {"seconds": BATCH_S} if model is None else {"max_new_tokens": 100, "do_sample": False}
+        self._start = lambda drain_s: stack.enter_context(worker(folder, url, "--config", config, drain_s=drain_s))
         #: The one that runs, and its ``drain_s``.
         self.running: tuple[WorkerProcess, float] | None = None
 
@@ -86,15 +93,13 @@ class Relay:
             if self.running is not None:
                 self.running[0].stop()
             self.running = self._start(drain_s), drain_s
-        self.running[0].wait_ready(self.client, GENERATION)
+        self.running[0].wait_ready(self.client, self.pipeline)
         return self.running[0]
 
     def submit(self, count: int) -> list[str]:
         """Submits tasks that take some time, and waits until the first of them run."""
-        params = {"max_new_tokens": 100, "do_sample": False}
-        ids = self.client.submit_many(
-            GENERATION, ["the fox " * (at % 9 + 1) for at in range(count)], params=params, priority=0
-        )
+        texts = ["the fox " * (at % 9 + 1) for at in range(count)]
+        ids = self.client.submit_many(self.pipeline, texts, params=self._params, priority=0)
         while not any(status.state is State.RUNNING for status in self.client.status_many(ids)):
             time.sleep(0.02)
         return ids
@@ -107,10 +112,12 @@ class Relay:
         return left
 
 
-@pytest.fixture(scope="module")
-def relay(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+# A worker that generates is stopped in test_generation.py, too.
+@pytest.fixture(scope="module", params=[CONSTANT, pytest.param(GENERATION, marks=pytest.mark.long)])
+def relay(request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+    model = None if request.param == CONSTANT else tiny_models.build("gpt2", tiny)
     with embedded.valkey() as url, ExitStack() as stack:
-        yield Relay(tmp_path_factory.mktemp("relay"), url, tiny_models.build("gpt2", tiny), stack)
+        yield Relay(tmp_path_factory.mktemp("relay"), url, request.param, model, stack)
 
 
 def test_sigterm_with_two_hundred_tasks_in_flight(relay: Relay) -> None:
@@ -124,7 +131,7 @@ def test_sigterm_with_two_hundred_tasks_in_flight(relay: Relay) -> None:
     began = time.monotonic()
     assert first.stop() == 0
     assert time.monotonic() - began < 1 + 8
-    assert relay.db.llen(GENERATION) == len(relay.left(ids))
+    assert relay.db.llen(relay.pipeline) == len(relay.left(ids))
     relay.start(drain_s=300)
     done = list(relay.client.as_completed(ids, timeout_s=120))
     assert Counter(status.state for status in done) == {State.SUCCEEDED: 200}
@@ -150,27 +157,25 @@ def test_a_hurried_stop_loses_nothing(signals: tuple[signal.Signals, ...], relay
         time.sleep(0.2)
     assert first.process.wait(60) == 0
     assert time.monotonic() - began < 30
-    assert relay.db.llen(GENERATION) >= len(relay.left(ids))
+    assert relay.db.llen(relay.pipeline) >= len(relay.left(ids))
     relay.start(drain_s=300)
     ended = list(relay.client.as_completed(ids, timeout_s=120))
     assert [status for status in ended if status.state is not State.SUCCEEDED] == [], first.text()
 
 
-def test_redis_is_restarted_under_load(tiny: Path, tmp_path: Path) -> None:
+def test_redis_is_restarted_under_load(tmp_path: Path) -> None:
     """Redis restarts with its append-only file: the worker reconnects, and every task ends."""
-    model = tiny_models.build("gpt2", tiny)
     (port,) = embedded.free_ports(1)
     options = ["--appendonly", "yes", "--appendfsync", "always", "--save", "", "--dir", str(tmp_path)]
     command = [str(embedded._valkey_program()), "--port", str(port), "--bind", "127.0.0.1", *options]
     url = f"redis://127.0.0.1:{port}/0"
-    params = {"max_new_tokens": 60, "do_sample": False}
+    config = tmp_path / "pipelines.toml"
+    config.write_text(SLOW_BATCHES)
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        with worker(tmp_path, url, f"text-generation={model}") as process, Client(url) as client:
-            process.wait_ready(client, "text-generation")
-            ids = client.submit_many(
-                "text-generation", ["the fox " * (at % 9 + 1) for at in range(300)], params=params, priority=0
-            )
+        with worker(tmp_path, url, "--config", config) as process, Client(url) as client:
+            process.wait_ready(client, CONSTANT)
+            ids = client.submit_many(CONSTANT, range(300), params={"seconds": 0.1}, priority=0)
             while sum(status.is_final for status in client.status_many(ids)) < 20:
                 time.sleep(0.05)
             server.terminate()
@@ -182,25 +187,19 @@ def test_redis_is_restarted_under_load(tiny: Path, tmp_path: Path) -> None:
             states = Counter(status.state for status in client.as_completed(ids, timeout_s=90))
             assert states == {State.SUCCEEDED: 300}
             assert process.process.poll() is None, process.text()
-            assert client.result(client.submit("text-generation", "fox", params={"max_new_tokens": 2}), timeout_s=30)
+            assert client.result(client.submit(CONSTANT, "fox"), timeout_s=30)
     finally:
         server.kill()
         server.wait()
 
 
-def test_a_forward_pass_that_hangs_ends_its_process(redis_url: str, tiny: Path, tmp_path: Path) -> None:
-    model = tiny_models.build("gpt2", tiny)
-    # This takes about six seconds on a fast machine, even if a random model stops early.
-    slow = {"max_new_tokens": 450, "min_new_tokens": 450, "do_sample": False, "num_beams": 128}
-    many = {"param_limits__max_beams": 128}
-    with (
-        Client(redis_url) as client,
-        worker(tmp_path, redis_url, f"text-generation={model}", hard_timeout_s=1, **many) as process,
-    ):
-        process.wait_ready(client, "text-generation")
-        task = client.submit("text-generation", "fox", params=slow)
+def test_a_forward_pass_that_hangs_ends_its_process(redis_url: str, tmp_path: Path) -> None:
+    """That of a model: test_bounds_lifted.py."""
+    with Client(redis_url) as client, worker(tmp_path, redis_url, CONSTANT, hard_timeout_s=1) as process:
+        process.wait_ready(client, CONSTANT)
+        task = client.submit(CONSTANT, "fox", params={"seconds": 300})
         # It waits for another process, and for nothing else.
-        good = client.submit("text-generation", "fox", params={"max_new_tokens": 2})
+        good = client.submit(CONSTANT, "fox")
         status = client.wait(task, timeout_s=60)
         assert status.state is State.FAILED
         assert status.error is not None
