@@ -14,6 +14,7 @@ from kombu.asynchronous import set_event_loop
 from pipeq.contract import keys
 from pipeq.demo import embedded
 from pipeq_worker.broker.suspects import Suspects
+from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.leases.reserved import Reserved
 from pipeq_worker.leases.server import Server
@@ -210,3 +211,29 @@ def test_those_that_wait_go_back_when_the_channel_closes(db: redis.Redis, url: s
             callback()
     finally:
         set_event_loop(None)
+
+
+@pytest.mark.parametrize(
+    ("message", "about", "may_have_mark"),
+    [
+        ('{"a": 1}', {}, False),
+        (' {"a": 1}', {}, True),  # it went back on its list
+        ('{"a": 1}', {"retries": 1}, True),
+        ('{"a": 1}', {"past_attempts": 1}, True),
+        ('{"a": 1}', {"put_off": 1}, True),
+        ('{"a": 1}', {"rows": 1}, True),  # a row that goes on alone has the mark of its pack
+    ],
+)
+def test_only_a_message_that_nobody_had_before_can_have_no_mark(
+    db: redis.Redis, leases: Leases, message: str, about: dict[str, int], may_have_mark: bool
+) -> None:
+    db.lpush("q", message)
+    one = leases.reserve_one(wanted("q"))
+    assert one is not None
+    nothing: Any = None
+    delivery = Delivery(
+        id="a", request=nothing, trace=nothing, acknowledge=nothing, leases=leases, tag=one.tag, **about
+    )
+    assert delivery.may_have_mark() is may_have_mark
+    # One that another transport delivered is not known.
+    assert Delivery(id="a", request=nothing, trace=nothing, acknowledge=nothing).may_have_mark()

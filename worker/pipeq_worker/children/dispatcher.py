@@ -118,6 +118,7 @@ class Dispatcher(Generic[T]):
             observer=observer,
             hopeless=hooks.hopeless,
             lone=self._lone,
+            marked=lambda tasks: self._ending.marked(tasks),
             again=lambda item: self._put([item]),
             keep=self._residents.keep,
         )
@@ -246,7 +247,7 @@ class Dispatcher(Generic[T]):
 
     def withdraw(self) -> list[T]:
         """Accepts no more tasks, and returns those that have not reached the device; the caller owns them again."""
-        with self._inside.lock:
+        with self._runs.marking, self._inside.lock:
             # What lies ready for the device has not begun, either.
             for task in self._runs.recall(self._crew.device.running):
                 task.starts_over()

@@ -52,6 +52,8 @@ class Ending(Generic[T]):
         self._late = late
         self._forget = forget
         self._delivering: Delivering[T] = Delivering(deliver, self._delivered)
+        #: Those whose marks are still being written.
+        self._unmarked: set[T] = set()
 
     def start(self) -> None:
         """Starts the threads that deliver."""
@@ -65,17 +67,31 @@ class Ending(Generic[T]):
         """Delivers tasks soon."""
         with self._inside.lock:
             ending = [task for task in tasks if self._inside.ends(task)]
+            unmarked = {task for task in ending if task.is_marking}
+            self._unmarked |= unmarked
         for task in ending:
             if task.lane is not None:
                 for stage in _STAGES:
                     if stage in task.timing_ms:
                         self._observer.stage_ended(task.id, task.lane, stage, task.timing_ms[stage] / 1000)
+        if unmarked:
+            ending = [task for task in ending if task not in unmarked]
         # What a host died with, and has no mark, because it never reached a batch.
         suspects = [task for task in ending if task.is_suspect and task.started_at is None]
         if rest := [task for task in ending if task not in suspects] if suspects else ending:
             self._delivering.put(rest)
         for task in suspects:
             self._deliver_alone(task)
+
+    def marked(self, tasks: Sequence[T]) -> None:
+        """Delivers those that have ended while they were being marked."""
+        with self._inside.lock:
+            for task in tasks:
+                task.is_marking = False
+            ended = [task for task in tasks if task in self._unmarked]
+            self._unmarked.difference_update(ended)
+        if ended:
+            self._delivering.put(ended)
 
     def drop(self, task: T) -> None:
         """Ends a task that needs no more work: cancelled, expired, or failed here. The child stops working on it."""

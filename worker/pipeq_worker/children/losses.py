@@ -62,7 +62,7 @@ class Losses(Generic[T]):
 
     def died(self, home: Keeper, death: Death) -> None:
         """Counts a death for the tasks that the child was working on; what it had starts over in another one."""
-        with self._inside.lock:
+        with self._runs.marking, self._inside.lock:
             running = self._runs.abandon() | self._streams.abandon() if home.number == 0 else {}
             suspects = suspected(death, running, self._inside.get)
             late = convicted(death, suspects)

@@ -52,6 +52,7 @@ class Device(Generic[T]):
         observer: told of batches that begin.
         hopeless: called with a sentence if the thread breaks.
         lone: lets tasks with which a process has died run one at a time.
+        marked: called with tasks that run while they were being marked, when they are.
         again: puts an item that had to wait for that where items wait for the device.
         keep: keeps an item whose pipeline is not loaded, and returns whether it did.
     """
@@ -65,6 +66,7 @@ class Device(Generic[T]):
     observer: Observer
     hopeless: Callable[[str], None]
     lone: Lone[T]
+    marked: Callable[[list[T]], None]
     again: Callable[[Item[T]], None]
     keep: Callable[[Item[T]], bool] = lambda _: False
 
@@ -94,6 +96,9 @@ class Runs(Generic[T]):
         self._has_news = False
         self._wants_news = True
         self._changed = threading.Condition()
+        #: Held while tasks are being marked that run already. Whoever has tasks start over, or withdraws them, holds
+        #: it, so that no mark is written after that. Taken before all other locks.
+        self.marking = threading.Lock()
 
     def start(self) -> None:
         """Starts batches until the window is closed."""
@@ -232,7 +237,11 @@ class Runs(Generic[T]):
         life = self._life
         items = [item for item in items if not item.is_gone and not self._device.keep(item)]
         tasks = _tasks_of(items)
-        self._begin([task for task in tasks if task.started_at is None and not task.needs_no_device], alone=False)
+        new = [task for task in tasks if task.started_at is None and not task.needs_no_device]
+        if new and len(new) == len(tasks) and not any(task.may_have_mark() or task.is_expired() for task in new):
+            self._give_unmarked(items, new, life)
+            return
+        self._begin(new, alone=False)
         for task in tasks:
             if task.needs_no_device or (task.deaths and task.split()):
                 self._device.drop(task)
@@ -242,6 +251,26 @@ class Runs(Generic[T]):
         for item in items:
             if item.task.deaths and not item.task.needs_no_device:
                 self._start_alone(item, life)
+
+    def _give_unmarked(self, items: list[Item[T]], tasks: list[T], life: int) -> None:
+        """Gives the device a batch of tasks that nobody has tried before, and marks them while it runs.
+
+        Nothing that is known of them could keep them from it. If the host dies before they are marked, they are
+        suspects, like all that it had. Their ends are stored after their marks.
+        """
+        with self.marking:
+            begun = [task for task in tasks if task.begins()]
+            for task in begun:
+                task.is_marking = True
+            try:
+                self._give([item for item in items if not item.task.needs_no_device], life, alone=False)
+                if begun:
+                    self._device.begin(begun, False)
+            finally:
+                self._device.marked(begun)
+        for task in tasks:
+            if task.needs_no_device:
+                self._device.drop(task)
 
     def _start_alone(self, item: Item[T], life: int) -> None:
         task = item.task

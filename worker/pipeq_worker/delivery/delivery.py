@@ -127,6 +127,11 @@ class Delivery(Task):
         """Whether the task has expired."""
         return self.expiry < time.time()
 
+    def may_have_mark(self) -> bool:
+        """Whether somebody may have left a mark of the task: a worker that had it before, or tried it in a pack."""
+        is_new = self.leases is not None and self.leases.is_new(self.tag)
+        return not is_new or bool(self.attempts_before or self.put_off or self.rows)
+
     def withdraw(self) -> bool:
         """Withdraws the task unless it has begun. Only a message with a lease can go back on its queue."""
         return self.leases is not None and super().withdraw()

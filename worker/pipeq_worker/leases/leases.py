@@ -49,8 +49,9 @@ TIMEOUT_S = 5.0
 class _Held:
     queue: str
     nbytes: int
-    #: Whether a host died while it had this message.
+    #: Whether a host died while it had this message, and whether nobody had it before.
     is_suspect: bool = False
+    is_new: bool = False
     #: Whether its result is being stored. Only the script that stores it finds out whether the lease was still ours.
     is_ending: bool = False
     #: A weak reference to Celery's message, whose callback runs when nothing refers to the message any more.
@@ -174,8 +175,9 @@ class Leases:
         """Adds messages that were taken; their leases are renewed from now on."""
         with self.changed:
             for one in reserved:
-                is_suspect = one.raw.startswith(b" ") and history_of(one.raw).lapses > 0
-                self._held[one.tag] = _Held(one.queue, len(one.raw), is_suspect)
+                is_new = not one.raw.startswith(b" ")
+                is_suspect = not is_new and history_of(one.raw).lapses > 0
+                self._held[one.tag] = _Held(one.queue, len(one.raw), is_suspect, is_new)
                 self._tasks[one.queue] = self._tasks.get(one.queue, 0) + 1
                 self._bytes[one.queue] = self._bytes.get(one.queue, 0) + len(one.raw)
         self.start()
@@ -210,6 +212,11 @@ class Leases:
         """Whether a host died while it had this message, which this process has now."""
         held = self._held.get(tag)
         return held is not None and held.is_suspect
+
+    def is_new(self, tag: str) -> bool:
+        """Whether nobody had this message before this process, which has it now."""
+        held = self._held.get(tag)
+        return held is not None and held.is_new
 
     def held(self, queue: str | None = None) -> tuple[int, int]:
         """Number of messages held, of one queue or of all, and their bytes."""

@@ -25,7 +25,8 @@
 -- Then 1 if fair lists have messages left that were not moved, otherwise 0. The last table has for each queue the number
 -- of idle workers whose marks were removed, because this worker can give messages to them and there are none on the
 -- lists.
--- If nothing is taken, the script has read each list by name, and CLIENT TRACKING remembers those keys.
+-- If few messages are taken, or none, the script has read each list by name, and CLIENT TRACKING remembers those keys.
+local FEW = 15            -- messages after which the caller pauses, unless CLIENT TRACKING reports more
 local GROUP = 128           -- messages that are read together, since their size is known only afterwards
 local USUAL = 1048576       -- expected size of a message in bytes, if larger ones are allowed
 local BEGINNING = 8192      -- bytes that are returned of a message that is too large
@@ -359,7 +360,8 @@ for queue = 0, queues - 1 do
     redis.pcall('EXPIRE', key, ARGV[5])
   end
 end
-if taken == 0 then
+-- Read last, so that CLIENT TRACKING reports what is pushed from now on.
+if taken <= FEW then
   for queue = 0, queues - 1 do
     local arg = 6 + queue * (lists + 6)
     if tonumber(ARGV[arg]) > 0 and tonumber(ARGV[arg + 1]) > 0 then

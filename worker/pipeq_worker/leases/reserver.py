@@ -36,8 +36,10 @@ SHARE = 0.1
 ENOUGH = 16
 GATHER_S = 0.02
 #: Pause after a call that took fewer than that although there was credit for more, in seconds: its messages go on at
-#: once, instead of waiting for Python's lock behind the next call, which would find a message or none.
+#: once, instead of waiting for Python's lock behind the next call, which would find a message or none. It lasts longer
+#: while Redis reports nothing new.
 PAUSE_S = 0.002
+LULL_S = 0.01
 #: Redis may fail to report a change, because its table of tracked keys is bounded. So lists are read this often, in
 #: seconds ...
 LOOK_S = 1.0
@@ -230,7 +232,7 @@ class Reserver:
         wanted = self._looks.with_marks(wanted, sharing)
         if number := self._reserve(queues, wanted):
             if number < ENOUGH < free:
-                self._sleep(PAUSE_S)
+                self._pause()
             return
         if self._is_unmoved:
             # Redis serves others in between.
@@ -301,6 +303,13 @@ class Reserver:
         for queue, at in places:
             if (owed := self._owed.get(queue)) is not None:
                 owed[at] = max(0.0, owed[at] - 1)
+
+    def _pause(self) -> None:
+        until = time.monotonic() + PAUSE_S
+        if self._line.rings:
+            self._wait_for_bell(LULL_S)
+        if (left := until - time.monotonic()) > 0:
+            self._sleep(left)
 
     def _wait_for_bell(self, timeout_s: float) -> None:
         if not self._rung():

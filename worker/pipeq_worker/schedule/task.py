@@ -85,6 +85,8 @@ class Task:
     deaths: int = 0
     #: Whether a worker's host died while it had the message.
     is_suspect: bool = False
+    #: Whether its first batch runs already, and its mark is being written.
+    is_marking: bool = False
     #: When it was last checked for having ended in the meantime (monotonic clock).
     looked_at: float = field(default_factory=time.monotonic)
 
@@ -110,6 +112,14 @@ class Task:
     @property
     def is_dropped(self) -> bool:
         """Whether its result is no longer wanted. Subclasses know."""
+        return False
+
+    def may_have_mark(self) -> bool:
+        """Whether its first batch must not run before :class:`Hooks.begin` has told what is known of it."""
+        return True
+
+    def is_expired(self) -> bool:
+        """Whether nobody waits for it any more. Subclasses know."""
         return False
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +31,9 @@ def never(*_: Any) -> None:
     """Is called, and does nothing."""
 
 
-def device(begin: Callable[[list[Task], bool], None], sent: list[Any]) -> Device[Task]:
+def device(
+    begin: Callable[[list[Task], bool], None], sent: list[Any], marked: Callable[[list[Task]], None] = never
+) -> Device[Task]:
     """One that always runs, and notes what it is sent; its other parts are of no interest."""
     return Device(
         begin=begin,
@@ -42,6 +45,7 @@ def device(begin: Callable[[list[Task], bool], None], sent: list[Any]) -> Device
         observer=Observer(),
         hopeless=never,
         lone=Lone(),
+        marked=marked,
         again=never,
     )
 
@@ -72,6 +76,81 @@ def test_rows_of_a_process_that_dies_while_their_batch_begins_do_not_run() -> No
     assert isinstance(batch, protocol.ForwardRows)
     assert len(batch.rows) == 1
     assert runs.items_of(batch.number) == [stays]
+
+
+class NewTask(Task):
+    """One that nobody has tried before."""
+
+    expired = False
+
+    def may_have_mark(self) -> bool:
+        return False
+
+    def is_expired(self) -> bool:
+        return self.expired
+
+
+def new_item(ticket: int, *, expired: bool = False) -> Item[Task]:
+    task = NewTask(id=str(ticket), lane="it", message=b"{}", ticket=ticket)
+    task.expired = expired
+    return Item(task, ticket, ticket, b"group", "it", 1, 1, child=1, where=Where(b"row"))
+
+
+def test_tasks_that_nobody_has_tried_run_while_their_marks_are_written() -> None:
+    sent: list[Any] = []
+    marking, written = threading.Event(), threading.Event()
+    marked: list[Task] = []
+
+    def begin(tasks: list[Task], alone: bool) -> None:
+        marking.set()
+        assert written.wait(20)
+
+    window: Batcher[Item[Task]] = Batcher()
+    runs = Runs(window, device(begin, sent, marked.extend))
+    window.put(one := new_item(1), LIMITS)
+    runs.start()
+    assert marking.wait(20)
+    assert len(sent) == 1
+    assert one.task.is_marking
+    # Whoever has its tasks start over, or withdraws them, waits.
+    assert runs.marking.locked()
+    assert not marked
+    written.set()
+    wait_for(lambda: marked == [one.task] and not runs.marking.locked())
+    window.close()
+    runs.close()
+
+
+def test_marks_that_cannot_be_written_hold_up_no_end() -> None:
+    marked: list[Task] = []
+
+    def begin(tasks: list[Task], alone: bool) -> None:
+        raise ValueError("a fault")
+
+    window: Batcher[Item[Task]] = Batcher()
+    runs = Runs(window, device(begin, [], marked.extend))
+    window.put(one := new_item(1), LIMITS)
+    runs.start()
+    wait_for(lambda: one.task.error is not None)
+    assert marked == [one.task]
+    assert not runs.marking.locked()
+    window.close()
+    runs.close()
+
+
+@pytest.mark.parametrize("other", [item(2), new_item(2, expired=True)], ids=["may-have-a-mark", "expired"])
+def test_a_batch_waits_for_what_is_known_of_any_of_its_tasks(other: Item[Task]) -> None:
+    sent: list[Any] = []
+    begun: list[int] = []
+    window: Batcher[Item[Task]] = Batcher()
+    runs = make(window, lambda tasks, _: begun.append(len(sent)), sent)
+    for one in (new_item(1), other):
+        window.put(one, LIMITS)
+    runs.start()
+    wait_for(lambda: len(sent) == 1)
+    assert begun == [0]
+    window.close()
+    runs.close()
 
 
 @pytest.mark.parametrize(
