@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeq.contract.events import Event
     from pipeq.contract.message import Output, Ref, TaskMessage
     from pipeq.contract.status import State, TaskFailedError, TaskStatus
+    from pipeq.speaking import InEventLoopWarning
 
 #: Where each public name is defined. It is imported at first use, so that `pipeq --help` need not import redis and
 #: pydantic.
@@ -34,6 +35,7 @@ _HOMES = {
     "ErrorCode": "contract.errors",
     "Event": "contract.events",
     "EventsTrimmedError": "contract.errors",
+    "InEventLoopWarning": "speaking",
     "MissingPackageError": "contract.errors",
     "NoLiveWorkerWarning": "client",
     "Output": "contract.message",
@@ -60,6 +62,7 @@ __all__ = [
     "ErrorCode",
     "Event",
     "EventsTrimmedError",
+    "InEventLoopWarning",
     "MissingPackageError",
     "NoLiveWorkerWarning",
     "Output",

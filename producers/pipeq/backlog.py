@@ -6,10 +6,11 @@ Redis tells nobody that a queue has become shorter, so this asks again, more and
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 
 from pipeq.contract import keys
 from pipeq.contract.errors import QueueFullError
-from pipeq.protocol import Sleep, Steps, replies
+from pipeq.protocol import Command, Send, Sleep, Steps, tolerant
 
 #: Seconds between two looks: the first, the factor from one to the next, and the longest.
 LOOK_S, LOOK_MORE, LOOK_MOST_S = 0.02, 1.5, 1.0
@@ -23,10 +24,9 @@ def room(pipeline: str, tasks: int, max_backlog: int, wait_s: float | None) -> S
     """
     until = None if wait_s is None else time.monotonic() + wait_s
     pause_s = LOOK_S
-    lists = keys.list_keys(pipeline)
-    commands = [*(("LLEN", key) for key in lists), *(("ZCARD", keys.fair_key(key)) for key in lists)]
+    questions = _questions(pipeline)
     while True:
-        backlog = sum(length or 0 for length in (yield from replies(*commands)))
+        backlog = sum(length or 0 for length in tolerant((yield Send((), questions=questions))))
         if backlog + tasks <= max_backlog:
             return
         left = float("inf") if until is None else until - time.monotonic()
@@ -37,3 +37,10 @@ def room(pipeline: str, tasks: int, max_backlog: int, wait_s: float | None) -> S
             )
         yield Sleep(min(pause_s, left))
         pause_s = min(pause_s * LOOK_MORE, LOOK_MOST_S)
+
+
+@lru_cache(maxsize=256)
+def _questions(pipeline: str) -> tuple[Command, ...]:
+    """Asks for the length of everything in which tasks of a pipeline wait for a worker."""
+    lists = keys.list_keys(pipeline)
+    return (*(("LLEN", key) for key in lists), *(("ZCARD", keys.fair_key(key)) for key in lists))

@@ -53,6 +53,9 @@ class Send:
     again: bool = True
     #: Seconds that Redis may take for them beside what replies take anyway, since one of them waits there.
     wait_s: float = 0.0
+    #: Commands that only read, and that are sent behind the others. Their replies follow. Calls of an event loop that
+    #: go out together ask the same question once.
+    questions: Sequence[Command] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,21 +158,23 @@ def single(*command: Any) -> Steps[Any]:
     return reply
 
 
-def transaction(commands: Sequence[Command]) -> Steps[list[Any]]:
-    """Sends commands between MULTI and EXEC, once. Answer: their replies; a command's own error is its reply.
+def transaction(commands: Sequence[Command], questions: Sequence[Command] = ()) -> Steps[list[Any]]:
+    """Sends commands between MULTI and EXEC, once, and questions behind them.
+
+    Answer: the replies of the commands, then of the questions; a command's own error is its reply.
 
     Raises:
         WatchError: a watched key was changed, and nothing was executed.
         RedisError: Redis refuses one of them, and executed none.
     """
-    found = yield Send((("MULTI",), *commands, ("EXEC",)), again=False)
-    *queued, done = found
+    found = yield Send((("MULTI",), *commands, ("EXEC",)), again=False, questions=questions)
+    *queued, done = found[: len(commands) + 2]
     if isinstance(done, Exception):
         # EXEC says only that there was an error before it.
         raise next((reply for reply in queued if isinstance(reply, Exception)), done)
     if done is None:
         raise WatchError("Watched variable changed.")
-    return list(done)
+    return [*done, *found[len(commands) + 2 :]]
 
 
 def twice(act: Callable[[], Steps[_T]]) -> Steps[_T]:

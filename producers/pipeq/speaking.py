@@ -183,11 +183,12 @@ class Speaker:
 
 def exchange(connection: Any, ask: Send) -> list[Any]:
     """Sends commands and reads their replies; a connection that is not at their end is closed."""
+    commands = (*ask.commands, *ask.questions)
     try:
-        connection.send_packed_command(connection.pack_commands(ask.commands))
+        connection.send_packed_command(connection.pack_commands(commands))
         if ask.wait_s:
             connection.can_read(ask.wait_s)
-        return [_read(connection) for _ in ask.commands]
+        return [_read(connection) for _ in commands]
     except BaseException:
         connection.disconnect()
         raise

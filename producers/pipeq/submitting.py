@@ -188,10 +188,10 @@ class Submitter:
             )
         else:
             commands.append(("LPUSH", place.list_key, *messages))
-        commands += _questions(place.pipeline)
+        questions = _questions(place.pipeline)
         if may_ask := self._may_ask:
-            commands.append(("GET", keys.EVENTS_MAX))
-        found = yield from transaction(commands)
+            questions = (*questions, ("GET", keys.EVENTS_MAX))
+        found = yield from transaction(commands, questions)
         if may_ask:
             self._kept = events.kept_of(found.pop())
         *_, pushed, known, live, loading = found
@@ -206,8 +206,8 @@ class Submitter:
         yield Send([("SET", keys.record_key(task_id), "", "PX", 1) for task_id in ids])
 
     def _look(self, pipeline: str) -> Steps[Served]:
-        *served, kept = yield Send((*_questions(pipeline), ("GET", keys.EVENTS_MAX)))
-        # Users of Redis made for an earlier version may not ask; in a transaction, that would refuse all of it.
+        *served, kept = yield Send((), questions=(*_questions(pipeline), ("GET", keys.EVENTS_MAX)))
+        # Users of Redis made for an earlier version may not ask.
         self._may_ask = not isinstance(kept, NoPermissionError)
         self._kept = events.kept_of(kept)
         return self._seen(pipeline, *served)
@@ -227,7 +227,8 @@ class Submitter:
 
 def _questions(pipeline: str) -> tuple[Command, ...]:
     """Asks for the workers of a pipeline."""
-    alive_since = time.time() - keys.WORKER_TTL_S
+    # Tenths of a second, so that calls of the same moment ask the same.
+    alive_since = int((time.time() - keys.WORKER_TTL_S) * 10) / 10
     return (
         ("HEXISTS", keys.PIPELINES, pipeline),
         ("ZCOUNT", keys.workers_key(pipeline), alive_since, "+inf"),

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import redis
-from pipeq import AsyncClient, Client, PipeqError, SettingsError, State, WaitTimeoutError
+from pipeq import AsyncClient, Client, InEventLoopWarning, PipeqError, SettingsError, State, WaitTimeoutError
 from pipeq.async_client import AsyncDeadLetters
 from pipeq.contract import keys
 from pipeq.dead import DeadLetters
-from pipeq.speaking import InEventLoopWarning
+from pipeq.jobs.async_jobs import AsyncJobs
+from pipeq.jobs.jobs import Jobs
 
 from tests.integration.conftest import PIPELINE
 
@@ -44,7 +45,9 @@ def run(url: str, act: Callable[[AsyncClient], Coroutine[Any, Any, Any]]) -> Any
 # -- one source -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("blocking", "awaited"), [(Client, AsyncClient), (DeadLetters, AsyncDeadLetters)])
+@pytest.mark.parametrize(
+    ("blocking", "awaited"), [(Client, AsyncClient), (DeadLetters, AsyncDeadLetters), (Jobs, AsyncJobs)]
+)
 def test_both_have_the_same_methods_with_the_same_words(blocking: type, awaited: type) -> None:
     mine = {name for name in vars(blocking) if not name.startswith("_") or name in BLOCKS}
     assert {BLOCKS.get(name, name) for name in mine} == {
@@ -72,6 +75,21 @@ def test_the_signatures_say_what_is_returned() -> None:
 
 
 # -- an event loop ----------------------------------------------------------------------------------------------------
+
+
+def test_calls_of_the_same_moment_ask_the_same_question_once(valkey_url: str, client: Client, db: redis.Redis) -> None:
+    async def main(calls: AsyncClient) -> None:
+        await calls.submit(PIPELINE, "first", max_backlog=100)
+        db.config_resetstat()
+        await asyncio.gather(*(calls.submit(PIPELINE, str(n), max_backlog=100) for n in range(50)))
+
+    run(valkey_url, main)
+    done = {name: stats["calls"] for name, stats in db.info("commandstats").items()}
+    assert (done["cmdstat_set"], done["cmdstat_lpush"]) == (50, 50)
+    # Of the backlog, and of the workers.
+    assert done["cmdstat_llen"] <= 40
+    assert done["cmdstat_hexists"] <= 10
+    assert db.llen(PIPELINE) == 51
 
 
 def test_the_blocking_client_in_a_loop_warns_once_and_names_the_other(client: Client) -> None:
