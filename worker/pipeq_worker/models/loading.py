@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from pipeq.contract.errors import ErrorCode, PipeqError
@@ -71,12 +72,13 @@ def _loaded_bytes(pipelines: Sequence[Pipeline]) -> int:
 
 def dump_ends(pipeline: Pipeline) -> bytes | None:
     """What another process needs to prepare and finish for a pipeline; None if only this process can."""
-    if not pipeline.task_type.has_model or pipeline.stream is not None:
+    # Where a pipeline of transformers was loaded, this module was, too; importing it would take seconds.
+    models = sys.modules.get("pipeq_worker.models.transformers_pipeline")
+    if models is None or not isinstance(pipeline, models.TransformersPipeline) or pipeline.stream is not None:
         return None
     from pipeq_worker.models import ends
-    from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 
-    return ends.dump(pipeline) if isinstance(pipeline, TransformersPipeline) else None
+    return ends.dump(pipeline)
 
 
 def load_ends(data: bytes, name: str, settings: PipelineSettings, limits: ParamLimits | None = None) -> Pipeline:
