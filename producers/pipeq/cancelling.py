@@ -18,6 +18,7 @@ from typing import Any
 from redis.exceptions import NoPermissionError, WatchError
 
 from pipeq.contract import bare, events, job, keys, record
+from pipeq.contract.errors import ErrorCode
 from pipeq.contract.reading import json_object
 from pipeq.contract.status import State, TaskStatus
 from pipeq.jobs.ending import end_if_done
@@ -44,7 +45,11 @@ _PASSES = 5
 
 
 def cancel(
-    ids: Iterable[str], *, force: bool, progress: Callable[[int, int], None] | None = None
+    ids: Iterable[str],
+    *,
+    force: bool,
+    progress: Callable[[int, int], None] | None = None,
+    reason: ErrorCode = ErrorCode.CANCELLED,
 ) -> Steps[dict[str, TaskStatus]]:
     """Cancels tasks by a compare-and-set on their records.
 
@@ -52,6 +57,7 @@ def cancel(
         ids: the tasks.
         force: whether an unknown id gets a record, too, so that a message that has it is dropped.
         progress: called with the number of tasks that are done, and of all.
+        reason: another one for packs of a job, such as ``expired``.
 
     Returns:
         The status of each task afterwards.
@@ -62,7 +68,7 @@ def cancel(
     while left:
         some = left[:size]
         try:
-            found |= yield from twice(partial(_session, some, force, jobs))
+            found |= yield from twice(partial(_session, some, force, jobs, reason))
         except WatchError:
             # A record was changed meanwhile, perhaps by a result. Fewer records change less often.
             size = max(1, size // 4)
@@ -75,21 +81,23 @@ def cancel(
     return found
 
 
-def _session(ids: Sequence[str], force: bool, jobs: dict[str, None]) -> Steps[dict[str, TaskStatus]]:
-    found: dict[str, TaskStatus] = yield Session(_cancel(ids, force, jobs))
+def _session(ids: Sequence[str], force: bool, jobs: dict[str, None], reason: ErrorCode) -> Steps[dict[str, TaskStatus]]:
+    found: dict[str, TaskStatus] = yield Session(_cancel(ids, force, jobs, reason))
     return found
 
 
-def _cancel(ids: Sequence[str], force: bool, jobs: dict[str, None]) -> Steps[dict[str, TaskStatus]]:
+def _cancel(ids: Sequence[str], force: bool, jobs: dict[str, None], reason: ErrorCode) -> Steps[dict[str, TaskStatus]]:
     """Cancels tasks in one transaction, and notes the jobs whose packs are among them."""
     names = [keys.record_key(task_id) for task_id in ids]
     found, texts = {}, {}
     marks, raws, kept, packs = yield from _watched(ids, names)
     for task_id, raw, mark in zip(ids, raws, marks, strict=True):
-        status = found[task_id] = record.read(task_id, raw, mark)
+        # A pack whose time is over still has to be counted: nobody may see its message any more.
+        at = float("-inf") if task_id in packs else None
+        status = found[task_id] = record.read(task_id, raw, mark, now=at)
         is_unknown = status.state is State.UNKNOWN and raw is None
         if not status.is_final and (force or not is_unknown):
-            texts[task_id] = record.cancelled(task_id, raw, mark)
+            texts[task_id] = record.cancelled(task_id, raw, mark, reason)
     if not texts:
         yield from single("UNWATCH")
         return found
@@ -102,7 +110,7 @@ def _cancel(ids: Sequence[str], force: bool, jobs: dict[str, None]) -> Steps[dic
             now = record.read(task_id, text)
             commands.append(events.command(kept, task_id, now.state, now.pipeline, now.attempts, now.worker))
         if (rows := packs.get(task_id)) is not None and (pack := job.pack_of(task_id)) is not None:
-            commands += job.cancelled(task_id, rows, time.time())
+            commands += job.ended_by_client(task_id, rows, time.time(), reason)
             jobs[pack[0]] = None
     tolerant((yield from transaction(commands)))
     return found | {task_id: record.read(task_id, text) for task_id, text in texts.items()}
@@ -147,7 +155,7 @@ def cancel_pipeline(
     began = time.time()
     found: dict[str, TaskStatus] = {}
     for turn in range(_PASSES):
-        ids = yield from _ids_of(pipeline)
+        ids = yield from ids_of(pipeline)
         new = [task_id for task_id in dict.fromkeys(ids) if task_id not in found]
         if turn:
             # What was submitted meanwhile is not meant.
@@ -160,7 +168,7 @@ def cancel_pipeline(
     return found
 
 
-def _ids_of(pipeline: str) -> Steps[list[str]]:
+def ids_of(pipeline: str) -> Steps[list[str]]:
     """The ids of a pipeline's messages; some perhaps twice. A key of another type counts as empty."""
     ids: list[str] = []
     for name in keys.list_keys(pipeline):

@@ -49,7 +49,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with (
         embedded.valkey() as url,
         Client(url) as client,
-        worker(folder, url, "constant", lease_s=2, sweep_s=0.5) as process,
+        worker(
+            folder, url, "constant", lease_s=2, sweep_s=0.5, results__allow=json.dumps([f"{folder.as_uri()}/"])
+        ) as process,
     ):
         process.wait_ready(client, "constant")
         yield Served(client, url, folder, process)
@@ -296,6 +298,20 @@ def test_files_of_results_and_errors_and_a_retry(served: Served) -> None:
     assert jobs.retry(again, path) is None
     with pytest.raises(PipeqError, match="cannot write"):
         jobs.save(job_id, str(folder / "no" / "such" / "folder.jsonl"))
+
+
+def test_a_worker_writes_the_files_of_a_job(served: Served) -> None:
+    path, out = served.folder / "by-worker.jsonl", served.folder / "by-worker-out.jsonl"
+    path.write_bytes(b'"a"\nno json\n' + b'"b"\n' * 600)
+    command = ["job", "submit", "constant", str(path), "--job-id", "by-worker", "--results", out.as_uri(),
+        "--worker-writes", "--redis-url", served.url]  # fmt: skip
+    assert CliRunner().invoke(main, command).exit_code == 0
+    status = served.client.jobs.wait("by-worker", 60)
+    assert (status.state, status.results) == (JobState.COMPLETED, out.as_uri())
+    assert [json.loads(line)["line"] for line in out.read_text().splitlines()] == list(range(1, 603))
+    follows = served.client.jobs.submit("constant", ["x"] * 600)
+    found = served.client.jobs.results(follows, order="completed", follow=True)
+    assert sorted(one["line"] for one in found) == list(range(1, 601))
 
 
 def test_the_commands(served: Served) -> None:

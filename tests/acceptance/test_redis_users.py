@@ -165,11 +165,12 @@ ON_CHANNELS = {"subscribe", "publish"}
 RECORD = keys.record_key("5e7a2ccf-cc38-4d62-a716-5fe15bae5706")
 ONCE = keys.once_key("invoices/17")
 JOB, OUTCOMES, CURSOR = job.job_key("nightly"), job.outcomes_key("nightly"), job.cursor_key("nightly")
+DONE, CLAIM = job.done_key("nightly"), job.claim_key("nightly")
 OF_JOB = {JOB, OUTCOMES, job.open_key("nightly")}
 #: Commands with keys, and the keys that a producer may name in each.
 ON_KEYS = {
-    "set": {RECORD, ONCE, CURSOR},
-    "get": {RECORD, ONCE, keys.EVENTS_MAX, CURSOR},
+    "set": {RECORD, ONCE, CURSOR, CLAIM},
+    "get": {RECORD, ONCE, keys.EVENTS_MAX, CURSOR, CLAIM},
     "mget": {RECORD, ONCE, keys.EVENTS_MAX},
     "exists": {RECORD, ONCE, keys.EVENTS_MAX},
     "watch": {RECORD, ONCE, keys.EVENTS_MAX, CURSOR} | OF_JOB,
@@ -183,9 +184,12 @@ ON_KEYS = {
     "zcount": {keys.workers_key(QUEUE), keys.loading_key(QUEUE), keys.workers_key("another")},
     "hmget": {keys.RUNNING} | OF_JOB,
     # What a job's producer writes, and reads again when it is started again.
-    **dict.fromkeys(("hsetnx", "hset", "hincrby", "hkeys", "hdel", "expire"), OF_JOB),
-    "sadd": {job.OPEN},
-    "srem": {job.OPEN},
+    **dict.fromkeys(("hsetnx", "hset", "hincrby", "hkeys", "hdel"), OF_JOB),
+    "expire": {*OF_JOB, DONE},
+    "rpush": {DONE},
+    "lrange": {DONE},
+    "sadd": {job.OPEN, job.FINAL},
+    "srem": {job.OPEN, job.FINAL},
     "zremrangebyscore": {job.JOBS},
     "zrevrange": {job.JOBS},
 }
@@ -195,8 +199,11 @@ KEYS = [
     ONCE,
     *OF_JOB,
     CURSOR,
+    DONE,
+    CLAIM,
     job.JOBS,
     job.OPEN,
+    job.FINAL,
     *keys.list_keys(QUEUE),
     *keys.list_keys("another"),
     QUEUE + "-2",
@@ -258,7 +265,7 @@ def test_a_producer_may_name_these_keys_and_no_other(db: redis.Redis, urls: dict
     words = {"set": [1], "lpush": [1], "zadd": [1, "x"], "hexists": ["x"], "zcount": [0, 1], "hmget": ["x"]}
     words["xadd"] = ["*", "x", "y"]
     words |= {"hsetnx": ["x", "y"], "hset": ["x", "y"], "hincrby": ["x", 1], "expire": [1], "hdel": ["x"]}
-    words |= {"sadd": ["x"], "srem": ["x"]}
+    words |= {"sadd": ["x"], "srem": ["x"], "rpush": ["x"], "lrange": [0, 1]}
     words |= {"zremrangebyscore": [0, 1], "zrevrange": [0, 1]}
     for command, allowed in ON_KEYS.items():
         for key in KEYS:
@@ -283,6 +290,7 @@ OPERATOR = {
     keys.EVENTS_MAX,
     JOB,
     OUTCOMES,
+    DONE,
     job.JOBS,
 }
 
@@ -308,7 +316,7 @@ def test_only_workers_reach_the_signing_key(db: redis.Redis, urls: dict[str, str
 
 
 #: Keys that a maintainer may write: those of queues and tasks.
-MAINTAINER = (OPERATOR - {keys.worker_key("w1")}) | OF_JOB | {CURSOR, job.OPEN}
+MAINTAINER = (OPERATOR - {keys.worker_key("w1")}) | OF_JOB | {CURSOR, CLAIM, job.OPEN, job.FINAL}
 
 
 def test_a_maintainer_may_write_these_keys_and_no_other(db: redis.Redis, urls: dict[str, str]) -> None:

@@ -108,12 +108,17 @@ results_option = click.option("--results", metavar="FILE", help="Then write resu
 errors_option = click.option(
     "--errors", metavar="FILE", help="Write errors there instead of among the results; needs --results."
 )
+order_option = click.option(
+    "--order", type=click.Choice(["input", "completed"]), default="input", show_default=True,
+    help="Of the rows; completed: the order in which they ended.",
+)  # fmt: skip
 
 
 @job.command(
     epilog=example(
         "pipeq job submit text-generation batch.jsonl --job-id nightly --results out.jsonl --errors errors.jsonl",
         "pipeq job submit image-classification 's3://scans/*.png' --wait",
+        "pipeq job submit text-classification s3://in/a.jsonl --results s3://out/a.jsonl --worker-writes",
         "zcat prompts.jsonl.gz | pipeq job submit text-generation - --field prompt",
     )
 )
@@ -134,10 +139,16 @@ errors_option = click.option(
 @click.option("--priority", type=click.IntRange(0, 9), default=6, show_default=True, help="0 is served first.")
 @click.option("--fair-key", metavar="TEXT", help="Whose job it is.")
 @click.option("--max-backlog", type=int, default=50_000, show_default=True, help="Rows that wait or run at most.")
+@click.option("--expires", type=float, metavar="S", help="Rows that have not ended after so many seconds fail.")
+@click.option(
+    "--worker-writes", is_flag=True,
+    help="Do not wait: a worker writes --results and --errors, s3:// or file:// URIs, when all rows have ended.",
+)  # fmt: skip
 @click.option("--no-check", is_flag=True, help="Submit even if no worker has ever served PIPELINE.")
 @click.option("--wait", is_flag=True, help="Wait until all rows have ended; implied by --results.")
 @results_option
 @errors_option
+@order_option
 @timeout_option
 @allow_option
 @json_lines
@@ -156,11 +167,14 @@ def submit(
     priority: int,
     fair_key: str | None,
     max_backlog: int,
+    expires: float | None,
     *,
+    worker_writes: bool,
     no_check: bool,
     wait: bool,
     results: str | None,
     errors: str | None,
+    order: str,
     timeout: float | None,
     allow: tuple[str, ...],
     in_json: bool,
@@ -173,6 +187,8 @@ def submit(
     """
     if errors is not None and results is None:
         raise click.UsageError("--errors needs --results")
+    if worker_writes and results is None:
+        raise click.UsageError("--worker-writes needs --results")
     with connected(redis_url, allow) as client:
         display = Display(in_json=in_json)
         found = client.jobs.submit(
@@ -184,16 +200,22 @@ def submit(
             format=kind,
             job_id=job_id,
             output=output,
+            results=results if worker_writes else None,
+            errors=errors if worker_writes else None,
+            order=order,
             priority=priority,
             fair_key=fair_key,
+            expires_s=expires,
             max_backlog=max_backlog,
             check=not no_check,
             progress=display.show,
         )
         if not in_json:
             click.echo(found)
+        if worker_writes:
+            results = errors = None
         if wait or results is not None or timeout is not None:
-            ctx.exit(_waited(client, found, display, timeout, results, errors))
+            ctx.exit(_waited(client, found, display, timeout, results, errors, order))
         display.show(client.jobs.status(found), is_last=True)
 
 
@@ -213,6 +235,7 @@ def status(ids: tuple[str, ...], *, in_json: bool, redis_url: str | None) -> Non
 @click.argument("id", metavar="ID")
 @results_option
 @errors_option
+@order_option
 @timeout_option
 @allow_option
 @json_lines
@@ -224,6 +247,7 @@ def wait(
     *,
     results: str | None,
     errors: str | None,
+    order: str,
     timeout: float | None,
     allow: tuple[str, ...],
     in_json: bool,
@@ -233,11 +257,17 @@ def wait(
     if errors is not None and results is None:
         raise click.UsageError("--errors needs --results")
     with connected(redis_url, allow) as client:
-        ctx.exit(_waited(client, id, Display(in_json=in_json), timeout, results, errors))
+        ctx.exit(_waited(client, id, Display(in_json=in_json), timeout, results, errors, order))
 
 
 def _waited(
-    client: Any, job_id: str, display: Display, timeout: float | None, results: str | None, errors: str | None
+    client: Any,
+    job_id: str,
+    display: Display,
+    timeout: float | None,
+    results: str | None,
+    errors: str | None,
+    order: str,
 ) -> int:
     try:
         found = client.jobs.wait(job_id, timeout, progress=display.show)
@@ -246,14 +276,22 @@ def _waited(
         return NOT_FINISHED
     display.show(found, is_last=True)
     if results is not None:
-        client.jobs.save(job_id, results, errors)
+        client.jobs.save(job_id, results, errors, order=order)
     return OK if found.state is JobState.COMPLETED and not found.failed else TASK_FAILED
 
 
-@job.command(epilog=example("pipeq job results nightly --errors errors.jsonl > results.jsonl"))
+@job.command(
+    epilog=example(
+        "pipeq job results nightly --to results.csv --input reviews.csv",
+        "pipeq job results nightly --order completed --follow",
+    )
+)
 @click.argument("id", metavar="ID")
 @click.option("--to", "place", metavar="FILE", help="Write there: a path or s3:// URI, JSON lines or .csv.")
 @click.option("--errors", metavar="FILE", help="Write errors there instead of among the results; needs --to.")
+@click.option("--input", "inputs", metavar="INPUT", help="With --to: write the columns of the job's input beside them.")
+@order_option
+@click.option("--follow", is_flag=True, help="With --order completed: wait for rows that have not ended, too.")
 @allow_option
 @redis_url_option
 def results(
@@ -261,18 +299,22 @@ def results(
     *,
     place: str | None,
     errors: str | None,
+    inputs: str | None,
+    order: str,
+    follow: bool,
     allow: tuple[str, ...],
     redis_url: str | None,
 ) -> None:
-    """Print what became of each row, as JSON lines in the order of the input."""
-    if errors is not None and place is None:
-        raise click.UsageError("--errors needs --to")
+    """Print what became of each row, as JSON lines."""
+    for name, value in (("--errors", errors), ("--input", inputs)):
+        if value is not None and place is None:
+            raise click.UsageError(f"{name} needs --to")
     with connected(redis_url, allow) as client:
         if place is not None:
-            good, bad = client.jobs.save(id, place, errors)
+            good, bad = client.jobs.save(id, place, errors, order=order, inputs=inputs)
             click.echo(f"{good} results, {bad} errors", err=True)
             return
-        for one in client.jobs.results(id):
+        for one in client.jobs.results(id, order=order, follow=follow):
             click.echo(json.dumps(one, ensure_ascii=False))
 
 

@@ -5,7 +5,10 @@
     pipeq:job-outcomes:<id>  hash: field of a pack -> its outcomes, or where they are
     pipeq:job-cursor:<id>    string: how far its producer has read the input
     pipeq:jobs               sorted set: job id -> when it was made
+    pipeq:job-done:<id>      list: fields of the outcomes, in the order in which they came
+    pipeq:job-claim:<id>     string with a lifetime: who writes the job's files, or ends what is left of it
     pipeq:jobs-open          set: ids of the jobs that have not ended
+    pipeq:jobs-final         set: ids of the jobs whose files are to be written
 
 A job's rows travel in packs (:mod:`pipeq.contract.pack`), numbered from 0 in the order of the input. A pack is the task
 ``<job>-<field>``. However that task ends, the step that says so in its record also takes the pack out of the open ones
@@ -85,10 +88,24 @@ def cursor_key(job_id: str) -> str:
     return f"pipeq:job-cursor:{job_id}"
 
 
+def done_key(job_id: str) -> str:
+    """List: fields of the outcomes, in the order in which they came."""
+    return f"pipeq:job-done:{job_id}"
+
+
+def claim_key(job_id: str) -> str:
+    """String with a lifetime: who writes the files of a job, or ends what is left of it."""
+    return f"pipeq:job-claim:{job_id}"
+
+
 #: Sorted set: job id -> when it was made, in seconds since the epoch.
 JOBS: Final = "pipeq:jobs"
 #: Set: ids of the jobs that have not ended.
 OPEN: Final = "pipeq:jobs-open"
+#: Set: ids of the jobs whose files are to be written.
+FINAL: Final = "pipeq:jobs-final"
+#: How long a claim lasts that nobody renews, in seconds.
+CLAIM_S: Final = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +139,8 @@ class JobStatus:
     #: Where workers write results and errors when all rows have ended.
     results: str | None = None
     errors: str | None = None
+    #: The order of the rows in them: ``input`` or ``completed``.
+    order: str = "input"
     #: Why it failed.
     error: str | None = None
 
@@ -188,6 +207,7 @@ def read(job_id: str, fields: dict[bytes, bytes]) -> JobStatus | None:
         expires_at=_number(found.get("expires_at")),
         results=text("results") or None,
         errors=text("errors") or None,
+        order=text("order") or "input",
         error=text("error") or None,
     )
 
@@ -217,21 +237,32 @@ def rows_text(rows: Iterable[tuple[int | None, str | None]]) -> str:
     return f"{len(listed)}:{json.dumps(listed, separators=(',', ':'))}"
 
 
-def cancelled(task_id: str, rows: bytes, now: float) -> list[tuple[Any, ...]]:
-    """The commands that count the rows of a pack as cancelled, if they run with what ends its record.
+#: Why clients end packs -> what the outcomes of their rows say.
+SENTENCES: Final = {
+    ErrorCode.CANCELLED: "it was cancelled before it had ended",
+    ErrorCode.EXPIRED: "its job expired before it had ended",
+    ErrorCode.WORKER_LOST: "its message is not in Redis any more: somebody has removed it",
+}
+
+
+def ended_by_client(task_id: str, rows: bytes, now: float, code: ErrorCode) -> list[tuple[Any, ...]]:
+    """The commands that count the rows of a pack as failed, if they run with what ends its record.
 
     Args:
         task_id: the pack's.
         rows: what the open packs have of it.
         now: seconds since the epoch.
+        code: why: one of :data:`SENTENCES`.
     """
     found = pack_of(task_id)
     assert found is not None
     (job_id, name), (count, _, heads) = found, rows.decode().partition(":")
-    key, code = job_key(job_id), str(ErrorCode.CANCELLED)
-    error = {"code": code, "message": "it was cancelled before it had ended", "retryable": False}
+    key = job_key(job_id)
+    error = {"code": str(code), "message": SENTENCES[code], "retryable": False}
     return [
         ("HDEL", open_key(job_id), name),
+        ("RPUSH", done_key(job_id), name),
+        ("EXPIRE", done_key(job_id), TTL_S),
         ("HSET", outcomes_key(job_id), name, f'{{"error":{json.dumps(error)},"rows":{heads}}}'),
         ("EXPIRE", outcomes_key(job_id), TTL_S),
         ("HINCRBY", key, "failed", int(count)),
@@ -266,7 +297,7 @@ LUA: Final = (
     f"""
 local JOB_TTL_S, JOB_CODE = {TTL_S}, '{CODE}'
 local JOB, JOB_PACKS, JOB_OUTCOMES = '{job_key("")}', '{open_key("")}', '{outcomes_key("")}'
-local JOBS_OPEN = '{OPEN}'
+local JOB_DONE, JOBS_OPEN, JOBS_FINAL = '{done_key("")}', '{OPEN}', '{FINAL}'
 """
     + """
 -- The job that a task may be a pack of, and its field there.
@@ -280,8 +311,10 @@ local function end_job(id, now)
   local is = redis.call('HMGET', job, 'state', 'sealed', 'rows', 'succeeded', 'failed', 'stop', 'results')
   local done = (tonumber(is[4] or 0) or 0) + (tonumber(is[5] or 0) or 0)
   if (is[1] == 'validating' or is[1] == 'in_progress') and is[2] == '1' and done >= (tonumber(is[3] or 0) or 0) then
-    local last = is[6] or 'completed'
+    local has_expired = redis.call('HEXISTS', job, JOB_CODE .. 'expired') == 1
+    local last = is[6] or (has_expired and 'expired') or 'completed'
     if is[7] then
+      redis.call('SADD', JOBS_FINAL, id)
       redis.call('HSET', job, 'state', 'finalizing', 'then', last, 'rows_ended_at', now)
     else
       redis.call('HSET', job, 'state', last, 'ended_at', now)
@@ -299,9 +332,11 @@ local function count_rows(id, about, text, now)
   end
   if text ~= '' then
     redis.call('HSET', outcomes, about.field, text)
+    redis.call('RPUSH', JOB_DONE .. id, about.field)
   end
   if about.left ~= '' then
     redis.call('HSET', outcomes, about.field .. '+', about.left)
+    redis.call('RPUSH', JOB_DONE .. id, about.field .. '+')
   end
   redis.call('HINCRBY', job, 'succeeded', about.succeeded)
   redis.call('HINCRBY', job, 'failed', about.failed)
@@ -313,6 +348,7 @@ local function count_rows(id, about, text, now)
   redis.call('EXPIRE', job, JOB_TTL_S)
   redis.call('EXPIRE', outcomes, JOB_TTL_S)
   redis.call('EXPIRE', JOB_PACKS .. id, JOB_TTL_S)
+  redis.call('EXPIRE', JOB_DONE .. id, JOB_TTL_S)
   end_job(id, now)
 end
 

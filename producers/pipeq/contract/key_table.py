@@ -117,8 +117,11 @@ PRIVATE: Final = (
     job.open_key("<job>"),
     job.outcomes_key("<job>"),
     job.cursor_key("<job>"),
+    job.done_key("<job>"),
+    job.claim_key("<job>"),
     job.JOBS,
     job.OPEN,
+    job.FINAL,
 )
 
 

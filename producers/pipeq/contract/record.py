@@ -308,13 +308,19 @@ def retrying(task_id: str, part: Part) -> bytes:
     return record.encode().encode()
 
 
-def cancelled(task_id: str, before: bytes | str | None, mark: bytes | str | None = None) -> str:
+def cancelled(
+    task_id: str,
+    before: bytes | str | None,
+    mark: bytes | str | None = None,
+    reason: ErrorCode = ErrorCode.CANCELLED,
+) -> str:
     """Returns the record of a task that was cancelled, in the form of Celery's own revocation.
 
     Args:
         task_id: the task's id.
         before: the record before that; None if there was none.
         mark: its running mark, which says where and since when it ran; None if there is none.
+        reason: what the revocation says: ``expired`` if its job has expired.
     """
     fields = json_object(before) or {}
     running = _running(mark)
@@ -322,7 +328,7 @@ def cancelled(task_id: str, before: bytes | str | None, mark: bytes | str | None
     if lost := _lost(mark):
         ran["history"] = with_lost(_part_of(fields).get("history"), lost)
     mark_fields = readable_object(mark) if running.get("worker") else None
-    return _revoked(task_id, ErrorCode.CANCELLED, fields, _ended_now(_part_of(fields) | ran, mark_fields))
+    return _revoked(task_id, reason, fields, _ended_now(_part_of(fields) | ran, mark_fields))
 
 
 def purged(task_id: str, before: bytes | str | None, pipeline: str) -> str:

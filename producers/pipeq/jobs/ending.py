@@ -14,6 +14,7 @@ from typing import Any
 from redis.exceptions import WatchError
 
 from pipeq.contract import job
+from pipeq.contract.errors import ErrorCode
 from pipeq.contract.job import JobState, JobStatus
 from pipeq.protocol import Command, Session, Steps, pairs, single, transaction, twice
 
@@ -53,11 +54,13 @@ def _end_if_done(job_id: str, is_stopped: bool) -> Steps[bool]:
         yield from single("UNWATCH")
         return True
     (stop,) = yield from single("HMGET", key, "stop")
-    last = str(JobState.COMPLETED) if stop is None else stop
+    has_expired = str(ErrorCode.EXPIRED) in status.codes
+    last = stop or str(JobState.EXPIRED if has_expired else JobState.COMPLETED)
     if status.results is None:
         commands = [hset(key, {"state": last, "ended_at": now}), ("SREM", job.OPEN, job_id)]
     else:
-        commands = [hset(key, {"state": str(JobState.FINALIZING), "then": last, "rows_ended_at": now})]
+        about = {"state": str(JobState.FINALIZING), "then": last, "rows_ended_at": now}
+        commands = [hset(key, about), ("SADD", job.FINAL, job_id)]
     try:
         yield from all_done([*commands, ("EXPIRE", key, job.TTL_S)])
     except WatchError:

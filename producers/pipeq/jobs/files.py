@@ -1,7 +1,8 @@
 """FILES: the outcomes of a job -> a file of results and a file of errors. Before: outcomes.
 
 Each is written beside its place, and renamed when it is whole, so that nobody reads half of one. An object of S3
-appears at its end by itself. JSON lines, or CSV if the name says so.
+appears at its end by itself. JSON lines, CSV or Parquet, as the name says; with the columns of the input, if it is at
+hand (:class:`Beside`).
 """
 
 from __future__ import annotations
@@ -10,37 +11,118 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self
 
 from pipeq.contract import schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, ReadError
 from pipeq.contract.writing import to_json
+from pipeq.envelope import new_id
+from pipeq.jobs.parquet import ParquetRows
+from pipeq.jobs.readers import NOTHING, Source
 from pipeq.s3_client import s3_client
 
 #: An object of S3 up to this size is gathered in memory; a larger one in a file, from which it is sent in parts.
 MEMORY_BYTES = 8 * 2**20
 
 
+class Beside:
+    """The records of a job's input, which go beside the outcomes of their lines.
+
+    Args:
+        source: the job's input, read once more from its beginning.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._records = enumerate(source.records(), 1)
+        self._last: tuple[int, Any] = (0, NOTHING)
+
+    def at(self, line: object) -> dict[str, Any]:
+        """The columns of a line. Lines are asked for in the order of the input."""
+        if not isinstance(line, int):
+            return {}
+        while self._last[0] < line:
+            try:
+                self._last = next(self._records)
+            except StopIteration:
+                raise PipeqError(
+                    ErrorCode.INVALID_INPUT, f"inputs has no line {line}, and the job has: it is another input"
+                ) from None
+        number, record = self._last
+        if number != line or record is NOTHING or isinstance(record, PipeqError):
+            return {}
+        return dict(record) if isinstance(record, Mapping) else {"inputs": record}
+
+
+class _Format(Protocol):
+    """How rows are written to an open file."""
+
+    def write(self, row: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _JsonLines:
+    def __init__(self, file: IO[Any]) -> None:
+        self._file = file
+
+    def write(self, row: dict[str, Any]) -> None:
+        try:
+            text = to_json(row, is_finite=True)
+        except (TypeError, ValueError):  # columns of the input that JSON has no form for
+            text = json.dumps(row, default=str).encode()
+        self._file.write(text + b"\n")
+
+    def close(self) -> None:
+        """Has nothing left."""
+
+
+class _Csv:
+    def __init__(self, file: IO[Any], delimiter: str) -> None:
+        self._file = file
+        self._delimiter = delimiter
+        self._names: list[str] | None = None
+
+    def write(self, row: dict[str, Any]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, delimiter=self._delimiter)
+        if self._names is None:
+            self._names = list(row)
+            writer.writerow(self._names)
+        writer.writerow(["" if (value := row.get(name)) is None else _cell(value) for name in self._names])
+        self._file.write(text.getvalue().encode("utf-8", "replace"))
+
+    def close(self) -> None:
+        """Has nothing left."""
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False, default=str)
+
+
 class OutcomeFile:
     """One file that is being written; use it as a context manager.
 
     Args:
-        place: a path, or an ``s3://`` URI.
+        place: a path, a ``file://`` or an ``s3://`` URI.
+        beside: the input, whose columns go beside; None for line and name alone.
     """
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, beside: Beside | None = None) -> None:
         self.place = place
         self.rows = 0
-        self._is_remote = schemes.of(place) == "s3"
-        if schemes.of(place) and not self._is_remote:
+        self._beside = beside
+        scheme = schemes.of(place)
+        if scheme not in ("", "s3", "file"):
             raise PipeqError(
                 ErrorCode.INVALID_INPUT, f"{shown.uri(place)} is neither a path of this machine nor an s3:// URI"
             )
-        self._is_csv = place.lower().endswith(".csv")
+        self._is_remote = scheme == "s3"
+        self._path = os.path.abspath(os.path.expanduser(place.removeprefix("file://")))
+        self._end = os.path.splitext(place.lower())[1]
         self._file: IO[Any]
-        self._writer: Any = None
+        self._format: _Format
 
     def __enter__(self) -> OutcomeFile:
         try:
@@ -49,31 +131,36 @@ class OutcomeFile:
 
                 self._file = tempfile.SpooledTemporaryFile(MEMORY_BYTES, "w+b")
             else:
-                self._path = os.path.abspath(os.path.expanduser(self.place))
-                self._part = f"{self._path}.{os.getpid()}.part"
+                # A name of its own: two may write the same file, on machines that share a disk.
+                self._part = f"{self._path}.{new_id()[:8]}.part"
                 self._file = open(self._part, "wb")
         except OSError as error:
             raise _cannot(self.place, error) from error
+        if self._end in (".csv", ".tsv"):
+            self._format = _Csv(self._file, "\t" if self._end == ".tsv" else ",")
+        else:
+            self._format = ParquetRows(self._file) if self._end == ".parquet" else _JsonLines(self._file)
         return self
 
     def write(self, outcome: dict[str, Any]) -> None:
         """Adds the outcome of a row."""
         self.rows += 1
         try:
-            self._file.write(self._csv_row(outcome) if self._is_csv else to_json(outcome, is_finite=True) + b"\n")
+            self._format.write(self._row(outcome))
         except OSError as error:
             raise _cannot(self.place, error) from error
 
-    def _csv_row(self, outcome: dict[str, Any]) -> bytes:
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        if self.rows == 1:
-            writer.writerow(["line", "custom_id", "result", "code", "message"])
+    def _row(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        is_flat = self._end in (".csv", ".tsv", ".parquet")
+        if self._beside is None and not is_flat:
+            return outcome
+        beside = None if self._beside is None else self._beside.at(outcome.get("line"))
+        row = {"line": outcome.get("line"), "custom_id": outcome.get("custom_id")} if beside is None else beside
+        if not is_flat:
+            return row | {name: value for name, value in outcome.items() if name in ("result", "error")}
         error, result = outcome.get("error") or {}, outcome.get("result")
-        said = result if isinstance(result, str) else "" if error else json.dumps(result, ensure_ascii=False)
-        about = (outcome.get("line"), outcome.get("custom_id"), said, error.get("code"), error.get("message"))
-        writer.writerow(["" if one is None else one for one in about])
-        return text.getvalue().encode()
+        said = result if isinstance(result, str) else None if error else json.dumps(result, ensure_ascii=False)
+        return row | {"result": said, "code": error.get("code"), "message": error.get("message")}
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
@@ -87,6 +174,7 @@ class OutcomeFile:
 
     def _finish(self) -> None:
         try:
+            self._format.close()
             self._file.flush()
             if not self._is_remote:
                 os.fsync(self._file.fileno())
@@ -110,23 +198,29 @@ class OutcomeFiles:
     """A file of results, and one of errors; use it as a context manager.
 
     Args:
-        results: a path, or an ``s3://`` URI.
+        results: a path, a ``file://`` or an ``s3://`` URI.
         errors: the same; None to write errors beside results, in one file.
+        source: the job's input, whose columns go beside the outcomes; None for line and name alone.
     """
 
-    def __init__(self, results: str, errors: str | None) -> None:
-        self._good = OutcomeFile(results)
-        self._bad = None if errors is None else OutcomeFile(errors)
+    def __init__(self, results: str, errors: str | None, source: Source | None = None) -> None:
+        beside = None if source is None else Beside(source)
+        self._good = OutcomeFile(results, beside)
+        self._bad = None if errors is None else OutcomeFile(errors, beside)
         #: How many of each are written.
         self.succeeded = self.failed = 0
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.enter_context(self._good)
-            if self._bad is not None:
-                stack.enter_context(self._bad)
+            for one in self._files():
+                stack.enter_context(one)
             self._stack = stack.pop_all()
         return self
+
+    def _files(self) -> Iterator[OutcomeFile]:
+        yield self._good
+        if self._bad is not None:
+            yield self._bad
 
     def __exit__(self, *about: Any) -> None:
         self._stack.__exit__(*about)

@@ -14,30 +14,30 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from pipeq import cancelling, checks
-from pipeq.contract import keys, shown
-from pipeq.contract.errors import ErrorCode, PipeqError, WaitTimeoutError
+from redis.exceptions import RedisError
+
+from pipeq import checks
+from pipeq.contract import keys, schemes, shown
+from pipeq.contract.errors import ErrorCode, PipeqError, RedisUnavailableError, WaitTimeoutError
 from pipeq.contract.job import VERSION, JobState, JobStatus
 from pipeq.contract.pack import ROWS_MAX
 from pipeq.envelope import new_id
-from pipeq.jobs import packing, store
+from pipeq.jobs import keeping, packing, store
 from pipeq.jobs.columns import Columns, columns
 from pipeq.jobs.ending import end_if_done, is_done, status_of
 from pipeq.jobs.files import OutcomeFiles
-from pipeq.jobs.outcomes import outcomes
+from pipeq.jobs.outcomes import as_completed, outcomes
 from pipeq.jobs.producing import Plan, produce
 from pipeq.jobs.readers import Source, source
-from pipeq.protocol import Give, Run, Sleep, Steps, Stream, given
+from pipeq.protocol import Give, Sleep, Steps, Stream, given
 from pipeq.read_allow import ReadAllow
 from pipeq.results import read_result
 from pipeq.speaking import Speaker, blocking, iterating
 
 #: How often a job that is waited for is looked at, in seconds: at first, and at most.
 LOOK_S, MOST_LOOK_S = 0.05, 1.0
-#: Packs that are cancelled in one step.
-CANCEL = 500
-#: How often the open packs are read: a worker sends rows on alone meanwhile, but only once.
-PASSES = 5
+#: How long workers have to write the files of a job before a client does, in seconds.
+WORKERS_S = 30.0
 #: Most rows of a job that may wait or run by default, and most that a caller may ask for.
 BACKLOG, MOST_BACKLOG = 50_000, 10**9
 #: Longest id of a job: those of its rows are a few characters longer.
@@ -74,9 +74,13 @@ class JobCalls:
         format: str | None = None,  # noqa: A002 - what users call it
         job_id: str | None = None,
         output: str | None = None,
+        results: str | None = None,
+        errors: str | None = None,
+        order: str = "input",
         priority: int = keys.JOB_PRIORITY,
         fair_key: str | None = None,
         timeout_s: float | None = None,
+        expires_s: float | None = None,
         max_backlog: int = BACKLOG,
         pack_rows: int | None = None,
         check: bool = True,
@@ -102,9 +106,14 @@ class JobCalls:
                 name does not say it.
             job_id: a name of your own.
             output: a prefix below which workers write outcomes that are too large for Redis; by default their store.
+            results: an ``s3://`` or ``file://`` URI, to which a worker writes the results when all rows have ended; its
+                settings must allow that. JSON lines, or CSV or Parquet by the name.
+            errors: the same for errors; None to write them among the results.
+            order: of the rows there: ``input``, or ``completed`` for the order in which they ended.
             priority: 0 is served first, 9 last.
             fair_key: whose job it is; see :meth:`pipeq.Client.submit`.
             timeout_s: seconds that a row may take.
+            expires_s: seconds from now in which the job may run: then rows that have not ended fail as ``expired``.
             max_backlog: rows that wait or run at most: then the submit waits.
             pack_rows: rows that travel in one message at most; by default as many as suit the task type.
             check: whether to refuse a pipeline that no worker has ever served, or whose workers do not know jobs.
@@ -114,6 +123,7 @@ class JobCalls:
             PipeqError: an argument cannot be used; the input cannot be read; ``in_use``: another process submits this
                 job at the same time.
         """
+        now = time.time()
         return self._submit(
             checks.pipeline(pipeline),
             source(inputs, format),
@@ -124,8 +134,10 @@ class JobCalls:
                 "output": checks.output(output, many=True),
                 "priority": checks.priority(priority),
                 "headers": checks.urgency(None, fair_key, timeout_s),
+                "expires_at": None if (limit_s := checks.seconds("expires_s", expires_s)) is None else now + limit_s,
                 "max_backlog": _at_least_one("max_backlog", max_backlog, MOST_BACKLOG),
             },
+            _files(results, errors, order),
             None if pack_rows is None else _at_least_one("pack_rows", pack_rows, ROWS_MAX),
             check=checks.flag("check", check),
             progress=_progress(progress),
@@ -171,6 +183,7 @@ class JobCalls:
         chosen: Columns,
         job_id: str,
         about: dict[str, Any],
+        files: dict[str, str],
         pack_rows: int | None,
         *,
         check: bool,
@@ -182,8 +195,15 @@ class JobCalls:
         plan = Plan(
             job_id, pipeline, chosen, most_rows, self._max_message_bytes, lines=self._lines.get(job_id), **about
         )
-        yield from self._make(plan, from_)
-        yield from produce(plan, from_, progress)
+        yield from self._make(plan, from_, files)
+        try:
+            yield from produce(plan, from_, progress)
+        except (RedisError, RedisUnavailableError):
+            raise
+        except Exception as error:
+            if getattr(error, "code", None) != ErrorCode.IN_USE:
+                yield from store.fail(job_id, shown.line(getattr(error, "message", None) or shown.value(error), 500))
+            raise
         return job_id
 
     def status(self, job_id: str) -> Steps[JobStatus]:
@@ -197,6 +217,9 @@ class JobCalls:
         if status is not None and is_done(status):
             # Its last row ended just before its producer said that it was the last, and then the producer died.
             yield from end_if_done(job_id)
+            status = yield from status_of(job_id)
+        elif status is not None and (status.expires_at or float("inf")) < time.time() and not status.state.is_final:
+            yield from keeping.expire(job_id)
             status = yield from status_of(job_id)
         if status is None:
             raise PipeqError(ErrorCode.INVALID_INPUT, f"there is no job {shown.line(job_id)!r} in this Redis")
@@ -222,6 +245,8 @@ class JobCalls:
             told(status)
             if status.state.is_final:
                 return status
+            if status.state is JobState.FINALIZING and (yield from self._finalize(status)):
+                continue
             if until is not None and (left_s := until - time.monotonic()) <= 0:
                 raise WaitTimeoutError(
                     f"{status.done} of {status.submitted} rows of the job {shown.line(job_id)!r} had ended after "
@@ -230,16 +255,31 @@ class JobCalls:
             yield Sleep(pause_s if until is None else min(pause_s, max(left_s, 0.0)))
             pause_s = min(MOST_LOOK_S, pause_s * 1.3)
 
-    def results(self, job_id: str) -> Stream[dict[str, Any]]:
-        """Yields what became of each row that has ended, in the order of the input.
+    def _finalize(self, status: JobStatus) -> Steps[bool]:
+        """Writes the files of a job if no worker does so: there may be none any more. Returns whether it did."""
+        since = time.time() - (status.last_at or 0.0)
+        if since < WORKERS_S or schemes.of(status.results or "") != "s3":
+            return False  # a file:// URI is that of a worker's machine
+        try:
+            return (yield from keeping.finalize(status.id, self._read))
+        except PipeqError:
+            return False  # of the last try, the job's status tells
+
+    def results(self, job_id: str, *, order: str = "input", follow: bool = False) -> Stream[dict[str, Any]]:
+        """Yields what became of each row that has ended.
 
         Each is a dictionary: ``line``, ``custom_id``, and ``result``, or ``error`` with ``code``, ``message`` and
         ``retryable``.
 
+        Args:
+            job_id: the job.
+            order: ``input``, or ``completed`` for the order in which rows ended.
+            follow: whether to wait for rows that have not ended; needs ``order="completed"``.
+
         Raises:
             PipeqError: there is no such job; a ReadError if an outcome lies where this client may not read.
         """
-        stream = self._outcomes(job_id)
+        stream = self._outcomes(job_id, _order(order), checks.flag("follow", follow))
         answer, error = None, None
         while True:
             try:
@@ -256,13 +296,25 @@ class JobCalls:
             except Exception as raised:
                 error = raised
 
-    def save(self, job_id: str, results: str, errors: str | None = None) -> Steps[tuple[int, int]]:
-        """Writes results, and errors, to files (paths or ``s3://`` URIs; JSON lines, or CSV by the name).
+    def save(
+        self,
+        job_id: str,
+        results: str,
+        errors: str | None = None,
+        *,
+        order: str = "input",
+        inputs: Any = None,
+        format: str | None = None,  # noqa: A002 - what users call it
+    ) -> Steps[tuple[int, int]]:
+        """Writes results, and errors, to files: paths or ``s3://`` URIs; JSON lines, CSV or Parquet by the name.
 
         Args:
             job_id: the job.
             results: the file of results.
-            errors: the file of errors; None to write both into one, in the order of the input.
+            errors: the file of errors; None to write both into one.
+            order: of the rows: ``input``, or ``completed`` for the order in which they ended.
+            inputs: the job's input, to write its columns beside the outcomes; it is read once more.
+            format: of the input, as :meth:`submit` takes it.
 
         Returns:
             The number of results, and of errors.
@@ -270,19 +322,11 @@ class JobCalls:
         for name, place in (("results", results), ("errors", errors)):
             if not isinstance(place, str) and not (place is None and name == "errors"):
                 checks.refuse(f"{name} is {shown.value(place)}, not a path or an s3:// URI")
-        stream = self._outcomes(job_id)
-        answer, error = None, None
-        with OutcomeFiles(results, errors) as files:
-            while True:
-                try:
-                    ask = stream.send(answer) if error is None else stream.throw(error)
-                except StopIteration:
-                    break
-                answer, error = None, None
-                try:
-                    answer = yield Run(partial(files.write, ask.value)) if isinstance(ask, Give) else ask
-                except Exception as raised:
-                    error = raised
+        if inputs is not None and _order(order) != "input":
+            checks.refuse("order: the columns of inputs can stand beside the outcomes in the order of the input alone")
+        from_ = None if inputs is None else source(inputs, format)
+        with OutcomeFiles(results, errors, from_) as files:
+            yield from keeping.filled(self._outcomes(job_id, _order(order)), files)
         return files.succeeded, files.failed
 
     def cancel(self, job_id: str) -> Steps[JobStatus]:
@@ -290,20 +334,43 @@ class JobCalls:
         status = yield from self.status(job_id)
         if status.state.is_final:
             return status
-        yield from store.stop(job_id, JobState.CANCELLED)
-        for _ in range(PASSES):
-            if not (fields := (yield from store.open_fields(job_id))):
-                break
-            for start in range(0, len(fields), CANCEL):
-                packs = [f"{job_id}-{name}" for name in fields[start : start + CANCEL]]
-                # Rows that were sent on alone have no record before they begin.
-                yield from cancelling.cancel(packs, force=True)
-        yield from end_if_done(job_id, is_stopped=True)
+        yield from keeping.stop(job_id, JobState.CANCELLED, ErrorCode.CANCELLED)
         return (yield from self.status(job_id))
 
-    def _outcomes(self, job_id: str) -> Stream[list[dict[str, Any]]]:
+    def keep(self, step: str, job_id: str, token: str | None = None) -> Steps[None]:
+        """Does what is left to do for a job, as workers have it done; see :mod:`pipeq.jobs.keeping`.
+
+        Args:
+            step: ``finalize``, ``expire`` or ``recover``.
+            job_id: the job.
+            token: of a worker's claim.
+        """
+        if step == "finalize":
+            yield from keeping.finalize(job_id, self._read, token)
+        elif step in ("expire", "recover"):
+            if (yield from (keeping.expire if step == "expire" else keeping.recover)(job_id)) and token is not None:
+                yield from keeping.Claim(job_id, token).give_back()  # perhaps its files are to be written now
+        else:
+            checks.refuse(f"step is {shown.value(step)}, not one of finalize, expire and recover")
+
+    def _outcomes(self, job_id: str, order: str = "input", follow: bool = False) -> Stream[list[dict[str, Any]]]:
+        if order == "input" and follow:
+            checks.refuse("follow: rows that have not ended can be waited for with order='completed' alone")
         yield from self.status(job_id)
-        return (yield from outcomes(job_id, lambda uri: read_result(uri, self._allow)))
+        if order == "input":
+            return (yield from outcomes(job_id, self._read))
+        return (yield from as_completed(job_id, self._read, partial(self._more, job_id) if follow else None))
+
+    def _more(self, job_id: str) -> Steps[bool]:
+        """Waits a moment for further outcomes, and says whether there may be some."""
+        status = yield from self.status(job_id)
+        if status.state.is_final or status.state is JobState.FINALIZING:
+            return False
+        yield Sleep(LOOK_S)
+        return True
+
+    def _read(self, uri: str) -> Any:
+        return read_result(uri, self._allow)
 
     def _registered(self, pipeline: str, *, check: bool) -> Steps[str | None]:
         """The task type of a pipeline, as its workers have registered it."""
@@ -323,7 +390,7 @@ class JobCalls:
         found = (about or {}).get("task")
         return found if isinstance(found, str) else None
 
-    def _make(self, plan: Plan, from_: Source) -> Steps[None]:
+    def _make(self, plan: Plan, from_: Source, files: Mapping[str, str]) -> Steps[None]:
         """Makes the job, or finds the one that is to go on."""
         spec = {
             "pipeline": plan.pipeline,
@@ -331,9 +398,12 @@ class JobCalls:
             "columns": [dict(plan.columns.fields), plan.columns.id, dict(plan.columns.params)],
             "params": plan.params,
             "output": plan.output,
+            **files,
         }
         digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
-        fields = {"pipeline": plan.pipeline, "input": f"{from_.name} ({from_.kind})", "spec": digest}
+        fields = {"pipeline": plan.pipeline, "input": f"{from_.name} ({from_.kind})", "spec": digest, **files}
+        if plan.expires_at is not None:
+            fields["expires_at"] = str(plan.expires_at)
         if not (yield from store.create(plan.job_id, fields)):
             known = yield from store.spec_of(plan.job_id)
             if known is not None and known != digest:
@@ -341,6 +411,7 @@ class JobCalls:
                     f"job_id {plan.job_id!r} is that of another job: with other inputs, columns, params or pipeline it "
                     "needs another id"
                 )
+            yield from store.go_on(plan.job_id)
 
     def list(self) -> Steps[list[JobStatus]]:
         """All jobs that are kept, the newest first."""
@@ -357,6 +428,28 @@ def _job_id(value: Any) -> str:
     if len(checks.new_task_id(value, "job_id")) > ID_CHARS:
         checks.refuse(f"job_id {shown.value(value)} is longer than {ID_CHARS} characters")
     return str(value)
+
+
+def _order(value: Any) -> str:
+    if value not in ("input", "completed"):
+        checks.refuse(f"order is {shown.value(value)}, not input or completed")
+    return str(value)
+
+
+def _files(results: Any, errors: Any, order: Any) -> dict[str, str]:
+    """The fields of a job with the files that a worker is to write."""
+    found = {}
+    for name, place in (("results", results), ("errors", errors)):
+        if place is None:
+            continue
+        if not isinstance(place, str) or schemes.of(place) not in ("s3", "file") or place.endswith("/"):
+            checks.refuse(f"{name} is {shown.value(place)}, not a URI like s3://bucket/out.jsonl or file:///out.csv")
+        found[name] = place
+    if errors is not None and results is None:
+        checks.refuse("errors needs results: give both, or results alone")
+    if _order(order) == "completed" and found:
+        found["order"] = order
+    return found
 
 
 def _progress(value: Any) -> Callable[[JobStatus], None]:
@@ -384,5 +477,6 @@ class Jobs:
     results = iterating(JobCalls.results)
     save = blocking(JobCalls.save)
     cancel = blocking(JobCalls.cancel)
+    keep = blocking(JobCalls.keep)
     retry = blocking(JobCalls.retry)
     list = blocking(JobCalls.list)

@@ -1,4 +1,4 @@
-"""OUTCOMES: what Redis and the store hold of a job's rows -> each row's result or error, in the order of the input.
+"""OUTCOMES: what Redis and the store hold of a job's rows -> each row's result or error, in the order that is wanted.
 
 Only the outcomes of one pack are in memory at a time. The fields of a pack N: ``N`` (what its worker wrote), ``N+``
 (rows that nobody tried again), ``N.R`` (row R, which went alone), ``N!`` (lines that are no rows; from the producer).
@@ -6,21 +6,23 @@ Only the outcomes of one pack are in memory at a time. The fields of a pack N: `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from pipeq.contract import job
 from pipeq.contract.errors import ErrorCode, ReadError
 from pipeq.jobs import store
-from pipeq.protocol import Give, Run, Stream
+from pipeq.protocol import Give, Run, Steps, Stream
 
 #: Most fields that one round trip reads.
 FIELDS = 32
+#: Reads the JSON of an object in the workers' store.
+Read = Callable[[str], Any]
 
 
-def outcomes(job_id: str, read: Callable[[str], Any]) -> Stream[list[dict[str, Any]]]:
-    """Hands out, pack by pack, the outcome of each row that has ended.
+def outcomes(job_id: str, read: Read) -> Stream[list[dict[str, Any]]]:
+    """Hands out, pack by pack in the order of the input, the outcome of each row that has ended.
 
     Each has ``line``, ``custom_id``, and ``result`` or ``error``.
 
@@ -36,21 +38,50 @@ def outcomes(job_id: str, read: Callable[[str], Any]) -> Stream[list[dict[str, A
         if (number := _number(name)) is not None:
             packs.setdefault(number, []).append(name)
     for number in sorted(packs):
-        found: list[dict[str, Any]] = []
-        names = packs[number]
-        for start in range(0, len(names), FIELDS):
-            some = names[start : start + FIELDS]
-            for name, text in zip(some, (yield from store.outcomes(job_id, some)), strict=True):
-                if text:
-                    found += yield Run(partial(_listed, job_id, name, text, read))
-        found.sort(key=_place)
-        for one in found:
-            one.pop("row", None)
-        yield Give(found)
+        yield Give((yield from _of_fields(job_id, packs[number], read)))
     return None
 
 
-def _listed(job_id: str, name: str, text: bytes, read: Callable[[str], Any]) -> list[dict[str, Any]]:
+def as_completed(
+    job_id: str, read: Read, more: Callable[[], Steps[bool]] | None = None
+) -> Stream[list[dict[str, Any]]]:
+    """Hands out the same in the order in which rows ended.
+
+    Args:
+        job_id: the job.
+        read: reads the JSON of an object in the workers' store.
+        more: waits for further ones, and says whether there may be some; None to hand out what is there.
+
+    Raises:
+        ReadError: an outcome cannot be read.
+    """
+    at, may_come = 0, True
+    while True:
+        if not (names := (yield from store.done_fields(job_id, at))):
+            if not may_come or more is None:
+                return None
+            may_come = yield from more()
+            continue
+        at += len(names)
+        for start in range(0, len(names), FIELDS):
+            for name in names[start : start + FIELDS]:
+                yield Give((yield from _of_fields(job_id, [name], read)))
+
+
+def _of_fields(job_id: str, names: Sequence[str], read: Read) -> Steps[list[dict[str, Any]]]:
+    found: list[dict[str, Any]] = []
+    for start in range(0, len(names), FIELDS):
+        some = names[start : start + FIELDS]
+        for name, text in zip(some, (yield from store.outcomes(job_id, some)), strict=True):
+            if text:
+                found += yield Run(partial(_listed, job_id, name, text, read))
+    found.sort(key=_place)
+    for one in found:
+        one.pop("row", None)
+    return found
+
+
+def _listed(job_id: str, name: str, text: bytes, read: Read) -> list[dict[str, Any]]:
     try:
         listed, uri = job.outcomes(text)
         if uri is not None:

@@ -47,6 +47,8 @@ class Plan:
     headers: Mapping[str, Any] = field(default_factory=dict)
     #: The lines that are meant; None for all.
     lines: frozenset[int] | None = None
+    #: When rows that have not ended expire, in seconds since the epoch.
+    expires_at: float | None = None
     #: Rows that wait or run at most.
     max_backlog: int = 50_000
 
@@ -130,7 +132,13 @@ def _parcel(plan: Plan, before: Cursor, packs: list[packing.Pack]) -> Parcel:
                 plan.params,
                 None if plan.output is None else Output(**plan.output),
             )
-            envelope = Envelope(f"{plan.job_id}-{number}", message, priority=plan.priority, headers=plan.headers)
+            envelope = Envelope(
+                f"{plan.job_id}-{number}",
+                message,
+                priority=plan.priority,
+                headers=plan.headers,
+                expires_at=plan.expires_at,
+            )
             envelopes.append(envelope)
             bodies.append(envelope.body())
         rows += len(pack.rows) + len(pack.wrong)

@@ -12,6 +12,7 @@ import glob
 import io
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,6 +147,18 @@ def _of_files(names: Iterator[str], kind: str) -> Iterator[Any]:
 
 
 def _of_file(file: IO[Any], kind: str, name: str) -> Iterator[Any]:
+    try:
+        yield from _records(file, kind)
+    except Exception as error:
+        # A disk or a store that fails in the middle, or what is no gzip.
+        library = type(error).__module__.partition(".")[0]
+        if not isinstance(error, OSError | EOFError | zlib.error) and library not in ("botocore", "urllib3"):
+            raise
+        sentence = f"{shown.uri(name)} cannot be read: {shown.line(str(error))}"
+        raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, sentence) from error
+
+
+def _records(file: IO[Any], kind: str) -> Iterator[Any]:
     if kind == "parquet":
         yield from _parquet(file)
     elif kind in ("csv", "tsv"):

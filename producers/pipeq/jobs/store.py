@@ -26,6 +26,9 @@ from pipeq.envelope import Envelope, new_id
 from pipeq.jobs.ending import all_done, end_if_done, hset
 from pipeq.protocol import Command, Session, Steps, single, twice
 
+#: Fields that one call reads of those that came.
+DONE_FIELDS = 1000
+
 
 @dataclass(frozen=True)
 class Cursor:
@@ -159,6 +162,8 @@ def _queued(job_id: str, before: Cursor, parcel: Parcel) -> list[Command]:
         commands += [
             hset(job.outcomes_key(job_id), texts),
             ("EXPIRE", job.outcomes_key(job_id), job.TTL_S),
+            ("RPUSH", job.done_key(job_id), *texts),
+            ("EXPIRE", job.done_key(job_id), job.TTL_S),
             ("HINCRBY", key, "failed", len(wrong)),
         ]
         codes = Counter(one["error"]["code"] for one in wrong)
@@ -185,6 +190,27 @@ def seal(job_id: str) -> Steps[None]:
     yield from end_if_done(job_id)
 
 
+def fail(job_id: str, error: str) -> Steps[None]:
+    """Says that the input of a job cannot be read. What is queued goes on, and a further submit may read the rest."""
+    (sealed,) = yield from single("HMGET", job.job_key(job_id), "sealed")
+    if sealed is None:
+        yield from set_fields(job_id, state=str(JobState.FAILED), error=error, ended_at=time.time())
+        yield from single("SREM", job.OPEN, job_id)
+
+
+def go_on(job_id: str) -> Steps[None]:
+    """Takes back what :func:`fail` has said, because the job is submitted again."""
+    (state, sealed) = yield from single("HMGET", job.job_key(job_id), "state", "sealed")
+    if state == str(JobState.FAILED).encode() and sealed is None:
+        yield from all_done(
+            [
+                hset(job.job_key(job_id), {"state": str(JobState.VALIDATING)}),
+                ("HDEL", job.job_key(job_id), "error", "ended_at"),
+                ("SADD", job.OPEN, job_id),
+            ]
+        )
+
+
 def stop(job_id: str, state: JobState) -> Steps[None]:
     """Has a job end in this state once the rows that are queued have ended; no further ones are queued."""
     yield from set_fields(job_id, stop=str(state))
@@ -197,6 +223,12 @@ def stop(job_id: str, state: JobState) -> Steps[None]:
 def open_fields(job_id: str) -> Steps[list[str]]:
     """The packs that have not ended."""
     found = yield from single("HKEYS", job.open_key(job_id))
+    return [one.decode("utf-8", "replace") for one in found]
+
+
+def done_fields(job_id: str, start: int) -> Steps[list[str]]:
+    """The fields of the outcomes that came, from this one on, in the order in which they did."""
+    found = yield from single("LRANGE", job.done_key(job_id), start, start + DONE_FIELDS - 1)
     return [one.decode("utf-8", "replace") for one in found]
 
 

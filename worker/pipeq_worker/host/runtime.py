@@ -26,6 +26,7 @@ from pipeq_worker.delivery.marks import Marks
 from pipeq_worker.delivery.refuse import refuse
 from pipeq_worker.delivery.retries import Retries
 from pipeq_worker.host.heartbeat import Heartbeat
+from pipeq_worker.host.jobs import JobKeeper
 from pipeq_worker.host.seen import Seen
 from pipeq_worker.leases.receiving import Receiving
 from pipeq_worker.observe.observer import Observer
@@ -64,6 +65,7 @@ class Runtime:
     _deliver: Callable[[list[Delivery]], None] = field(init=False)
     _lose: Callable[[str], None] = field(init=False)
     _heartbeat: Heartbeat = field(init=False)
+    _jobs: JobKeeper = field(init=False)
     _marks: Marks = field(init=False)
     #: Whether :meth:`start` has finished.
     _has_started: bool = field(init=False, default=False)
@@ -142,6 +144,7 @@ class Runtime:
             self.seen.health,
             self.seen.rates,
         )
+        self._jobs = JobKeeper(client, settings, self.pipelines)
         self._show()
         self._has_started = True
 
@@ -149,6 +152,7 @@ class Runtime:
         """Registers the pipelines, so that producers may submit to them. Called when messages are being taken."""
         self.on_serving()
         self._heartbeat.start()
+        self._jobs.start()
         self.seen.health.serves()
         logger.info("ready: serving %s as %s", ", ".join(self.queues), self.hostname, extra={"action": "ready"})
 
@@ -196,6 +200,7 @@ class Runtime:
         self._heartbeat.leave()
         left = self.dispatcher.drain(0 if self.lost else timeout_s)
         self._take_back(left)
+        self._jobs.close(0 if self.lost or left else timeout_s)
         self._heartbeat.close()
         self.dispatcher.close()
         return left

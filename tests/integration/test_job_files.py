@@ -1,0 +1,254 @@
+"""The files of a job that a worker writes, and what else is left to do for a job that has nobody: a real Valkey.
+
+Without a worker: the steps that a worker has done are taken here, and interrupted anywhere.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from pipeq import Client
+from pipeq.contract import job, keys
+from pipeq.contract.errors import PipeqError
+from pipeq.contract.job import JobState
+from pipeq.jobs import files, keeping
+from pipeq_worker.host.jobs import JobKeeper
+from pipeq_worker.settings.read import Settings
+
+from tests.host import Host
+
+PIPELINE = "it"
+
+
+@pytest.fixture
+def db(valkey_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(valkey_url) as db:
+        db.flushdb()
+        yield db
+
+
+@pytest.fixture
+def keeper(db: redis.Redis, valkey_url: str, tmp_path: Path) -> Iterator[JobKeeper]:
+    settings = Settings(redis_url=valkey_url, results={"allow": [f"file://{tmp_path}/"]}, pipelines={PIPELINE: {}})  # type: ignore[arg-type]
+    keeper = JobKeeper(db, settings, {PIPELINE})
+    yield keeper
+    keeper.close()
+
+
+def ended(client: Client, rows: int = 10, **options: Any) -> str:
+    """A job whose rows have all ended."""
+    inputs = [{"inputs": "x", "custom_id": f"c{at}"} for at in range(rows)]
+    job_id = client.jobs.submit(PIPELINE, inputs, check=False, pack_rows=3, **options)
+    client.purge(PIPELINE)
+    return job_id
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def until_it_is_final(client: Client, job_id: str, keeper: JobKeeper) -> Any:
+    until = time.monotonic() + 20
+    while not (status := client.jobs.status(job_id)).state.is_final:
+        assert time.monotonic() < until, status
+        if not keeper._is_busy():
+            keeper._look()
+        time.sleep(0.05)
+    return status
+
+
+def test_a_worker_writes_the_files_and_the_job_ends(client: Client, keeper: JobKeeper, tmp_path: Path) -> None:
+    out, errors = tmp_path / "out.jsonl", tmp_path / "errors.csv"
+    job_id = ended(client, results=f"file://{out}", errors=f"file://{errors}")
+    assert client.jobs.status(job_id).state is JobState.FINALIZING
+    assert not list(tmp_path.iterdir())
+    assert until_it_is_final(client, job_id, keeper).state is JobState.COMPLETED
+    assert out.read_text() == ""
+    rows = list(csv.reader(errors.read_text().splitlines()))
+    assert [row[:2] for row in rows] == [["line", "custom_id"], *([str(at + 1), f"c{at}"] for at in range(10))]
+    assert sorted(tmp_path.iterdir()) == [errors, out]
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_whoever_dies_at_the_files_leaves_none_and_another_one_goes_on(
+    client: Client, db: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: bool
+) -> None:
+    out = tmp_path / "out.jsonl"
+    job_id = ended(client, results=f"file://{out}")
+    calls = 0
+    write = files.OutcomeFiles.write
+
+    def dies(self: Any, outcomes: Any) -> None:
+        nonlocal calls
+        calls += 1
+        write(self, outcomes)
+        if calls == (4 if last else 2):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.OutcomeFiles, "write", dies)
+    with pytest.raises(KeyboardInterrupt):
+        client.jobs.keep("finalize", job_id)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    client.jobs.keep("finalize", job_id)
+    assert not out.exists(), "the one who died has the claim for some seconds"
+    db.delete(job.claim_key(job_id))
+    client.jobs.keep("finalize", job_id)
+    assert [one["line"] for one in lines(out)] == list(range(1, 11))
+    assert client.jobs.status(job_id).state is JobState.COMPLETED
+    assert not db.exists(job.FINAL, job.OPEN)
+
+
+def test_whoever_lost_the_claim_writes_nothing(
+    client: Client, db: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.jsonl"
+    job_id = ended(client, results=f"file://{out}")
+    monkeypatch.setattr(keeping, "RENEW_S", 0.0)
+    write = files.OutcomeFiles.write
+
+    def is_slow(self: Any, outcomes: Any) -> None:
+        db.set(job.claim_key(job_id), "another")
+        write(self, outcomes)
+
+    monkeypatch.setattr(files.OutcomeFiles, "write", is_slow)
+    client.jobs.keep("finalize", job_id)
+    assert not list(tmp_path.iterdir())
+    assert client.jobs.status(job_id).state is JobState.FINALIZING
+
+
+def test_files_that_cannot_be_written_fail_the_job_with_the_reason(
+    client: Client, db: redis.Redis, keeper: JobKeeper, tmp_path: Path
+) -> None:
+    job_id = ended(client, results="file:///somewhere/else.jsonl")
+    keeper._look()
+    status = client.jobs.status(job_id)
+    assert status.state is JobState.FAILED
+    assert "[results] allow" in str(status.error)
+    assert len(list(client.jobs.results(job_id))) == 10, "the outcomes are there"
+    missing = ended(client, results=f"file://{tmp_path}/no/such/folder.jsonl")
+    for _ in range(keeping.TRIES):
+        db.delete(job.claim_key(missing))
+        with pytest.raises(PipeqError, match="cannot write"):
+            client.jobs.keep("finalize", missing)
+    assert "cannot write" in str(client.jobs.status(missing).error)
+    assert not db.exists(job.FINAL)
+
+
+def test_the_order_is_that_of_the_input_or_of_the_ends(client: Client, valkey_url: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    inputs = ["a", "b", "c", "d"]
+    job_id = client.jobs.submit(PIPELINE, inputs, check=False, pack_rows=1, results=f"file://{out}", order="completed")
+    for at in (2, 0, 3, 1):
+        client.cancel(f"{job_id}-{at}")
+    client.jobs.keep("finalize", job_id)
+    assert [one["line"] for one in lines(out)] == [3, 1, 4, 2]
+    assert [one["line"] for one in client.jobs.results(job_id, order="completed", follow=True)] == [3, 1, 4, 2]
+    assert [one["line"] for one in client.jobs.results(job_id)] == [1, 2, 3, 4]
+
+
+def test_a_job_expires_with_the_rows_that_have_not_ended(
+    client: Client, db: redis.Redis, keeper: JobKeeper, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    job_id = client.jobs.submit(PIPELINE, ["a", "b"], check=False, pack_rows=1, expires_s=0.3, results=f"file://{out}")
+    client.cancel(f"{job_id}-0")
+    time.sleep(0.35)
+    status = until_it_is_final(client, job_id, keeper)
+    assert (status.state, status.codes) == (JobState.EXPIRED, {"cancelled": 1, "expired": 1})
+    assert [one["error"]["code"] for one in lines(out)] == ["cancelled", "expired"]
+    assert client.status(f"{job_id}-1").state == "expired"
+
+
+def test_messages_that_somebody_has_removed_end_as_lost(
+    client: Client, db: redis.Redis, valkey_url: str, keeper: JobKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "BETWEEN_S", 0.0)
+    host = Host(valkey_url, PIPELINE)
+    job_id = client.jobs.submit(PIPELINE, ["a", "b", "c"], check=False, pack_rows=1, job_id="lost")
+    host.take()  # inside a worker
+    raw = db.rpop(keys.list_key(PIPELINE, 6))
+    assert raw is not None
+    client.jobs.keep("recover", job_id)
+    assert client.jobs.status(job_id).codes == {"worker_lost": 1}
+    assert keeper._due(job_id) is None
+    monkeypatch.setattr("pipeq_worker.host.jobs.QUIET_S", 0.0)
+    assert keeper._due(job_id) is None, "while messages wait, nothing is known to be lost"
+    db.delete(keys.list_key(PIPELINE, 6))
+    assert keeper._due(job_id) == "recover"
+    client.jobs.keep("recover", job_id)
+    assert client.jobs.status(job_id).codes == {"worker_lost": 2}
+    client.jobs.keep("recover", job_id)
+    assert not client.jobs.status(job_id).state.is_final
+    host.stop()
+
+
+def test_an_input_that_cannot_be_read_fails_the_job_until_it_can(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv.gz"
+    path.write_bytes(b"no gzip")
+    with pytest.raises(PipeqError, match=r"rows\.csv\.gz cannot be read"):
+        client.jobs.submit(PIPELINE, path, field="text", job_id="bad", check=False)
+    status = client.jobs.status("bad")
+    assert status.state is JobState.FAILED
+    assert "rows.csv.gz" in str(status.error)
+    import gzip
+
+    path.write_bytes(gzip.compress(b"text\na\nb\n"))
+    client.jobs.submit(PIPELINE, path, field="text", job_id="bad", check=False)
+    status = client.jobs.status("bad")
+    assert (status.state, status.error, status.submitted) == (JobState.IN_PROGRESS, None, 2)
+
+
+def test_the_columns_of_the_input_stand_beside_the_outcomes(client: Client, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "rows.csv"
+    path.write_text('text,n\n"a, b",1\nlone\n\nü,2\n', encoding="utf-8")
+    job_id = client.jobs.submit(PIPELINE, path, field="text", id="n", check=False)
+    client.purge(PIPELINE)
+    client.jobs.save(job_id, str(tmp_path / "out.csv"), inputs=path)
+    rows = list(csv.DictReader((tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()))
+    assert [(row["text"], row["n"], row["code"]) for row in rows] == [
+        ("a, b", "1", "purged"),
+        ("", "", "invalid_input"),
+        ("ü", "2", "purged"),
+    ]
+    client.jobs.save(job_id, str(tmp_path / "out.jsonl"), inputs=path)
+    assert lines(tmp_path / "out.jsonl")[0] | {"error": None} == {"text": "a, b", "n": "1", "error": None}
+    client.jobs.save(job_id, str(tmp_path / "out.parquet"), inputs=path)
+    table = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["code"] for row in table] == ["purged", "invalid_input", "purged"]
+    path.write_text("text,n\na,1\n")
+    with pytest.raises(PipeqError, match="another input"):
+        client.jobs.save(job_id, str(tmp_path / "no.csv"), inputs=path)
+    assert not (tmp_path / "no.csv").exists()
+
+
+def test_a_wrong_argument_about_files_is_named(client: Client) -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"results": "out.jsonl"}, "results"), ({"results": "s3://bucket/"}, "results"), ({"results": 5}, "results"),
+        ({"errors": "s3://b/e.jsonl"}, "errors needs results"), ({"order": "backwards"}, "order"),
+        ({"expires_s": -1}, "expires_s"), ({"expires_s": "soon"}, "expires_s"),
+    ]  # fmt: skip
+    for options, named in wrong:
+        with pytest.raises(PipeqError, match=named):
+            client.jobs.submit(PIPELINE, ["a"], check=False, **options)
+    job_id = ended(client)
+    for call in (
+        lambda: list(client.jobs.results(job_id, order="x")),
+        lambda: client.jobs.save(job_id, "x", order="x"),
+    ):
+        with pytest.raises(PipeqError, match="order"):
+            call()
+    with pytest.raises(PipeqError, match="follow"):
+        list(client.jobs.results(job_id, follow=True))
+    with pytest.raises(PipeqError, match="step"):
+        client.jobs.keep("x", job_id)
