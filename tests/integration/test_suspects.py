@@ -11,13 +11,15 @@ import pytest
 import redis
 from kombu import Connection
 from kombu.asynchronous import set_event_loop
-from pipeq.contract import keys
+from pipeq.contract import keys, record
 from pipeq.demo import embedded
 from pipeq_worker.broker.suspects import Suspects
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.leases.leases import Leases
-from pipeq_worker.leases.reserved import Reserved
+from pipeq_worker.leases.line import Line
+from pipeq_worker.leases.reserved import Reserved, taken
 from pipeq_worker.leases.server import Server
+from redis.connection import Connection as RedisConnection
 
 from tests.integration.test_transport import NAME, consumer, drain, publish, wanted
 
@@ -213,27 +215,94 @@ def test_those_that_wait_go_back_when_the_channel_closes(db: redis.Redis, url: s
         set_event_loop(None)
 
 
-@pytest.mark.parametrize(
-    ("message", "about", "may_have_mark"),
-    [
-        ('{"a": 1}', {}, False),
-        (' {"a": 1}', {}, True),  # it went back on its list
-        ('{"a": 1}', {"retries": 1}, True),
-        ('{"a": 1}', {"past_attempts": 1}, True),
-        ('{"a": 1}', {"put_off": 1}, True),
-        ('{"a": 1}', {"rows": 1}, True),  # a row that goes on alone has the mark of its pack
-    ],
-)
-def test_only_a_message_that_nobody_had_before_can_have_no_mark(
-    db: redis.Redis, leases: Leases, message: str, about: dict[str, int], may_have_mark: bool
-) -> None:
-    db.lpush("q", message)
+def reserved_one(leases: Leases) -> Reserved:
     one = leases.reserve_one(wanted("q"))
     assert one is not None
+    return one
+
+
+def delivery_of(leases: Leases | None, tag: str = "", **about: Any) -> Delivery:
     nothing: Any = None
-    delivery = Delivery(
-        id="a", request=nothing, trace=nothing, acknowledge=nothing, leases=leases, tag=one.tag, **about
-    )
-    assert delivery.may_have_mark() is may_have_mark
-    # One that another transport delivered is not known.
-    assert Delivery(id="a", request=nothing, trace=nothing, acknowledge=nothing).may_have_mark()
+    return Delivery(id="a", request=nothing, trace=nothing, acknowledge=nothing, leases=leases, tag=tag, **about)
+
+
+MESSAGE = '{"id": "task-1", "pipeline": "q"}'
+QUEUED = record._QUEUED_HEAD + ' "result": null}'
+
+
+@pytest.mark.parametrize(
+    ("message", "stored", "is_new"),
+    [
+        (MESSAGE, None, True),
+        (MESSAGE, QUEUED, True),
+        (MESSAGE, '{"status": "QUEUED"}', True),
+        (MESSAGE, record._STARTED_HEAD + "}", False),
+        (MESSAGE, '{"status": "REVOKED"}', False),
+        (MESSAGE, "no record", False),
+        (MESSAGE, ["a list"], False),
+        (MESSAGE, QUEUED + " " * record.OPEN_MAX_BYTES, False),
+        (" " + MESSAGE, None, False),  # it went back on its list
+        ('{"pipeline": "q"}', None, False),  # no id
+        (r'{"id": "task-\u0031", "pipeline": "q"}', None, False),  # which would have to be decoded
+    ],
+)
+def test_a_message_is_new_if_nobody_had_it_and_its_task_waits(
+    db: redis.Redis, leases: Leases, message: str, stored: Any, is_new: bool
+) -> None:
+    leases.sees_records = True
+    key = keys.record_key("task-1")
+    if isinstance(stored, list):
+        db.rpush(key, *stored)
+    elif stored is not None:
+        db.set(key, stored, ex=1000)
+    before = db.dump(key), db.ttl(key)
+    db.lpush("q", message)
+    one = reserved_one(leases)
+    assert leases.is_new(one.tag) is is_new
+    assert (db.dump(key), db.ttl(key)) == before, "nothing is changed"
+
+
+@pytest.mark.parametrize("sees_records", [True, False])
+def test_of_many_messages_and_elsewhere_nobody_looks(db: redis.Redis, leases: Leases, sees_records: bool) -> None:
+    leases.sees_records = sees_records
+    many = 100 if sees_records else 1
+    db.lpush("q", *(f'{{"id": "task-{at}", "pipeline": "q"}}' for at in range(many)))
+    asked = wanted("q", many)
+    _, (number, *rest) = leases.reserve_command([asked])
+    found = taken(leases._reserve(keys=rest[:number], args=rest[number:]), [asked]).messages
+    assert [one.is_new for one in found] == [False] * many
+
+
+@pytest.mark.parametrize(
+    ("about", "must_be_known"),
+    [({}, False), ({"retries": 1}, True), ({"past_attempts": 1}, True), ({"put_off": 1}, True), ({"rows": 1}, True)],
+)
+def test_only_what_was_new_a_moment_ago_runs_before_it_is_marked(
+    db: redis.Redis, leases: Leases, about: dict[str, int], must_be_known: bool
+) -> None:
+    leases.sees_records = True
+    db.lpush("q", MESSAGE)
+    tag = reserved_one(leases).tag
+    assert delivery_of(leases, tag, **about).must_be_known() is must_be_known
+    assert delivery_of(leases, tag, **about, arrived=time.monotonic() - 1).must_be_known()
+    assert delivery_of(None).must_be_known(), "another transport delivered it"
+
+
+def test_redis_reports_no_change_of_a_record_that_was_looked_at(db: redis.Redis, url: str, leases: Leases) -> None:
+    """Otherwise each end of a task would wake the thread that takes messages."""
+    leases.sees_records = True
+    about = redis.Redis.from_url(url).connection_pool.connection_kwargs
+    line = Line(lambda: RedisConnection(host=about["host"], port=about["port"], protocol=2))
+    asked = [wanted("q")]
+    db.set(keys.record_key("task-1"), QUEUED)
+    db.lpush("q", MESSAGE)
+    (one,) = taken(line.call(*leases.reserve_command(asked)), asked).messages
+    assert one.is_new
+    line.rung()
+    db.set(keys.record_key("task-1"), "changed")
+    time.sleep(0.2)
+    assert not line.rung()
+    db.lpush("q", MESSAGE)
+    time.sleep(0.2)
+    assert line.rung(), "but it reports new messages"
+    line.close()

@@ -92,6 +92,7 @@ class Consumer(CeleryConsumer):
             leases.observer, dispatcher = self._runtime.observer, self._runtime.dispatcher
             leases.claim, leases.disclaim = dispatcher.claim, dispatcher.disclaim
             leases.sharing = self.pool.sharing(leases)
+            leases.sees_records = leases.server.place == self._runtime.deliverer.server
             self.task_consumer.channel.intake = self.pool.intake(self).take
             self._runtime.seen.health.watch(leases.hangs)
 

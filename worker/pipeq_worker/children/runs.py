@@ -238,7 +238,7 @@ class Runs(Generic[T]):
         items = [item for item in items if not item.is_gone and not self._device.keep(item)]
         tasks = _tasks_of(items)
         new = [task for task in tasks if task.started_at is None and not task.needs_no_device]
-        if new and len(new) == len(tasks) and not any(task.may_have_mark() or task.is_expired() for task in new):
+        if new and len(new) == len(tasks) and not any(task.must_be_known() or task.is_expired() for task in new):
             self._give_unmarked(items, new, life)
             return
         self._begin(new, alone=False)
@@ -253,10 +253,10 @@ class Runs(Generic[T]):
                 self._start_alone(item, life)
 
     def _give_unmarked(self, items: list[Item[T]], tasks: list[T], life: int) -> None:
-        """Gives the device a batch of tasks that nobody has tried before, and marks them while it runs.
+        """Gives the device a batch of new tasks, and marks them while it runs.
 
-        Nothing that is known of them could keep them from it. If the host dies before they are marked, they are
-        suspects, like all that it had. Their ends are stored after their marks.
+        If the host dies before they are marked, they are suspects, like all that it had. Their ends are stored after
+        their marks.
         """
         with self.marking:
             begun = [task for task in tasks if task.begins()]

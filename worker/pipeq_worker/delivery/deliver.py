@@ -63,7 +63,7 @@ class Deliverer:
         self._plain = Plain(app)
         self._tracing = Tracing(retries)
         self._packs = Packs(retries)
-        self._server = place(client.connection_pool.connection_kwargs)
+        self.server = place(client.connection_pool.connection_kwargs)
 
     def deliver(self, deliveries: list[Delivery]) -> None:
         """Stores, publishes and acknowledges tasks that have passed all other stages.
@@ -240,7 +240,7 @@ class Deliverer:
     def _fence(self, delivery: Delivery) -> Leases | None:
         """Returns the task's leases if the script that stores the result can check them, being on the same server."""
         leases = delivery.leases
-        return leases if leases is not None and leases.server.place == self._server else None
+        return leases if leases is not None and leases.server.place == self.server else None
 
     def _read_records(self, deliveries: list[Delivery]) -> None:
         """Reads the records of the tasks that never reached a batch; those of the others were read there."""

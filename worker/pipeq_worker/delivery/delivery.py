@@ -17,6 +17,9 @@ from pipeq_worker.children.served import Served
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.schedule.task import Task
 
+#: How long a task counts as waiting after a look at its record, in seconds. In a backlog it may be cancelled meanwhile.
+KNOWN_S = 0.1
+
 
 @dataclass(eq=False, kw_only=True)
 class Delivery(Task):
@@ -127,10 +130,12 @@ class Delivery(Task):
         """Whether the task has expired."""
         return self.expiry < time.time()
 
-    def may_have_mark(self) -> bool:
-        """Whether somebody may have left a mark of the task: a worker that had it before, or tried it in a pack."""
+    def must_be_known(self) -> bool:
+        """Whether Redis may know something that keeps it from the device; not if it was new a moment ago."""
         is_new = self.leases is not None and self.leases.is_new(self.tag)
-        return not is_new or bool(self.attempts_before or self.put_off or self.rows)
+        # A row of a pack that goes on alone, for instance, is new, and has a mark.
+        was_tried = self.attempts_before or self.put_off or self.rows
+        return not is_new or bool(was_tried) or time.monotonic() - self.arrived > KNOWN_S
 
     def withdraw(self) -> bool:
         """Withdraws the task unless it has begun. Only a message with a lease can go back on its queue."""

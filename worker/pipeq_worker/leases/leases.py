@@ -49,7 +49,7 @@ TIMEOUT_S = 5.0
 class _Held:
     queue: str
     nbytes: int
-    #: Whether a host died while it had this message, and whether nobody had it before.
+    #: Whether a host died while it had this message; and whether nobody had it before, and its task waited.
     is_suspect: bool = False
     is_new: bool = False
     #: Whether its result is being stored. Only the script that stores it finds out whether the lease was still ours.
@@ -116,6 +116,8 @@ class Leases:
         self.worker: str | None = None
         #: Says how much the worker takes and gives back; None in apps without pipelines.
         self.sharing: Sharing | None = None
+        #: Whether the records of tasks are on this server, too, and the script that takes messages may look at them.
+        self.sees_records = False
         #: Told of leases that lapsed, and of messages that were put back.
         self.observer = Observer()
         #: Queue -> its lists, and their lifetime after messages were asked for, in milliseconds. It is set again when
@@ -162,6 +164,7 @@ class Leases:
         for one in wanted:
             args += (one.messages, one.nbytes, one.largest, one.lifetime_ms, one.gives)
             args += (one.is_idle + one.is_marked, *one.shares)
+        args.append(keys.record_key("") if self.sees_records else "")
         return lua.source("reserve"), [len(names), *names, *args]
 
     def reserve_one(self, wanted: Wanted) -> Reserved | None:
@@ -175,9 +178,8 @@ class Leases:
         """Adds messages that were taken; their leases are renewed from now on."""
         with self.changed:
             for one in reserved:
-                is_new = not one.raw.startswith(b" ")
-                is_suspect = not is_new and history_of(one.raw).lapses > 0
-                self._held[one.tag] = _Held(one.queue, len(one.raw), is_suspect, is_new)
+                is_suspect = one.raw.startswith(b" ") and history_of(one.raw).lapses > 0
+                self._held[one.tag] = _Held(one.queue, len(one.raw), is_suspect, one.is_new)
                 self._tasks[one.queue] = self._tasks.get(one.queue, 0) + 1
                 self._bytes[one.queue] = self._bytes.get(one.queue, 0) + len(one.raw)
         self.start()
@@ -214,7 +216,7 @@ class Leases:
         return held is not None and held.is_suspect
 
     def is_new(self, tag: str) -> bool:
-        """Whether nobody had this message before this process, which has it now."""
+        """Whether nobody had this message before this process, and its task waited when this process took it."""
         held = self._held.get(tag)
         return held is not None and held.is_new
 

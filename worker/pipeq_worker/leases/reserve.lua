@@ -18,15 +18,18 @@
 -- ARGV[6..] of each queue: most messages, most bytes, bytes of the largest message that is returned whole, lifetime of
 --          its lists in milliseconds (0: for ever), idle workers that this one can give messages to, whether it is idle
 --          itself (0: no; 1: yes; 2: yes, and its mark is to be set), then the share of each of its lists (messages)
+-- ARGV[last]  prefix of the records' keys; empty if the records are on another server
 -- Reply: two tables, a number and a table. The first has for each message the number of its list (1 for the first), its
 -- tag, 0 and its text, in turn. For a message that is too large it has the size in bytes instead of the 0, and instead
 -- of the text the id in it (as JSON without its quotes; empty if none is found), a line break, and its beginning. The
 -- second table has for each key that is no list its number and the error, in turn; the other lists are still served.
 -- Then 1 if fair lists have messages left that were not moved, otherwise 0. The last table has for each queue the number
 -- of idle workers whose marks were removed, because this worker can give messages to them and there are none on the
--- lists.
+-- lists. Then, if few messages are taken, the places among them of those that nobody had before, and whose records say
+-- that their tasks wait.
 -- If few messages are taken, or none, the script has read each list by name, and CLIENT TRACKING remembers those keys.
-local FEW = 15            -- messages after which the caller pauses, unless CLIENT TRACKING reports more
+local FEW = 15              -- messages after which the caller pauses, unless CLIENT TRACKING reports more
+local RECORD = 65536        -- bytes of a record that is looked at
 local GROUP = 128           -- messages that are read together, since their size is known only afterwards
 local USUAL = 1048576       -- expected size of a message in bytes, if larger ones are allowed
 local BEGINNING = 8192      -- bytes that are returned of a message that is too large
@@ -240,6 +243,22 @@ local function id_of(message)
   return text_at(message, place)
 end
 
+-- Whether nobody had a message before, and its record says that its task waits, or there is none. Both commands count as
+-- writes, although they write nothing: of what is read, CLIENT TRACKING would report each change.
+local function waits(message)
+  local id = string.byte(message) ~= 32 and id_of(message) or ''
+  if id == '' or string.find(id, '\\', 1, true) then
+    return false
+  end
+  local key = ARGV[#ARGV] .. id
+  local length = redis.pcall('SETRANGE', key, 0, '')
+  if type(length) ~= 'number' or length > RECORD then
+    return false
+  end
+  local record = length > 0 and redis.pcall('GETEX', key)
+  return length == 0 or (type(record) == 'string' and string.find(record, '^{"status": "QUEUED"') ~= nil)
+end
+
 local fair, prefix = {}, ARGV[2]
 
 local function take(at, most)
@@ -371,9 +390,17 @@ if taken <= FEW then
     end
   end
 end
+local waiting = {}
+if taken <= FEW and ARGV[#ARGV] ~= '' then
+  for i = 1, taken do
+    if waits(reply[4 * i]) then
+      waiting[#waiting + 1] = i
+    end
+  end
+end
 local errors = {}
 for at, problem in pairs(refused) do
   errors[#errors + 1] = at - 2
   errors[#errors + 1] = problem
 end
-return {reply, errors, is_unmoved, answered}
+return {reply, errors, is_unmoved, answered, waiting}

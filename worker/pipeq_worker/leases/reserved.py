@@ -18,6 +18,8 @@ class Reserved(NamedTuple):
     too_large: int = 0
     #: The place of its list among those of its queue, which are in order of priority.
     list_index: int = 0
+    #: Whether nobody had it before, and the record of its task said that it waits. False if nobody has looked.
+    is_new: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,12 @@ class Taken(NamedTuple):
 
 def taken(reply: Any, wanted: list[Wanted]) -> Taken:
     """Reads the reply of the script that takes messages."""
-    messages, refused, unmoved, answered = reply
+    messages, refused, unmoved, answered, waiting = reply
     lists = [(one.queue, at) for one in wanted for at in range(len(one.lists))]
     fields = zip(messages[::4], messages[1::4], messages[2::4], messages[3::4], strict=True)
     reserved = [Reserved(lists[at - 1][0], tag.decode(), raw, size, lists[at - 1][1]) for at, tag, size, raw in fields]
+    for at in waiting:
+        reserved[at - 1] = reserved[at - 1]._replace(is_new=True)
     names = [name for one in wanted for name in one.lists]
     problems = {
         lists[at - 1][0]: f"the key {names[at - 1]!r}: {shown.line(error.decode('utf-8', 'replace'))}"

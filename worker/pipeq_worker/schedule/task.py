@@ -114,8 +114,8 @@ class Task:
         """Whether its result is no longer wanted. Subclasses know."""
         return False
 
-    def may_have_mark(self) -> bool:
-        """Whether its first batch must not run before :class:`Hooks.begin` has told what is known of it."""
+    def must_be_known(self) -> bool:
+        """Whether its first batch must wait for what ``begin`` finds out: that it was cancelled, or tried before."""
         return True
 
     def is_expired(self) -> bool:

@@ -79,11 +79,11 @@ def test_rows_of_a_process_that_dies_while_their_batch_begins_do_not_run() -> No
 
 
 class NewTask(Task):
-    """One that nobody has tried before."""
+    """One that was looked at a moment ago."""
 
     expired = False
 
-    def may_have_mark(self) -> bool:
+    def must_be_known(self) -> bool:
         return False
 
     def is_expired(self) -> bool:
@@ -96,7 +96,7 @@ def new_item(ticket: int, *, expired: bool = False) -> Item[Task]:
     return Item(task, ticket, ticket, b"group", "it", 1, 1, child=1, where=Where(b"row"))
 
 
-def test_tasks_that_nobody_has_tried_run_while_their_marks_are_written() -> None:
+def test_new_tasks_run_while_their_marks_are_written() -> None:
     sent: list[Any] = []
     marking, written = threading.Event(), threading.Event()
     marked: list[Task] = []
@@ -138,7 +138,7 @@ def test_marks_that_cannot_be_written_hold_up_no_end() -> None:
     runs.close()
 
 
-@pytest.mark.parametrize("other", [item(2), new_item(2, expired=True)], ids=["may-have-a-mark", "expired"])
+@pytest.mark.parametrize("other", [item(2), new_item(2, expired=True)], ids=["not-known", "expired"])
 def test_a_batch_waits_for_what_is_known_of_any_of_its_tasks(other: Item[Task]) -> None:
     sent: list[Any] = []
     begun: list[int] = []
