@@ -75,48 +75,75 @@ def queues(url: str) -> str:
     return found.stdout
 
 
+@pytest.fixture(scope="module")
+def first(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+    """A worker that serves the name all the time, until the last of its tests ends it."""
+    folder = tmp_path_factory.mktemp("first")
+    with (
+        Client(url) as client,
+        worker(folder, url, "--config", config(folder, "old", task='"constant"')) as process,
+    ):
+        process.wait_ready(client, NAME)
+        yield process
+
+
+@pytest.fixture
+def beside(first: WorkerProcess, url: str) -> Iterator[redis.Redis]:
+    """The database as it is with that worker."""
+    with redis.Redis.from_url(url) as db:
+        yield db
+
+
 def test_both_workers_and_the_queues_say_it_until_one_is_gone(
-    client: Client, db: redis.Redis, url: str, tmp_path: Path
+    first: WorkerProcess, beside: redis.Redis, url: str, tmp_path: Path
 ) -> None:
     old = config(tmp_path, "old", task='"constant"')
     new = config(tmp_path, "new", task='"constant"', params="{ seconds = 0.01 }")
-    with worker(tmp_path, url, "--config", old) as first:
-        first.wait_ready(client, NAME)
-        with worker(tmp_path, url, "--config", old) as like:
-            wait_for(lambda: client.queue(NAME).workers == 2, "the second worker")
-            assert client.queue(NAME).unlike == {}
-            with worker(tmp_path, url, "--config", new) as second:
-                wait_for(lambda: client.queue(NAME).workers == 3, "the third worker")
-                its, likes, seconds = (name_of(one, db) for one in (first, like, second))
-                says = "params.seconds 0.01 (not unset)"
-                for one, other, how in ((first, seconds, says), (like, seconds, says), (second, its, "(not 0.01)")):
-                    line = f"{NAME} by {other}"
-                    wait_for(lambda one=one, line=line: line in one.text(), line)
-                    assert how in one.text()
-                assert set(client.queue(NAME).unlike) == {seconds}
-                assert f"{NAME}: {seconds} serves another model: {says}" in queues(url)
-            assert f"{NAME} by {likes}" not in first.text()
-            wait_for(lambda: "no longer served otherwise" in first.text(), "that it is over")
-            assert client.queue(NAME).unlike == {}
-            assert first.text().count("is served with another model") == 1
+    # Strict ones start beside a worker like them.
+    with Client(url) as client, worker(tmp_path, url, "--config", old, strict=True) as like:
+        wait_for(lambda: client.queue(NAME).workers == 2 or like.process.poll() is not None, "the second worker")
+        assert like.process.poll() is None, like.text()
+        assert client.queue(NAME).unlike == {}
+        with worker(tmp_path, url, "--config", new) as second:
+            wait_for(lambda: client.queue(NAME).workers == 3, "the third worker")
+            its, likes, seconds = (name_of(one, beside) for one in (first, like, second))
+            says = "params.seconds 0.01 (not unset)"
+            for one, other, how in ((first, seconds, says), (like, seconds, says), (second, its, "(not 0.01)")):
+                line = f"{NAME} by {other}"
+                wait_for(lambda one=one, line=line: line in one.text(), line)
+                assert how in one.text()
+            assert set(client.queue(NAME).unlike) == {seconds}
+            assert f"{NAME}: {seconds} serves another model: {says}" in queues(url)
+        assert f"{NAME} by {likes}" not in first.text()
+        wait_for(lambda: "no longer served otherwise" in first.text(), "that it is over")
+        assert client.queue(NAME).unlike == {}
+        assert first.text().count("is served with another model") == 1
 
 
 def test_a_strict_worker_refuses_to_start_beside_another_model(
-    client: Client, db: redis.Redis, url: str, tmp_path: Path
+    first: WorkerProcess, beside: redis.Redis, url: str, tmp_path: Path
 ) -> None:
-    ones = [config(tmp_path, f"w{at}", task='"constant"', params=f"{{ seconds = 0.00{at} }}") for at in (1, 2)]
-    with worker(tmp_path, url, "--config", ones[0]) as first:
-        first.wait_ready(client, NAME)
-        with worker(tmp_path, url, "--config", ones[1], strict=True) as second:
+    other = config(tmp_path, "other", task='"constant"', params="{ seconds = 0.002 }")
+    with Client(url) as client:
+        wait_for(lambda: client.queue(NAME).workers == 1, "that the others are gone")
+        with worker(tmp_path, url, "--config", other, strict=True) as second:
             assert second.process.wait(200) == 2, second.text()
-        assert f"pipeline {NAME!r}: the worker {name_of(first, db)} serves it" in second.text()
-        assert "with params.seconds 0.002 (not 0.001): give the pipeline another name" in second.text()
+        assert f"pipeline {NAME!r}: the worker {name_of(first, beside)} serves it" in second.text()
+        assert "with params.seconds 0.002 (not unset): give the pipeline another name" in second.text()
         assert "`strict = true`" in second.text()
         assert client.queue(NAME).workers == 1
         assert client.queue(NAME).loading == 0
-        with worker(tmp_path, url, "--config", ones[0], strict=True) as like:
-            wait_for(lambda: client.queue(NAME).workers == 2 or like.process.poll() is not None, "its like")
-            assert like.process.poll() is None, like.text()
+
+
+def test_a_worker_that_died_does_not_count(first: WorkerProcess, beside: redis.Redis, url: str, tmp_path: Path) -> None:
+    first.process.kill()
+    first.process.wait()
+    # Its heartbeat lapses by itself.
+    wait_for(lambda: not list(beside.scan_iter(keys.worker_key("*"))), "that it lapses")
+    other = config(tmp_path, "other", task='"constant"', params="{ seconds = 0.002 }")
+    with Client(url) as client, worker(tmp_path, url, "--config", other, strict=True) as second:
+        wait_for(lambda: client.queue(NAME).workers == 1 or second.process.poll() is not None, "the other")
+        assert second.process.poll() is None, second.text()
 
 
 def test_of_two_strict_workers_that_start_together_one_serves(client: Client, url: str, tmp_path: Path) -> None:
@@ -132,19 +159,6 @@ def test_of_two_strict_workers_that_start_together_one_serves(client: Client, ur
         )
         assert sorted(one.poll() or 0 for one in both) == [0, 2]
         assert client.result(client.submit(NAME, "x"), timeout_s=30) == "constant"
-
-
-def test_a_worker_that_died_does_not_count(client: Client, db: redis.Redis, url: str, tmp_path: Path) -> None:
-    ones = [config(tmp_path, f"w{at}", task='"constant"', params=f"{{ seconds = 0.00{at} }}") for at in (1, 2)]
-    with worker(tmp_path, url, "--config", ones[0]) as first:
-        first.wait_ready(client, NAME)
-        first.process.kill()
-        first.process.wait()
-        # Its heartbeat lapses by itself.
-        wait_for(lambda: not list(db.scan_iter(keys.worker_key("*"))), "that it lapses")
-        with worker(tmp_path, url, "--config", ones[1], strict=True) as second:
-            wait_for(lambda: client.queue(NAME).workers == 1 or second.process.poll() is not None, "the other")
-            assert second.process.poll() is None, second.text()
 
 
 def served(value: str) -> dict[str, Served]:

@@ -19,7 +19,7 @@ from pipeq import Client, Ref, State
 from pipeq.contract import keys
 from pipeq.demo import embedded
 
-from tests import tiny_models
+from tests import slow_worker, tiny_models
 from tests.worker_process import worker
 
 PIPELINE, CONSTANT = "text-classification", "constant"
@@ -49,15 +49,13 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_worker_without_credentials_beside_a_good_one(
-    redis_url: str, tiny: Path, tmp_path: Path, s3_server: embedded.S3Server
+    redis_url: str, tmp_path: Path, s3_server: embedded.S3Server
 ) -> None:
-    model = tiny_models.build("classifier", tiny)
     s3_server.client().put_object(Bucket="inputs", Key="own/a.txt", Body=b"the quick fox")
-    arguments = (f"{PIPELINE}={model}", "--allow", "s3://inputs/")
-    env = {"retry_backoff_s": 0.5, "own_fault_pause_s": 1, "prefetch": 64}
+    env = {"retry_backoff_s": 0.5, "own_fault_pause_s": 1, "prefetch": 64, "inputs__allow": "s3://inputs/"}
     with (
-        worker(tmp_path, redis_url, *arguments, **env, **s3_server.env()) as good,
-        worker(tmp_path, redis_url, *arguments, **env, **{**s3_server.env(), **WITHOUT}) as bad,
+        slow_worker.serving(tmp_path, redis_url, **env, **s3_server.env()) as good,
+        slow_worker.serving(tmp_path, redis_url, **env, **{**s3_server.env(), **WITHOUT}) as bad,
         Client(redis_url) as client,
         redis.Redis.from_url(redis_url) as db,
     ):
@@ -73,7 +71,7 @@ def test_a_worker_without_credentials_beside_a_good_one(
             }
         )
         thread = listener.run_in_thread(sleep_time=0.05, daemon=True, exception_handler=end_quietly)
-        ids = client.submit_many(PIPELINE, [Ref("s3://inputs/own/a.txt")] * TASKS, priority=0)
+        ids = client.submit_many(slow_worker.PIPELINE, [Ref("s3://inputs/own/a.txt")] * TASKS, priority=0)
         began = time.monotonic()
         wait_for(lambda: any(queue.deaf for queue in client.queues()), 60)
         (queue,) = client.queues()
@@ -87,9 +85,9 @@ def test_a_worker_without_credentials_beside_a_good_one(
         assert {status.worker.split("-")[1] for status in client.status_many(ids)} == {str(good.process.pid)}
         assert all(status.attempts == 1 for status in client.status_many(ids))
         assert "no AWS credentials" in reason
-        assert bad.text().count("no messages are taken from text-classification") == 1
+        assert bad.text().count(f"no messages are taken from {slow_worker.PIPELINE}") == 1
         assert good.text().count("no messages are taken") == 0
-        assert db.zcard(keys.waiting_key(PIPELINE)) == 0
+        assert db.zcard(keys.waiting_key(slow_worker.PIPELINE)) == 0
 
 
 def test_a_worker_that_gets_its_credentials_late(redis_url: str, tmp_path: Path, s3_server: embedded.S3Server) -> None:

@@ -83,6 +83,8 @@ class Heartbeat:
             with self._redis.pipeline(transaction=False) as pipe:
                 for name in self._pipelines:
                     pipe.zrem(keys.workers_key(name), self._worker)
+                    # Where its start is not long ago, this still says that it is loading.
+                    pipe.zrem(keys.loading_key(name), self._worker)
                 pipe.delete(keys.worker_key(self._worker))
                 pipe.execute()
         except RedisError:
