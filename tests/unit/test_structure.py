@@ -31,7 +31,7 @@ PRODUCERS = {
     "jobs": {"", "contract"},
     "": {"contract", "jobs"},
     "cli": {"", "contract", "jobs"},
-    "demo": {"", "contract"},
+    "demo": {"", "contract", "jobs"},
 }
 
 

@@ -27,6 +27,9 @@ _OPERATOR = "pipeq.cli.retire"
         "forget": LazyCommand(_OPERATOR, "Take a retired pipeline off the list of known ones."),
         "events": LazyCommand("pipeq.cli.events", "Show the state changes of tasks as they happen."),
         "completion": LazyCommand("pipeq.cli.completion", "Print a script with which your shell completes `pipeq`."),
+        "run": LazyCommand(
+            "pipeq.demo.run", "Run a pipeline on all rows of a file, on this machine alone.", "worker,demo"
+        ),
         "dev": LazyCommand(
             "pipeq.demo.dev", "Run Redis and a worker here until Ctrl-C, for trying out.", "worker,demo"
         ),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from typing import Any
 
 import click
@@ -13,66 +11,8 @@ from pipeq.cli.group import NOT_FINISHED, OK, TASK_FAILED
 from pipeq.cli.options import allow_option, connected, example, json_lines, redis_url_option, timeout_option
 from pipeq.contract import shown
 from pipeq.contract.errors import WaitTimeoutError
-from pipeq.contract.job import JobState, JobStatus
-
-#: How often a plain line says how far a job is, in seconds; and a live one.
-LINE_S, LIVE_S = 5.0, 0.2
-#: Codes of errors that a line shows.
-CODES = 4
-
-
-class Display:
-    """Says how far a job is, on stderr: in one line that changes, on a terminal; otherwise in a line now and then.
-
-    Args:
-        in_json: whether each line is JSON, on stdout.
-    """
-
-    def __init__(self, *, in_json: bool = False) -> None:
-        self._in_json = in_json
-        self._is_live = not in_json and sys.stderr.isatty()
-        self._next_at = 0.0
-        self._width = 0
-
-    def show(self, status: JobStatus, *, is_last: bool = False) -> None:
-        """Shows a status, unless the last one is too young."""
-        now = time.monotonic()
-        if now < self._next_at and not is_last:
-            return
-        self._next_at = now + (LIVE_S if self._is_live else LINE_S)
-        if self._in_json:
-            click.echo(json.dumps(status.to_json()))
-            return
-        text = line_of(status)
-        if self._is_live:
-            click.echo(f"\r{text.ljust(self._width)}", nl=is_last, err=True)
-            self._width = len(text)
-        else:
-            click.echo(text, err=True)
-
-
-def line_of(status: JobStatus) -> str:
-    """A status in one line: rows, rate, time left, failures by code."""
-    total = str(status.submitted) if status.is_sealed else f"{status.submitted}+"
-    parts = [f"{shown.line(status.id, 60)}  {status.state.replace('_', ' ')}  {status.done}/{total} rows"]
-    if status.rate is not None:
-        parts.append(f"{status.rate:.0f}/s")
-    if status.left_s is not None and not status.state.is_final:
-        parts.append(f"{_duration(status.left_s)} left")
-    if status.failed:
-        codes = sorted(status.codes.items(), key=lambda one: -one[1])[:CODES]
-        said = ", ".join(f"{shown.line(code, 40)} {count}" for code, count in codes)
-        parts.append(f"{status.failed} failed ({said})")
-    if status.device_s:
-        parts.append(f"device {_duration(status.device_s)}")
-    return "  ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f}s"
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{minutes:.0f}m" if minutes < 60 else f"{hours:.1f}h"
+from pipeq.contract.job import JobState
+from pipeq.jobs.display import Display, line_of
 
 
 @click.group(epilog=example("pipeq job submit text-classification reviews.jsonl --field text --id review_id --wait"))

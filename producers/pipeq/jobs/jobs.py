@@ -59,8 +59,6 @@ class JobCalls:
         self._pipelines = pipelines
         self._allow = allow
         self._max_message_bytes = max_message_bytes
-        #: Of a job that is submitted now and has not all rows of its input: the lines that are meant.
-        self._lines: dict[str, frozenset[int]] = {}
 
     def submit(
         self,
@@ -83,6 +81,7 @@ class JobCalls:
         expires_s: float | None = None,
         max_backlog: int = BACKLOG,
         pack_rows: int | None = None,
+        lines: Callable[[int], bool] | None = None,
         check: bool = True,
         progress: Callable[[JobStatus], None] | None = None,
     ) -> Steps[str]:
@@ -116,6 +115,7 @@ class JobCalls:
             expires_s: seconds from now in which the job may run: then rows that have not ended fail as ``expired``.
             max_backlog: rows that wait or run at most: then the submit waits.
             pack_rows: rows that travel in one message at most; by default as many as suit the task type.
+            lines: says of the number of a line, from 1, whether it is meant; None for all.
             check: whether to refuse a pipeline that no worker has ever served, or whose workers do not know jobs.
             progress: called with the job's status now and then.
 
@@ -136,6 +136,7 @@ class JobCalls:
                 "headers": checks.urgency(None, fair_key, timeout_s),
                 "expires_at": None if (limit_s := checks.seconds("expires_s", expires_s)) is None else now + limit_s,
                 "max_backlog": _at_least_one("max_backlog", max_backlog, MOST_BACKLOG),
+                "lines": _function("lines", lines, "the number of a line"),
             },
             _files(results, errors, order),
             None if pack_rows is None else _at_least_one("pack_rows", pack_rows, ROWS_MAX),
@@ -169,12 +170,7 @@ class JobCalls:
         if not lines:
             return None
         again = str(options.pop("job_id", None) or f"{job_id}-again-{new_id()[:8]}")
-        steps = self.submit(status.pipeline, inputs, job_id=again, **options)
-        self._lines[again] = frozenset(lines)
-        try:
-            return (yield from steps)
-        finally:
-            del self._lines[again]
+        return (yield from self.submit(status.pipeline, inputs, job_id=again, lines=lines.__contains__, **options))
 
     def _submit(
         self,
@@ -192,9 +188,7 @@ class JobCalls:
         if about["output"] is not None:
             self._allow.remember(about["output"])
         most_rows = pack_rows or packing.most_rows((yield from self._registered(pipeline, check=check)))
-        plan = Plan(
-            job_id, pipeline, chosen, most_rows, self._max_message_bytes, lines=self._lines.get(job_id), **about
-        )
+        plan = Plan(job_id, pipeline, chosen, most_rows, self._max_message_bytes, **about)
         yield from self._make(plan, from_, files)
         try:
             yield from produce(plan, from_, progress)
@@ -265,7 +259,9 @@ class JobCalls:
         except PipeqError:
             return False  # of the last try, the job's status tells
 
-    def results(self, job_id: str, *, order: str = "input", follow: bool = False) -> Stream[dict[str, Any]]:
+    def results(
+        self, job_id: str, *, order: str = "input", follow: bool = False, forget: bool = False
+    ) -> Stream[dict[str, Any]]:
         """Yields what became of each row that has ended.
 
         Each is a dictionary: ``line``, ``custom_id``, and ``result``, or ``error`` with ``code``, ``message`` and
@@ -275,11 +271,15 @@ class JobCalls:
             job_id: the job.
             order: ``input``, or ``completed`` for the order in which rows ended.
             follow: whether to wait for rows that have not ended; needs ``order="completed"``.
+            forget: whether to remove outcomes from Redis when further ones are asked for, so that a job of any length
+                fills none; needs ``order="completed"``.
 
         Raises:
             PipeqError: there is no such job; a ReadError if an outcome lies where this client may not read.
         """
-        stream = self._outcomes(job_id, _order(order), checks.flag("follow", follow))
+        stream = self._outcomes(
+            job_id, _order(order), follow=checks.flag("follow", follow), forget=checks.flag("forget", forget)
+        )
         answer, error = None, None
         while True:
             try:
@@ -353,13 +353,17 @@ class JobCalls:
         else:
             checks.refuse(f"step is {shown.value(step)}, not one of finalize, expire and recover")
 
-    def _outcomes(self, job_id: str, order: str = "input", follow: bool = False) -> Stream[list[dict[str, Any]]]:
-        if order == "input" and follow:
-            checks.refuse("follow: rows that have not ended can be waited for with order='completed' alone")
+    def _outcomes(
+        self, job_id: str, order: str = "input", *, follow: bool = False, forget: bool = False
+    ) -> Stream[list[dict[str, Any]]]:
+        if order == "input" and (follow or forget):
+            checks.refuse(f"{'follow' if follow else 'forget'}: that needs order='completed'")
         yield from self.status(job_id)
         if order == "input":
             return (yield from outcomes(job_id, self._read))
-        return (yield from as_completed(job_id, self._read, partial(self._more, job_id) if follow else None))
+        return (
+            yield from as_completed(job_id, self._read, partial(self._more, job_id) if follow else None, forget=forget)
+        )
 
     def _more(self, job_id: str) -> Steps[bool]:
         """Waits a moment for further outcomes, and says whether there may be some."""
@@ -453,9 +457,13 @@ def _files(results: Any, errors: Any, order: Any) -> dict[str, str]:
 
 
 def _progress(value: Any) -> Callable[[JobStatus], None]:
+    return _function("progress", value, "the job's status") or (lambda _: None)
+
+
+def _function(name: str, value: Any, of: str) -> Any:
     if value is not None and (not callable(value) or isinstance(value, type)):
-        checks.refuse(f"progress is {shown.value(value)}, not a function of the job's status")
-    return value or (lambda _: None)
+        checks.refuse(f"{name} is {shown.value(value)}, not a function of {of}")
+    return value
 
 
 def _at_least_one(name: str, value: Any, most: int) -> int:

@@ -43,7 +43,7 @@ def outcomes(job_id: str, read: Read) -> Stream[list[dict[str, Any]]]:
 
 
 def as_completed(
-    job_id: str, read: Read, more: Callable[[], Steps[bool]] | None = None
+    job_id: str, read: Read, more: Callable[[], Steps[bool]] | None = None, *, forget: bool = False
 ) -> Stream[list[dict[str, Any]]]:
     """Hands out the same in the order in which rows ended.
 
@@ -51,6 +51,7 @@ def as_completed(
         job_id: the job.
         read: reads the JSON of an object in the workers' store.
         more: waits for further ones, and says whether there may be some; None to hand out what is there.
+        forget: whether to remove them from Redis when they have been handed out.
 
     Raises:
         ReadError: an outcome cannot be read.
@@ -66,6 +67,8 @@ def as_completed(
         for start in range(0, len(names), FIELDS):
             for name in names[start : start + FIELDS]:
                 yield Give((yield from _of_fields(job_id, [name], read)))
+                if forget:
+                    yield from store.forget_outcomes(job_id, name)
 
 
 def _of_fields(job_id: str, names: Sequence[str], read: Read) -> Steps[list[dict[str, Any]]]:

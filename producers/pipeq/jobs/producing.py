@@ -45,8 +45,8 @@ class Plan:
     output: Mapping[str, Any] | None = None
     priority: int = keys.JOB_PRIORITY
     headers: Mapping[str, Any] = field(default_factory=dict)
-    #: The lines that are meant; None for all.
-    lines: frozenset[int] | None = None
+    #: Says of the number of a line whether it is meant; None for all.
+    lines: Callable[[int], bool] | None = None
     #: When rows that have not ended expire, in seconds since the epoch.
     expires_at: float | None = None
     #: Rows that wait or run at most.
@@ -102,7 +102,7 @@ def _lines(records: Iterable[Any], number: int, plan: Plan) -> Iterator[Line]:
     most = plan.max_message_bytes - 4096
     for record in records:
         number += 1
-        if record is NOTHING or (plan.lines is not None and number not in plan.lines):
+        if record is NOTHING or (plan.lines is not None and not plan.lines(number)):
             continue
         if isinstance(record, PipeqError):
             yield Line(number, None, error=record)

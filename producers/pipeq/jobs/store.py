@@ -241,3 +241,8 @@ def outcome_fields(job_id: str) -> Steps[list[str]]:
 def outcomes(job_id: str, fields: Iterable[str]) -> Steps[list[bytes | None]]:
     """The outcomes in these fields."""
     return list((yield from single("HMGET", job.outcomes_key(job_id), *fields)))
+
+
+def forget_outcomes(job_id: str, field: str) -> Steps[None]:
+    """Removes the outcomes in one field."""
+    yield from single("HDEL", job.outcomes_key(job_id), field)

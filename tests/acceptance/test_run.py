@@ -1,0 +1,103 @@
+"""`pipeq run`: one command runs a pipeline over a file; whatever ends it, the same command goes on.
+
+A worker is started for each, so that there are few of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tests.acceptance.test_dev import PIPEQ, children_of, is_alive, until
+from tests.commands import run
+
+ROWS = 3000
+
+
+def begin(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    # A stranger's module in the folder where it runs.
+    (folder / "json.py").write_text("raise SystemExit('not ours')")
+    with (folder / "log").open("ab") as log:
+        command = [*PIPEQ, "run", *arguments]
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+
+
+def done(path: Path) -> int:
+    return path.read_bytes().count(b"\n") - 1 if path.exists() else 0
+
+
+def test_whatever_ends_it_the_same_command_goes_on_and_the_rows_are_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "a stranger's folder"
+    folder.mkdir()
+    with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "name"])
+        for at in range(ROWS):
+            writer.writerow(["only one cell"] if at in (7, ROWS - 1) else [f"text {at}, ü", f"n{at}"])
+    arguments = ["constant", "rows.csv", "out.csv", "--field", "text", "--id", "name", "--plot", "speed.svg",
+        "--params", '{"seconds": 0.002}', "--errors", "errors.csv"]  # fmt: skip
+    partial, log = folder / "out.csv.partial", folder / "log"
+    for ending, code, share in ((signal.SIGINT, 130, 0.1), (signal.SIGKILL, -9, 0.3)):
+        process = begin(folder, *arguments)
+        until(lambda: done(partial) > ROWS * share or process.poll() is not None)  # noqa: B023
+        assert process.poll() is None, log.read_text()
+        others = children_of(process.pid)
+        process.send_signal(ending)
+        assert process.wait(30) == code
+        until(lambda: not any(map(is_alive, others)), 20)  # noqa: B023
+        assert not (folder / "out.csv").exists()
+        assert partial.exists()
+    assert "the same command goes on with what is missing" in log.read_text()
+    with partial.open("ab") as file:
+        file.write(b'{"line": 99999, "resu')  # as if it had been killed while it wrote
+    before, stamp = done(partial), time.monotonic()
+    assert begin(folder, *arguments).wait(120) == 1, "two lines have failed"
+    assert f"{before} rows are in" in log.read_text()
+    assert time.monotonic() - stamp < 100
+    with (folder / "out.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == [f"n{at}" for at in range(ROWS) if at not in (7, ROWS - 1)]
+    assert {row["result"] for row in rows} == {"constant"}
+    with (folder / "errors.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["code"] for row in csv.DictReader(file)] == ["invalid_input"] * 2
+    assert ElementTree.parse(folder / "speed.svg").getroot().tag.endswith("svg")
+    assert not partial.exists()
+    assert not list(folder.glob("*.part"))
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+def test_a_worker_that_does_not_start_and_an_empty_input(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    process = begin(tmp_path, "text-clasification", "empty.jsonl", "out.jsonl")
+    assert process.wait(60) == 6
+    assert "did you mean 'text-classification'" in (tmp_path / "log").read_text()
+    assert begin(tmp_path, "constant", "empty.jsonl", "out.jsonl").wait(60) == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "out.jsonl").read_text() == ""
+
+
+def test_a_wrong_command_line_is_said(tmp_path: Path) -> None:
+    inputs, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    inputs.write_text('"a"\n')
+    for arguments, code, says in (
+        (["constant", str(tmp_path / "none.jsonl"), str(out)], 6, "there is no file"),
+        (["constant", str(tmp_path), str(out)], 6, "format"),
+        (["constant", "-", str(out)], 2, "IN must be a file"),
+        (["constant", str(inputs), str(out), "--params", "{"], 2, "is no JSON"),
+        (["constant", str(inputs), str(out), "--field", "a", "--field", "b=c"], 2, "FIELD=COLUMN"),
+        (["constant", str(inputs), str(tmp_path / "no" / "out.jsonl")], 1, "cannot write"),
+    ):
+        found = run("run", *arguments)
+        assert found.exit_code == code, (arguments, found.stderr)
+        assert says in found.stderr
+    partial = tmp_path / "out.jsonl.partial"
+    partial.write_text(json.dumps({"task": "another"}) + '\n{"line": 1, "result": 1}\n')
+    found = run("run", "constant", str(inputs), str(out))
+    assert found.exit_code == 6
+    assert "of a run with another input" in found.stderr
+    assert os.path.exists(partial)
