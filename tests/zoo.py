@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from pipeq import Client, Ref
 from pipeq.demo import embedded
-from pipeq_worker.stages.outputs import wav
+from pipeq_worker.stages.files import wav
 
 from tests import samples, tiny_models
 from tests.worker_process import WorkerProcess, worker

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pipeq import Client, Ref, State
 from pipeq.demo import embedded
-from pipeq_worker.stages.outputs import wav
+from pipeq_worker.stages.files import wav
 
 from tests import samples, tiny_models
 from tests.worker_process import worker

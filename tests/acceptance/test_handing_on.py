@@ -19,7 +19,7 @@ from pipeq import Client, Ref, State
 from pipeq.contract import keys
 from pipeq.demo import embedded
 from pipeq_worker.settings.sections import ResultSettings
-from pipeq_worker.stages.outputs import wav
+from pipeq_worker.stages.files import wav
 from pipeq_worker.stores.signed import LEARN_S, Signatures
 
 from tests import samples, tiny_models

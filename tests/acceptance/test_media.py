@@ -8,7 +8,7 @@ import pytest
 import transformers
 from pipeq import Ref, State
 from pipeq_worker.media.audio import decode_audio
-from pipeq_worker.stages.decode import decode_image
+from pipeq_worker.media.images import decode_image
 
 from tests.acceptance.conftest import Service
 from tests.media import AUDIO_FORMATS, encode_audio, encode_image, picture, tone

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from pipeq_worker.doctor.cli import doctor as command
-from pipeq_worker.stages.outputs import wav
+from pipeq_worker.stages.files import wav
 
 from tests import samples, tiny_models
 

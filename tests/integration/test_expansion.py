@@ -25,7 +25,7 @@ from pipeq_worker.models.task_types import find
 from pipeq_worker.settings.sections import ParamLimits, PipelineSettings
 from pipeq_worker.stages.closing import close
 from pipeq_worker.stages.device import Ran
-from pipeq_worker.stages.outputs import wav
+from pipeq_worker.stages.files import wav
 
 from tests import tiny_models
 from tests.integration.conftest import Loaded

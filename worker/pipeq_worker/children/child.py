@@ -378,6 +378,10 @@ def import_torch(settings: Settings, threads: int | None) -> None:
         import torch
         import transformers
         import transformers.pipelines  # two thirds of the time; every pipeline needs it
+
+        # So that the first input need not wait for them.
+        from pipeq_worker.media import audio, images, video  # noqa: F401
+        from pipeq_worker.stages import files  # noqa: F401
     finally:
         gc.enable()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from av.audio.frame import AudioFrame
@@ -37,6 +37,9 @@ class Audio:
     It behaves as the ``ffmpeg`` command does, which transformers' pipelines run: damaged packets are skipped, a
     truncated file gives its beginning, and channels are mixed with their power preserved, as (left + right) / sqrt(2).
     """
+
+    #: It still holds the bytes of its file when it has been read.
+    keeps_its_bytes: ClassVar[bool] = True
 
     #: The file's bytes, in any common format.
     data: bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from av.container import InputContainer
@@ -28,6 +28,9 @@ _ALIGNED = 2**16
 @dataclass(frozen=True)
 class Video:
     """A video file that is sampled while it is decoded: only the frames that are asked for are kept in memory."""
+
+    #: It still holds the bytes of its file when it has been read.
+    keeps_its_bytes: ClassVar[bool] = True
 
     data: bytes
     #: The name that error messages use.

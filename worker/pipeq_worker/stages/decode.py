@@ -10,12 +10,9 @@ from typing import Any
 
 from pipeq.contract.errors import ErrorCode, PipeqError
 
-from pipeq_worker.media.audio import Audio
 from pipeq_worker.media.decoded import Decoded
-from pipeq_worker.media.images import decode_image
 from pipeq_worker.media.looks import looks_like
 from pipeq_worker.media.tables import decode_table
-from pipeq_worker.media.video import Video
 from pipeq_worker.models.task_type import Media
 from pipeq_worker.settings.sections import InputSettings
 
@@ -57,18 +54,25 @@ def decode(
         decoded: counts the memory of the task's inputs; by default this input is counted alone.
 
     Returns:
-        Text, columns of a table, or an RGB image; :class:`Audio` and :class:`Video` are decoded while they are read.
+        Text, columns of a table, or an RGB image; ``Audio`` and ``Video`` are decoded while they are read.
 
     Raises:
         PipeqError: ``input_too_large`` or ``input_undecodable``.
     """
     decoded = decoded or Decoded(limits.max_decoded_bytes)
+    # Pillow and FFmpeg are imported with the first input that needs them, or with the models.
     if media is Media.IMAGE:
+        from pipeq_worker.media.images import decode_image
+
         return decode_image(data, name, limits.max_pixels, decoded)
     if media is Media.AUDIO:
+        from pipeq_worker.media.audio import Audio
+
         audio = Audio(data, name, rate, limits.max_audio_s, decoded)
         return audio.whole() if in_chat else audio
     if media is Media.VIDEO:
+        from pipeq_worker.media.video import Video
+
         return Video(data, name, limits.max_pixels, limits.max_video_frames, decoded)
     if media is Media.TABLE:
         return decode_table(data, name, limits, decoded)
@@ -78,4 +82,4 @@ def decode(
 
 def keeps_its_bytes(value: Any) -> bool:
     """Whether a value from :func:`decode` still holds the bytes of its file, because it is decoded while it is read."""
-    return isinstance(value, Audio | Video)
+    return getattr(value, "keeps_its_bytes", False) is True

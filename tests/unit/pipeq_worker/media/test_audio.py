@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq_worker.media.audio import decode_audio
-from pipeq_worker.stages.decode import decode_image
+from pipeq_worker.media.images import decode_image
 
 from tests.unit.media import RATE, encoded, image_bytes, pcm, picture, pitch, wav
 

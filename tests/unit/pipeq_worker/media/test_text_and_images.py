@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq_worker.media.images import decode_image
 from pipeq_worker.media.looks import looks_like
-from pipeq_worker.stages.decode import decode_image, decode_text
+from pipeq_worker.stages.decode import decode_text
 
 from tests.unit.media import image_bytes, pcm, picture, wav
 

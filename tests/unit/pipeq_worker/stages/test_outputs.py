@@ -14,8 +14,9 @@ from PIL import Image
 from pipeq.contract.errors import PipeqError
 from pipeq.contract.message import Ref
 from pipeq_worker.media.audio import decode_audio
-from pipeq_worker.stages.decode import decode_image
-from pipeq_worker.stages.outputs import convert, wav
+from pipeq_worker.media.images import decode_image
+from pipeq_worker.stages.files import wav
+from pipeq_worker.stages.outputs import convert
 from pipeq_worker.stores.signed import sign_objects
 
 from tests.unit.media import picture
