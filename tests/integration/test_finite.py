@@ -18,7 +18,7 @@ from pipeq_worker.models.call import Call
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.quirks.vision import MaskGeneration
 from pipeq_worker.models.task_types import TASK_TYPES
-from pipeq_worker.models.transformers_pipeline import TransformersPipeline, warm_up
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.sections import PipelineSettings
 from pipeq_worker.stages.infer import infer
 from pipeq_worker.stages.task import Item, Task
@@ -72,7 +72,7 @@ def test_weights_that_are_no_numbers(
     with no_numbers(pipeline):
         broken = items_of(pipeline, values, merged)
         infer(pipeline, broken)  # type: ignore[arg-type]
-        warm_up(pipeline)
+        pipeline.warm_up()
     for item in broken:
         assert item.error is not None
         assert item.error.code == "inference_failed"

@@ -18,7 +18,7 @@ from pipeq_worker.doctor.compare import differences
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.model_state import ModelState
 from pipeq_worker.models.running import Row
-from pipeq_worker.models.transformers_pipeline import TransformersPipeline, sample_of
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.sections import PipelineSettings
 from pipeq_worker.stages.infer import infer
 
@@ -228,4 +228,4 @@ def test_every_kind_of_model_knows_its_sample(
             weight.copy_(before)
     assert pipeline._known.is_known()
     assert np.isfinite(sum(float(array.sum()) for array in pipeline._known._answer))
-    assert sample_of(pipeline)
+    assert pipeline.sample()

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from pipeq.contract.errors import PipeqError
+from pipeq_worker.models.calls import overlaid
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline as Loaded
-from pipeq_worker.models.transformers_pipeline import overlaid
 from pipeq_worker.settings.sections import PipelineSettings
 
 from tests import tiny_models

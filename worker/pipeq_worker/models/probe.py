@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from pipeq_worker.models.transformers_pipeline import TransformersPipeline, overlaid, sample_of
+from pipeq_worker.models.calls import overlaid
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def padding_changes(pipeline: TransformersPipeline) -> bool:
     False if this cannot be tested (no tokens, or text generated in half precision).
     """
     half = pipeline._pipe.model.dtype != torch.float32
-    value, params = sample_of(pipeline)
+    value, params = pipeline.sample()
     merged = overlaid(pipeline.settings.params, params)
     if pipeline.task_type.generation is not None:
         if half or "max_new_tokens" not in params:

@@ -11,7 +11,7 @@ import time
 
 from pipeq.contract.errors import PipeqError
 
-from pipeq_worker.models.transformers_pipeline import TransformersPipeline, overlaid, sample_of
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +29,12 @@ def measured(pipeline: TransformersPipeline, warm_up_s: float) -> list[tuple[int
         warm_up_s: what that took, in seconds.
     """
     found: list[tuple[int, int, float]] = []
-    value, params = sample_of(pipeline)
+    value, params = pipeline.sample()
     for items in sorted({1, min(ITEMS, pipeline.limits.max_size)}):
         if items * warm_up_s > MOST_S:
             break
         try:
-            call = pipeline.call(overlaid(pipeline.settings.params, params))
+            call = pipeline.calls.over_own(params)
             rows = [next(iter(pipeline.prepare(value, call))) for _ in range(items)]
             if len({row.group for row in rows}) > 1:
                 break  # an item of this pipeline shares no pass

@@ -19,7 +19,7 @@ from pipeq_worker.models.own import checkpoint
 from pipeq_worker.models.probe import padding_changes
 from pipeq_worker.models.task_type import TaskType
 from pipeq_worker.models.task_types import find, is_task_type
-from pipeq_worker.models.transformers_pipeline import TransformersPipeline, warm_up
+from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.sections import ParamLimits, PipelineSettings, S3Settings
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def load_transformers_pipeline(
             model,
             identity.commit_of(pipe.model),
         )
-        warm_up(pipeline)
+        pipeline.warm_up()
         pipeline.first_passes = seeding.measured(pipeline, time.monotonic() - loaded)
         _check_padding(pipeline)
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import json
 import logging
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +12,6 @@ import numpy as np
 import torch
 import transformers
 from jinja2 import TemplateError
-from PIL import Image
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.status import ModelInfo
@@ -23,17 +19,21 @@ from pipeq.contract.status import ModelInfo
 from pipeq_worker.media import picture_memory
 from pipeq_worker.models import finite, scaling, stopping, together, word_lengths
 from pipeq_worker.models.call import SOLO, Call
+from pipeq_worker.models.calls import Calls
 from pipeq_worker.models.continuous import ContinuousStream
+from pipeq_worker.models.copies import Copies
 from pipeq_worker.models.faults import is_out_of_memory
 from pipeq_worker.models.foreseen import Foreseen
 from pipeq_worker.models.known_sample import KnownSample
-from pipeq_worker.models.model_state import ModelState, PartsState
+from pipeq_worker.models.model_state import ModelState
 from pipeq_worker.models.params.accepted import Accepted
 from pipeq_worker.models.pipeline import BatchLimits, Pipeline, Prepared
 from pipeq_worker.models.quirks.base import Quirks
 from pipeq_worker.models.quirks.generation import Generates
-from pipeq_worker.models.quirks.vision import image_processor, is_labels, picture
+from pipeq_worker.models.quirks.vision import image_processor
 from pipeq_worker.models.running import AllStoppedError, Running
+from pipeq_worker.models.samples import sample_input
+from pipeq_worker.models.sizes import row_bytes, tensor_bytes
 from pipeq_worker.models.task_type import Media, TaskType
 from pipeq_worker.settings.sections import ParamLimits, PipelineSettings
 
@@ -47,12 +47,6 @@ DEFAULT_COST_ACCELERATOR = 32768
 #: each token).
 LAUNCH_COST = {"cpu": 64}
 LAUNCH_COST_ACCELERATOR = 4096
-#: Estimate of what an item's Python objects take in addition to its tensors, in bytes.
-OBJECT_BYTES = 4096
-#: Calls with different parameters that are remembered, and the longest parameters (as JSON) that are.
-CALLS, MOST_KEY = 256, 1024
-#: Parts of a pipeline that keep state between calls, so that each thread needs its own copy.
-_PARTS = ("tokenizer", "feature_extractor", "image_processor", "video_processor", "processor")
 
 
 class TransformersPipeline(Pipeline):
@@ -95,21 +89,18 @@ class TransformersPipeline(Pipeline):
         )
         extractor = pipe.feature_extractor
         self.sampling_rate = getattr(extractor, "sampling_rate", self.sampling_rate)
-        self._pipe = pipe
+        self._pipe, self._copies = pipe, Copies(pipe)
+        self.calls = self._calls_of(settings.params)
+        self.settings = settings.model_copy(update={"params": self.calls.own})
         self.prepares_together = together.is_able(pipe, self.quirks)
         # Outputs repeat the parts of chats, and mask-generation reads its picture in the forward pass.
         self.lets_go_of_inputs = Media.CHAT not in task_type.fields.values() and not task_type.prepares_with_model
         finite.hook(pipe.model)
         stopping.hook(pipe.model)
-        self._local = threading.local()
-        self._copying = threading.Lock()
-        #: Parameters of a task, as JSON -> its call.
-        self._calls: dict[str, Call] = {}
         #: Loads the pipeline again, for :meth:`recover`.
         self.rebuild: Callable[[], transformers.Pipeline] | None = None
         self._state: ModelState | None = None
         self._known: KnownSample | None = None
-        self.settings = settings.model_copy(update={"params": self._own(settings.params)})
 
     def _quirks_of(self, pipe: transformers.Pipeline) -> Quirks:
         made = self.task_type.quirks()(pipe)
@@ -117,88 +108,30 @@ class TransformersPipeline(Pipeline):
         made.bound(pipe, self.settings.max_input_tokens, self.settings.max_item_bytes)
         return made
 
-    def pipe(self) -> transformers.Pipeline:
-        """The calling thread's copy of the pipeline: it has its own tokenizer and processors, and shares the model.
+    def _calls_of(self, own: Mapping[str, Any]) -> Calls:
+        return Calls(self.name, self.task_type, self.accepted, self.quirks, self._copies, own)
 
-        A fast tokenizer that is shared by threads with different truncation returns wrong lengths without an error.
-        """
-        own = getattr(self._local, "pipe", None)
-        if own is None:
-            with self._copying:
-                own = copy.copy(self._pipe)
-                for part in _PARTS:
-                    if hasattr(own, part):
-                        setattr(own, part, copy.deepcopy(getattr(self._pipe, part)))
-            self._local.pipe = own
-            parts = (getattr(own, name, None) for name in _PARTS)
-            self._local.parts = PartsState([part for part in parts if part is not None])
-        return own
+    def pipe(self) -> transformers.Pipeline:
+        """The calling thread's copy of the pipeline."""
+        return self._copies.mine()
 
     def merge(self, params: Mapping[str, Any]) -> Call:
-        try:
-            key = json.dumps(params)
-        except (TypeError, ValueError):  # objects and endless numbers, which no message can hold
-            return self._merge(params)
-        if len(key) > MOST_KEY:
-            return self._merge(params)
-        if (call := self._calls.get(key)) is None:
-            call = self._merge(params)
-            if len(self._calls) >= CALLS:
-                self._calls.clear()
-            self._calls[key] = call
-        return call
+        return self.calls.merge(params, self._check_stream)
 
-    def _merge(self, params: Mapping[str, Any]) -> Call:
-        merged = overlaid(self.settings.params, self.accepted.check(params, self.name))
-        merged = {name: value for name, value in merged.items() if value is not None or self._means_all(name)}
-        for name, example in self.task_type.required:
-            if not is_labels(merged.get(name)):
-                raise PipeqError(
-                    ErrorCode.INVALID_PARAMS,
-                    f"{self.task_type.name} needs the parameter {name}, for instance {example}",
-                )
-        self.accepted.check_together(merged, self.name)
-        call = self.call(merged)
+    def _check_stream(self, call: Call) -> None:
         if self.stream is not None:
             self.stream.check(call.forward)
-        return call
-
-    def _means_all(self, name: str) -> bool:
-        """Whether null is a value of its own; for all other parameters it means transformers' default."""
-        return name == "top_k" and self.task_type.name == "text-classification"
 
     def call(self, params: Mapping[str, Any]) -> Call:
-        """Sorts parameters by the step that uses them, as ``pipe(x, **params)`` would.
-
-        Args:
-            params: checked, and merged over the pipeline's own, as in :meth:`merge`.
-
-        Raises:
-            PipeqError: ``invalid_params``, with transformers' own message.
-        """
-        pipe = self.pipe()
-        try:
-            # A copy, because several pipelines change the dictionaries that they are given.
-            mine = self.quirks.call_params(copy.deepcopy(dict(params)))
-            preprocess, forward, postprocess = pipe._sanitize_parameters(**mine)
-        except (ValueError, TypeError, KeyError) as error:
-            raise PipeqError(ErrorCode.INVALID_PARAMS, f"{self.name!r} refuses the parameters: {error}") from error
-        forward = {**pipe._forward_params, **forward}
-        alike = [params.get(name) for name in self.task_type.group_by]
-        return Call(
-            params,
-            {**pipe._preprocess_params, **preprocess},
-            forward,
-            {**pipe._postprocess_params, **postprocess},
-            key=json.dumps([forward, *alike], sort_keys=True, default=lambda value: type(value).__name__),
-        )
+        """See :meth:`.calls.Calls.call`."""
+        return self.calls.call(params)
 
     def prepare(self, value: Any, call: Call) -> Iterator[Prepared]:
         rows = self.quirks.rows(call.forward)
         for features in self.preprocess(value, call):
             own = self.quirks.group(features, call.forward)
             group = (self.name, call.key, uuid.uuid4().hex if own == SOLO else own)
-            yield Prepared(features, group, rows * self.quirks.cost(features), _nbytes(features))
+            yield Prepared(features, group, rows * self.quirks.cost(features), row_bytes(features))
 
     def prepare_together(self, values: Sequence[Any], call: Call) -> list[Prepared] | None:
         if not (self.prepares_together and together.takes(call.preprocess) and all(type(one) is str for one in values)):
@@ -209,7 +142,7 @@ class TransformersPipeline(Pipeline):
         except BaseException as error:
             if not isinstance(error, Exception) and not _is_panic(error):
                 raise
-            self._put_back(self._restore_parts())
+            self._put_back(self._copies.restore())
             return None  # alone, each of them gives its row, or its own error
 
     def _prepared(self, rows: Sequence[Mapping[str, Any]], call: Call) -> list[Prepared] | None:
@@ -224,7 +157,7 @@ class TransformersPipeline(Pipeline):
                     return None
                 group = (self.name, call.key, own)
                 cost = self.quirks.rows(call.forward) * self.quirks.cost(row)
-                made[shape] = like = Prepared(row, group, cost, _nbytes(row))
+                made[shape] = like = Prepared(row, group, cost, row_bytes(row))
             found.append(Prepared(row, like.group, like.cost, like.nbytes))
         return found
 
@@ -243,7 +176,7 @@ class TransformersPipeline(Pipeline):
         except BaseException as error:
             if not isinstance(error, Exception) and not _is_panic(error):
                 raise
-            self._put_back(self._restore_parts())
+            self._put_back(self._copies.restore())
             if isinstance(error, TemplateError):
                 sentence = f"text is a chat that the model's template refuses: {error}"
                 raise PipeqError(ErrorCode.INVALID_INPUT, sentence) from error
@@ -290,7 +223,7 @@ class TransformersPipeline(Pipeline):
 
     def _put_all_back(self) -> None:
         if self._state is not None:
-            self._put_back(self._state.restore() + self._restore_parts())
+            self._put_back(self._state.restore() + self._copies.restore())
 
     def _forward(self, features: list[Mapping[str, Any]], call: Call) -> list[Any]:
         pipe, call = self.pipe(), call.handed_out()
@@ -325,7 +258,7 @@ class TransformersPipeline(Pipeline):
         try:
             return self.quirks.postprocess(self.pipe(), outputs, call.handed_out())
         except Exception as error:
-            self._put_back(self._restore_parts())
+            self._put_back(self._copies.restore())
             raise PipeqError(
                 ErrorCode.INFERENCE_FAILED,
                 f"{self.name!r} cannot read the model's output: {type(error).__name__}: {error}",
@@ -351,11 +284,27 @@ class TransformersPipeline(Pipeline):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def warm_up(self) -> None:
+        """Runs a tiny input through every step, so that the first task does not pay for lazy set-up."""
+        value, params = self.sample()
+        call = self.calls.over_own(params)
+        outputs = [self.forward([features], call)[0] for features in self.preprocess(value, call)]
+        error = next((one for one in outputs if isinstance(one, PipeqError)), None)
+        if error is not None:
+            # Only logged, because some inputs may still be answered.
+            logger.warning("%s: warm-up: %s", self.name, error.message, extra={"action": "load"})
+            return
+        self.postprocess(outputs, call)
+
+    def sample(self) -> tuple[Any, dict[str, Any]]:
+        """Returns a tiny input, and parameters for it."""
+        return self.quirks.sample(self.pipe()) or (sample_input(self.task_type), {})
+
     def settle(self) -> None:
         """Records the state of the loaded and warmed-up model, to which it is restored after each pass."""
         self._state = ModelState(self._pipe)
-        value, params = sample_of(self)
-        call = self.call(overlaid(self.settings.params, params))
+        value, params = self.sample()
+        call = self.calls.over_own(params)
         features, half = next(iter(self.preprocess(value, call))), self.model.dtype != "float32"
         try:
             known = KnownSample(lambda: self.forward([features], call)[0], self.device, half=half)
@@ -421,16 +370,12 @@ class TransformersPipeline(Pipeline):
         made, pads = self._quirks_of(pipe), self.quirks.pads
         made.pads = made.pads and pads
         self._pipe, self.quirks, self.accepted.pipe = pipe, made, pipe
-        self._local = threading.local()
-        self._calls.clear()
+        self._copies = Copies(pipe)
+        self.calls = self._calls_of(self.settings.params)
         if self.stream is not None and isinstance(made, Generates):
             self.stream.follow(pipe, made)
-        warm_up(self)
+        self.warm_up()
         self.settle()
-
-    def _restore_parts(self) -> list[str]:
-        parts: PartsState | None = getattr(self._local, "parts", None)
-        return [] if parts is None else parts.restore()
 
     def _put_back(self, changed: list[str]) -> None:
         if changed:
@@ -440,15 +385,6 @@ class TransformersPipeline(Pipeline):
                 shown.line(", ".join(changed)),
                 extra={"action": "restore", "pipeline": self.name},
             )
-
-    def _own(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Checks the settings' own parameters. A required one may be missing, because a task may still give it."""
-        checked = self.accepted.check(params, self.name)
-        checked = {name: value for name, value in checked.items() if value is not None or self._means_all(name)}
-        self.accepted.check_together(checked, self.name)
-        if checked:
-            self.call(checked)
-        return checked
 
 
 def _seen(value: Any) -> str:
@@ -467,39 +403,6 @@ def _is_panic(error: BaseException) -> bool:
     return type(error).__name__ == "PanicException"
 
 
-def warm_up(pipeline: TransformersPipeline) -> None:
-    """Runs a tiny input through every step, so that the first task does not pay for lazy set-up."""
-    value, params = sample_of(pipeline)
-    call = pipeline.call(overlaid(pipeline.settings.params, params))
-    outputs = [pipeline.forward([features], call)[0] for features in pipeline.preprocess(value, call)]
-    error = next((one for one in outputs if isinstance(one, PipeqError)), None)
-    if error is not None:
-        # Only logged, because some inputs may still be answered.
-        logger.warning("%s: warm-up: %s", pipeline.name, error.message, extra={"action": "load"})
-        return
-    pipeline.postprocess(outputs, call)
-
-
-def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Merges a pipeline's own parameters with a task's, which win, also if only one of them uses ``generate_kwargs``.
-
-    transformers refuses a parameter of ``generate`` that is given in both places.
-    """
-    merged = {**below, **above}
-    ours, theirs = below.get("generate_kwargs"), above.get("generate_kwargs")
-    if ours and theirs is None and "generate_kwargs" in merged:
-        merged["generate_kwargs"] = {name: value for name, value in ours.items() if name not in above}
-    for name in theirs or ():
-        if name not in above:
-            merged.pop(name, None)
-    return merged
-
-
-def sample_of(pipeline: TransformersPipeline) -> tuple[Any, dict[str, Any]]:
-    """Returns a tiny input of a pipeline, and parameters for it."""
-    return pipeline.quirks.sample(pipeline.pipe()) or (_sample(pipeline.task_type), {})
-
-
 def _devices(pipe: transformers.Pipeline) -> str:
     """The device of a model, or all devices over which accelerate has spread it."""
     spread = getattr(pipe.model, "hf_device_map", None) or {"": pipe.device}
@@ -513,25 +416,3 @@ def _device_name(device: Any) -> str:
 def _has_tokens(features: Mapping[str, Any]) -> bool:
     tokens = features.get("input_ids")
     return isinstance(tokens, torch.Tensor) and tokens.ndim > 1
-
-
-def _nbytes(features: Mapping[str, Any]) -> int:
-    tensors = sum(value.nbytes for value in features.values() if isinstance(value, torch.Tensor))
-    images = sum(value.width * value.height * 3 for value in features.values() if isinstance(value, Image.Image))
-    return tensors + images + OBJECT_BYTES
-
-
-def tensor_bytes(output: Any) -> int:
-    """Bytes of all tensors and arrays in an output, at any depth."""
-    if isinstance(output, torch.Tensor | np.ndarray):
-        return output.nbytes
-    if isinstance(output, Mapping):
-        return sum(tensor_bytes(one) for one in output.values())
-    return sum(tensor_bytes(one) for one in output) if isinstance(output, list | tuple) else 0
-
-
-def _sample(task_type: TaskType) -> Any:
-    samples = {Media.IMAGE: picture(), Media.TEXT: "warm up", Media.TEXTS: "warm up", Media.CHAT: "warm up"}
-    if task_type.main is not None:
-        return samples[task_type.fields[task_type.main]]
-    return {name: samples[media] for name, media in task_type.fields.items() if media in samples}
