@@ -11,6 +11,7 @@ from typing import Any
 
 from redis.exceptions import (
     ConnectionError,  # noqa: A004
+    ResponseError,
     TimeoutError,  # noqa: A004
 )
 
@@ -110,7 +111,7 @@ class AsyncListener:
                 for ear in self._channels.take(reply):
                     if isinstance(ear, AsyncEar):
                         ear.awake.set()
-        except (ConnectionError, TimeoutError) as error:
+        except (ConnectionError, TimeoutError, ResponseError) as error:
             if connection is self._connection:
                 await self._lose(error)
 

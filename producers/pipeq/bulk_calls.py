@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
 from typing import Any
 
-from pipeq import checks, submission
+from pipeq import checks, wanted
 from pipeq.contract import keys
 from pipeq.contract.errors import PipeqError
 from pipeq.contract.status import TaskStatus
@@ -17,9 +17,10 @@ from pipeq.local_inputs import Put
 from pipeq.operator_calls import OperatorCalls
 from pipeq.protocol import Give, Steps, Stream, given, reachable
 from pipeq.read_allow import ReadAllow
-from pipeq.submission import Call, Fed, Submissions, Wanted
+from pipeq.submission import Submissions
 from pipeq.submitting import Served, submit_errors
 from pipeq.waiting import Wait
+from pipeq.wanted import Call, Fed, Wanted
 from pipeq.warn import warn
 
 #: Most tasks that :meth:`BulkCalls.map` has under way, unless its caller says so.
@@ -50,6 +51,7 @@ class BulkCalls(OperatorCalls):
         output: str | Mapping[str, Any] | None = None,
         task_ids: Iterable[str | None] | None = None,
         idempotency_keys: Iterable[str | None] | None = None,
+        custom_ids: Iterable[str | None] | None = None,
         priority: int = keys.JOB_PRIORITY,
         expires_s: float | None = None,
         delay_s: float | None = None,
@@ -69,7 +71,8 @@ class BulkCalls(OperatorCalls):
         ``inputs`` may be any iterable, and is read lazily; in an AsyncClient an asynchronous one, too. ``output`` must
         be a prefix (end in ``/``), or have ``{id}``. ``params`` are for all tasks, or an iterable with those of each.
         ``task_ids`` and ``idempotency_keys`` have a name for each task, or None for a task without one; named tasks
-        take a round trip or two more for each 500. The other arguments are as for :meth:`submit`; with ``max_backlog``
+        take a round trip or two more for each 500. ``custom_ids`` have what you call each task. The other arguments
+        are as for :meth:`submit`; with ``max_backlog``
         it waits for room in the queue, for ever unless ``full_wait_s`` says how long. For a stream without an end, see
         :meth:`submit_each`.
 
@@ -81,24 +84,11 @@ class BulkCalls(OperatorCalls):
                 argument has more or fewer values than ``inputs``; ``invalid_input`` if ``inputs`` itself raises. The
                 tasks before the offending chunk stay queued; the error's ``submitted`` has their ids.
         """
+        given = locals()
         with submit_errors() as submitted, reachable(self.redis_url):
-            wanted, fed = submission.many(inputs, params, task_ids, idempotency_keys)
-            call = submission.call(
-                pipeline,
-                output,
-                priority,
-                expires_s,
-                delay_s,
-                deadline_s,
-                fair_key,
-                timeout_s,
-                headers,
-                check=check,
-                is_many=True,
-                max_backlog=max_backlog,
-                full_wait_s=full_wait_s,
-            )
-            served = yield from self._submissions.run(submitted, call, wanted, fed)
+            tasks, fed = wanted.many(inputs, params, task_ids, idempotency_keys, custom_ids)
+            call = wanted.call(given, is_many=True)
+            served = yield from self._submissions.run(submitted, call, tasks, fed)
             self._note(call, served)
         return submitted
 
@@ -111,6 +101,7 @@ class BulkCalls(OperatorCalls):
         output: str | Mapping[str, Any] | None = None,
         task_ids: Iterable[str | None] | None = None,
         idempotency_keys: Iterable[str | None] | None = None,
+        custom_ids: Iterable[str | None] | None = None,
         priority: int = keys.JOB_PRIORITY,
         expires_s: float | None = None,
         delay_s: float | None = None,
@@ -130,28 +121,15 @@ class BulkCalls(OperatorCalls):
         Raises:
             SubmitError: as :meth:`submit_many` raises; its ``submitted`` is empty, since the ids were yielded.
         """
+        given = locals()
         with submit_errors(), reachable(self.redis_url):
-            wanted, fed = submission.many(inputs, params, task_ids, idempotency_keys)
-            call = submission.call(
-                pipeline,
-                output,
-                priority,
-                expires_s,
-                delay_s,
-                deadline_s,
-                fair_key,
-                timeout_s,
-                headers,
-                check=check,
-                is_many=True,
-                max_backlog=max_backlog,
-                full_wait_s=full_wait_s,
-            )
-        return self._each(call, wanted, fed)
+            tasks, fed = wanted.many(inputs, params, task_ids, idempotency_keys, custom_ids)
+            call = wanted.call(given, is_many=True)
+        return self._each(call, tasks, fed)
 
-    def _each(self, call: Call, wanted: Iterator[Wanted], fed: Fed | None) -> Stream[str]:
+    def _each(self, call: Call, tasks: Iterator[Wanted], fed: Fed | None) -> Stream[str]:
         is_noted = False
-        chunks = self._submissions.chunks(call, wanted, fed, slow_s=SLOW_S)
+        chunks = self._submissions.chunks(call, tasks, fed, slow_s=SLOW_S)
         while True:
             with submit_errors(), reachable(self.redis_url):
                 found = yield from given(chunks)
@@ -208,30 +186,19 @@ class BulkCalls(OperatorCalls):
             ReadError: as :meth:`result` raises.
             SubmitError: as :meth:`submit_many` raises, after the results of the inputs before.
         """
+        given = locals()
         with submit_errors(), reachable(self.redis_url):
             in_flight = checks.in_flight(in_flight, IN_FLIGHT_MOST)
             ordered = checks.flag("ordered", ordered)
             return_exceptions = checks.flag("return_exceptions", return_exceptions)
-            wanted, fed = submission.many(inputs, params, None, None)
-            call = submission.call(
-                pipeline,
-                None,
-                priority,
-                expires_s,
-                None,
-                deadline_s,
-                fair_key,
-                timeout_s,
-                headers,
-                check=check,
-                is_many=True,
-            )
-        return self._map(call, wanted, fed, in_flight, is_ordered=ordered, gives_errors=return_exceptions)
+            tasks, fed = wanted.many(inputs, params)
+            call = wanted.call(given, is_many=True)
+        return self._map(call, tasks, fed, in_flight, is_ordered=ordered, gives_errors=return_exceptions)
 
     def _map(
         self,
         call: Call,
-        wanted: Iterator[Wanted],
+        tasks: Iterator[Wanted],
         fed: Fed | None,
         in_flight: int,
         *,
@@ -243,7 +210,7 @@ class BulkCalls(OperatorCalls):
         ended: dict[str, TaskStatus] = {}
         under_way, is_over, refused = 0, False, None
         wait = Wait(self.status_many, (), None)
-        chunks = self._submissions.chunks(call, wanted, fed, lambda: in_flight - under_way, SLOW_S)
+        chunks = self._submissions.chunks(call, tasks, fed, lambda: in_flight - under_way, SLOW_S)
         is_noted = False
         while True:
             # Not for each single result, since a chunk takes some round trips.

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from pipeq.contract import keys, naming, schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, SettingsError
-from pipeq.contract.message import plain
+from pipeq.contract.message import CUSTOM_ID_MAX, plain
 from pipeq.contract.status import State
 
 #: Longest delay, expiry or wait, in seconds.
@@ -45,6 +45,13 @@ def idempotency_key(value: Any, argument: str = "idempotency_key") -> str:
     if not keys.is_task_id(value):
         refuse(f"{argument} {shown.value(value)} is not {keys.TASK_ID_WORDS}")
     return value
+
+
+def custom_id(value: Any, argument: str = "custom_id") -> str | None:
+    """Checks what a caller calls a task; None stays None."""
+    if value is not None and (not keys.is_readable_id(value) or len(value) > CUSTOM_ID_MAX):
+        refuse(f"{argument} {shown.value(value)} is not text of 1 to {CUSTOM_ID_MAX} characters")
+    return None if value is None else str(value)
 
 
 def task_id(value: Any) -> str:

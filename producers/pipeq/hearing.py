@@ -12,6 +12,7 @@ from typing import Any
 import redis
 from redis.exceptions import (
     ConnectionError,  # noqa: A004
+    ResponseError,
     TimeoutError,  # noqa: A004
 )
 
@@ -108,7 +109,7 @@ class Listener:
             try:
                 while connection.can_read(0):
                     self._channels.take(_next(connection))
-            except (ConnectionError, TimeoutError) as error:
+            except (ConnectionError, TimeoutError, ResponseError) as error:
                 self._lose(error)
         if self._connection is None:
             connection = self._pool.connection_class(**self._pool.connection_kwargs)
@@ -135,7 +136,7 @@ class Listener:
         try:
             if connection.can_read(seconds):
                 reply = _next(connection)
-        except (ConnectionError, TimeoutError) as raised:
+        except (ConnectionError, TimeoutError, ResponseError) as raised:
             error = raised
         finally:
             self._turn.acquire()

@@ -9,6 +9,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from redis.exceptions import (
+    ConnectionError,  # noqa: A004
+    ResponseError,
+)
+
 #: Channels without a listener that end together.
 IDLE_CHANNELS = 200
 #: Most channels of one command.
@@ -105,10 +110,14 @@ class Channels:
         return set()
 
     def lose(self, error: Exception) -> set[Ear]:
-        """Notes that the connection is gone. Returns the ears that must be told."""
+        """Notes that the connection is gone, or is of no use any more. Returns the ears that must be told.
+
+        Redis does not say which subscription it refuses. Those that were confirmed are told that they must begin anew.
+        """
         ears = {ear for some in self._ears.values() for ear in some}
         for ear in ears:
-            ear.lost = error
+            is_of_others = isinstance(error, ResponseError) and not ear.unconfirmed
+            ear.lost = ConnectionError("another subscription was refused") if is_of_others else error
             ear.channels.clear()
             ear.unconfirmed.clear()
         self._ears.clear()

@@ -1,165 +1,23 @@
-"""SUBMISSION: what one call asks for -> envelopes, in chunks. Before: client, checks. After: submitting.
-
-A call may name its tasks, by ids of its own or by idempotency keys: docs/decisions/idempotency.md.
-"""
+"""SUBMISSION: the tasks that one call wants -> envelopes, in chunks. Before: wanted. After: submitting."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
-from typing import Any, NamedTuple
 
-from pipeq import checks
 from pipeq.backlog import room
 from pipeq.contract import keys, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import TaskMessage, plain
 from pipeq.envelope import Envelope, new_id, sha256_of
 from pipeq.local_inputs import Put, has_local, referenced
-from pipeq.once import Name
-from pipeq.protocol import Give, Pull, Steps, Stream, given
+from pipeq.protocol import Give, Steps, Stream, given
 from pipeq.submitting import CHUNK_TASKS, Chunk, Place, Served, Submitter
+from pipeq.wanted import Call, Fed, Wanted
 
-INVALID_INPUT = ErrorCode.INVALID_INPUT
 #: Most known pipelines that an error message names.
 NAMES_SHOWN = 20
-
-
-class Wanted(NamedTuple):
-    """One task, as its caller wants it. Everything but the inputs is checked."""
-
-    inputs: Any
-    params: dict[str, Any]
-    #: The id or the idempotency key that the caller gave it; None for neither.
-    name: Name | None = None
-
-
-class Call(NamedTuple):
-    """What the tasks of one call share. All of it is checked."""
-
-    pipeline: str
-    #: As a message has it: ``uri``, which may have fields to fill in, and ``include_inputs``.
-    output: dict[str, Any] | None
-    priority: int
-    expires_s: float | None
-    delay_s: float | None
-    headers: Mapping[str, Any]
-    #: Whether to refuse a pipeline that no worker has ever served.
-    check: bool
-    #: Whether the caller gave a list, so that errors say which of its inputs they are about.
-    is_many: bool
-    #: Most tasks in the queue afterwards, None for no limit; and how long to wait for room, in seconds, None for ever.
-    max_backlog: int | None = None
-    full_wait_s: float | None = None
-
-
-def call(
-    pipeline: Any,
-    output: Any,
-    priority: Any,
-    expires_s: Any,
-    delay_s: Any,
-    deadline_s: Any,
-    fair_key: Any,
-    timeout_s: Any,
-    headers: Any,
-    *,
-    check: bool,
-    is_many: bool,
-    max_backlog: Any = None,
-    full_wait_s: Any = None,
-) -> Call:
-    """What the tasks of one call share, from its arguments; the first that cannot be used raises an error."""
-    return Call(
-        pipeline=checks.pipeline(pipeline),
-        output=checks.output(output, many=is_many),
-        priority=checks.priority(priority),
-        expires_s=checks.seconds("expires_s", expires_s),
-        delay_s=checks.seconds("delay_s", delay_s),
-        headers=checks.headers(headers) | checks.urgency(deadline_s, fair_key, timeout_s),
-        check=check,
-        is_many=is_many,
-        max_backlog=checks.max_backlog(max_backlog),
-        full_wait_s=checks.seconds("full_wait_s", full_wait_s),
-    )
-
-
-def one(inputs: Any, params: Any, task_id: Any, key: Any) -> Iterator[Wanted]:
-    """The task of ``submit``."""
-    if task_id is not None and key is not None:
-        checks.refuse("task_id and idempotency_key both name the task: give one of them")
-    return iter([Wanted(inputs, checks.params(params), _name("task_id", task_id, "idempotency_key", key))])
-
-
-def many(inputs: Any, params: Any, task_ids: Any, keys_: Any) -> tuple[Iterator[Wanted], Fed | None]:
-    """The tasks of ``submit_many``: the inputs, read lazily, beside what was given for each of them.
-
-    If the inputs come from an asynchronous iterable, the second value is what the first one reads from.
-    """
-    fed = Fed(inputs) if isinstance(inputs, AsyncIterable) else None
-    given = {"task_ids": task_ids, "idempotency_keys": keys_}
-    is_shared = params is None or isinstance(params, Mapping)
-    if not is_shared:
-        given["params"] = params
-    beside = {name: checks.several(name, values, name) for name, values in given.items() if values is not None}
-    values = iter(fed) if fed is not None else checks.several("inputs", inputs, "inputs", INVALID_INPUT)
-    for name in beside:
-        if isinstance(inputs, Sized) and isinstance(given[name], Sized) and len(given[name]) != len(inputs):
-            checks.refuse(f"{name} has {len(given[name])} values for {len(inputs)} inputs: give one for each input")
-    shared = checks.params(params) if is_shared else {}
-    if not beside:
-        return (Wanted(value, shared) for value in values), fed
-    return _paired(values, shared, beside), fed
-
-
-class Fed:
-    """The values of an asynchronous iterable, as steps have taken them: one at a time, each when it is asked for."""
-
-    def __init__(self, values: AsyncIterable[Any]) -> None:
-        self._source = aiter(values)
-        self._taken: list[Any] = []
-        self._count = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        while self._taken:
-            yield self._taken.pop()
-
-    def take(self) -> Steps[None]:
-        """Takes the next one."""
-        try:
-            self._taken = yield Pull(self._source)
-        except Exception as error:
-            sentence = f"inputs raised {shown.value(error, 300)} after {self._count} of them"
-            raise PipeqError(INVALID_INPUT, sentence) from error
-        self._count += len(self._taken)
-
-
-def _paired(inputs: Iterator[Any], shared: dict[str, Any], beside: Mapping[str, Iterator[Any]]) -> Iterator[Wanted]:
-    nothing = object()
-    number = -1
-    for number, value in enumerate(inputs):
-        given = {name: next(values, nothing) for name, values in beside.items()}
-        for name, found in given.items():
-            if found is nothing:
-                checks.refuse(f"{name} ends after {number} values, and inputs goes on: give one for each input")
-        at = f"[{number}]"
-        task_id, key = given.get("task_ids"), given.get("idempotency_keys")
-        if task_id is not None and key is not None:
-            checks.refuse(f"task_ids{at} and idempotency_keys{at} both name the task: give one of them, and None")
-        params = checks.params(given["params"], f"params{at}") if "params" in given else shared
-        yield Wanted(value, params, _name(f"task_ids{at}", task_id, f"idempotency_keys{at}", key))
-    for name, values in beside.items():
-        if next(values, nothing) is not nothing:
-            checks.refuse(f"{name} goes on, and inputs ends after {number + 1}: give one for each input")
-
-
-def _name(id_argument: str, task_id: Any, key_argument: str, key: Any) -> Name | None:
-    if key is not None:
-        return Name(checks.idempotency_key(key, key_argument), True, key_argument)
-    if task_id is not None:
-        return Name(checks.new_task_id(task_id, id_argument), False, id_argument)
-    return None
 
 
 class Submissions:
@@ -262,6 +120,8 @@ class Submissions:
 
     def _envelope(self, call: Call, task: Wanted) -> Envelope:
         fields = {"pipeline": call.pipeline, "inputs": plain(task.inputs), "params": task.params, "output": call.output}
+        if task.custom_id is not None:
+            fields["custom_id"] = task.custom_id
         message = TaskMessage.parse(fields)
         now = time.time()
         name = task.name

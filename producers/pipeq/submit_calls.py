@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from pipeq import submission
+from pipeq import wanted
 from pipeq.bulk_calls import BulkCalls, NoLiveWorkerWarning
 from pipeq.contract import keys
 from pipeq.protocol import Steps, reachable
@@ -35,6 +35,7 @@ class Calls(BulkCalls):
         output: str | Mapping[str, Any] | None = None,
         task_id: str | None = None,
         idempotency_key: str | None = None,
+        custom_id: str | None = None,
         priority: int = keys.DEFAULT_PRIORITY,
         expires_s: float | None = None,
         delay_s: float | None = None,
@@ -64,6 +65,7 @@ class Calls(BulkCalls):
                 with this key waits, runs or has succeeded, submitting it again returns its id and changes nothing; one
                 that failed, expired or was cancelled frees its key. With other inputs, params, output or pipeline it
                 is an error. Redis keeps it as long as the task's record: a day after its end, 7 days at most.
+            custom_id: what you call the task, for ``{custom_id}`` in ``output``; others may have the same.
             priority: 0 is served first, 9 last. The default of :meth:`submit_many` is 6.
             expires_s: seconds from now after which no worker may begin the task.
             delay_s: seconds from now before which no worker may begin the task.
@@ -91,23 +93,10 @@ class Calls(BulkCalls):
         Warns:
             NoLiveWorkerWarning: no worker serves the pipeline now.
         """
+        given = locals()
         with submit_errors() as submitted, reachable(self.redis_url):
-            wanted = submission.one(inputs, params, task_id, idempotency_key)
-            call = submission.call(
-                pipeline,
-                output,
-                priority,
-                expires_s,
-                delay_s,
-                deadline_s,
-                fair_key,
-                timeout_s,
-                headers,
-                check=check,
-                is_many=False,
-                max_backlog=max_backlog,
-                full_wait_s=full_wait_s,
-            )
-            served = yield from self._submissions.run(submitted, call, wanted)
+            tasks = wanted.one(inputs, params, task_id, idempotency_key, custom_id)
+            call = wanted.call(given, is_many=False)
+            served = yield from self._submissions.run(submitted, call, tasks)
             self._note(call, served)
         return submitted[0]

@@ -105,15 +105,14 @@ def test_each_field(
     assert set(FOUND) == set(naming.FIELDS)
     days, ids, expected = {time.strftime("%Y-%m-%d", time.gmtime())}, {}, {}
     for field, value in FOUND.items():
-        if field == "custom_id" and sender == "client":
-            continue  # rows of jobs and messages have one
         task_id = str(uuid.uuid4())
         output = f"{places.prefixes[scheme]}{sender}/x-{{{field}}}/{{id}}.json"
         message = {"pipeline": PIPELINE, "inputs": [INPUT] if is_list else INPUT, "output": {"uri": output}}
         if field == "custom_id":
             message["custom_id"] = "row/7"
         if sender == "client":
-            client.submit(PIPELINE, message["inputs"], output=output, task_id=task_id)
+            custom_id = message.get("custom_id")
+            client.submit(PIPELINE, message["inputs"], output=output, task_id=task_id, custom_id=custom_id)
         elif sender == "bare":
             db.lpush(PIPELINE, json.dumps({"id": task_id, **message}))
         else:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import shutil
 import signal
 import subprocess
@@ -27,48 +26,8 @@ from pipeq.demo import embedded
 from tests import both_clients
 from tests.commands import run
 from tests.integration.conftest import PIPELINE
+from tests.odd import ODD
 
-
-class Odd:
-    """A value that is no JSON, and whose repr raises."""
-
-    def __repr__(self) -> str:
-        raise RuntimeError("no repr")
-
-
-LOOP: list[Any] = []
-LOOP.append(LOOP)
-DEEP: Any = []
-for _ in range(50_000):
-    DEEP = [DEEP]
-#: Values of every kind.
-ODD: dict[str, Any] = {
-    "none": None,
-    "true": True,
-    "int": 5,
-    "negative": -1,
-    "huge": 10**5000,
-    "float": 2.5,
-    "nan": math.nan,
-    "inf": math.inf,
-    "empty": "",
-    "text": "text",
-    "surrogate": "\udc80",
-    "escape": "\x1b[2J\n",
-    "long": "x" * 300_000,
-    "bytes": b"bytes",
-    "list": [1],
-    "nested": [[None]],
-    "loop": LOOP,
-    "deep": DEEP,
-    "set": {1, 2},
-    "mapping": {"a": 1},
-    "wrong keys": {1: 2, b"x": 3},
-    "not json": {"a": object()},
-    "object": Odd(),
-    "class": int,
-    "generator": (n for n in [1]),
-}
 #: The kinds of values that each argument takes; other kinds are refused, and the argument is named.
 TAKES: dict[str, set[str]] = {
     "pipeline": {"text"},
@@ -90,6 +49,7 @@ TAKES: dict[str, set[str]] = {
     "output": {"none"},
     "task_id": {"none", "text", "escape"},
     "idempotency_key": {"none", "text", "escape"},
+    "custom_id": {"none", "text", "escape"},
     "priority": {"int"},
     "expires_s": {"none", "int", "float"},
     "delay_s": {"none", "int", "float"},
@@ -433,6 +393,7 @@ OPTIONS = {
     "--params": ["x", "5", '"x"', "null"],
     "--task-id": ["", "x" * 1001],
     "--idempotency-key": ["", "x" * 1001],
+    "--custom-id": ["", "x" * 501],
     "--output": ["", "x", "s3://", "http://h/", "file:relative", "\x1b[2J"],
     "--priority": ["x", "-1", "10", "1.5"],
     "--expires": ["x", "-1", "0", "nan", "inf", "1e300"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import json
 import threading
@@ -269,3 +270,18 @@ def test_a_redis_that_is_not_there_is_said(new: Any) -> None:
     for call in (client.map, client.submit_each):
         with pytest.raises(RedisUnavailableError):
             next(call(PIPELINE, ["x"]))
+
+
+def test_each_task_has_its_custom_id(client: Client, db: redis.Redis) -> None:
+    names = ["row 1", None, "row 3"]
+    output = "s3://results/{custom_id}-{id}.json"
+    with pytest.raises(SubmitError, match=r"inputs\[1\].*custom_id"):
+        client.submit_many(PIPELINE, ["a", "b", "c"], custom_ids=names, output=output)
+    client.submit_many(PIPELINE, ["a", "b", "c"], custom_ids=names, priority=0)
+    list(client.submit_each(PIPELINE, ["d"], custom_ids=["row 4"], priority=0))
+    bodies = [base64.b64decode(json.loads(one)["body"]) for one in reversed(db.lrange(PIPELINE, 0, -1))]
+    assert [json.loads(one)[1].get("custom_id") for one in bodies] == [*names, "row 4"]
+    with pytest.raises(SubmitError, match="custom_ids has 1 values for 2 inputs"):
+        client.submit_many(PIPELINE, ["a", "b"], custom_ids=["row"])
+    with pytest.raises(SubmitError, match=r"custom_ids\[1\] 5 is not text"):
+        client.submit_many(PIPELINE, ["a", "b"], custom_ids=["row", 5])

@@ -86,6 +86,7 @@ def _form(name: str, says: str) -> Callable[[_F], _F]:
     help="Queue nothing for which a task with this key waits, runs or has succeeded. Of several INPUTs or stdin, the "
     "n-th has the key KEY/n, so a submit that broke off can be repeated.",
 )
+@click.option("--custom-id", metavar="TEXT", help="What you call the task, for {custom_id} in --output; of one INPUT.")
 @click.option(
     "--priority",
     type=click.IntRange(0, 9),
@@ -127,6 +128,7 @@ def submit(
     include_inputs: bool,
     task_id: str | None,
     idempotency_key: str | None,
+    custom_id: str | None,
     priority: int | None,
     expires: float | None,
     deadline: float | None,
@@ -165,7 +167,7 @@ def submit(
     forms = click.get_current_context().meta.get(_FORMS, [])
     if len(forms) > 1:
         raise click.UsageError(f"--{forms[0]} and --{forms[1]} both say how inputs are read: give one of them")
-    given = {"task_id": task_id, "idempotency_key": idempotency_key}
+    given = {"task_id": task_id, "idempotency_key": idempotency_key, "custom_id": custom_id}
     own = {name: text for name, text in given.items() if text is not None}
     if include_inputs and output is None:
         raise click.UsageError("--include-inputs writes to a store: give --output, too")
@@ -180,6 +182,8 @@ def submit(
             options["priority"] = keys.JOB_PRIORITY
         if task_id is not None and not is_one:
             raise click.UsageError("--task-id names one task: give one INPUT, or --idempotency-key for several")
+        if custom_id is not None and not is_one:
+            raise click.UsageError("--custom-id names one task: give one INPUT; names of several results have {stem}")
 
         def done(chunk: list[str]) -> None:
             if waits:

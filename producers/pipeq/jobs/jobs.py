@@ -320,7 +320,7 @@ class JobCalls:
             The number of results, and of errors.
         """
         for name, place in (("results", results), ("errors", errors)):
-            if not isinstance(place, str) and not (place is None and name == "errors"):
+            if not (isinstance(place, str) and place) and not (place is None and name == "errors"):
                 checks.refuse(f"{name} is {shown.value(place)}, not a path or an s3:// URI")
         if inputs is not None and _order(order) != "input":
             checks.refuse("order: the columns of inputs can stand beside the outcomes in the order of the input alone")
