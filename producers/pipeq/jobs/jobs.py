@@ -345,6 +345,9 @@ class JobCalls:
             job_id: the job.
             token: of a worker's claim.
         """
+        job_id = checks.task_id(job_id)
+        if token is not None and not isinstance(token, str):
+            checks.refuse(f"token is {shown.value(token)}, not text")
         if step == "finalize":
             yield from keeping.finalize(job_id, self._read, token)
         elif step in ("expire", "recover"):
