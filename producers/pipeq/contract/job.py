@@ -401,10 +401,10 @@ local function is_open(about)
 end
 
 -- As the record of a pack whose message has other rows than its producer sent: somebody has overwritten it.
-local other_rows = cjson.encode({
-  [RECORD_STATUS] = 'FAILURE',
-  pipeq = {error = {code = 'invalid_message', message = 'its message has other rows than its producer had sent'}},
-})
+local function other_rows()
+  local error = {code = 'invalid_message', message = 'its message has other rows than its producer had sent'}
+  return cjson.encode({[RECORD_STATUS] = 'FAILURE', pipeq = {error = error}})
+end
 
 -- Counts a pack whose rows were read, and keeps those open that go on alone. PACK: what a worker says of it, whether it
 -- is open; ID: its task.
@@ -416,7 +416,7 @@ local function end_pack(pack, id, now)
   local rows = take_pack(about.job, about.field)
   if tonumber(string.match(rows, '^%d+')) ~= about.succeeded + about.failed + #pack.alone then
     redis.call('HSET', JOB_PACKS .. about.job, about.field, rows)
-    return task_ended(id, other_rows, now)
+    return task_ended(id, other_rows(), now)
   end
   for _, one in ipairs(pack.alone) do
     redis.call('HSET', JOB_PACKS .. about.job, one[5], one[6])
