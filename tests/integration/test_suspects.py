@@ -227,7 +227,7 @@ def delivery_of(leases: Leases | None, tag: str = "", **about: Any) -> Delivery:
 
 
 MESSAGE = '{"id": "task-1", "pipeline": "q"}'
-QUEUED = record._QUEUED_HEAD + ' "result": null}'
+QUEUED = record.QUEUED_HEAD + ' "result": null}'
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ QUEUED = record._QUEUED_HEAD + ' "result": null}'
         (MESSAGE, None, True),
         (MESSAGE, QUEUED, True),
         (MESSAGE, '{"status": "QUEUED"}', True),
-        (MESSAGE, record._STARTED_HEAD + "}", False),
+        (MESSAGE, record.STARTED_HEAD + "}", False),
         (MESSAGE, '{"status": "REVOKED"}', False),
         (MESSAGE, "no record", False),
         (MESSAGE, ["a list"], False),
