@@ -13,7 +13,7 @@ from pipeq import checks, wanted
 from pipeq.contract import keys
 from pipeq.contract.errors import PipeqError
 from pipeq.contract.status import TaskStatus
-from pipeq.local_inputs import Put
+from pipeq.local_inputs import Store
 from pipeq.operator_calls import OperatorCalls
 from pipeq.protocol import Give, Steps, Stream, given, reachable
 from pipeq.read_allow import ReadAllow
@@ -38,9 +38,9 @@ class NoLiveWorkerWarning(UserWarning):
 class BulkCalls(OperatorCalls):
     """Calls that submit many tasks."""
 
-    def __init__(self, redis_url: str, allow: ReadAllow, max_message_bytes: int, put_object: Put | None = None) -> None:
+    def __init__(self, redis_url: str, allow: ReadAllow, max_message_bytes: int, store: Store | None = None) -> None:
         super().__init__(redis_url, allow, max_message_bytes)
-        self._submissions = Submissions(self.pipelines, max_message_bytes, put_object)
+        self._submissions = Submissions(self.pipelines, max_message_bytes, store)
 
     def submit_many(
         self,

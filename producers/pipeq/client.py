@@ -36,8 +36,9 @@ class Configured:
         allow: prefixes below which results may be read, such as ``s3://results/``, your workers' store; by default
             those of PIPEQ_CLIENT_ALLOW. The outputs of this client's own submits are added.
         max_message_bytes: larger messages are refused with ``input_too_large``; workers have the same limit.
-        upload: a prefix that the workers may read, such as ``s3://inputs/``, to which inputs from this machine go that
-            are too large for a message, and all local files; by default that of PIPEQ_CLIENT_UPLOAD, or none.
+        upload: a prefix that the workers may read, such as ``s3://inputs/`` (or ``gs://``, ``az://``, ``file://``), to
+            which inputs from this machine go that are too large for a message, and all local files, up to 8 at once; by
+            default that of PIPEQ_CLIENT_UPLOAD, or none.
 
     Raises (from the constructor):
         SettingsError: naming the argument; a RedisUrlError for the URL.
@@ -55,9 +56,10 @@ class Configured:
         self.max_message_bytes = checks.max_bytes(max_message_bytes)
         if not isinstance(self.redis_url, str):
             raise RedisUrlError(f"redis_url is a {type(redis_url).__name__}, not a text")
-        upload = os.environ.get(VARIABLE) or None if upload is None else upload
-        put_object = None if upload is None else Upload(upload).put
-        self._steps = Calls(self.redis_url, ReadAllow(allow), self.max_message_bytes, put_object)
+        #: Where inputs from this machine go that are too large for a message, and local files; None for nowhere.
+        self.upload = os.environ.get(VARIABLE) or None if upload is None else upload
+        store = None if self.upload is None else Upload(self.upload)
+        self._steps = Calls(self.redis_url, ReadAllow(allow), self.max_message_bytes, store)
         try:
             self._connect()
         except ValueError as error:
@@ -77,8 +79,9 @@ class Client(Configured):
             ``s3://results/``, your workers' store; by default those of PIPEQ_CLIENT_ALLOW. The outputs of this client's
             own submits are added.
         max_message_bytes: larger messages are refused with ``input_too_large``; workers have the same limit.
-        upload: a prefix that the workers may read, such as ``s3://inputs/``, to which inputs from this machine go that
-            are too large for a message, and all local files; by default that of PIPEQ_CLIENT_UPLOAD, or none.
+        upload: a prefix that the workers may read, such as ``s3://inputs/`` (or ``gs://``, ``az://``, ``file://``), to
+            which inputs from this machine go that are too large for a message, and all local files, up to 8 at once; by
+            default that of PIPEQ_CLIENT_UPLOAD, or none.
 
     Every method raises RedisUnavailableError if Redis cannot be reached, and PipeqError (``invalid_message``,
     ``invalid_input``, ``invalid_params``) for an argument that cannot be used.

@@ -13,20 +13,29 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError
-from pipeq.protocol import Run, Steps
+from pipeq.protocol import Steps
 
 #: Share of a message that may be base64; inputs beside it, and the envelope, need the rest.
 INLINE_SHARE = 0.75
 #: Levels that are searched; what is nested deeper is refused as no JSON afterwards.
 DEPTH = 20
-#: Puts the bytes, or the file at a path, with this media type into the store, and returns the URI.
-Put = Callable[[bytes | Path, str | None], str]
+#: Steps that say where bytes, or the file at a path, with this media type will be in the store.
+Placing = Callable[[bytes | Path, str | None], Steps[str]]
+
+
+class Store(Protocol):
+    """Where inputs go that are too large for a message; see uploading."""
+
+    def place(self, data: bytes | Path, media_type: str | None) -> str:
+        """The URI of an object, which is not written yet."""
+
+    def write(self, uri: str, data: bytes | Path) -> None:
+        """Writes it."""
 
 
 def has_local(value: Any, files: bool, depth: int = DEPTH) -> bool:
@@ -40,50 +49,50 @@ def has_local(value: Any, files: bool, depth: int = DEPTH) -> bool:
     return _is_bytes(value) or _is_array(value) or _is_picture(value) or (files and isinstance(value, Path))
 
 
-def referenced(value: Any, put: Put | None, max_message_bytes: int) -> Steps[Any]:
+def referenced(value: Any, place: Placing | None, max_message_bytes: int) -> Steps[Any]:
     """Returns a value with references in the place of what is in the caller's memory, or in local files.
 
     Raises:
-        PipeqError: ``invalid_input``: it cannot be sent; ``input_unavailable``: it could not be uploaded.
+        PipeqError: ``invalid_input``: it cannot be sent; ``input_not_found``: there is no such file.
     """
     left = [int(max_message_bytes * INLINE_SHARE)]
-    return (yield from _referenced(value, put, left, DEPTH))
+    return (yield from _referenced(value, place, left, DEPTH))
 
 
-def _referenced(value: Any, put: Put | None, left: list[int], depth: int) -> Steps[Any]:
+def _referenced(value: Any, place: Placing | None, left: list[int], depth: int) -> Steps[Any]:
     if isinstance(value, Mapping) and _is_sound(value):
-        return (yield from _sent(wav(value["array"], value["sampling_rate"]), "audio/wav", put, left))
+        return (yield from _sent(wav(value["array"], value["sampling_rate"]), "audio/wav", place, left))
     if depth and isinstance(value, Mapping):
         found = {}
         for key, item in value.items():
-            found[key] = yield from _referenced(item, put, left, depth - 1)
+            found[key] = yield from _referenced(item, place, left, depth - 1)
         return found
     if depth and isinstance(value, list | tuple):
         items = []
         for item in value:
-            items.append((yield from _referenced(item, put, left, depth - 1)))
+            items.append((yield from _referenced(item, place, left, depth - 1)))
         return items
     if _is_bytes(value):
-        return (yield from _sent(bytes(value), None, put, left))
+        return (yield from _sent(bytes(value), None, place, left))
     if _is_array(value):
-        return (yield from _sent(png(value), "image/png", put, left))
+        return (yield from _sent(png(value), "image/png", place, left))
     if _is_picture(value):
-        return (yield from _sent(_encoded(value), "image/png", put, left))
-    if put is not None and isinstance(value, Path):
-        return (yield from _sent(value, None, put, left))
+        return (yield from _sent(_encoded(value), "image/png", place, left))
+    if place is not None and isinstance(value, Path):
+        return (yield from _sent(value, None, place, left))
     return value
 
 
-def _sent(data: bytes | Path, media_type: str | None, put: Put | None, left: list[int]) -> Steps[dict[str, Any]]:
+def _sent(data: bytes | Path, media_type: str | None, place: Placing | None, left: list[int]) -> Steps[dict[str, Any]]:
     encoded = (len(data) + 2) // 3 * 4 if isinstance(data, bytes) else 0
     found: dict[str, Any]
-    if isinstance(data, bytes) and (put is None or encoded <= left[0]):
+    if isinstance(data, bytes) and (place is None or encoded <= left[0]):
         # Without a store, what is too large is said once, of the whole message.
         found = {"base64": base64.b64encode(data).decode("ascii")}
         left[0] -= encoded
     else:
-        assert put is not None
-        found = {"uri": (yield Run(partial(put, data, media_type)))}
+        assert place is not None
+        found = {"uri": (yield from place(data, media_type))}
     return found | ({"media_type": media_type} if media_type else {})
 
 

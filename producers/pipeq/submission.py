@@ -11,9 +11,10 @@ from pipeq.contract import keys, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import TaskMessage, plain
 from pipeq.envelope import Envelope, new_id, sha256_of
-from pipeq.local_inputs import Put, has_local, referenced
+from pipeq.local_inputs import Store, has_local, referenced
 from pipeq.protocol import Give, Steps, Stream, given
 from pipeq.submitting import CHUNK_TASKS, Chunk, Place, Served, Submitter
+from pipeq.uploads import Uploads
 from pipeq.wanted import Call, Fed, Wanted
 
 #: Most known pipelines that an error message names.
@@ -26,16 +27,16 @@ class Submissions:
     Args:
         pipelines: steps to the names of all pipelines that a worker has ever served.
         max_message_bytes: larger messages are refused.
-        put_object: uploads inputs that are too large for a message; None if the client has no store.
+        store: where inputs go that are too large for a message; None if the client has none.
     """
 
     def __init__(
         self,
         pipelines: Callable[[], Steps[Iterable[str]]],
         max_message_bytes: int,
-        put_object: Put | None = None,
+        store: Store | None = None,
     ) -> None:
-        self._put_object = put_object
+        self._store = store
         self._submitter = Submitter()
         self._pipelines = pipelines
         self._max_message_bytes = max_message_bytes
@@ -75,6 +76,7 @@ class Submissions:
         place = Place(call.pipeline, keys.list_key(call.pipeline, call.priority), call.delay_s)
         most_at_once = CHUNK_TASKS if call.max_backlog is None else max(1, call.max_backlog // 4)
         chunk, number, is_checked = Chunk(), 0, not call.check
+        uploads = None if self._store is None else Uploads(self._store)
         while True:
             asked_at = time.monotonic()
             if fed is not None:
@@ -82,40 +84,44 @@ class Submissions:
             if (task := next(wanted, None)) is None:
                 break
             is_slow = time.monotonic() - asked_at > slow_s
-            envelope, body = yield from self._checked(call, task, number)
+            envelope, body = yield from self._checked(call, task, number, uploads)
             if not is_checked:
                 yield from self._check_known(call.pipeline)
                 is_checked = True
             chunk.add(envelope, body, task.name)
             number += 1
+            if uploads is not None and uploads.is_full:
+                yield from _flush(call, uploads)
             if chunk.is_full or is_slow or len(chunk.ids) >= min(most_at_once, most()):
-                yield Give((yield from self._put(call, place, chunk)))
+                yield Give((yield from self._put(call, place, chunk, uploads)))
                 chunk = Chunk()
         if chunk.ids:
-            yield Give((yield from self._put(call, place, chunk)))
+            yield Give((yield from self._put(call, place, chunk, uploads)))
         return None
 
-    def _put(self, call: Call, place: Place, chunk: Chunk) -> Steps[tuple[list[str], Served]]:
+    def _put(self, call: Call, place: Place, chunk: Chunk, uploads: Uploads | None) -> Steps[tuple[list[str], Served]]:
         if call.max_backlog is not None:
             yield from room(call.pipeline, len(chunk.ids), call.max_backlog, call.full_wait_s)
+        if uploads is not None:
+            yield from _flush(call, uploads)
         served = yield from self._submitter.put(place, chunk)
         return chunk.ids, served
 
-    def _checked(self, call: Call, task: Wanted, number: int) -> Steps[tuple[Envelope, str]]:
+    def _checked(self, call: Call, task: Wanted, number: int, uploads: Uploads | None) -> Steps[tuple[Envelope, str]]:
         try:
-            is_local = has_local(task.inputs, self._put_object is not None)
+            is_local = has_local(task.inputs, uploads is not None)
             if is_local:
-                inputs = yield from referenced(task.inputs, self._put_object, self._max_message_bytes)
+                if uploads is not None:
+                    uploads.number = number
+                place = None if uploads is None else uploads.place
+                inputs = yield from referenced(task.inputs, place, self._max_message_bytes)
                 task = task._replace(inputs=inputs)
             envelope = self._envelope(call, task)
             body = envelope.body()
             if len(body) > self._max_message_bytes:
-                raise _too_large(len(body), self._max_message_bytes, is_local and self._put_object is None)
+                raise _too_large(len(body), self._max_message_bytes, is_local and uploads is None)
         except PipeqError as error:
-            if not call.is_many:
-                raise
-            sentence = f"inputs[{number}]: {error.message}"
-            raise PipeqError(error.code, sentence, error.retryable) from error.__cause__
+            raise _at(call, number, error) from error.__cause__
         return envelope, body
 
     def _envelope(self, call: Call, task: Wanted) -> Envelope:
@@ -155,6 +161,19 @@ class Submissions:
             f"no worker has ever served {pipeline!r} (known: {names}{more}): {hint}start one with "
             f"`pipeq worker {pipeline}`, or pass check=False (--no-check) to queue it anyway",
         )
+
+
+def _flush(call: Call, uploads: Uploads) -> Steps[None]:
+    if (failed := (yield from uploads.flush())) is not None:
+        number, error = failed
+        raise _at(call, number, error) from error.__cause__
+
+
+def _at(call: Call, number: int, error: PipeqError) -> PipeqError:
+    """The error of one input; of a list, with its position."""
+    if not call.is_many:
+        return error
+    return PipeqError(error.code, f"inputs[{number}]: {error.message}", error.retryable)
 
 
 def _too_large(size: int, limit: int, wants_store: bool) -> PipeqError:

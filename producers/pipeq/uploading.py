@@ -10,11 +10,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from threading import Lock
+from typing import Any
 from urllib.parse import quote, unquote
 
 from pipeq.contract import schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, SettingsError
+from pipeq.contract.extras import require
 from pipeq.local_inputs import name_of
 from pipeq.s3_client import s3_client
 
@@ -23,10 +27,11 @@ VARIABLE = "PIPEQ_CLIENT_UPLOAD"
 
 
 class Upload:
-    """A prefix in a store: ``s3://bucket/prefix/`` or ``file:///folder/``.
+    """A prefix in a store: ``s3://bucket/prefix/``, ``gs://``, ``az://`` or ``file:///folder/``. Threads may share it.
 
     Raises (from the constructor):
         SettingsError: it cannot be used; the sentence names it.
+        MissingPackageError: its package is not installed.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -36,44 +41,84 @@ class Upload:
             raise SettingsError(
                 f"upload: {shown.value(prefix)} is no prefix like s3://inputs/ or file:///data/inputs/ (it ends in '/')"
             )
+        require(scheme)
         self._prefix = prefix
-        self._write = _WRITERS[scheme]
+        # Made at the first write: it takes a while, and most clients upload nothing.
+        self._writer = cache(_WRITERS[scheme])
+        self._lock = Lock()
 
-    def put(self, data: bytes | Path, media_type: str | None) -> str:
-        """Writes an object, and returns its URI.
+    def place(self, data: bytes | Path, media_type: str | None) -> str:
+        """The URI of an object, which is not written yet. Reads a file to its end.
 
         Raises:
-            PipeqError: ``input_not_found``: there is no such file; ``input_unavailable``: the store does not take it.
+            PipeqError: ``input_not_found``: there is no such file.
         """
         try:
-            name = name_of(data, media_type)
+            return self._prefix + quote(name_of(data, media_type))
         except OSError as error:
             raise PipeqError(
                 ErrorCode.INPUT_NOT_FOUND, f"cannot read {shown.value(str(data))}: {shown.line(str(error))}"
             ) from error
-        uri = self._prefix + quote(name)
+
+    def write(self, uri: str, data: bytes | Path) -> None:
+        """Writes an object.
+
+        Raises:
+            PipeqError: ``input_unavailable``: the store does not take it.
+        """
         try:
-            self._write(uri, data)
-        except OSError as error:
+            with self._lock:
+                writer = self._writer()
+            writer(uri, data)
+        except Exception as error:  # each library has its own errors, without a common base class
             raise PipeqError(
                 ErrorCode.INPUT_UNAVAILABLE, f"cannot upload to {shown.uri(uri)}: {shown.line(str(error))}"
             ) from error
-        return uri
 
 
-def _write_s3(uri: str, data: bytes | Path) -> None:
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
+#: Writes an object.
+Writer = Callable[[str, bytes | Path], None]
 
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    try:
-        client = s3_client()
+
+def _s3() -> Writer:
+    client = s3_client()
+
+    def write(uri: str, data: bytes | Path) -> None:
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
         if isinstance(data, Path):
             client.upload_file(str(data), bucket, key)
         else:
             client.put_object(Bucket=bucket, Key=key, Body=data)
-    except (BotoCoreError, Boto3Error, ClientError, ValueError) as error:
-        raise OSError(str(error)) from error
+
+    return write
+
+
+def _gs() -> Writer:
+    # gcsfs.GCSFileSystem would first ask for the bucket's layout, by gRPC, which may take a minute.
+    from gcsfs.core import GCSFileSystem
+
+    return _fsspec(GCSFileSystem(access="read_write", use_listings_cache=False))
+
+
+def _az() -> Writer:
+    from adlfs.spec import AzureBlobFileSystem
+
+    return _fsspec(AzureBlobFileSystem(use_listings_cache=False))
+
+
+def _fsspec(files: Any) -> Writer:
+    def write(uri: str, data: bytes | Path) -> None:
+        name = uri.partition("://")[2]
+        if isinstance(data, Path):
+            files.put_file(str(data), name)
+        else:
+            files.pipe_file(name, data)
+
+    return write
+
+
+def _file() -> Writer:
+    return _write_file
 
 
 def _write_file(uri: str, data: bytes | Path) -> None:
@@ -97,4 +142,5 @@ def _write_file(uri: str, data: bytes | Path) -> None:
         raise
 
 
-_WRITERS: dict[str, Callable[[str, bytes | Path], None]] = {"s3": _write_s3, "file": _write_file}
+#: Scheme -> makes what writes there.
+_WRITERS: dict[str, Callable[[], Writer]] = {"s3": _s3, "gs": _gs, "az": _az, "file": _file}

@@ -401,6 +401,7 @@ OPTIONS = {
     "--task-timeout": ["x", "-1", "0", "nan", "inf", "1e300"],
     "--fair-key": ["", "x" * 1000],
     "--timeout": ["x", "-1", "nan", "inf", "1e300"],
+    "--upload": ["", "x", "s3://", "https://h/", "file://x", "s3://b"],
     "--allow": ["", "x", "s3://", "https://h/", "file://x"],
     "--redis-url": ["x", "http://h/", "redis://h:x/"],
 }

@@ -296,3 +296,28 @@ def test_progress_on_a_terminal_and_results_in_a_pipe(client: Client, db: redis.
     assert "1/2" in drawn
     assert "\x1b[3" not in drawn, "NO_COLOR: no colours"
     assert client.status(ids[1]).state is State.QUEUED
+
+
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_local_files_are_uploaded_where_the_workers_read_them(
+    db: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "photos" / name).write_bytes(name.encode())
+    there = f"{tmp_path.as_uri()}/store/"
+    options = ["--upload", there] if by == "option" else []
+    if by == "variable":
+        monkeypatch.setenv("PIPEQ_CLIENT_UPLOAD", there)
+    pattern = f"{tmp_path}/photos/*.png"
+    assert run("submit", PIPELINE, pattern, "--file", *options, "--priority", "0").exit_code == 0
+    uris = [one["uri"] for one in inputs_of(db, PIPELINE)]
+    assert all(uri.startswith(there) for uri in uris)
+    assert [Path(uri.removeprefix("file://")).read_bytes() for uri in uris] == [b"a.png", b"b.png"]
+    # What is a URI stays where it is.
+    assert run("submit", PIPELINE, "s3://b/k.png", *options).exit_code == 0
+    assert inputs_of(db, PIPELINE)[-1] == {"uri": "s3://b/k.png"}
+    monkeypatch.setenv("PIPEQ_CLIENT_UPLOAD", "nowhere")
+    done = run("submit", PIPELINE, "x")
+    assert done.exit_code == 2
+    assert "PIPEQ_CLIENT_UPLOAD" in done.stderr

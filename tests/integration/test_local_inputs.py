@@ -8,6 +8,8 @@ import json
 import struct
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,15 @@ import numpy as np
 import pytest
 import redis
 from PIL import Image
-from pipeq import Client, PipeqError, SettingsError, SubmitError
+from pipeq import Client, PipeqError, SettingsError, SubmitError, uploading, uploads
+from pipeq.contract import keys
 from pipeq.demo.embedded import S3Server
 from pipeq_worker.media.audio import decode_audio
 
 from tests import both_clients
 from tests.integration.conftest import PIPELINE, New
+from tests.integration.test_fsspec_stores import lead
+from tests.object_servers import object_server
 
 
 @pytest.fixture(params=both_clients.KINDS)
@@ -173,3 +178,64 @@ print([name for name in ("numpy", "PIL", "boto3") if name in sys.modules])
 """
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
     assert struct.unpack("<4s", base64.b64decode(sent(db)[1]["base64"])[:4]) == (b"RIFF",)
+
+
+def test_several_are_uploaded_at_once_and_before_their_tasks_are_queued(
+    new: New, db: redis.Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, now, most = uploading._write_file, [0], [0]
+    lock = threading.Lock()
+
+    def slow(uri: str, data: bytes | Path) -> None:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+            assert db.llen(queue) == 0
+        time.sleep(0.02)
+        write(uri, data)
+        with lock:
+            now[0] -= 1
+
+    monkeypatch.setitem(uploading._WRITERS, "file", lambda: slow)
+    queue = keys.list_key(PIPELINE, keys.JOB_PRIORITY)
+    client = new(valkey_url, upload=f"{tmp_path.as_uri()}/out/")
+    files = []
+    for number in range(100):
+        files.append(tmp_path / f"{number}.bin")
+        files[-1].write_bytes(b"%d" % number)
+    client.submit_many(PIPELINE, files)
+    assert 2 <= most[0] <= uploads.AT_ONCE
+    messages = [json.loads(one) for one in reversed(db.lrange(queue, 0, -1))]
+    found = [json.loads(base64.b64decode(one["body"]))[1]["inputs"]["uri"] for one in messages]
+    assert [Path(one.removeprefix("file://")).read_bytes() for one in found] == [b"%d" % n for n in range(100)]
+    # One that cannot be uploaded is named, and no task of its chunk is queued.
+    db.delete(queue)
+    monkeypatch.setattr(uploads, "WAITING", 4)
+    files[7].unlink()
+    with pytest.raises(SubmitError, match=r"inputs\[7\]: cannot read .*7\.bin") as caught:
+        client.submit_many(PIPELINE, iter(files))
+    assert caught.value.code == "input_not_found"
+
+    def refusing(uri: str, data: bytes | Path) -> None:
+        if isinstance(data, Path) and data.name == "5.bin":
+            raise OSError("no room")
+
+    monkeypatch.setitem(uploading._WRITERS, "file", lambda: refusing)
+    with pytest.raises(SubmitError, match=r"inputs\[5\]: cannot upload to .*no room") as caught:
+        new(valkey_url, upload=f"{tmp_path.as_uri()}/out/").submit_many(PIPELINE, files[:7])
+    assert (caught.value.code, caught.value.submitted) == ("input_unavailable", ())
+    assert db.llen(queue) == 0
+
+
+@pytest.mark.parametrize("scheme", ["gs", "az"])
+def test_an_upload_to_another_store(
+    new: New, db: redis.Redis, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    (tmp_path / "a.bin").write_bytes(b"file")
+    with object_server() as server:
+        lead(server, monkeypatch)
+        client = new(valkey_url, upload=f"{scheme}://bucket/mine/", allow=[f"{scheme}://bucket/mine/"])
+        client.submit(PIPELINE, [b"x" * 300_000, tmp_path / "a.bin"])
+        large, file = sent(db)
+        assert client.read(large) == b"x" * 300_000
+        assert client.read(file) == b"file"

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -59,6 +60,7 @@ class Reader:
         text: whether every argument and every line is plain text.
         files: whether every argument is a URI, a file, or names files by wildcards, also where text is expected.
         form: how content is read.
+        uploads: whether the client uploads files; otherwise they are references to files that the workers can open.
     """
 
     takes: Callable[[], str | None]
@@ -67,6 +69,7 @@ class Reader:
     text: bool = False
     files: bool = False
     form: Form = "auto"
+    uploads: bool = False
     _has_said: bool = False
 
     def values(self, arguments: Sequence[str]) -> Iterator[Value | Paused]:
@@ -111,7 +114,7 @@ class Reader:
             return
         if self._has_wildcards(argument):
             for path in self._paths(argument):
-                yield _value(Ref.from_path(path), path)
+                yield _value(self._reference(path), path)
             return
         yield self._single(argument, shown.line(repr(argument), 80))
 
@@ -121,13 +124,13 @@ class Reader:
         if not self.files and (found := _json(text)) is not None:
             return _value(found, text, where)
         if self._wants_files:
-            return _value(Ref.from_path(self._file(text)), text, where)
+            return _value(self._reference(self._file(text)), text, where)
         if self._kind in TEXT_KINDS:
             self._say_if_a_file(text)
         elif self._kind is None:
             return self._guess(text, where)
         elif os.path.isfile(text):
-            return _value(Ref.from_path(text), text, where)
+            return _value(self._reference(text), text, where)
         return _value(text, text, where)
 
     def _ref(self, uri: str) -> Ref:
@@ -139,10 +142,13 @@ class Reader:
             )
         return Ref(uri)
 
+    def _reference(self, path: str) -> Path | Ref:
+        return Path(path) if self.uploads else Ref.from_path(path)
+
     def _guess(self, text: str, where: str) -> Value:
         """Nothing is known of the pipeline."""
         if os.path.isfile(text):
-            return _value(Ref.from_path(text), text, where)
+            return _value(self._reference(text), text, where)
         if os.path.isdir(text):
             raise click.UsageError(f"{text!r} is a folder: name the files in it, or pass --text if it is text")
         if match := SCHEME.match(text):

@@ -52,6 +52,13 @@ allow_option = click.option(
     "Default: PIPEQ_CLIENT_ALLOW.",
 )
 
+upload_option = click.option(
+    "--upload",
+    metavar="URI",
+    help="Upload local files there, a prefix that the workers may read, such as s3://inputs/; without it, the workers "
+    "must be able to open them under the same path. Default: PIPEQ_CLIENT_UPLOAD.",
+)
+
 #: Unit of a length of time -> seconds.
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -70,7 +77,7 @@ def parse_age(_: click.Context, __: click.Parameter, text: str | None) -> float 
 
 
 @contextmanager
-def connected(redis_url: str | None, allow: tuple[str, ...] = ()) -> Iterator[Client]:
+def connected(redis_url: str | None, allow: tuple[str, ...] = (), upload: str | None = None) -> Iterator[Client]:
     """A client, whose warnings are lines on stderr.
 
     Raises:
@@ -79,11 +86,14 @@ def connected(redis_url: str | None, allow: tuple[str, ...] = ()) -> Iterator[Cl
     if unknown := variables.unknown(os.environ):
         raise click.UsageError("; ".join(unknown))
     try:
-        client = Client(redis_url, allow=allow) if allow else Client(redis_url)
+        client = Client(redis_url, allow=allow or None, upload=upload)
     except RedisUrlError as error:
         raise click.BadParameter(error.message, param_hint="--redis-url") from error
     except SettingsError as error:
-        hint = "--allow" if allow else "PIPEQ_CLIENT_ALLOW"
+        option, variable, given = "--allow", "PIPEQ_CLIENT_ALLOW", bool(allow)
+        if error.message.startswith("upload"):
+            option, variable, given = "--upload", "PIPEQ_CLIENT_UPLOAD", upload is not None
+        hint = option if given else variable
         raise click.BadParameter(error.message, param_hint=hint) from error
     with client, _warnings_as_lines():
         yield client

@@ -21,6 +21,7 @@ from pipeq.cli.options import (
     json_lines,
     redis_url_option,
     timeout_option,
+    upload_option,
     wait_option,
 )
 from pipeq.cli.params import parse_params
@@ -115,6 +116,7 @@ def _form(name: str, says: str) -> Callable[[_F], _F]:
 @_form("jsonl", "Read files or stdin: each line is one input, in JSON.")
 @_form("document", "Read files or stdin: each is one input as a whole.")
 @click.option("--no-check", is_flag=True, help="Queue even for a pipeline that no worker has ever served.")
+@upload_option
 @wait_option
 @timeout_option
 @allow_option
@@ -135,6 +137,7 @@ def submit(
     task_timeout: float | None,
     fair_key: str | None,
     no_check: bool,
+    upload: str | None,
     wait: bool,
     timeout: float | None,
     allow: tuple[str, ...],
@@ -145,8 +148,8 @@ def submit(
 
     An INPUT is a URI (s3://, file://, https://, gs://, az://, hf://); a prefix such as s3://scans/2026/, or
     's3://scans/*.png'; a JSON object or array, which may hold {"uri": "s3://..."}; or else what the pipeline takes. For
-    text, that is text. For images, audio and video it is a file, or 'photos/*.png', that the workers can open under the
-    same path.
+    text, that is text. For images, audio and video it is a file, or 'photos/*.png': with --upload one of this machine,
+    otherwise one that the workers can open under the same path.
 
     `-` reads stdin, an INPUT a line, blank lines left out. With --lines, --jsonl or --document an INPUT is a file whose
     content is read here and travels in the messages, or `-`.
@@ -173,7 +176,7 @@ def submit(
         raise click.UsageError("--include-inputs writes to a store: give --output, too")
     waits = wait or timeout is not None
     ids: list[str] = []
-    with connected(redis_url, allow) as client:
+    with connected(redis_url, allow, upload) as client:
         if params and not no_check:
             check_params(params, _registered(client, pipeline), pipeline)
         reader = _reader(client, pipeline, *forms)
@@ -225,6 +228,7 @@ def _reader(client: Client, pipeline: str, form: str = "") -> Reader:
         text=form == "text",
         files=form == "file",
         form=forms.get(form, "auto"),
+        uploads=client.upload is not None,
     )
 
 

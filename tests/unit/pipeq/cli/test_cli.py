@@ -39,7 +39,10 @@ class Recorder:
         self.calls: list[tuple[str, Any, dict[str, Any]]] = []
         self._fail_at = fail_at
 
-    def __call__(self, redis_url: str | None) -> "Recorder":
+    #: Where local files are uploaded.
+    upload = None
+
+    def __call__(self, redis_url: str | None, **_: Any) -> "Recorder":
         return self
 
     def __enter__(self) -> "Recorder":
