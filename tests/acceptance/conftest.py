@@ -24,7 +24,12 @@ SERVED = {
     "automatic-speech-recognition": ("automatic-speech-recognition", "whisper"),
     "ctc": ("automatic-speech-recognition", "ctc_layer_norm"),
     "document-question-answering": ("document-question-answering", "layoutlm"),
+    "image-text-to-text": ("image-text-to-text", "llava"),
+    "any-to-any": ("any-to-any", "qwen2_audio"),
+    "decision": ("decision", "decision_chat"),
 }
+#: Threads that prepare for each of its pipelines, on a machine of any size.
+PREPARE_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -76,9 +81,10 @@ def service(
         f'[results]\nallow = ["{results.as_uri()}/", "s3://results/"]\nstore = "s3://results/store/"\n'
         + "".join(sections)
     )
+    more = {"retry_backoff_s": 0.2, "prepare_threads": PREPARE_THREADS}
     with (
         embedded.valkey() as url,
-        worker(folder, url, "--config", config, retry_backoff_s=0.2, **s3_server.env()) as process,
+        worker(folder, url, "--config", config, **more, **s3_server.env()) as process,
         Client(url, allow=["s3://results/", f"{results.as_uri()}/"]) as client,
     ):
         process.wait_ready(client, "text-embedding", "top-two", *SERVED)

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from pipeq import Client, State
-from pipeq.demo import embedded
 
-from tests import tiny_models
-from tests.worker_process import worker
+from tests.acceptance.conftest import PREPARE_THREADS, Service
 
 TASK = "zero-shot-classification"
 
 
-@pytest.fixture(scope="module")
-def client(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    folder = tmp_path_factory.mktemp("amplifiers")
-    with (
-        embedded.valkey() as url,
-        worker(folder, url, f"{TASK}={tiny_models.build('nli', tiny)}", prepare_threads=2) as process,
-        Client(url) as client,
-    ):
-        process.wait_ready(client, TASK)
-        yield client
+@pytest.fixture
+def client(service: Service) -> Client:
+    return service.client
 
 
 def test_more_items_than_a_task_may_have_are_refused_at_once(client: Client) -> None:
@@ -42,7 +31,7 @@ def test_more_items_than_a_task_may_have_are_refused_at_once(client: Client) -> 
 
 def test_large_tasks_hold_up_nobody_and_end_when_they_are_cancelled(client: Client) -> None:
     labels = [f"l{at}" for at in range(500)]
-    large = [client.submit(TASK, ["fox"] * 40, params={"candidate_labels": labels}) for _ in range(2)]
+    large = [client.submit(TASK, ["fox"] * 40, params={"candidate_labels": labels}) for _ in range(PREPARE_THREADS)]
     while not all(status.state is State.RUNNING for status in client.status_many(large)):
         time.sleep(0.05)
     few = {"candidate_labels": ["fox", "dog"]}

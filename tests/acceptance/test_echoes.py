@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pipeq import Client, Ref, State
-from pipeq.demo import embedded
 from pipeq_worker.stages.files import wav
 
-from tests import samples, tiny_models
-from tests.worker_process import worker
+from tests import samples
+from tests.acceptance.conftest import Service
 
 GREEDY = {"generate_kwargs": {"max_new_tokens": 2, "do_sample": False}}
-MODELS = {
-    "text-generation": "llama",
-    "image-text-to-text": "llava",
-    "any-to-any": "qwen2_audio",
-    "decision": "decision_chat",
-    "zero-shot-classification": "nli",
-}
-
 SOUND = {"audio": [0.5] * 2000, "sampling_rate": 16_000}
 CLIMBING = {"..": {"..": {"victim.objects": SOUND}}}
 #: Additional fields that a turn or a part may have.
@@ -45,10 +35,11 @@ class Served:
 
     def answer(self, pipeline: str, inputs: Any, params: dict[str, Any] | None = None) -> Any:
         """Returns a task's result, and checks that the store holds nothing else."""
-        task = self.client.submit(pipeline, inputs, params=params)
+        # It goes to the store, so that nothing hides inline.
+        task = self.client.submit(pipeline, inputs, params=params, output=f"{self.results.as_uri()}/")
         status = self.client.wait(task, timeout_s=60)
         assert status.state is State.SUCCEEDED, status.error
-        written = [path for path in self.results.rglob("*") if path.is_file()]
+        written = [path for path in self.results.parents[1].rglob("*") if path.is_file()]
         assert written == [self.results / f"{task}.json"]
         result = self.client.result(task, timeout_s=10)
         written[0].unlink()
@@ -56,35 +47,20 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("echoes")
-    inputs, results = folder / "inputs", folder / "deep" / "er" / "results"
-    inputs.mkdir()
+def served(service: Service) -> Served:
+    results = service.results / "echoes" / "deep" / "er"
     results.mkdir(parents=True)
-    config = folder / "pipelines.toml"
-    # Everything goes to the store, so that nothing hides inline.
-    lines = [
-        f'[inputs]\nallow = ["{inputs.as_uri()}/"]\n[results]\nstore = "{results.as_uri()}/"\ninline_max_bytes = 1'
-    ]
-    lines += [f'[pipelines.{task}]\nmodel = "{tiny_models.build(model, tiny)}"' for task, model in MODELS.items()]
-    config.write_text("\n".join(lines))
-    with (
-        embedded.valkey() as url,
-        worker(folder, url, "--config", config) as process,
-        Client(url, allow=[f"{results.as_uri()}/"]) as client,
-    ):
-        process.wait_ready(client, *MODELS)
-        yield Served(client, inputs, results)
+    return Served(service.client, service.inputs, results)
 
 
 @pytest.mark.parametrize("more", MORE)
 def test_a_turn_comes_back_as_it_was_sent(served: Served, more: dict[str, Any]) -> None:
     chat = [{**more, "role": "system", "content": "hello"}, {**more, "role": "user", "content": "hello world"}]
-    got = served.answer("text-generation", chat, GREEDY["generate_kwargs"])
+    got = served.answer("chat", chat, GREEDY["generate_kwargs"])
     assert got[0]["generated_text"][:-1] == chat
     # A turn that was continued has only the model's text in addition.
     chat = [{"role": "user", "content": "hello"}, {**more, "role": "assistant", "content": "hello"}]
-    got = served.answer("text-generation", [chat, chat], GREEDY["generate_kwargs"])
+    got = served.answer("chat", [chat, chat], GREEDY["generate_kwargs"])
     assert [one[0]["generated_text"][0] for one in got] == chat[:1] * 2
     assert got[0][0]["generated_text"][1].keys() == {"role", "content"}
 

@@ -56,7 +56,9 @@ class Served:
             time.sleep(0.05)
 
 
-@pytest.fixture(scope="module", params=[0, 1], ids=["one child", "prepare process"])
+@pytest.fixture(
+    scope="module", params=[pytest.param(0, marks=pytest.mark.long), 1], ids=["one child", "prepare process"]
+)
 def served(request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("said")
     config = folder / "pipelines.toml"

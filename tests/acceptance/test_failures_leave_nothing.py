@@ -8,19 +8,15 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from pipeq import Client
 from pipeq.contract import keys
 from pipeq.contract.record import ENDED
-from pipeq.demo import embedded
 
-from tests import tiny_models
+from tests.acceptance.conftest import Service
 from tests.frames import frame
-from tests.worker_process import WorkerProcess, worker
 
 COUNT = int(os.environ.get("FAILURES", "100"))
 #: Number of tasks that wait at the same time.
@@ -49,21 +45,10 @@ KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
 _numbers = itertools.count()
 
 
-@pytest.fixture(scope="module")
-def served(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WorkerProcess, redis.Redis]]:
-    folder = tmp_path_factory.mktemp("failures")
-    config = folder / "pipelines.toml"
-    models = {TEXT: "classifier", GENERATION: "gpt2"}
-    lines = ["[results]\ndead_letter_max = 10"]
-    lines += [f'[pipelines.{task}]\nmodel = "{tiny_models.build(model, tiny)}"' for task, model in models.items()]
-    config.write_text("\n".join(lines))
-    with (
-        embedded.valkey() as url,
-        worker(folder, url, "--config", config, log_level="ERROR") as process,
-        Client(url) as client,
-    ):
-        process.wait_ready(client, *models)
-        yield process, redis.Redis.from_url(url)
+@pytest.fixture
+def db(service: Service) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(service.client.redis_url) as db:
+        yield db
 
 
 def has_ended(record: bytes | None) -> bool:
@@ -92,8 +77,8 @@ def fail(db: redis.Redis, kind: str, count: int) -> None:
 
 @pytest.mark.timeout(max(240, COUNT / 4))
 @pytest.mark.parametrize("kind", KINDS)
-def test_failures_leave_nothing(served: tuple[WorkerProcess, redis.Redis], kind: str) -> None:
-    process, db = served
+def test_failures_leave_nothing(service: Service, db: redis.Redis, kind: str) -> None:
+    process = service.process
     # The first failures import modules and fill caches.
     fail(db, kind, TASKS_PER_ROUND)
     before = process.resident_mib()

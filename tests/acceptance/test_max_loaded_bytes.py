@@ -34,7 +34,7 @@ def config(folder: Path, model: Path, most: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("prepare_processes", [pytest.param(0, marks=pytest.mark.long), 1])
+@pytest.mark.parametrize("prepare_processes", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_three_pipelines_where_two_fit(redis_url: str, tiny: Path, tmp_path: Path, prepare_processes: int) -> None:
     model = tiny_models.build("classifier", tiny)
     settings = config(tmp_path, model, int(2.5 * weight_bytes(model)))
