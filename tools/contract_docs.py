@@ -106,7 +106,8 @@ def _envelope() -> dict[str, Any]:
         "$id": f"pipeq:{keys.CONTRACT_VERSION}:envelope",
         "title": "Envelope",
         "description": "A message in Celery's protocol 2 inside kombu's frame for Redis. The body is the base64 of the "
-        "JSON [[], kwargs, embed]; kwargs are a message (message.schema.json), embed may be {}.",
+        "JSON [[], kwargs, embed]; kwargs are a message (message.schema.json), or a pack of a job "
+        "(pack.schema.json); embed may be {}.",
         "type": "object",
         "required": ["body", "headers", "properties", "content-type"],
         "properties": {

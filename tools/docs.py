@@ -14,6 +14,7 @@ from pipeq.contract import key_table, schemes
 from pipeq.contract.bare import bare_schema
 from pipeq.contract.headers import headers_schema
 from pipeq.contract.message import Ref, json_schema
+from pipeq.contract.pack import pack_schema
 from pipeq_worker.models.params import refused
 from pipeq_worker.models.params.accepted import ceilings
 from pipeq_worker.models.params.compound import Fields
@@ -44,6 +45,7 @@ def files() -> dict[str, str]:
         "docs/message.schema.json": json_schema(),
         "docs/headers.schema.json": headers_schema(),
         "docs/bare-message.schema.json": bare_schema(),
+        "docs/pack.schema.json": pack_schema(),
         "docs/metrics.md": metrics_docs.page(),
         "docs/any-language.md": contract_docs.page(),
         "docs/keys.json": key_table.table(),

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +18,10 @@ import jsonschema
 import pytest
 import redis
 from celery import Celery
-from pipeq import Client, State
+from pipeq import Client, PipeqError, State
 from pipeq.contract import keys
 from pipeq.contract.message import TaskMessage
+from pipeq.contract.pack import PackMessage, PackOf, PackRow
 from pipeq.demo import embedded
 from pipeq.envelope import Envelope
 
@@ -31,6 +33,7 @@ PROGRAM = ROOT / "examples/node.mjs"
 PIPELINE = "text-classification"
 #: The name of the page's examples, served by a pipeline that needs no model.
 CONFIG = f'max_attempts = 1\n[pipelines.{PIPELINE}]\ntask = "constant"\n'
+PIPEQ = [sys.executable, "-P", "-m", "pipeq"]
 NODE = shutil.which("node") or "node is not installed: the tests of docs/any-language.md need it"
 
 
@@ -169,10 +172,39 @@ def test_a_stock_celery_app_reads_the_result_of_a_bare_task(url: str, client: Cl
         assert failed.state == "FAILURE"
 
 
+def test_a_pack_is_not_pushed_by_others(client: Client, db: redis.Redis) -> None:
+    pack = {"id": "p", "pipeline": PIPELINE, "rows": [{"inputs": "x"}], "job": {"id": "j", "pack": 0}}
+    db.lpush(PIPELINE, json.dumps(pack))
+    status = client.wait("p", 30)
+    assert status.error is not None
+    assert status.error.code == "invalid_message"
+    assert "`pipeq job submit`" in status.error.message
+
+
+def test_any_program_starts_a_job_of_openais_lines(producer_url: str, served: WorkerProcess, tmp_path: Path) -> None:
+    about, body = {"method": "POST", "url": "/v1/embeddings"}, {"model": "any", "input": "hello"}
+    lines = [json.dumps({"custom_id": f"request-{n}", **about, "body": body}) for n in range(3)]
+    lines[1:1] = ["", "no JSON"]
+    command = [*PIPEQ, "job", "submit", PIPELINE, "-", "--json", "--wait", "--results", "out.jsonl"]
+    done = subprocess.run(
+        command, input="\n".join(lines), capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
+        env={**os.environ, "PIPEQ_REDIS_URL": producer_url},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert (last["state"], last["submitted"], last["failed"]) == ("completed", 4, 1)
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(one["line"], one["custom_id"]) for one in found if "result" in one] == [
+        (1, "request-0"), (4, "request-1"), (5, "request-2"),
+    ]  # fmt: skip
+    [bad] = [one for one in found if "error" in one]
+    assert (bad["line"], bad["error"]["code"]) == (3, "invalid_input")
+
+
 def test_what_workers_and_clients_write_keeps_to_the_schemas(client: Client, db: redis.Redis) -> None:
     valid = {
         name: jsonschema.Draft202012Validator(json.loads((ROOT / f"docs/{name}.schema.json").read_text()))
-        for name in ("record", "mark", "envelope", "message", "bare-message")
+        for name in ("record", "mark", "envelope", "message", "bare-message", "pack")
     }
     for one in valid.values():
         one.check_schema(one.schema)
@@ -194,6 +226,17 @@ def test_what_workers_and_clients_write_keeps_to_the_schemas(client: Client, db:
     envelope = Envelope(id="a", message=TaskMessage(pipeline=PIPELINE, inputs="x"), expires_at=time.time() + 9)
     frame = json.loads(envelope.encode(envelope.body()))
     valid["envelope"].validate(frame)
+    rows = (PackRow("x"), PackRow({"text": "y"}, {"seconds": 0}, 2, "b"))
+    for pack in (
+        PackMessage(PIPELINE, rows, PackOf("j", 0)),
+        PackMessage(PIPELINE, rows[:1], PackOf("j", 0, 1), {"a": 1}),
+    ):
+        valid["pack"].validate(pack.to_kwargs())
+        valid["envelope"].validate(json.loads(Envelope(id="j-0", message=pack).encode("[]")))
+        for wrong in ({"inputs": "x"}, {"rows": []}, {"job": {"id": "j"}}):
+            assert not valid["pack"].is_valid({**pack.to_kwargs(), **wrong})
+            with pytest.raises(PipeqError):
+                PackMessage.parse({**pack.to_kwargs(), **wrong})
     assert not valid["envelope"].is_valid({**frame, "headers": {**frame["headers"], "task": "other"}})
 
 

@@ -13,6 +13,7 @@ of the pack that it came from, which ``"row"`` in ``job`` says: its place there.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -139,6 +140,54 @@ def read_of(value: Any) -> PackOf | None:
         return _of(value)
     except PipeqError:
         return None
+
+
+def pack_schema() -> str:
+    """The JSON Schema of a pack, as exported to ``docs/pack.schema.json``."""
+    number = {"type": "integer", "minimum": 0, "maximum": NUMBER_MAX}
+    row = {
+        "type": "object",
+        "required": ["inputs"],
+        "additionalProperties": False,
+        "properties": {
+            "inputs": {"description": "One input: what a task's `inputs` would be without a list."},
+            "params": {"type": ["object", "null"], "description": "They override those of the pack."},
+            "line": {"anyOf": [number, {"type": "null"}], "description": "Where it stands in the job's input, from 1."},
+            "custom_id": {
+                "type": ["string", "null"],
+                "maxLength": CUSTOM_ID_MAX,
+                "description": "What it is called.",
+            },
+        },
+    }
+    of = {
+        "type": "object",
+        "required": ["id", "pack"],
+        "additionalProperties": False,
+        "properties": {
+            "id": {"type": "string", "minLength": 1, "description": "The job's id."},
+            "pack": {**number, "description": "The number of the pack in it."},
+            "row": {"anyOf": [number, {"type": "null"}], "description": "Of a row that goes alone: its place there."},
+        },
+    }
+    output = {"type": "object", "required": ["uri"], "properties": {"uri": {"type": "string"}}}
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"pipeq:{keys.CONTRACT_VERSION}:pack",
+        "title": "PackMessage",
+        "description": "Many rows of a job in one message, in the place of a task. Only jobs queue them.",
+        "type": "object",
+        "required": ["pipeline", "rows", "job"],
+        "additionalProperties": False,
+        "properties": {
+            "pipeline": {"type": "string", "minLength": 1, "maxLength": 200},
+            "rows": {"type": "array", "minItems": 1, "maxItems": ROWS_MAX, "items": row},
+            "job": of,
+            "params": {"type": ["object", "null"], "description": "Parameters of all rows."},
+            "output": {"anyOf": [output, {"type": "null"}], "description": "Where outcomes go that are too large."},
+        },
+    }
+    return json.dumps(schema, indent=2) + "\n"
 
 
 def _of(value: Any) -> PackOf:

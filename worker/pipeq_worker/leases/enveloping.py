@@ -31,11 +31,14 @@ def frame_of(message: dict[str, Any], one: Reserved) -> dict[str, Any]:
         one: where it lay.
 
     Raises:
-        UnreadableError: it has no valid id, or its expiry is no time.
+        UnreadableError: it has no valid id, or its expiry is no time, or it would be a pack.
     """
     task_id = message.get("id")
     if not keys.is_task_id(task_id):
         raise UnreadableError(_wrong_id(message))
+    if "rows" in message:
+        # Its outcomes would go nowhere: a job's record has to know of its packs before they are queued.
+        raise UnreadableError("it has `rows`, as packs of jobs have: submit those with `pipeq job submit`")
     headers: dict[str, Any] = {
         "lang": "json",
         "task": keys.TASK_NAME,
