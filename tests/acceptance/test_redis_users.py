@@ -80,10 +80,10 @@ def test_the_users_of_the_file_can_do_their_work(
         process.wait_ready(operator, QUEUE)
         assert maintainer.keep_events(100_000) == 100_000
         ids = client.submit_many(QUEUE, range(20), priority=0)
-        assert [client.result(task, timeout_s=30) for task in ids] == ["constant"] * 20
-        assert client.result(client.submit(QUEUE, 1, delay_s=0.5), timeout_s=30) == "constant"
+        assert [client.result(task, timeout_s=120) for task in ids] == ["constant"] * 20
+        assert client.result(client.submit(QUEUE, 1, delay_s=0.5), timeout_s=120) == "constant"
         rows = client.jobs.submit(QUEUE, [1, 2, ["a list"]])
-        assert client.jobs.wait(rows, 30).failed == 1
+        assert client.jobs.wait(rows, 120).failed == 1
         assert [one.get("result") for one in client.jobs.results(rows)] == ["constant", "constant", None]
         assert client.jobs.cancel(client.jobs.submit(QUEUE, [1], params={"seconds": 5})).state == "cancelled"
         late = client.jobs.submit(QUEUE, [1, 2], params={"seconds": 5})
@@ -96,7 +96,7 @@ def test_the_users_of_the_file_can_do_their_work(
             assert client.submit(QUEUE, 1, delay_s=60, task_id="own") == "own"
         assert client.cancel("own").state is State.CANCELLED
         # While the record of an ended task lives, its id cannot be reused.
-        assert client.result(client.submit(QUEUE, 1, task_id="mine"), timeout_s=30) == "constant"
+        assert client.result(client.submit(QUEUE, 1, task_id="mine"), timeout_s=120) == "constant"
         assert client.submit(QUEUE, 1, task_id="mine") == "mine"
         with pytest.raises(PipeqError, match="'mine' belongs to a task with other inputs"):
             client.submit(QUEUE, 2, task_id="mine")
@@ -104,16 +104,16 @@ def test_the_users_of_the_file_can_do_their_work(
         one, two = client.submit_many(QUEUE, [1, 2], idempotency_keys=["k", "l"], priority=0)
         assert client.submit_many(QUEUE, [2, 1, 3], idempotency_keys=["l", "k", None], priority=0)[:2] == [two, one]
         for priority in range(10):
-            assert client.result(client.submit(QUEUE, 1, priority=priority), timeout_s=30) == "constant"
+            assert client.result(client.submit(QUEUE, 1, priority=priority), timeout_s=120) == "constant"
         with pytest.raises(PipeqError, match="unknown_pipeline"):
             client.submit("another", 1)
         broken = client.submit(QUEUE, 1, params={"nonsense": 2})
-        assert client.wait(broken, timeout_s=30).state is State.FAILED
+        assert client.wait(broken, timeout_s=120).state is State.FAILED
         (queue,) = operator.queues()
         assert (queue.workers, queue.waiting, queue.dead) == (1, 1, 1)
         assert [letter.task_id for letter in operator.dead()] == [broken]
         assert [one.refused for one in maintainer.dead().retry()] == [None]
-        assert client.wait(broken, timeout_s=30).attempts == 2
+        assert client.wait(broken, timeout_s=120).attempts == 2
         assert [one.refused for one in maintainer.dead().drop()] == [None]
         assert maintainer.purge(QUEUE) == 1  # the one that was cancelled
         later = client.submit(QUEUE, 1, delay_s=60)
@@ -138,7 +138,7 @@ def test_the_users_of_the_file_can_do_their_work(
         app = Celery(broker=server_url, backend=server_url)
         one = app.signature("pipeq.infer", kwargs={"pipeline": QUEUE, "inputs": 1}, queue=QUEUE, immutable=True)
         joined = chord([one, one])(one)
-        assert joined.get(timeout=30) == "constant"
+        assert joined.get(timeout=120) == "constant"
         assert app.control.inspect(timeout=2).ping()
         assert refused(db) == []
         del joined

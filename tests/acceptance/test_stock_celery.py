@@ -129,17 +129,14 @@ def test_inspect(service: Service) -> None:
     assert "pipeq.infer" in next(iter(inspect.registered().values()))
 
 
-def test_priority_zero_overtakes(redis_url: str, tiny: Path, tmp_path: Path) -> None:
-    from tests import tiny_models
-
-    app, model = stock_app(redis_url), tiny_models.build("gpt2", tiny)
-    message = {"pipeline": "text-generation", "inputs": "fox", "params": {"max_new_tokens": 40, "do_sample": False}}
-    send = {"kwargs": message, "queue": "text-generation"}
+def test_priority_zero_overtakes(redis_url: str, tmp_path: Path) -> None:
+    app, config = stock_app(redis_url), tmp_path / "pipelines.toml"
+    config.write_text("[pipelines.constant]\nmax_batch_size = 1\nmax_wait_ms = 0\n")
+    send = {"kwargs": {"pipeline": "constant", "inputs": "fox", "params": {"seconds": 0.03}}, "queue": "constant"}
     bulk = [app.send_task("pipeq.infer", priority=9, **send).id for _ in range(60)]
     urgent = [app.send_task("pipeq.infer", priority=0, **send).id for _ in range(10)]
-    settings = {"prefetch": 8}
-    with worker(tmp_path, redis_url, f"text-generation={model}", **settings), Client(redis_url) as client:
-        ended = {status.id: status.finished_at for status in client.as_completed(bulk + urgent, timeout_s=90)}
+    with worker(tmp_path, redis_url, "--config", config, prefetch=8), Client(redis_url) as client:
+        ended = {status.id: status.finished_at for status in client.as_completed(bulk + urgent, timeout_s=200)}
     assert statistics.mean(ended[task] or 0 for task in urgent) < statistics.mean(ended[task] or 0 for task in bulk)
 
 

@@ -111,10 +111,12 @@ def test_a_killed_workers_messages_are_elsewhere_within_a_lease_a_sweep_and_two_
             firsts = set(db.zrange("pipeq:leases", 0, -1))
             killed_at = time.monotonic()
             first.process.kill()
-            busy_s = 0.0  # how much longer than asked this process slept: the other worker waits for the machine, too
+            # How much longer than asked this process slept: the other worker waits for the machine, too, and several of
+            # its threads after each other.
+            busy_s = 0.0
             while db.zcard("pipeq:leases") < 5 or firsts & set(db.zrange("pipeq:leases", 0, -1)):
                 now = time.monotonic()
-                assert now - killed_at - busy_s < 15 + 5 + 2
+                assert now - killed_at - 3 * busy_s < 15 + 5 + 2
                 time.sleep(0.02)
                 busy_s += time.monotonic() - now - 0.02
             print(f"recovered after {time.monotonic() - killed_at:.1f} s, of which {busy_s:.1f} s were the machine's")

@@ -243,7 +243,7 @@ def test_a_reader_outlives_a_broken_connection(valkey_url: str, client: Client) 
         found: list[str] = []
 
         def read() -> None:
-            for one in far.events("0", timeout_s=10):
+            for one in far.events("0", timeout_s=60):
                 found.append(one.task_id)
                 if len(found) == 4:
                     return
@@ -256,7 +256,7 @@ def test_a_reader_outlives_a_broken_connection(valkey_url: str, client: Client) 
             time.sleep(0.01)
         proxy.cut()
         tasks += submit(client, 2)
-        reader.join(30)
+        reader.join(90)
         assert found == tasks
 
 

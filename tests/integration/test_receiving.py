@@ -59,7 +59,7 @@ def log(process: WorkerProcess) -> Iterator[Callable[[], str]]:
     assert process.process.poll() is None, process.text()
 
 
-def until(met: Callable[[], Any], within_s: float = 20) -> None:
+def until(met: Callable[[], Any], within_s: float = 60) -> None:
     deadline = time.monotonic() + within_s
     while not met():
         assert time.monotonic() < deadline
@@ -184,6 +184,7 @@ def test_a_consumer_that_a_remote_control_cancels_is_seen(
     process: WorkerProcess, url: str, db: redis.Redis, log: Any
 ) -> None:
     control = Celery(broker=url).control
+    until(lambda: control.inspect(timeout=1).ping(), 120)
     control.cancel_consumer("constant")
     until(lambda: "constant" in deaf(db))
     assert "cancel_consumer" in deaf(db)["constant"]["reason"]
@@ -204,7 +205,10 @@ def test_a_worker_that_a_remote_control_shuts_down_is_started_again(
     folder = tmp_path_factory.mktemp("supervised")
     with embedded.valkey() as url, Client(url) as client, worker(folder, url, "constant", "--devices", "cpu") as parent:
         parent.wait_ready(client, "constant")
-        Celery(broker=url).control.shutdown()
-        until(lambda: "ended with code 0; starting it again" in parent.text(), 30)
+        control = Celery(broker=url).control
+        # A broadcast reaches only who listens already.
+        until(lambda: control.inspect(timeout=1).ping(), 120)
+        control.shutdown()
+        until(lambda: "ended with code 0; starting it again" in parent.text(), 120)
         assert serves(url)
         assert parent.stop() == 0

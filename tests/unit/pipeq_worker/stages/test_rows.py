@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,43 +19,51 @@ def item(task: Task, index: int = 0) -> Item:
     return Item(task, index, 0, f"row {index}", group="g", cost=1, nbytes=1)
 
 
+#: Steps of a forward pass, and their seconds.
+STEPS, STEP_S = 200, 0.01
+
+
 class Steps(ConstantPipeline):
     """A pipeline whose forward pass takes steps until nobody wants it."""
 
-    def __init__(self) -> None:
+    def __init__(self, at: Callable[[int], None] = lambda step: None) -> None:
         super().__init__("steps", PipelineSettings(task="constant"))
         self.recovered = 0
+        #: The last step of the last pass.
+        self.step = 0
+        self._at = at
 
     def recover(self) -> None:
         self.recovered += 1
 
     def forward(self, features: list[Any], call: Any, running: Running | None = None) -> list[Any]:
         assert running is not None
-        for step in range(1, 201):
+        for self.step in range(1, STEPS + 1):
             running.check()
-            running.advance([step] * len(features), 200)
-            time.sleep(0.01)
+            running.advance([self.step] * len(features), STEPS)
+            self._at(self.step)
+            time.sleep(STEP_S)
         return features
 
 
 def test_a_pass_whose_rows_are_all_stopped_ends_without_an_error() -> None:
-    pipeline, items = Steps(), [item(Task(id=one)) for one in "ab"]
+    items = [item(Task(id=one)) for one in "ab"]
 
-    def stop() -> None:
-        for one in items:
-            one.row.stop = True
+    def stop(step: int) -> None:
+        if step >= 10:
+            items[step % 2].row.stop = True
 
-    threading.Timer(0.1, stop).start()
-    began = time.monotonic()
+    pipeline = Steps(stop)
     infer(pipeline, items)
-    assert time.monotonic() - began < 1.5
+    # The last of them was stopped at the step before.
+    assert pipeline.step == 12
     assert [(one.output, one.error) for one in items] == [(None, None)] * 2
     assert pipeline.recovered == 0, "nothing failed, so nothing is to be restored"
 
 
 def test_a_row_past_its_deadline_times_out_and_the_others_do_not() -> None:
     pipeline, items = Steps(), [item(Task(id="a")), item(Task(id="b"))]
-    items[0].row.deadline = time.monotonic() + 0.2
+    items[0].row.deadline = time.monotonic() + STEPS * STEP_S / 10
     infer(pipeline, items)
     error = items[0].error
     assert error is not None
@@ -64,10 +72,9 @@ def test_a_row_past_its_deadline_times_out_and_the_others_do_not() -> None:
     assert (items[1].output, items[1].error) == ("row 0", None)
 
     alone = item(Task(id="c"))
-    alone.row.deadline = time.monotonic() + 0.1
-    began = time.monotonic()
+    alone.row.deadline = time.monotonic() + STEPS * STEP_S / 20
     infer(pipeline, [alone])
-    assert time.monotonic() - began < 1.5
+    assert pipeline.step < STEPS
     assert alone.error is not None
     assert alone.error.code == "timeout"
 
