@@ -27,6 +27,7 @@ from redis.exceptions import ResponseError
 
 from pipeq_worker.delivery.worker_app import WorkerApp
 from pipeq_worker.leases import lua
+from pipeq_worker.leases.direct import Direct
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.leases.redis_arguments import over
 from pipeq_worker.observe.failures import failures
@@ -126,7 +127,7 @@ class Backend(RedisBackend):
     """The result backend of one thread; Celery creates one for each thread."""
 
     _buffer: Buffer | None = None
-    _finish_script: Any = None
+    _finish_script: Direct | None = None
     #: Whether events are kept, as Redis said last.
     _tells_events: bool = False
 
@@ -233,7 +234,7 @@ class Backend(RedisBackend):
 
     def _finish(self, entries: list[_Entry], buffer: Buffer) -> None:
         if self._finish_script is None:
-            self._finish_script = self.client.register_script(lua.source("finish", LUA + events.LUA + job.LUA))
+            self._finish_script = Direct(self.client, lua.source("finish", LUA + events.LUA + job.LUA))
         leases = next((entry.leases for entry in entries if entry.leases is not None), None)
         # Without leases, name keys that a restricted Redis user may use; the script does not touch them.
         redis_keys = [keys.RUNNING, *((leases.unacked_key, leases.key) if leases else (keys.UNACKED, keys.LEASES))]

@@ -15,6 +15,7 @@ from pipeq.contract.record import LUA, Before, Mark, attempt, with_lost
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.delivery.times import before_batch
 from pipeq_worker.leases import lua
+from pipeq_worker.leases.direct import Direct
 
 #: What begin.lua returns for a task instead of its number of deaths.
 ENDED, LOST = -1, -2
@@ -29,7 +30,7 @@ class Marks:
     def __init__(self, client: redis.Redis, worker: str) -> None:
         self._redis = client
         self._worker = worker
-        self._begin = client.register_script(lua.source("begin", LUA + events.LUA))
+        self._begin = Direct(client, lua.source("begin", LUA + events.LUA))
         self._back = client.register_script(lua.source("back", LUA + events.LUA))
         self._look = client.register_script(lua.source("look", LUA))
 
