@@ -25,6 +25,7 @@ from pipeq.contract.message import CUSTOM_ID_MAX, Output, TaskMessage
 #: Most rows of one pack, and the largest number that says where a row stands.
 ROWS_MAX = 1000
 NUMBER_MAX = 2**53
+_ROW_FIELDS = frozenset({"inputs", "params", "line", "custom_id"})
 _FIELDS = frozenset({"pipeline", "rows", "job", "params", "output"})
 
 
@@ -206,11 +207,11 @@ def _row(at: int, value: Any) -> PackRow:
         raise _wrong(f"rows[{at}]: not an object with `inputs`")
     found = PackRow(value["inputs"], value.get("params"), value.get("line"), value.get("custom_id"))
     if len(value) > 1:
-        if value.keys() - {"inputs", "params", "line", "custom_id"}:
+        if not value.keys() <= _ROW_FIELDS:
             raise _wrong(f"rows[{at}]: a row has `inputs`, `params`, `line` and `custom_id`, and nothing else")
         if found.params is not None and not isinstance(found.params, dict):
             raise _wrong(f"rows[{at}].params: not an object")
-        if found.line is not None and not _is_number(found.line):
+        if found.line is not None and not (type(found.line) is int and 0 <= found.line <= NUMBER_MAX):
             raise _wrong(f"rows[{at}].line: not a number from 0")
         if found.custom_id is not None and not is_custom_id(found.custom_id):
             raise _wrong(f"rows[{at}].custom_id: not text of at most {CUSTOM_ID_MAX} characters")

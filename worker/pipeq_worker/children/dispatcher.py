@@ -121,6 +121,7 @@ class Dispatcher(Generic[T]):
             marked=lambda tasks: self._ending.marked(tasks),
             again=lambda item: self._put([item]),
             keep=self._residents.keep,
+            may_keep=self._residents.may_keep,
         )
         self._runs: Runs[T] = Runs(self._window, device)
         self._streams: Streams[T] = Streams(device, self._crew.slots)
@@ -300,18 +301,18 @@ class Dispatcher(Generic[T]):
     def _may_run(self) -> bool:
         return self._crew.device.is_serving and self._answers.are_read
 
-    def _put(self, items: Sequence[Item[T]]) -> None:
+    def _put(self, items: Sequence[Item[T]], *, are_alike: bool = False) -> None:
         """Puts items of one pipeline that are ready where they wait for the device."""
         if self._crew.slots(items[0].lane):
             for item in items:
                 self._streams.put(item)
         else:
-            self._offer(items)
+            self._offer(items, are_alike=are_alike)
 
-    def _offer(self, items: Sequence[Item[T]]) -> None:
+    def _offer(self, items: Sequence[Item[T]], *, are_alike: bool = False) -> None:
         """Puts items of one pipeline that are ready into the window."""
         with suppress(Closed):  # draining: the message goes back on its queue
-            self._window.put_all(items, self._crew.limits(items[0].lane))
+            self._window.put_all(items, self._crew.limits(items[0].lane), are_alike=are_alike)
 
     def _cancel(self, tasks: Sequence[T]) -> None:
         """Has the children stop working on tasks."""

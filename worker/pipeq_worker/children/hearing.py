@@ -40,7 +40,8 @@ class Hearing(Generic[T]):
         residents: which pipelines are loaded.
         costs: what forward passes take.
         observer: told of batches.
-        put: puts items of one pipeline that are ready where they wait for the device.
+        put: puts items of one pipeline that are ready where they wait for the device; ``are_alike`` as for
+            :meth:`pipeq_worker.schedule.batcher.Batcher.put_all`.
         late: the error of a task whose time is over.
     """
 
@@ -56,7 +57,7 @@ class Hearing(Generic[T]):
         costs: Costs,
         observer: Observer,
         *,
-        put: Callable[[Sequence[Item[T]]], None],
+        put: Callable[..., None],
         late: Callable[[T], PipeqError],
     ) -> None:
         self._crew = crew
@@ -121,14 +122,15 @@ class Hearing(Generic[T]):
 
     def _ready_rows(self, home: Keeper, messages: Iterable[protocol.ReadyRows]) -> None:
         # The child counts as busy with a pack until it has prepared all of its rows, so it is not given others sooner.
-        items: dict[str, list[Item[T]]] = {}
+        items: list[list[Item[T]]] = []
         with self._inside.lock:
             for said in messages:
                 if (task := self._inside.get(said.task)) is not None and task.lane is not None:
                     task.ready_at = task.ready_at or time.monotonic()
-                    items.setdefault(task.lane, []).extend(items_of_rows(task, home.number, said))
-        for some in items.values():
-            self._put(some)
+                    items.append(items_of_rows(task, home.number, said))
+        for some in items:
+            # While processes die with a pack, each of its items is a group of its own.
+            self._put(some, are_alike=not some[0].task.deaths)
 
     def _ran(self, ran: protocol.Ran) -> None:
         if self._streams.ran(ran.number, ran.seconds):

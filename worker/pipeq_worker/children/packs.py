@@ -23,7 +23,7 @@ def said_of_rows(items: Sequence[Item], exchange: Exchange | None) -> Iterator[p
         items: of one pack.
         exchange: where a prepare process puts them; None in the device process.
     """
-    for (group, _), some in itertools.groupby(items, lambda item: (item.group, id(item.call))):
+    for (group, _), some in itertools.groupby(items, _group_and_call if _has_calls(items) else _group):
         rows = list(some)
         wheres, params = ([], b"") if exchange is None else exchange.keep_rows(rows)
         yield protocol.ReadyRows(
@@ -35,6 +35,19 @@ def said_of_rows(items: Sequence[Item], exchange: Exchange | None) -> Iterator[p
             wheres,
             params,
         )
+
+
+def _has_calls(items: Sequence[Item]) -> bool:
+    """Whether some of the rows have parameters of their own."""
+    return any(task.pack is None or task.pack.calls for task in {item.task for item in items})
+
+
+def _group(item: Item) -> tuple[object, int]:
+    return item.group, 0
+
+
+def _group_and_call(item: Item) -> tuple[object, int]:
+    return item.group, id(item.call)
 
 
 def end_of(pack: Pack) -> protocol.PackEnd | None:

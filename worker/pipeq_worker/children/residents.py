@@ -135,6 +135,10 @@ class Residents(Generic[T]):
         for item in items:
             self._put(item)
 
+    def may_keep(self) -> bool:
+        """Whether a pipeline that is served may be without its weights."""
+        return self._most is not None
+
     def keep(self, item: Item[T]) -> bool:
         """Keeps an item until its pipeline is loaded. Returns False if it is, so that the item may run."""
         if self._most is None:

@@ -55,6 +55,7 @@ class Device(Generic[T]):
         marked: called with tasks that run while they were being marked, when they are.
         again: puts an item that had to wait for that where items wait for the device.
         keep: keeps an item whose pipeline is not loaded, and returns whether it did.
+        may_keep: whether there can be such items.
     """
 
     begin: Callable[[list[T], bool], None]
@@ -69,6 +70,7 @@ class Device(Generic[T]):
     marked: Callable[[list[T]], None]
     again: Callable[[Item[T]], None]
     keep: Callable[[Item[T]], bool] = lambda _: False
+    may_keep: Callable[[], bool] = lambda: True
 
 
 class Runs(Generic[T]):
@@ -235,7 +237,7 @@ class Runs(Generic[T]):
 
     def _start_batch(self, items: list[Item[T]]) -> None:
         life = self._life
-        items = [item for item in items if not item.is_gone and not self._device.keep(item)]
+        items = self._left(items)
         tasks = _tasks_of(items)
         new = [task for task in tasks if task.started_at is None and not task.needs_no_device]
         if new and len(new) == len(tasks) and not any(task.must_be_known() or task.is_expired() for task in new):
@@ -245,12 +247,21 @@ class Runs(Generic[T]):
         for task in tasks:
             if task.needs_no_device or (task.deaths and task.split()):
                 self._device.drop(task)
-        items = [item for item in items if not item.task.needs_no_device]
+        items = _wanted(items, tasks)
+        if not any(task.deaths for task in tasks):
+            if items:
+                self._give(items, life, alone=False)
+            return
         if together := [item for item in items if not item.task.deaths]:
             self._give(together, life, alone=False)
         for item in items:
             if item.task.deaths and not item.task.needs_no_device:
                 self._start_alone(item, life)
+
+    def _left(self, items: list[Item[T]]) -> list[Item[T]]:
+        """Those that have not gone, and whose pipeline is loaded."""
+        found = [item for item in items if item.ticket == item.task.ticket]
+        return [item for item in found if not self._device.keep(item)] if self._device.may_keep() else found
 
     def _give_unmarked(self, items: list[Item[T]], tasks: list[T], life: int) -> None:
         """Gives the device a batch of new tasks, and marks them while it runs.
@@ -263,7 +274,7 @@ class Runs(Generic[T]):
             for task in begun:
                 task.is_marking = True
             try:
-                self._give([item for item in items if not item.task.needs_no_device], life, alone=False)
+                self._give(_wanted(items, tasks), life, alone=False)
                 if begun:
                     self._device.begin(begun, False)
             finally:
@@ -305,13 +316,13 @@ class Runs(Generic[T]):
                 self.put_back(items)
                 return
             # Where the rows of a prepare process lay that has died since, another one may write soon.
-            items = [item for item in items if not item.is_gone and not self._device.keep(item)]
+            items = self._left(items)
             if not items:
                 return
             number = next(self._numbers)
             self._open[number] = items
-            for item in items:
-                self._first.setdefault(item.ticket, number)
+            for ticket in {item.ticket for item in items}:
+                self._first.setdefault(ticket, number)
             # Under the lock, so that its end, or the death of the child, is told after it.
             self._device.observer.batch_began(items[0].lane, len(items))
             # Sent under the lock, so that it cannot reach the child that comes after that one.
@@ -331,4 +342,10 @@ def _is_wanted(item: Item[T]) -> bool:
 
 
 def _tasks_of(items: list[Item[T]]) -> list[T]:
-    return list(dict.fromkeys(item.task for item in items))
+    return list(dict.fromkeys([item.task for item in items]))
+
+
+def _wanted(items: list[Item[T]], tasks: list[T]) -> list[Item[T]]:
+    """Those items whose tasks, which are these, need the device; a task is asked once, though it has many items."""
+    over = {task for task in tasks if task.needs_no_device}
+    return [item for item in items if item.task not in over] if over else items

@@ -21,10 +21,10 @@ class Arrivals:
         #: The same for the whole pipeline, for groups that are new.
         self._all: tuple[float, float] | None = None
 
-    def add(self, group: Hashable, now: float, max_wait_s: float) -> None:
-        """An item of this group came in."""
-        self._groups[group] = _followed(self._groups.pop(group, self._all), now, max_wait_s)
-        self._all = _followed(self._all, now, max_wait_s)
+    def add(self, group: Hashable, now: float, max_wait_s: float, count: int = 1) -> None:
+        """Items of this group came in, all at once."""
+        self._groups[group] = _followed(self._groups.pop(group, self._all), now, max_wait_s, count)
+        self._all = _followed(self._all, now, max_wait_s, count)
         if len(self._groups) > MOST_GROUPS:
             del self._groups[next(iter(self._groups))]
 
@@ -33,8 +33,10 @@ class Arrivals:
         return self._groups[group][1] > LIKELY if group in self._groups else True
 
 
-def _followed(before: tuple[float, float] | None, now: float, max_wait_s: float) -> tuple[float, float]:
+def _followed(before: tuple[float, float] | None, now: float, max_wait_s: float, count: int) -> tuple[float, float]:
     if before is None:
         return now, 1.0
     last, share = before
-    return now, share + LATEST * ((now - last <= max_wait_s) - share)
+    share += LATEST * ((now - last <= max_wait_s) - share)
+    # Each of the others came in time after the one before it.
+    return now, share if count == 1 else 1.0 - (1.0 - share) * (1.0 - LATEST) ** (count - 1)

@@ -6,9 +6,10 @@ there are at most is decided where they lie (stages/shelf.py).
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
@@ -70,8 +71,14 @@ class Batcher(Generic[T]):
         """
         self.put_all([item], limits)
 
-    def put_all(self, items: Sequence[T], limits: BatchLimits) -> None:
-        """Adds items of one pipeline, as :meth:`put` does."""
+    def put_all(self, items: Sequence[T], limits: BatchLimits, *, are_alike: bool = False) -> None:
+        """Adds items of one pipeline, as :meth:`put` does.
+
+        Args:
+            items: the items.
+            limits: those of their pipeline.
+            are_alike: whether they are of one group, and have the same priority, tenant and deadline.
+        """
         if not items:
             return
         learned = self._costs.of(items[0].lane, limits)
@@ -79,8 +86,8 @@ class Batcher(Generic[T]):
             if self._closed:
                 raise Closed
             now = time.monotonic()
-            for item in items:
-                self._window.add(item, learned, now)
+            for some in (items,) if are_alike else _alike(items):
+                self._window.add_all(some, learned, now)
             self._changed.notify_all()
 
     def take(self, *, is_idle: bool = True) -> Batch[T] | None:
@@ -112,6 +119,15 @@ class Batcher(Generic[T]):
             left = self._window.clear()
             self._changed.notify_all()
             return left
+
+
+def _alike(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Those that follow each other and differ in nothing that decides who goes first."""
+    if len(items) == 1:
+        yield items
+        return
+    for _, some in itertools.groupby(items, lambda one: (one.group, one.priority, one.tenant, one.deadline)):
+        yield list(some)
 
 
 class Closed(Exception):  # noqa: N818 - names an event, as queue.Empty does

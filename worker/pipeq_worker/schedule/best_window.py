@@ -20,6 +20,12 @@ def best_window(costs: list[int], must: int, limits: BatchLimits) -> tuple[int, 
     Returns:
         ``(start, stop)``; at least the item itself, even if it alone exceeds the limits.
     """
+    cost = costs[0]
+    if cost == costs[-1] and cost > 0 and limits.launch_cost > 0:
+        # Of equal ones, the more the better.
+        number = min(len(costs), limits.max_size, max(1, limits.max_cost // cost))
+        start = min(must, len(costs) - number)
+        return start, start + number
     prefix = [0]
     for cost in costs:
         prefix.append(prefix[-1] + cost)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Hashable
+from bisect import bisect_left, bisect_right
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Generic, TypeVar
 
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.schedule.batchable import Batchable
-from pipeq_worker.schedule.urgency import Urgency, Waiting, by_due, waiting
+from pipeq_worker.schedule.urgency import PATIENCE_S, Urgency, Waiting, by_due
 
 T = TypeVar("T", bound=Batchable)
 
@@ -23,6 +23,19 @@ class Group(Generic[T]):
     """Items that may share a forward pass, shortest first."""
 
     by_cost: list[Waiting[T]] = field(default_factory=list)
+    #: Whether those that cost the same are in the order in which they are due.
+    is_in_order: bool = True
+
+    def add(self, one: Waiting[T]) -> None:
+        """Adds one."""
+        by_cost = self.by_cost
+        if by_cost and by_cost[-1].cost > one.cost:
+            at = bisect_right(by_cost, one.cost, key=_by_cost)
+            self.is_in_order = self.is_in_order and _are_in_order(by_cost[at - 1] if at else None, one)
+            by_cost.insert(at, one)
+        else:
+            self.is_in_order = self.is_in_order and _are_in_order(by_cost[-1] if by_cost else None, one)
+            by_cost.append(one)
 
     def is_full(self, limits: BatchLimits) -> bool:
         """Whether waiting longer could not make the next batch larger."""
@@ -35,6 +48,10 @@ class Group(Generic[T]):
         return bisect_left(self.by_cost, cost, key=_by_cost), bisect_right(self.by_cost, cost, key=_by_cost)
 
 
+def _are_in_order(before: Waiting[T] | None, one: Waiting[T]) -> bool:
+    return before is None or before.cost != one.cost or by_due(before) <= by_due(one)
+
+
 class Waitings(Generic[T]):
     """The items of one pipeline. Not safe for threads."""
 
@@ -45,16 +62,21 @@ class Waitings(Generic[T]):
 
     def add(self, item: T, now: float, order: int) -> None:
         """Adds an item."""
-        one = waiting(item, item.cost, now, order)
-        if (group := self.groups.get(item.group)) is None:
-            group = self.groups[item.group] = Group()
-        by_cost = group.by_cost
-        if by_cost and by_cost[-1].cost > item.cost:
-            insort(by_cost, one, key=_by_cost)
-        else:
-            by_cost.append(one)
-        self._urgency.add(one)
-        self.count, self.cost, self.nbytes = self.count + 1, self.cost + item.cost, self.nbytes + item.nbytes
+        self.add_all([item], now, order)
+
+    def add_all(self, items: Sequence[T], now: float, order: int) -> None:
+        """Adds items of one group and task, with consecutive numbers from ``order`` on."""
+        first = items[0]
+        due = min(first.deadline, first.arrived + PATIENCE_S)
+        some = [Waiting(item, item.cost, now, due, at) for at, item in enumerate(items, order)]
+        if (group := self.groups.get(first.group)) is None:
+            group = self.groups[first.group] = Group()
+        for one in some:
+            group.add(one)
+        self._urgency.add_all(some)
+        self.count += len(some)
+        self.cost += sum([one.cost for one in some])
+        self.nbytes += sum([item.nbytes for item in items])
 
     def head(self) -> Waiting[T]:
         """The item that is served next. Some item must wait."""
@@ -63,11 +85,18 @@ class Waitings(Generic[T]):
     def take(self, head: Waiting[T], start: int, stop: int) -> list[Waiting[T]]:
         """Removes a slice of the head's group, and returns it. Of items that cost the same, the most urgent go."""
         group = self.groups[head.item.group]
-        chosen = self._urgent(group, head, start, stop)
-        self._urgency.serve(head, chosen)
-        first, last = group.equal(chosen[0].cost)[0], group.equal(chosen[-1].cost)[1]
-        group.by_cost[first:last] = [one for one in group.by_cost[first:last] if not one.is_taken]
-        if not group.by_cost:
+        by_cost = group.by_cost
+        if group.is_in_order and by_cost[0] is head and head.cost == by_cost[-1].cost and self._urgency.is_of_one:
+            # The first ones are the most urgent, whichever slice it is.
+            chosen = by_cost[: stop - start]
+            self._urgency.serve(head, chosen)
+            del by_cost[: stop - start]
+        else:
+            chosen = self._urgent(group, head, start, stop)
+            self._urgency.serve(head, chosen)
+            first, last = group.equal(chosen[0].cost)[0], group.equal(chosen[-1].cost)[1]
+            by_cost[first:last] = [one for one in by_cost[first:last] if not one.is_taken]
+        if not by_cost:
             del self.groups[head.item.group]
         self.count -= len(chosen)
         self.cost -= sum(one.cost for one in chosen)

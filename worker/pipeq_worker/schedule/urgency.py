@@ -8,7 +8,7 @@ comes first, and no stream of items with deadlines delays another one for long.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
@@ -93,6 +93,15 @@ class Urgency(Generic[U]):
         heapq.heappush(tenant.heap, (one.due, one.order, one))
         tenant.count += 1
 
+    def add_all(self, some: Sequence[Waiting[U]]) -> None:
+        """Adds several of one priority and tenant, which are due at the same time."""
+        first, *others = some
+        self.add(first)
+        tenant = self._priorities[first.item.priority].tenants[first.item.tenant]
+        for one in others:
+            heapq.heappush(tenant.heap, (one.due, one.order, one))
+        tenant.count += len(others)
+
     def head(self) -> Waiting[U]:
         """The most urgent one. Some must wait."""
         waiting = {at: one for at, one in self._priorities.items() if one.tenants}
@@ -119,13 +128,16 @@ class Urgency(Generic[U]):
         """The virtual time of the tenant of one that waits."""
         return self._priorities[one.item.priority].turns.time(one.item.tenant)
 
-    def serve(self, head: Waiting[U], taken: Iterable[Waiting[U]]) -> None:
+    def serve(self, head: Waiting[U], taken: Sequence[Waiting[U]]) -> None:
         """Removes some that are served with the head, and counts that as its priority's and as their tenants' turn."""
         served = self._priorities[head.item.priority]
         finish = self.time(head) + head.cost
-        for one in taken:
-            self._priorities[one.item.priority].turns.spend(one.item.tenant, one.cost)
-            self.remove(one)
+        if self.is_of_one:
+            self._remove_all(served, head.item.tenant, taken)
+        else:
+            for one in taken:
+                self._priorities[one.item.priority].turns.spend(one.item.tenant, one.cost)
+                self.remove(one)
         served.turns.advance(finish)
         served.passed_over = 0
         for at, priority in self._priorities.items():
@@ -133,6 +145,17 @@ class Urgency(Generic[U]):
                 priority.passed_over = 0
             elif at > head.item.priority:
                 priority.passed_over += 1
+
+    def _remove_all(self, priority: _Priority[U], name: Hashable, taken: Sequence[Waiting[U]]) -> None:
+        """Removes some that are served, where all that wait have this priority and tenant."""
+        for one in taken:
+            one.is_taken = True
+        priority.turns.spend(name, sum([one.cost for one in taken]))
+        tenant = priority.tenants[name]
+        tenant.count -= len(taken)
+        if not tenant.count:
+            del priority.tenants[name]
+            priority.turns.leave(name)
 
     def remove(self, one: Waiting[U]) -> None:
         """Removes one that is not served."""

@@ -14,7 +14,7 @@ See docs/decisions/batching.md and docs/decisions/urgency.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic
 
@@ -52,14 +52,19 @@ class Window(Generic[T]):
 
     def add(self, item: T, learned: Learned, now: float) -> None:
         """Adds an item; ``learned`` is what was learned of its pipeline."""
-        lane = self._lanes.get(item.lane)
+        self.add_all([item], learned, now)
+
+    def add_all(self, items: Sequence[T], learned: Learned, now: float) -> None:
+        """Adds items of one pipeline, group, priority and tenant, with one deadline, as :meth:`add` does."""
+        first = items[0]
+        lane = self._lanes.get(first.lane)
         if lane is None:
-            lane = self._lanes[item.lane] = _Lane(learned)
+            lane = self._lanes[first.lane] = _Lane(learned)
         if not lane.waiting.count:
-            self._turns.join(item.lane)
-        self._order += 1
-        lane.waiting.add(item, now, self._order)
-        lane.arrivals.add(item.group, now, learned.limits.max_wait_s)
+            self._turns.join(first.lane)
+        lane.waiting.add_all(items, now, self._order + 1)
+        self._order += len(items)
+        lane.arrivals.add(first.group, now, learned.limits.max_wait_s, len(items))
 
     def waiting(self, lane: Hashable) -> tuple[int, int, int]:
         """Number, cost and bytes of a pipeline's items."""
@@ -131,11 +136,7 @@ class Window(Generic[T]):
         self._turns.advance(min(self._turns.time(name) for name, lane in self._lanes.items() if lane.waiting.count))
         group, learned = lane.waiting.groups[head.item.group], lane.learned
         limits = _in_time(learned, head, now)
-        costs = [one.cost for one in group.by_cost]
-        first, after = group.equal(head.cost)
-        # Items of equal cost can stand in for each other, so a window with any of them will do.
-        windows = [best_window(costs, at, limits) for at in {first, after - 1}]
-        start, stop = max(windows, key=lambda window: use(costs, window, limits))
+        start, stop = _slice(group.by_cost, group.equal(head.cost), limits)
         taken = lane.waiting.take(head, start, stop)
         taken.sort(key=lambda one: one.cost)
         self._correct(name, lane)
@@ -144,6 +145,22 @@ class Window(Generic[T]):
         if not lane.waiting.count:
             self._turns.leave(name)
         return [one.item for one in taken]
+
+
+def _slice(by_cost: Sequence[Waiting[T]], equal: tuple[int, int], limits: BatchLimits) -> tuple[int, int]:
+    """The slice that makes best use of a pass with one of those in ``equal``, which cost as much as the head."""
+    first, after = equal
+    # Items of equal cost can stand in for each other, so a window with any of them will do.
+    return max(_window(by_cost, at, limits) for at in {first, after - 1})[1:]
+
+
+def _window(by_cost: Sequence[Waiting[T]], must: int, limits: BatchLimits) -> tuple[float, int, int]:
+    """The best slice with one place in it, and how good its use of a pass is before that."""
+    # Only so many on each side can be in it.
+    low = max(0, must - limits.max_size)
+    costs = [one.cost for one in by_cost[low : must + limits.max_size]]
+    start, stop = best_window(costs, must - low, limits)
+    return use(costs, (start, stop), limits), start + low, stop + low
 
 
 def _in_time(learned: Learned, head: Waiting[T], now: float) -> BatchLimits:

@@ -22,10 +22,14 @@ def close(shelf: Shelf, items: list[Item], ran: Ran, most_bytes: float = math.in
         ran: the batch.
         most_bytes: most bytes that the results of one task may take.
     """
-    wanted = [item for item in items if not item.task.needs_no_device]
+    tasks = dict.fromkeys([item.task for item in items])
+    over = {task for task in tasks if task.needs_no_device}
+    wanted = [item for item in items if item.task not in over] if over else items
     ended = ran.began + ran.seconds
     info = BatchInfo(size=ran.size, padding=round(ran.padding, 4))
-    for task in dict.fromkeys(item.task for item in wanted):
+    for task in tasks:
+        if task in over:
+            continue
         if task.batch is None or info.size > task.batch.size:
             task.batch = info
         task.times.passed(ran.began, ended)
@@ -39,7 +43,7 @@ def close(shelf: Shelf, items: list[Item], ran: Ran, most_bytes: float = math.in
         else:
             _keep(item, most_bytes)
     # A cancelled task's items may have been removed, and closed, meanwhile.
-    counts = Counter(item.task for item in shelf.remove(items))
+    counts = Counter([item.task for item in shelf.remove(items)])
     done = [task for task, count in counts.items() if task.closed(count)]
     for task in done:
         # One that has failed here is not delivered: its pass was the last that it came to.

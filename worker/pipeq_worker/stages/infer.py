@@ -78,10 +78,11 @@ def infer(
         _recover(pipeline)
         _halve(pipeline, items, error, code, on_split, on_pass)
     else:
-        if not any(running.over()):  # otherwise it took less than such a pass takes
+        over = running.over()
+        if not any(over):  # otherwise it took less than such a pass takes
             on_pass(Pass(len(items), padded, time.monotonic() - began))
-        for item, output in zip(items, outputs, strict=True):
-            if item.row.is_over:
+        for item, output, is_over in zip(items, outputs, over, strict=True):
+            if is_over:
                 item.error = late_error(pipeline, item)
             elif isinstance(output, PipeqError):
                 item.error = output

@@ -78,6 +78,8 @@ def convert(
     Raises:
         PipeqError: ``output_failed`` for anything else.
     """
+    if type(output) in (str, float, int, bool):
+        return output, []
     found: list[Object] = []
     return _Converter(found, echoes or {}, audio_key).convert(output, (), is_result=True), found
 

@@ -111,7 +111,9 @@ class Pack:
     def _outcome(self, at: int) -> bytes:
         """One entry of the list, in the form of :mod:`pipeq.contract.job`."""
         row, error = self.rows[at], self.errors.get(at)
-        head = to_json({"row": at, "line": row.line, "custom_id": row.custom_id}, is_finite=True)[:-1]
+        line = b"null" if row.line is None else b"%d" % row.line
+        name = b"null" if row.custom_id is None else to_json(row.custom_id)
+        head = b'{"row":%d,"line":%b,"custom_id":%b' % (at, line, name)
         if error is None:
             return head + b',"result":' + self.results[at] + b"}"
         about = {"code": error.code, "message": error.message, "retryable": error.retryable}

@@ -15,6 +15,7 @@ from pipeq.contract.pack import PackMessage
 
 from pipeq_worker.media.decoded import Decoded
 from pipeq_worker.models.pipeline import Pipeline
+from pipeq_worker.models.task_type import Media
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages import prepare
 from pipeq_worker.stages.accept import read_inputs
@@ -43,7 +44,8 @@ def _read_row(task: Task, pipeline: Pipeline, pack: Pack, at: int, settings: Set
         if row.params:
             pack.calls[at] = pipeline.merge({**task.common_params, **row.params})
         one = _one_input(pipeline, row.inputs, settings)
-        check_items(prepare.least_items([one], task.call_of(at).params), settings)
+        if (count := prepare.least_items((one,), task.call_of(at).params)) > 1:
+            check_items(count, settings)
     except Exception as error:
         pack.fail(at, error)
         return Input({}, True)
@@ -52,7 +54,14 @@ def _read_row(task: Task, pipeline: Pipeline, pack: Pack, at: int, settings: Set
     return one
 
 
+#: What takes any text as it is.
+_TEXT = (Media.TEXT, Media.JSON)
+
+
 def _one_input(pipeline: Pipeline, value: Any, settings: Settings) -> Input:
+    main = pipeline.task_type.main
+    if type(value) is str and value.isascii() and main is not None and pipeline.task_type.fields[main] in _TEXT:
+        return Input({main: value}, True)  # most rows; the other way comes to the same in three times as long
     inputs, is_list = read_inputs(pipeline.task_type, value, settings.inputs)
     if is_list:
         raise PipeqError(ErrorCode.INVALID_INPUT, "a row of a job has one input, and `inputs` is a list of several")
@@ -109,12 +118,13 @@ class PackRows:
     def _alike(self, at: int) -> list[int]:
         """This row, and those after it that may be prepared in one step with it."""
         task, found, nbytes = self._task, [at], 0
-        if not self._pipeline.prepares_together or task.inputs[at].slots:
+        inputs, errors, calls = task.inputs, self._pack.errors, self._pack.calls
+        if not self._pipeline.prepares_together or inputs[at].slots:
             return found
         call = task.call_of(at)
-        for other in range(at + 1, min(at + MOST_TOGETHER, len(task.inputs))):
-            one = task.inputs[other]
-            if other in self._pack.errors or one.slots or task.call_of(other) is not call:
+        for other in range(at + 1, min(at + MOST_TOGETHER, len(inputs))):
+            one = inputs[other]
+            if other in errors or one.slots or (calls and task.call_of(other) is not call):
                 break
             value = one.call_value
             nbytes += len(value) if isinstance(value, str) else 64

@@ -129,9 +129,11 @@ class Placer:
 
     def _row_result(self, task: Task, pack: Pack, at: int, value: Any, objects: list[Object]) -> bytes:
         """The result of a row as JSON. Its objects go to the store if they are too large for that."""
+        if not objects:
+            return _encode(value)
         results, inline = self._results, sum(one.inline_size for one in objects)
         prefix = self._prefix(task)
-        if objects and prefix is not None and inline > results.inline_max_bytes:
+        if prefix is not None and inline > results.inline_max_bytes:
             below = objects_of(f"{prefix}{keys.object_name(f'{task.id}.{at}')}")
             for one in objects:
                 one.put_at(below + one.name)

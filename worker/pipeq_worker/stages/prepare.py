@@ -11,12 +11,19 @@ from pipeq_worker.models.pipeline import Prepared
 from pipeq_worker.stages.task import Input, Item, Task
 
 #: Parameters and fields whose entries each give a row for each input, or as much work as a row.
-_MULTIPLIERS = ("candidate_labels", "targets", "query", "questions")
+_MULTIPLIERS = frozenset(("candidate_labels", "targets", "query", "questions"))
 
 
 def least_items(inputs: Iterable[Input], params: Mapping[str, Any]) -> int:
     """Lower bound of a task's rows, computed from its message: the number of inputs times their labels."""
-    return sum(max(_entries(one.fields.get(name, params.get(name))) for name in _MULTIPLIERS) for one in inputs)
+    is_plain = _MULTIPLIERS.isdisjoint(params)
+    return sum(
+        # Nearly always there is none of them.
+        1
+        if is_plain and _MULTIPLIERS.isdisjoint(one.fields)
+        else max(_entries(one.fields.get(name, params.get(name))) for name in _MULTIPLIERS)
+        for one in inputs
+    )
 
 
 def _entries(value: Any) -> int:

@@ -74,19 +74,17 @@ class Shelf:
     def remove(self, items: Iterable[Item]) -> list[Item]:
         """Takes items off the shelf, which makes room. Returns those that were on it."""
         resumed: list[Callable[[], None]] = []
-        removed: list[Item] = []
         with self._lock:
-            lanes = set()
-            for item in items:
-                if self._items.pop(item.number, None) is not None:
-                    lane = self._lanes[item.lane]
-                    lane.count, lane.cost, lane.nbytes = (
-                        lane.count - 1,
-                        lane.cost - item.cost,
-                        lane.nbytes - item.nbytes,
-                    )
-                    lanes.add(item.lane)
-                    removed.append(item)
+            removed = [item for item in items if self._items.pop(item.number, None) is not None]
+            # Those of a batch are of one lane.
+            names = {task: task.pipeline.name for task in {item.task for item in removed} if task.pipeline is not None}
+            lanes = set(names.values())
+            for name in lanes:
+                some = removed if len(lanes) == 1 else [item for item in removed if names[item.task] == name]
+                lane = self._lanes[name]
+                lane.count -= len(some)
+                lane.cost -= sum([item.cost for item in some])
+                lane.nbytes -= sum([item.nbytes for item in some])
             for name in lanes:
                 resumed += self._let_on(self._lanes[name])
         for resume in resumed:

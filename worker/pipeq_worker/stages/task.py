@@ -182,7 +182,8 @@ class Task:
 
     def call_of(self, index: int) -> Call:
         """The parameters of one input: those of the task, unless it is a row with its own."""
-        return self.call if self.pack is None else self.pack.calls.get(index, self.call)
+        pack = self.pack
+        return self.call if pack is None or not pack.calls else pack.calls.get(index, self.call)
 
     def fail_input(self, index: int, error: PipeqError) -> None:
         """Ends the task, because one of its inputs failed; or only that input, if it is a row."""
@@ -277,7 +278,8 @@ class Item:
     @property
     def call(self) -> Call:
         """The parameters with which it runs."""
-        return self.task.call_of(self.index)
+        task = self.task
+        return task.call if task.pack is None or not task.pack.calls else task.call_of(self.index)
 
     @property
     def is_first(self) -> bool:

@@ -133,19 +133,20 @@ def test_random_windows_are_as_the_rules_say(seed: int) -> None:
     priorities, groups = rng.choice([[0], [0, 6], [0, 3, 6, 9]]), rng.choice(["g", "ghi"])
     for _ in range(80):
         for _ in range(rng.choice([0, 1, 3, 20])):
-            order += 1
             now += rng.random()
-            row = Row(
-                rng.randint(1, longest),
+            alike = (
                 rng.choice(priorities),
                 rng.choice(tenants),
                 now + rng.random() * 20 if rng.random() < 0.3 else math.inf,
                 now,
                 rng.choice(groups),
-                order=order,
             )
-            window.add(row, learned, now)
-            reference.add(row)
+            # Mostly one, sometimes several rows of a pack.
+            rows = [Row(rng.randint(1, longest), *alike, order=order + at) for at in range(1, rng.choice([2, 2, 2, 9]))]
+            order += len(rows)
+            window.add_all(rows, learned, now)
+            for row in rows:
+                reference.add(row)
         if not reference.rows:
             assert window.next(now, is_idle=True) is None
             continue
