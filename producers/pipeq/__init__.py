@@ -86,7 +86,14 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ImportError as error:
+        from pipeq.shadowed import sentence
+
+        if (says := sentence(error)) is None:
+            raise
+        raise ImportError(says, name=error.name, path=error.path) from error
     globals()[name] = value
     return value
 

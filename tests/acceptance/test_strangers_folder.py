@@ -111,6 +111,25 @@ def test_it_serves_submits_and_polls_from_there(fresh: Path, redis_url: str, tmp
         assert process.wait(60) == 0, (tmp_path / "worker.log").read_text()
 
 
+@pytest.mark.parametrize("name", ["redis.py", "celery.py", "json.py", "kombu.py", "pydantic/__init__.py"])
+def test_a_file_that_hides_a_package_is_named(fresh: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine = True\n")
+    (tmp_path / "app.py").write_text("from pipeq import Client\n\nClient()\n")
+    package = name.removesuffix(".py").removesuffix("/__init__")
+    says = f"{path} hides the package '{package}', which pipeq needs: give your file another name"
+    env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    for command in (["app.py"], ["-m", "pipeq", "queues"]):
+        done = subprocess.run([fresh / "python", *command], cwd=tmp_path, env=env, capture_output=True, text=True)
+        if package in ("celery", "kombu"):
+            assert "hides" not in done.stderr, "a producer does not need it"
+        elif command == ["app.py"]:
+            assert done.stderr.splitlines()[-1] == f"ImportError: {says}"
+        else:
+            assert done.stderr == f"pipeq: missing_package: {says}\n"
+
+
 def test_the_wheel_holds_two_packages_and_nothing_else(fresh: Path) -> None:
     [wheel] = fresh.parents[1].glob("*.whl")
     names = subprocess.run(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeq import shadowed
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError, ReadError, RedisUnavailableError, WaitTimeoutError
 
@@ -145,8 +146,11 @@ class LazyGroup(Group):
         """Says what to install if a package is missing. A missing module of an installed package is a bug: raised."""
         try:
             yield
-        except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
+        except ImportError as error:
+            if (hidden := shadowed.sentence(error)) is not None:
+                say("missing_package", hidden)
+                ctx.exit(REFUSED)
+            package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
             if not package or importlib.util.find_spec(package) is not None:
                 raise
             command = command or ctx.invoked_subcommand or ""
