@@ -2,7 +2,8 @@
 
 At the end there is an exact account: each task that was accepted has one end, the one that it should have, and its
 result is right; nothing is left in Redis. And what lived all the time has not grown. `SOAK_MINUTES` in the environment
-says how long (`make soak SOAK_MINUTES=60`), `SOAK_FOLDER` where to leave the logs, the ledgers, and `soak.svg`.
+says how long (`make soak SOAK_MINUTES=60`), `SOAK_FOLDER` where to leave the logs, the ledgers, and `soak.svg`. In a
+short soak, other pipelines stand in for the models (stand_ins.py).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from pipeq.demo import embedded
 
 from tests import samples as made
 from tests import tiny_models
+from tests.chaos import stand_ins
 from tests.chaos.books import STORY, Ledgers, Log
 from tests.chaos.producer import BROKEN, INPUTS, RESULTS, SHARES, STORED, task_of
 from tests.chaos.redis_server import Server, server
@@ -70,9 +72,11 @@ SETTINGS = {
 class Soak:
     """The processes, and what is done to them."""
 
-    def __init__(self, folder: Path, config: Path, valkey: Server, store: Proxy, env: dict[str, str]) -> None:
+    def __init__(
+        self, folder: Path, config: Path, valkey: Server, store: Proxy, env: dict[str, str], workers_env: dict[str, str]
+    ) -> None:
         self.folder, self.valkey, self._store = folder, valkey, store
-        self._config, self._env = config, env
+        self._config, self._env, self._workers_env = config, env, workers_env
         self._stack = ExitStack()
         self.rng = random.Random(int(os.environ.get("SEED") or 1))
         self.log, self.samples = Log(folder / "redis"), Samples()
@@ -102,7 +106,8 @@ class Soak:
 
     def _worker(self) -> WorkerProcess:
         arguments = ("--config", self._config)
-        return self._stack.enter_context(worker(self.folder, self.valkey.url, *arguments, **SETTINGS, **self._env))
+        env = {**SETTINGS, **self._env, **self._workers_env}
+        return self._stack.enter_context(worker(self.folder, self.valkey.url, *arguments, **env))
 
     def produce(self) -> subprocess.Popen[bytes]:
         seed = len(self.ledgers)
@@ -263,7 +268,12 @@ def soak(folder: Path, tiny: Path, s3_server: embedded.S3Server, monkeypatch: py
         monkeypatch.setenv(name, value)  # the account reads results from the store
     _store_inputs(s3_server)
     models = {"text-classification": "classifier", "image-classification": "vit", "text-generation": "gpt2"}
-    sections = [f'[pipelines.{name}]\nmodel = "{tiny_models.build(model, tiny)}"\n' for name, model in models.items()]
+    workers_env = {}
+    if MINUTES < FLAT_MINUTES:
+        sections = [f'[pipelines.{name}]\ntask = "constant"\n' for name in models]
+        workers_env["PYTHONPATH"] = stand_ins.path(folder)
+    else:
+        sections = [f'[pipelines.{one}]\nmodel = "{tiny_models.build(model, tiny)}"\n' for one, model in models.items()]
     config = folder / "pipelines.toml"
     config.write_text(
         f'[inputs]\nallow = ["{STORED}"]\n[results]\nallow = ["{RESULTS}"]\n[pipelines.constant]\n' + "".join(sections)
@@ -271,7 +281,7 @@ def soak(folder: Path, tiny: Path, s3_server: embedded.S3Server, monkeypatch: py
     with (
         _between(s3_server) as (store, env),
         server(folder / "redis", "--auto-aof-rewrite-percentage", "0") as valkey,
-        Soak(folder, config, valkey, store, env) as soak,
+        Soak(folder, config, valkey, store, env, workers_env) as soak,
     ):
         yield soak
 
