@@ -384,7 +384,7 @@ def test_a_job_survives_its_producer_and_its_workers(served: Served, tmp_path: P
     with worker(tmp_path, served.url, "constant", lease_s=2, sweep_s=0.5) as process:
         process.wait_ready(client, "constant")
         ended = subprocess.run(arguments, capture_output=True, check=True, text=True)
-        status = client.jobs.wait("killed", 120)
+        status = client.jobs.wait("killed", 120 + ROWS / 500)
         assert int(ended.stdout) < 150 * 1024, "the producer's memory, in KiB"
         assert (status.succeeded, status.failed) == (ROWS - len(wrong), len(wrong))
         results, errors = tmp_path / "results.jsonl", tmp_path / "errors.jsonl"
@@ -396,7 +396,7 @@ def test_a_job_survives_its_producer_and_its_workers(served: Served, tmp_path: P
 
 
 def wait_for(client: Client, rows: int) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 60 + rows / 500
     while time.monotonic() < until:
         try:
             if client.jobs.status("killed").done >= rows:

@@ -65,15 +65,15 @@ def until_it_is_final(client: Client, job_id: str, keeper: JobKeeper) -> Any:
 
 
 def test_a_worker_writes_the_files_and_the_job_ends(client: Client, keeper: JobKeeper, tmp_path: Path) -> None:
-    out, errors = tmp_path / "out.jsonl", tmp_path / "errors.csv"
-    job_id = ended(client, results=f"file://{out}", errors=f"file://{errors}")
+    out, errors = tmp_path / "was übrig ist.jsonl", tmp_path / "errors.csv"
+    job_id = ended(client, results=out.as_uri(), errors=f"file://{errors}")
     assert client.jobs.status(job_id).state is JobState.FINALIZING
     assert not list(tmp_path.iterdir())
     assert until_it_is_final(client, job_id, keeper).state is JobState.COMPLETED
     assert out.read_text() == ""
     rows = list(csv.reader(errors.read_text().splitlines()))
     assert [row[:2] for row in rows] == [["line", "custom_id"], *([str(at + 1), f"c{at}"] for at in range(10))]
-    assert sorted(tmp_path.iterdir()) == [errors, out]
+    assert set(tmp_path.iterdir()) == {errors, out}
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -236,6 +236,8 @@ def test_a_wrong_argument_about_files_is_named(client: Client) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"results": "out.jsonl"}, "results"), ({"results": "s3://bucket/"}, "results"), ({"results": 5}, "results"),
         ({"errors": "s3://b/e.jsonl"}, "errors needs results"), ({"order": "backwards"}, "order"),
+        ({"output": "s3://b/{id}.json"}, "output of a job is a prefix"),
+        ({"output": {"uri": "s3://b/", "include_inputs": True}}, "output of a job is a prefix"),
         ({"expires_s": -1}, "expires_s"), ({"expires_s": "soon"}, "expires_s"),
     ]  # fmt: skip
     for options, named in wrong:

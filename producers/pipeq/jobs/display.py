@@ -63,6 +63,8 @@ def line_of(status: JobStatus) -> str:
         codes = sorted(status.codes.items(), key=lambda one: -one[1])[:CODES]
         said = ", ".join(f"{shown.line(code, 40)} {count}" for code, count in codes)
         parts.append(f"{status.failed} failed ({said})")
+    if status.error:
+        parts.append(shown.line(status.error, 300))
     if status.device_s:
         parts.append(f"device {_duration(status.device_s)}")
     return "  ".join(parts)

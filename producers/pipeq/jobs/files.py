@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from typing import IO, Any, Protocol, Self
+from urllib.parse import unquote_to_bytes
 
 from pipeq.contract import schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, ReadError
@@ -119,7 +120,9 @@ class OutcomeFile:
                 ErrorCode.INVALID_INPUT, f"{shown.uri(place)} is neither a path of this machine nor an s3:// URI"
             )
         self._is_remote = scheme == "s3"
-        self._path = os.path.abspath(os.path.expanduser(place.removeprefix("file://")))
+        if scheme == "file":
+            place = os.fsdecode(unquote_to_bytes(place.removeprefix("file://")))
+        self._path = os.path.abspath(place if scheme else os.path.expanduser(place))
         self._end = os.path.splitext(place.lower())[1]
         self._file: IO[Any]
         self._format: _Format

@@ -17,7 +17,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from pipeq import checks
-from pipeq.contract import keys, schemes, shown
+from pipeq.contract import keys, naming, schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, RedisUnavailableError, WaitTimeoutError
 from pipeq.contract.job import VERSION, JobState, JobStatus
 from pipeq.contract.pack import ROWS_MAX
@@ -131,7 +131,7 @@ class JobCalls:
             _job_id(job_id),
             {
                 "params": checks.params(params),
-                "output": checks.output(output, many=True),
+                "output": _output(output),
                 "priority": checks.priority(priority),
                 "headers": checks.urgency(None, fair_key, timeout_s),
                 "expires_at": None if (limit_s := checks.seconds("expires_s", expires_s)) is None else now + limit_s,
@@ -435,6 +435,16 @@ def _job_id(value: Any) -> str:
     if len(checks.new_task_id(value, "job_id")) > ID_CHARS:
         checks.refuse(f"job_id {shown.value(value)} is longer than {ID_CHARS} characters")
     return str(value)
+
+
+def _output(value: Any) -> dict[str, Any] | None:
+    found = checks.output(value, many=True)
+    if found is not None and (naming.has_fields(found["uri"]) or "include_inputs" in found):
+        checks.refuse(
+            "output of a job is a prefix such as s3://bucket/prefix/, without fields to fill in and without "
+            "include_inputs: the rows of a job are written together (results=), beside their inputs by save(inputs=)"
+        )
+    return found
 
 
 def _order(value: Any) -> str:
