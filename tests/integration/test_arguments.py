@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import redis
-from pipeq import Client, PipeqError, Ref, State
+from pipeq import AsyncClient, Client, PipeqError, Ref, State
 from pipeq.cli import main
 from pipeq.contract import keys as names
 from pipeq.demo import embedded
@@ -138,18 +138,22 @@ def test_a_part_of_a_result_has_bytes_or_a_place(client: Client, kind: str) -> N
             client.read(part)
 
 
+@pytest.mark.parametrize("made", [Client, AsyncClient])
 @pytest.mark.parametrize("kind", ODD)
-def test_a_client_is_made_of_what_it_takes(valkey_url: str, kind: str) -> None:
+def test_a_client_is_made_of_what_it_takes(valkey_url: str, kind: str, made: Any) -> None:
     value = ODD[kind]
     if kind not in ("none", "empty"):
         with pytest.raises(PipeqError):
-            Client(value)
+            made(value)
         if kind not in ("generator", "set"):
             with pytest.raises(PipeqError, match="allow"):
-                Client(valkey_url, allow=value)
+                made(valkey_url, allow=value)
+    if kind != "none":
+        with pytest.raises(PipeqError, match="upload"):
+            made(valkey_url, upload=value)
     if kind != "int":
         with pytest.raises(PipeqError, match="max_message_bytes"):
-            Client(valkey_url, max_message_bytes=value)
+            made(valkey_url, max_message_bytes=value)
 
 
 @pytest.mark.parametrize("kind", sorted(ODD.keys() - {"none"}))
