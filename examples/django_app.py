@@ -5,7 +5,8 @@
     curl -d "text=I love this queue" localhost:8000/tasks       # 202 and an id at once
     curl "localhost:8000/tasks/ID?wait"                         # the result, or 202 after 10 seconds
 
-Needs Django: pip install "pipeq[examples]". Views that are `async def` take AsyncClient, as fastapi_app.py does.
+Needs Django: pip install "pipeq[examples]". Under ASGI, views that are `async def` take AsyncClient (fastapi_app.py);
+under WSGI they do not, since each has an event loop of its own, and a client belongs to one.
 """
 
 import sys
