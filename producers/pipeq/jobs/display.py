@@ -28,6 +28,7 @@ class Display:
         self._in_json = in_json
         self._is_live = not in_json and sys.stderr.isatty()
         self._next_at = 0.0
+        self._said = ""
         self._width = 0
 
     def is_due(self) -> bool:
@@ -44,6 +45,9 @@ class Display:
             click.echo(json.dumps(status.to_json()))
             return
         text = line_of(status)
+        if text == self._said and not self._is_live:
+            return
+        self._said = text
         if self._is_live:
             click.echo(f"\r{text.ljust(self._width)}", nl=is_last, err=True)
             self._width = len(text)
