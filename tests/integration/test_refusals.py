@@ -15,7 +15,7 @@ import redis
 from pipeq.contract import keys
 from pipeq.contract.errors import SettingsError
 from pipeq.demo.embedded import S3Server, valkey
-from pipeq_worker.process import rights, startup
+from pipeq_worker.process import login, rights, startup
 from pipeq_worker.process.login import Login
 from pipeq_worker.settings.read import load_settings
 
@@ -133,6 +133,8 @@ def test_credentials_that_s3_refuses_are_said(s3_server: S3Server, monkeypatch: 
     for name, value in s3_server.env().items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_SESSION_TOKEN")
+    # On a busy machine, to import boto3 takes longer than a worker would wait.
+    monkeypatch.setattr(login, "PATIENCE_S", 60)
     settings = load_settings(inputs={"allow": ["s3://inputs/"]})
     Login(settings).check()
     Login(load_settings(inputs={"allow": ["file:///data/"]})).check()
