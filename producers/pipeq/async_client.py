@@ -64,7 +64,7 @@ class AsyncClient(Configured):
     def jobs(self) -> AsyncJobs:
         """Jobs: many rows as one thing, from a file, a store or any iterable."""
         from pipeq.jobs.async_jobs import AsyncJobs  # not at the top: most programs have none
-        from pipeq.jobs.jobs import JobCalls
+        from pipeq.jobs.calls import JobCalls
 
         return AsyncJobs(self._speaker, self._steps.of_jobs(JobCalls))
 

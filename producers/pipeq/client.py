@@ -96,7 +96,9 @@ class Client(Configured):
     @cached_property
     def jobs(self) -> Jobs:
         """Jobs: many rows as one thing, from a file, a store or any iterable."""
-        from pipeq.jobs.jobs import JobCalls, Jobs  # not at the top: most programs have none
+        # Not at the top: most programs have none.
+        from pipeq.jobs.calls import JobCalls
+        from pipeq.jobs.jobs import Jobs
 
         return Jobs(self._speaker, self._steps.of_jobs(JobCalls))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeq.async_speaking import AsyncSpeaker, async_iterating, awaiting
-from pipeq.jobs.jobs import JobCalls
+from pipeq.jobs.calls import JobCalls
 
 
 class AsyncJobs:
