@@ -62,7 +62,7 @@ def test_parameters_are_sorted_once_and_nothing_changes_them(
 
     monkeypatch.setattr(type(pipeline._pipe), "_sanitize_parameters", counted)
     # Tests of other files, which run before in the same process, may have had the same parameters.
-    pipeline._calls.clear()
+    pipeline.calls._calls.clear()
     call = pipeline.merge(params)
     before = repr(call)
     torch.manual_seed(0)
