@@ -136,7 +136,10 @@ class JobCalls(SubmitCalls):
             PipeqError: there is no such job; a ReadError if an outcome lies where this client may not read.
         """
         stream = self._outcomes(
-            job_id, arguments.row_order(order), follow=checks.flag("follow", follow), forget=checks.flag("forget", forget)
+            job_id,
+            arguments.row_order(order),
+            follow=checks.flag("follow", follow),
+            forget=checks.flag("forget", forget),
         )
         answer, error = None, None
         while True:
