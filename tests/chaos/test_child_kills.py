@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from pipeq import State
 from pipeq.demo import embedded
+from pipeq_worker.children.main import PREPARE_NICE
 
 from tests import tiny_models
 from tests.chaos import light
@@ -114,6 +115,12 @@ class Killed:
             time.sleep(0.02)
 
 
+def niceness(process: WorkerProcess, role: str) -> set[int]:
+    """Of all threads of the processes with a role."""
+    threads = [one.name for pid in process.roles()[role] for one in Path(f"/proc/{pid}/task").iterdir()]
+    return {os.getpriority(os.PRIO_PROCESS, int(one)) for one in threads}
+
+
 @pytest.mark.timeout(max(240, KILLS * 25))
 @pytest.mark.parametrize(
     ("pipeline", "kills"),
@@ -135,6 +142,8 @@ def test_nothing_is_lost_and_nobody_is_charged_twice(
         worker(tmp_path, redis_url, named, prepare_processes=PREPARERS, log_format="json", **env) as process,
     ):
         process.wait_ready(account.client, pipeline)
+        (own,) = niceness(process, "device")
+        assert niceness(process, "prepare") == {min(own + PREPARE_NICE, 19)}
         killed = Killed(process, account, inputs)
         killed.submit(range(len(inputs)))
         want = [account.client.result(one, timeout_s=60) for one in account.ids]

@@ -18,6 +18,9 @@ import threading
 
 #: How long a thread of a child keeps Python's lock while another one waits for it, in seconds.
 SWITCH_S = 0.001
+#: By how much a prepare process steps back if there are fewer cores than work: the device must not wait for one, and a
+#: batch that is prepared later waits for nothing else.
+PREPARE_NICE = 5
 #: A child's exit code after ``lost``.
 EXIT_LOST = 75
 #: How long the reason may take to get out then, in seconds.
@@ -40,6 +43,8 @@ def main() -> None:
     gc.enable()
     end, board_fd, parent, own, *slabs = map(int, sys.argv[1:])
     _end_with(parent)
+    if own != 0:
+        os.nice(PREPARE_NICE)  # before it has other threads, which it holds for as well
     # The host decides when this process ends; Ctrl-C and systemd send their signals to all processes of a group.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)

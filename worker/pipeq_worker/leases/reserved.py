@@ -64,9 +64,11 @@ def taken(reply: Any, wanted: list[Wanted]) -> Taken:
     messages, refused, unmoved, answered, waiting = reply
     lists = [(one.queue, at) for one in wanted for at in range(len(one.lists))]
     fields = zip(messages[::4], messages[1::4], messages[2::4], messages[3::4], strict=True)
-    reserved = [Reserved(lists[at - 1][0], tag.decode(), raw, size, lists[at - 1][1]) for at, tag, size, raw in fields]
-    for at in waiting:
-        reserved[at - 1] = reserved[at - 1]._replace(is_new=True)
+    new = set(waiting)
+    reserved = [
+        Reserved(lists[at - 1][0], tag.decode(), raw, size, lists[at - 1][1], place in new)
+        for place, (at, tag, size, raw) in enumerate(fields, 1)
+    ]
     names = [name for one in wanted for name in one.lists]
     problems = {
         lists[at - 1][0]: f"the key {names[at - 1]!r}: {shown.line(error.decode('utf-8', 'replace'))}"

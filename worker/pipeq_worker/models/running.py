@@ -54,8 +54,7 @@ class Running:
 
     def over(self) -> list[bool]:
         """Which rows need not go on."""
-        now = time.monotonic()
-        return [row.stop or (row.deadline is not None and now >= row.deadline) for row in self.rows]
+        return [row.is_over for row in self.rows]
 
     def check(self) -> None:
         """Between two steps of a pass: ends it if no row needs to go on.
