@@ -141,21 +141,10 @@ class JobCalls(SubmitCalls):
             follow=checks.flag("follow", follow),
             forget=checks.flag("forget", forget),
         )
-        answer, error = None, None
-        while True:
-            try:
-                ask = stream.send(answer) if error is None else stream.throw(error)
-            except StopIteration:
-                return None
-            answer, error = None, None
-            if isinstance(ask, Give):
-                for one in ask.value:
-                    yield Give(one)
-                continue
-            try:
-                answer = yield ask
-            except Exception as raised:
-                error = raised
+        while (found := (yield from given(stream))) is not None:
+            for one in found:
+                yield Give(one)
+        return None
 
     def save(
         self,
