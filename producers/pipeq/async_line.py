@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import redis.asyncio
 from hiredis import pack_command
@@ -23,6 +23,8 @@ from pipeq.protocol import Command, Send, Steps
 _T = TypeVar("_T")
 #: Most commands of several calls that go out together.
 COMMANDS_TOGETHER = 200
+#: What a call asks for, and where it waits for the answer.
+_Asked: TypeAlias = tuple[Send, asyncio.Future[list[Any]]]
 _CLOSED = ConnectionError("the event loop ends")
 
 
@@ -60,9 +62,9 @@ class Line:
         self._pool: Any = client.connection_pool
         self._free = asyncio.Semaphore(connections)
         self._timeout_s = timeout_s
-        self._pending: deque[tuple[Send, asyncio.Future[list[Any]]]] = deque()
+        self._pending: deque[_Asked] = deque()
         #: The tasks that send what is pending.
-        self._senders: set[asyncio.Task[None]] = set()
+        self._senders: set[asyncio.Task[None] | None] = set()
         self._most_senders = max(1, connections // 2)
         self.listener = AsyncListener(self._pool)
 
@@ -98,28 +100,36 @@ class Line:
                 raise
 
     async def _send_pending(self) -> None:
-        while self._pending:
-            async with self._free:
+        try:
+            while self._pending:
+                await self._send_some()
+        finally:
+            # Now, and not when the task's callbacks run: what is asked for in between would wait for ever.
+            self._senders.discard(asyncio.current_task())
+
+    async def _send_some(self) -> None:
+        some: list[_Asked] = []
+        try:
+            async with self._free, self._connection() as connection:
+                # Not before there is a connection: while it is made, another one may take them.
                 some = self._take()
                 commands, places = together([ask for ask, _ in some])
-                try:
-                    async with self._connection() as connection:
-                        found = await exchange(connection, commands, self._timeout_s) if some else []
-                except BaseException as error:
-                    for _, answer in some:
-                        if not answer.done():
-                            # Each call needs an exception of its own, since each adds its own traceback.
-                            answer.set_exception(copy(error) if isinstance(error, Exception) else _CLOSED)
-                    if not isinstance(error, Exception):
-                        raise
-                    continue
-            for (_, answer), place in zip(some, places, strict=True):
+                found = await exchange(connection, commands, self._timeout_s) if some else []
+        except BaseException as error:
+            for _, answer in some or self._take():
                 if not answer.done():
-                    answer.set_result([found[at] for at in place])
+                    # Each call needs an exception of its own, since each adds its own traceback.
+                    answer.set_exception(copy(error) if isinstance(error, Exception) else _CLOSED)
+            if not isinstance(error, Exception):
+                raise
+            return
+        for (_, answer), place in zip(some, places, strict=True):
+            if not answer.done():
+                answer.set_result([found[at] for at in place])
 
-    def _take(self) -> list[tuple[Send, asyncio.Future[list[Any]]]]:
+    def _take(self) -> list[_Asked]:
         """Takes what goes out together: one large ask, or many small ones."""
-        some: list[tuple[Send, asyncio.Future[list[Any]]]] = []
+        some: list[_Asked] = []
         count = 0
         while self._pending and (not some or count + len(self._pending[0][0].commands) <= COMMANDS_TOGETHER):
             ask, answer = self._pending.popleft()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 
-from pipeq.backlog import room
+from pipeq.backlog import Backlogs
 from pipeq.contract import keys, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import TaskMessage, plain
@@ -37,7 +37,8 @@ class Submissions:
         store: Store | None = None,
     ) -> None:
         self._store = store
-        self._submitter = Submitter()
+        self._backlogs = Backlogs()
+        self._submitter = Submitter(self._backlogs)
         self._pipelines = pipelines
         self._max_message_bytes = max_message_bytes
         self._reply_to = new_id()
@@ -73,7 +74,9 @@ class Submissions:
             most: says how many tasks a chunk may have.
             slow_s: what takes longer to come, in seconds, is not kept waiting for company.
         """
-        place = Place(call.pipeline, keys.list_key(call.pipeline, call.priority), call.delay_s)
+        place = Place(
+            call.pipeline, keys.list_key(call.pipeline, call.priority), call.delay_s, call.max_backlog is not None
+        )
         most_at_once = CHUNK_TASKS if call.max_backlog is None else max(1, call.max_backlog // 4)
         chunk, number, is_checked = Chunk(), 0, not call.check
         uploads = None if self._store is None else Uploads(self._store)
@@ -101,7 +104,7 @@ class Submissions:
 
     def _put(self, call: Call, place: Place, chunk: Chunk, uploads: Uploads | None) -> Steps[tuple[list[str], Served]]:
         if call.max_backlog is not None:
-            yield from room(call.pipeline, len(chunk.ids), call.max_backlog, call.full_wait_s)
+            yield from self._backlogs.room(call.pipeline, len(chunk.ids), call.max_backlog, call.full_wait_s)
         if uploads is not None:
             yield from _flush(call, uploads)
         served = yield from self._submitter.put(place, chunk)

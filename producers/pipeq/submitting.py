@@ -24,6 +24,7 @@ from redis.exceptions import (
     WatchError,
 )
 
+from pipeq.backlog import Backlogs
 from pipeq.contract import events, keys
 from pipeq.contract.errors import PipeqError, QueueFullError, RedisUnavailableError, SubmitError, SubmitUnavailableError
 from pipeq.contract.status import State
@@ -85,6 +86,8 @@ class Place:
     list_key: str
     #: Seconds from now until they are due; None for at once.
     delay_s: float | None
+    #: Whether the call limits the queue's length.
+    is_limited: bool = False
 
 
 @contextmanager
@@ -103,9 +106,14 @@ def submit_errors() -> Iterator[list[str]]:
 
 
 class Submitter:
-    """Says what goes to the queues."""
+    """Says what goes to the queues.
 
-    def __init__(self) -> None:
+    Args:
+        backlogs: what is known of their lengths.
+    """
+
+    def __init__(self, backlogs: Backlogs) -> None:
+        self._backlogs = backlogs
         #: Pipelines that were registered when they were last submitted to.
         self._known: set[str] = set()
         #: How many events are kept, as Redis said last (0: none); None if it was not asked yet, and whether it may be.
@@ -191,7 +199,10 @@ class Submitter:
         questions = _questions(place.pipeline)
         if may_ask := self._may_ask:
             questions = (*questions, ("GET", keys.EVENTS_MAX))
-        found = yield from transaction(commands, questions)
+        if place.is_limited:
+            found = yield from self._backlogs.put(place.pipeline, len(ids), commands, questions)
+        else:
+            found = yield from transaction(commands, questions)
         if may_ask:
             self._kept = events.kept_of(found.pop())
         *_, pushed, known, live, loading = found

@@ -14,6 +14,7 @@ import pytest
 import redis
 from pipeq import AsyncClient, Client, InEventLoopWarning, PipeqError, SettingsError, State, WaitTimeoutError
 from pipeq.async_client import AsyncDeadLetters
+from pipeq.backlog import OLD_S
 from pipeq.contract import keys
 from pipeq.dead import DeadLetters
 from pipeq.jobs.async_jobs import AsyncJobs
@@ -90,6 +91,66 @@ def test_calls_of_the_same_moment_ask_the_same_question_once(valkey_url: str, cl
     assert done["cmdstat_llen"] <= 40
     assert done["cmdstat_hexists"] <= 10
     assert db.llen(PIPELINE) == 51
+
+
+def test_submits_that_follow_each_other_ask_now_and_then_how_long_the_queue_is(
+    valkey_url: str, client: Client, db: redis.Redis
+) -> None:
+    async def main(calls: AsyncClient) -> float:
+        await calls.submit(PIPELINE, "first")
+        db.config_resetstat()
+        began = time.monotonic()
+        for _ in range(20):
+            await asyncio.gather(*(calls.submit(PIPELINE, "more", max_backlog=10_000) for _ in range(10)))
+        return time.monotonic() - began
+
+    took_s = run(valkey_url, main)
+    most_looks = 1 + took_s / OLD_S
+    assert db.info("commandstats")["cmdstat_llen"]["calls"] <= most_looks * len(keys.list_keys(PIPELINE))
+    assert db.llen(PIPELINE) == 201
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_few_connections_serve_all_calls(valkey_url: str, db: redis.Redis, most: int) -> None:
+    async def main(calls: AsyncClient) -> None:
+        async def submit_some() -> None:
+            for _ in range(20):
+                await calls.submit(PIPELINE, "x", check=False)
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(submit_some() for _ in range(30)))
+
+    run(f"{valkey_url}?max_connections={most}", main)
+    assert db.llen(PIPELINE) == 600
+
+
+def test_no_call_waits_for_a_connection_that_is_being_made_while_another_one_is_there(
+    valkey_url: str, db: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main(calls: AsyncClient) -> None:
+        await calls.submit(PIPELINE, "first", check=False)
+        connect = redis.asyncio.Connection.connect_check_health
+
+        async def slowly(self: redis.asyncio.Connection, *args: Any, **kwargs: Any) -> None:
+            if not self.is_connected:
+                slow.append(self)
+                await asyncio.sleep(600)
+            await connect(self, *args, **kwargs)
+
+        slow: list[redis.asyncio.Connection] = []
+        monkeypatch.setattr(redis.asyncio.Connection, "connect_check_health", slowly)
+
+        async def submit_some() -> None:
+            for number in range(20):
+                await asyncio.sleep(0.001 * number)
+                await calls.submit(PIPELINE, "x", check=False)
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(submit_some() for _ in range(30)))
+        assert slow
+
+    run(valkey_url, main)
+    assert db.llen(PIPELINE) == 601
 
 
 def test_the_blocking_client_in_a_loop_warns_once_and_names_the_other(client: Client) -> None:
