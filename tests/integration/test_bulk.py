@@ -97,6 +97,18 @@ def test_a_full_queue_refuses_a_single_submit_at_once(client: Client, db: redis.
     assert db.llen(PIPELINE) == 1
 
 
+def test_a_limit_is_kept_though_another_client_submits_meanwhile(
+    client: Client, db: redis.Redis, valkey_url: str
+) -> None:
+    for _ in range(3):
+        client.submit(PIPELINE, "x", max_backlog=10)
+    with Client(valkey_url) as other:
+        other.submit_many(PIPELINE, ["x"] * 5, priority=0, check=False)
+    with pytest.raises(QueueFullError, match="has 10 tasks in its queue, and at most 10"):
+        [client.submit(PIPELINE, "x", max_backlog=10) for _ in range(8)]
+    assert db.llen(PIPELINE) == 10
+
+
 def test_a_full_queue_ends_a_bulk_submit_that_does_not_wait(client: Client, db: redis.Redis) -> None:
     began = time.monotonic()
     with pytest.raises(QueueFullError) as caught:
