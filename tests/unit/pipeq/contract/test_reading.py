@@ -51,6 +51,54 @@ def test_what_is_json_is_what_json_says() -> None:
     assert json_value(json.dumps(many)) == many
 
 
+def depth_of(value: Any) -> int:
+    """How deep a value nests."""
+    if not isinstance(value, list | dict):
+        return 0
+    return 1 + max(map(depth_of, value.values() if isinstance(value, dict) else value), default=0)
+
+
+def a_value(rng: random.Random, depth: int) -> Any:
+    """A value with many brackets beside each other, in texts, too, and a deep place here and there."""
+    if depth <= 0:
+        return rng.choice([1, "", "a [text] {", 'an "escaped" \\" one', "\\\\", "ü[\n", "}]", "9" * 290])
+    if rng.random() < 0.4:
+        return [a_value(rng, rng.choice([0, 0, 1, depth - 1])) for _ in range(rng.randrange(4))]
+    return {f'"{at}[': a_value(rng, depth - 1 if at == 0 else rng.choice([0, 1])) for at in range(rng.randrange(1, 4))}
+
+
+def nested(value: Any, levels: int, rng: random.Random) -> Any:
+    """The value, so many levels deeper."""
+    for _ in range(levels):
+        value = rng.choice([[value], {"k": value}, [[], value], {"[": {}, "v": value}])
+    return value
+
+
+def test_depth_is_counted_where_brackets_are_many() -> None:
+    rng = random.Random(7)
+    deep = 0
+    for _ in range(150):
+        rows = [a_value(rng, rng.choice([1, 2, 5])) for _ in range(300)]
+        rows[rng.randrange(300)] = nested(a_value(rng, 3), DEEP - rng.randrange(1, 12), rng)
+        raw = json.dumps(rows, ensure_ascii=rng.random() < 0.5).encode()
+        if depth_of(rows) > DEEP:
+            deep += 1
+            with pytest.raises(UnreadableError, match="nested deeper"):
+                json_value(raw)
+        else:
+            assert json_value(raw) == rows
+    assert 20 < deep < 130
+
+
+@pytest.mark.parametrize("at", range(60))
+def test_a_number_is_too_long_wherever_it_stands(at: int) -> None:
+    before = b"[" + b"1," * at + b" " * (at % 7)
+    assert json_value(before + b"9" * reading.MAX_DIGITS + b"]")[-1] == int("9" * reading.MAX_DIGITS)
+    with pytest.raises(UnreadableError, match="more than 300 digits"):
+        json_value(before + b"9" * (reading.MAX_DIGITS + 1) + b"]")
+    assert not reading.is_bounded(before + b"9" * (reading.MAX_DIGITS + 1))
+
+
 @pytest.mark.parametrize("value", [None, True, "1", [1], {}, math.nan, math.inf, 10**400])
 def test_what_is_no_finite_number_is_none(value: object) -> None:
     assert number(value) is None
