@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import redis
+from msgspec.structs import replace
 from pipeq.contract.job import JobState, JobStatus
 from pipeq.contract.message import Output
 from pipeq.contract.pack import PackMessage, PackOf, PackRow

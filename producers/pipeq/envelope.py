@@ -29,6 +29,7 @@ from pipeq.contract.record import Part, queued
 _ORIGIN = f"pipeq{os.getpid()}@{socket.gethostname()}"
 #: Part of every body; a stock Celery producer puts signatures here.
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+_EMBED_TEXT = json.dumps(_EMBED, separators=(",", ":"))
 
 
 def new_id() -> str:
@@ -65,6 +66,11 @@ class Envelope:
     def body(self) -> str:
         """JSON of ``[args, kwargs, embed]``, the part whose size is limited."""
         return json.dumps([[], self.message.to_kwargs(), _EMBED], separators=(",", ":"))
+
+    @staticmethod
+    def body_of(kwargs: str) -> str:
+        """The same of a message that is JSON already."""
+        return f"[[],{kwargs},{_EMBED_TEXT}]"
 
     def encode(self, body: str) -> str:
         """The text that goes on the list."""

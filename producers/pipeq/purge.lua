@@ -7,7 +7,7 @@
 -- Reply: how many messages were taken off.
 --
 -- The function `has_ended` is in the lines that stand above this text: pipeq.contract.record.LUA. So is what counts the
--- rows of packs: pipeq.contract.job.LUA.
+-- rows of packs: pipeq/contract/job.lua.
 
 local count = #KEYS - 2
 local wanted, found, kept, gone = {}, {}, {}, {}

@@ -9,6 +9,7 @@ import base64
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -265,6 +266,45 @@ def test_each_end_of_a_pack_counts_its_rows_once_and_the_job_ends(story: Story, 
     assert status.state.is_final
     assert not story.db.exists(job.open_key("nightly"), job.OPEN)
     assert len(story.packs.outcomes()) == 4
+
+
+def ends_by_its_workers(story: Story) -> None:
+    for _ in range(2):
+        story.host.take()
+    for one in list(story.host.hands.tasks):
+        story.fail(one, PipeqError("inference_failed", "no", False))
+
+
+def is_cancelled_by_a_client(story: Story) -> None:
+    story.client.jobs.cancel("nightly")
+
+
+@pytest.mark.parametrize("may_hear", [True, False])
+@pytest.mark.parametrize("end", [ends_by_its_workers, is_cancelled_by_a_client])
+def test_who_waits_is_woken_by_the_end_of_a_job(
+    story: Story, valkey_url: str, monkeypatch: pytest.MonkeyPatch, end: Callable[[Story], None], may_hear: bool
+) -> None:
+    """A user without the right to hear it finds out at its next look."""
+    look_s = 20.0 if may_hear else 0.5
+    monkeypatch.setattr("pipeq.jobs.calls.LOOK_S", look_s)
+    monkeypatch.setattr("pipeq.jobs.calls.MOST_LOOK_S", look_s)
+    channels = {"channels": ["pipeq:job:*"]} if may_hear else {"reset_channels": True}
+    story.db.acl_setuser("waits", enabled=True, nopass=True, categories=["+@all"], keys=["*"], **channels)
+    began, looks = time.monotonic(), list[Any]()
+    with (
+        ThreadPoolExecutor(1) as pool,
+        Client(valkey_url.replace("//", "//waits:x@")) as other,
+    ):
+        waits = pool.submit(other.jobs.wait, "nightly", 30, progress=looks.append)
+        while not looks:
+            time.sleep(0.01)
+        end(story)
+        status = waits.result(30)
+    story.db.acl_deluser("waits")
+    assert status.state.is_final
+    assert status.failed == 4
+    assert time.monotonic() - began < 10
+    assert len(looks) == 2 or not may_hear
 
 
 def test_a_row_that_goes_alone_ends_alone_and_is_reached_by_a_cancel_of_its_job(story: Story) -> None:

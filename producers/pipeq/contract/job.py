@@ -1,6 +1,6 @@
 """CONTRACT: what Redis holds for one job: its record, its packs that have not ended, and the outcomes of the others.
 
-    pipeq:job:<id>           hash: what its producer says of it, and what is counted
+    pipeq:job:<id>           hash: what its producer says of it, and what is counted; also the channel of its end
     pipeq:job-open:<id>      hash: field of a pack that has not ended -> its rows (:func:`rows_text`)
     pipeq:job-outcomes:<id>  hash: field of a pack -> its outcomes, or where they are
     pipeq:job-cursor:<id>    string: how far its producer has read the input
@@ -12,9 +12,9 @@
 
 A job's rows travel in packs (:mod:`pipeq.contract.pack`), numbered from 0 in the order of the input. A pack is the task
 ``<job>-<field>``. However that task ends, the step that says so in its record also takes the pack out of the open ones
-and counts its rows (:data:`LUA`; a client that cancels does the same in its transaction, :func:`cancelled`). What is
-not open is not counted, so each row counts once, whatever was killed or sent twice. When the producer has said how many
-rows there are, and the last of them has ended, that step also ends the job: no coordinator.
+and counts its rows (``job.lua``; a client that cancels does the same in its transaction, :func:`ended_by_client`). What
+is not open is not counted, so each row counts once, whatever was killed or sent twice. When the producer has said how
+many rows there are, and the last of them has ended, that step also ends the job: no coordinator.
 
 The outcomes of a pack are JSON: a list of ``{"row", "line", "custom_id", "result"}`` or ``{..., "error": {"code",
 "message", "retryable"}}``; or ``{"uri"}`` of an object that holds this list; or ``{"error", "rows": [[line, custom_id],
@@ -28,11 +28,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
+from importlib import resources
 from typing import Any, Final
 
 from pipeq.contract import keys
 from pipeq.contract.errors import ErrorCode
 from pipeq.contract.reading import json_value, number
+from pipeq.contract.writing import to_json
 
 #: How long a job is kept after the last thing that happened to it, in seconds.
 TTL_S: Final = keys.PENDING_TTL_S
@@ -234,7 +237,7 @@ def pack_of(task_id: str) -> tuple[str, str] | None:
 def rows_text(rows: Iterable[tuple[int | None, str | None]]) -> str:
     """What the open packs have of one: the number of its rows, and line and name of each."""
     listed = list(rows)
-    return f"{len(listed)}:{json.dumps(listed, separators=(',', ':'))}"
+    return f"{len(listed)}:{to_json(listed, is_finite=True).decode()}"
 
 
 #: Why clients end packs -> what the outcomes of their rows say.
@@ -292,136 +295,18 @@ def outcomes(text: bytes) -> tuple[list[dict[str, Any]], str | None]:
     raise ValueError("neither a list of outcomes nor where one is")
 
 
-#: What every script needs that ends tasks, below the lines of :data:`pipeq.contract.record.LUA`.
-LUA: Final = (
-    f"""
-local JOB_TTL_S, JOB_CODE = {TTL_S}, '{CODE}'
-local JOB, JOB_PACKS, JOB_OUTCOMES = '{job_key("")}', '{open_key("")}', '{outcomes_key("")}'
-local JOB_DONE, JOBS_OPEN, JOBS_FINAL = '{done_key("")}', '{OPEN}', '{FINAL}'
-"""
-    + """
--- The job that a task may be a pack of, and its field there.
-local function pack_of(id)
-  return string.match(id, '^(.+)%-(%d+%.?%d*)$')
-end
-
--- Ends a job whose rows have all been submitted and have all ended.
-local function end_job(id, now)
-  local job = JOB .. id
-  local is = redis.call('HMGET', job, 'state', 'sealed', 'rows', 'succeeded', 'failed', 'stop', 'results')
-  local done = (tonumber(is[4] or 0) or 0) + (tonumber(is[5] or 0) or 0)
-  if (is[1] == 'validating' or is[1] == 'in_progress') and is[2] == '1' and done >= (tonumber(is[3] or 0) or 0) then
-    local has_expired = redis.call('HEXISTS', job, JOB_CODE .. 'expired') == 1
-    local last = is[6] or (has_expired and 'expired') or 'completed'
-    if is[7] then
-      redis.call('SADD', JOBS_FINAL, id)
-      redis.call('HSET', job, 'state', 'finalizing', 'then', last, 'rows_ended_at', now)
-    else
-      redis.call('HSET', job, 'state', last, 'ended_at', now)
-      redis.call('SREM', JOBS_OPEN, id)
-    end
-    redis.call('DEL', JOB_PACKS .. id)
-  end
-end
-
--- Counts the rows of a pack that was taken out of the open ones. ABOUT: its field, and numbers; TEXT: its outcomes.
-local function count_rows(id, about, text, now)
-  local job, outcomes = JOB .. id, JOB_OUTCOMES .. id
-  if redis.call('HEXISTS', job, 'state') == 0 then
-    return  -- the job was forgotten
-  end
-  if text ~= '' then
-    redis.call('HSET', outcomes, about.field, text)
-    redis.call('RPUSH', JOB_DONE .. id, about.field)
-  end
-  if about.left ~= '' then
-    redis.call('HSET', outcomes, about.field .. '+', about.left)
-    redis.call('RPUSH', JOB_DONE .. id, about.field .. '+')
-  end
-  redis.call('HINCRBY', job, 'succeeded', about.succeeded)
-  redis.call('HINCRBY', job, 'failed', about.failed)
-  redis.call('HINCRBYFLOAT', job, 'device_ms', about.device_ms)
-  for code, count in pairs(about.codes) do
-    redis.call('HINCRBY', job, JOB_CODE .. code, count)
-  end
-  redis.call('HSET', job, 'last_at', now)
-  redis.call('EXPIRE', job, JOB_TTL_S)
-  redis.call('EXPIRE', outcomes, JOB_TTL_S)
-  redis.call('EXPIRE', JOB_PACKS .. id, JOB_TTL_S)
-  redis.call('EXPIRE', JOB_DONE .. id, JOB_TTL_S)
-  end_job(id, now)
-end
-
--- Takes a pack out of the open ones. Returns what they had of it; nil if it is none of them, for instance not any more.
-local function take_pack(id, field)
-  local rows = redis.call('HGET', JOB_PACKS .. id, field)
-  if rows then
-    redis.call('HDEL', JOB_PACKS .. id, field)
-  end
-  return rows
-end
-
--- Why a task ended, as its record says: a code and a sentence.
-local function end_of(record)
-  local fields = object(record)
-  local part, said = fields.pipeq, type(fields.result) == 'table' and fields.result.exc_message
-  local error = type(part) == 'table' and type(part.error) == 'table' and part.error or {}
-  local code, message = error.code, error.message
-  if fields.status == 'REVOKED' and not code then
-    said = type(said) == 'table' and said[1] or said
-    code = said == 'expired' and 'expired' or 'cancelled'
-    message = code == 'expired' and 'it expired before a worker began it' or 'it was cancelled before it had ended'
-  end
-  return type(code) == 'string' and code or 'internal',
-    type(message) == 'string' and message or 'its pack ended without the outcomes of its rows'
-end
-
--- Counts the rows of a task that has ended, if it is a pack, and nobody has read its rows: they all ended as it did.
-local function task_ended(id, record, now)
-  local job, field = pack_of(id)
-  if not job or not ENDED[object(record)[RECORD_STATUS]] then
-    return
-  end
-  local rows = take_pack(job, field)
-  local count, heads = string.match(rows or '', '^(%d+):(.*)$')
-  if not count then
-    return
-  end
-  local code, message = end_of(record)
-  local error = cjson.encode({code = code, message = message, retryable = false})
-  local about = {
-    field = field, succeeded = 0, failed = tonumber(count), codes = {[code] = tonumber(count)}, left = "", device_ms = 0
-  }
-  count_rows(job, about, '{"error":' .. error .. ',"rows":' .. heads .. '}', now)
-end
-
--- Whether a job waits for this pack. ABOUT: as for count_rows, with its job.
-local function is_open(about)
-  return redis.pcall('HEXISTS', JOB_PACKS .. about.job, about.field) == 1
-end
-
--- As the record of a pack whose message has other rows than its producer sent: somebody has overwritten it.
-local function other_rows()
-  local error = {code = 'invalid_message', message = 'its message has other rows than its producer had sent'}
-  return cjson.encode({[RECORD_STATUS] = 'FAILURE', pipeq = {error = error}})
-end
-
--- Counts a pack whose rows were read, and keeps those open that go on alone. PACK: what a worker says of it, whether it
--- is open; ID: its task.
-local function end_pack(pack, id, now)
-  local about = pack.about
-  if not pack.is_open then
-    return
-  end
-  local rows = take_pack(about.job, about.field)
-  if tonumber(string.match(rows, '^%d+')) ~= about.succeeded + about.failed + #pack.alone then
-    redis.call('HSET', JOB_PACKS .. about.job, about.field, rows)
-    return task_ended(id, other_rows(), now)
-  end
-  for _, one in ipairs(pack.alone) do
-    redis.call('HSET', JOB_PACKS .. about.job, one[5], one[6])
-  end
-  count_rows(about.job, about, pack.outcomes, now)
-end
-"""
-)
+@cache
+def lua() -> str:
+    """What every script needs that ends tasks, below the lines of :data:`pipeq.contract.record.LUA`."""
+    names = {
+        "JOB_TTL_S": TTL_S,
+        "JOB_CODE": f"'{CODE}'",
+        "JOB": f"'{job_key('')}'",
+        "JOB_PACKS": f"'{open_key('')}'",
+        "JOB_OUTCOMES": f"'{outcomes_key('')}'",
+        "JOB_DONE": f"'{done_key('')}'",
+        "JOBS_OPEN": f"'{OPEN}'",
+        "JOBS_FINAL": f"'{FINAL}'",
+    }
+    head = "".join(f"local {name} = {value}\n" for name, value in names.items())
+    return head + (resources.files(__package__) / "job.lua").read_text(encoding="utf-8")

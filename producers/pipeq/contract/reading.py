@@ -27,9 +27,9 @@ _LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BRACKET = re.compile(rb"[\[{\]}]")
-#: Every so many bytes are looked at for a long number, and so many digits one after the other are in one.
-_STRIDE = 50
-_SAMPLED = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS // _STRIDE))
+#: One of so many bytes is looked at for a long number: of a long one, so many samples in a row are digits. Two steps
+#: without a common factor, because the rows of a pack may be as long as one of them, with a digit at the same place.
+_SAMPLES = [(step, re.compile(rb"[0-9]{%d}" % (MAX_DIGITS // step))) for step in (47, 37)]
 #: All bytes but brackets and quotation marks; a text of which nothing else is left; and how often pairs are taken out.
 _NO_MARKS = bytes(set(range(256)) - set(b'[{]}"'))
 _TEXT = re.compile(rb'"[^"]*+"')
@@ -141,8 +141,8 @@ def _integer(digits: str) -> int:
 
 
 def _has_long_number(raw: bytes) -> bool:
-    # Of a long run of digits so many samples in a row are digits, which settles it for nearly every record and message.
-    return _SAMPLED.search(raw[::_STRIDE]) is not None and _LONG_NUMBER.search(raw) is not None
+    # The samples settle it for nearly every record and message.
+    return all(many.search(raw[::step]) for step, many in _SAMPLES) and _LONG_NUMBER.search(raw) is not None
 
 
 def _depth_is_over(raw: bytes) -> bool:

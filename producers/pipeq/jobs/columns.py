@@ -63,9 +63,9 @@ class Columns:
             custom_id = self._custom_id(record)
             inputs, params = self._parts(record)
             inputs = plain(self.wrap(inputs))
-            row = PackRow(inputs, checks.params(params) or None, number, custom_id)
-            text = to_json(row.to_json()).decode()
-            if (size := len(text)) > most_bytes:
+            row = PackRow(inputs, None if params is None else checks.params(params) or None, number, custom_id)
+            raw = to_json(row.to_json(), is_finite=True)  # `plain` has refused what is not finite
+            if (size := len(raw)) > most_bytes:
                 sentence = f"the row takes {size} bytes, at most {most_bytes} are allowed: send its input by reference"
                 raise PipeqError(ErrorCode.INPUT_TOO_LARGE, sentence)  # noqa: TRY301
         except PipeqError as error:
@@ -73,11 +73,13 @@ class Columns:
         except Exception as error:  # a record may be an object of any library
             sentence = f"it cannot be used: {shown.value(error, 300)}"
             return Line(number, None, error=PipeqError(ErrorCode.INVALID_INPUT, sentence), custom_id=custom_id)
-        return Line(number, row, text, custom_id=custom_id)
+        return Line(number, row, raw.decode(), size, custom_id=custom_id)
 
     def _custom_id(self, record: Any) -> str | None:
-        names = (self.id,) if self.id is not None else () if self.fields else ("custom_id", "id")
-        if not isinstance(record, Mapping) or not (self.id is not None or self._says_itself(record)):
+        if self.id is None and (self.fields or not _is_object(record)):
+            return None
+        names = (self.id,) if self.id is not None else ("custom_id", "id")
+        if not _is_object(record) or not (self.id is not None or self._says_itself(record)):
             return None
         for name in names:
             if name in record:
@@ -98,18 +100,23 @@ class Columns:
 
     def _parts(self, record: Any) -> tuple[Any, Mapping[str, Any] | None]:
         if self.fields or self.params:
-            if not isinstance(record, Mapping):
+            if not _is_object(record):
                 sentence = f"it is {shown.value(record)}, which has no column {next(iter(self.fields.values()), '')!r}"
                 raise PipeqError(ErrorCode.INVALID_INPUT, sentence)
             values = {name: _column(record, column) for name, column in self.fields.items()}
             params = {name: _column(record, column) for name, column in self.params.items()}
             return (values[""] if list(values) == [""] else values if values else record), params
-        if isinstance(record, Mapping):
+        if _is_object(record):
             if _is_request(record):
                 return _request(record["body"])
             if self._says_itself(record):
                 return record["inputs"], record.get("params")
         return record, None
+
+
+def _is_object(record: Any) -> bool:
+    # Asking the abstract class takes as long as all else that is done for a short row.
+    return type(record) is dict or (type(record) is not str and isinstance(record, Mapping))
 
 
 def _is_request(record: Mapping[Any, Any]) -> bool:

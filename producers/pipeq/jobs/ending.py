@@ -16,7 +16,7 @@ from redis.exceptions import WatchError
 from pipeq.contract import job
 from pipeq.contract.errors import ErrorCode
 from pipeq.contract.job import JobState, JobStatus
-from pipeq.protocol import Command, Session, Steps, pairs, single, transaction, twice
+from pipeq.protocol import Command, Send, Session, Steps, pairs, single, transaction, twice
 
 
 def status_of(job_id: str) -> Steps[JobStatus | None]:
@@ -31,7 +31,7 @@ def is_done(status: JobStatus) -> bool:
 
 
 def end_if_done(job_id: str, *, is_stopped: bool = False) -> Steps[None]:
-    """Ends a job whose rows have all ended, as ``end_job`` of :data:`pipeq.contract.job.LUA` does.
+    """Ends a job whose rows have all ended, as ``end_job`` of ``pipeq/contract/job.lua`` does.
 
     Args:
         job_id: the job.
@@ -65,7 +65,13 @@ def _end_if_done(job_id: str, is_stopped: bool) -> Steps[bool]:
         yield from all_done([*commands, ("EXPIRE", key, job.TTL_S)])
     except WatchError:
         return False
+    yield said_ended(job_id)
     return True
+
+
+def said_ended(job_id: str) -> Send:
+    """Wakes those who wait for a job. A user without this channel is refused, and they find out a little later."""
+    return Send((("PUBLISH", job.job_key(job_id), "ended"),))
 
 
 def hset(key: str, fields: Mapping[str, Any]) -> Command:

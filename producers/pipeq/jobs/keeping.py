@@ -25,7 +25,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.job import JobState
 from pipeq.envelope import new_id
 from pipeq.jobs import store
-from pipeq.jobs.ending import all_done, end_if_done, hset, status_of
+from pipeq.jobs.ending import all_done, end_if_done, hset, said_ended, status_of
 from pipeq.jobs.files import OutcomeFiles
 from pipeq.jobs.outcomes import Read, as_completed, outcomes
 from pipeq.protocol import Give, Run, Session, Sleep, Steps, Stream, single, twice
@@ -156,6 +156,7 @@ def _close(job_id: str, state: str | None = None, error: str = "") -> Steps[None
     """Ends a job whose files are there, or cannot be written."""
     while not (yield from twice(partial(_session, _closed(job_id, state, error)))):
         pass
+    yield said_ended(job_id)
 
 
 def _session(steps: Steps[bool]) -> Steps[bool]:

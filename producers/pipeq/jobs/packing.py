@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from pipeq.contract.errors import PipeqError
 from pipeq.contract.pack import PackRow
 
@@ -23,16 +25,25 @@ BYTES = 64 * 2**10
 REF_BYTES = 4 * 2**10
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(msgspec.Struct, frozen=True):
     """One line of the input: a row, or the reason why it is none."""
 
     number: int
     row: PackRow | None
     #: The row as JSON; empty if it is none.
     text: str = ""
+    #: Its bytes as UTF-8.
+    nbytes: int = 0
     error: PipeqError | None = None
     custom_id: str | None = None
+
+    @property
+    def cost(self) -> int:
+        """What the row is guessed to cost, in bytes."""
+        text, count = self.text, self.nbytes
+        if '"uri"' in text or '"base64"' in text:
+            count += REF_BYTES * (text.count('"uri"') + text.count('"base64"'))
+        return count
 
 
 @dataclass
@@ -43,12 +54,11 @@ class Pack:
     texts: list[str] = field(default_factory=list)
     #: What was wrong with lines between its rows.
     wrong: list[dict[str, Any]] = field(default_factory=list)
-    nbytes: int = 0
     cost: int = 0
     #: The number of the last line that belongs to it.
     last_line: int = 0
 
-    def add(self, line: Line) -> None:
+    def add(self, line: Line, cost: int) -> None:
         """Adds a line."""
         self.last_line = line.number
         if line.row is None:
@@ -58,13 +68,7 @@ class Pack:
             return
         self.rows.append(line.row)
         self.texts.append(line.text)
-        self.nbytes += len(line.text) + 1
-        self.cost += cost_of(line)
-
-
-def cost_of(line: Line) -> int:
-    """What a row is guessed to cost, in bytes of text."""
-    return len(line.text) + REF_BYTES * (line.text.count('"uri"') + line.text.count('"base64"'))
+        self.cost += cost
 
 
 def packs(lines: Iterable[Line], most_rows: int, most_bytes: int = BYTES) -> Iterator[Pack]:
@@ -77,11 +81,11 @@ def packs(lines: Iterable[Line], most_rows: int, most_bytes: int = BYTES) -> Ite
     """
     pack = Pack()
     for line in lines:
-        full = len(pack.rows) >= most_rows or len(pack.wrong) >= 1000
-        if full or (pack.rows and line.row is not None and pack.cost + cost_of(line) > most_bytes):
+        full, cost = len(pack.rows) >= most_rows or len(pack.wrong) >= 1000, line.cost
+        if full or (pack.rows and line.row is not None and pack.cost + cost > most_bytes):
             yield pack
             pack = Pack()
-        pack.add(line)
+        pack.add(line, cost)
     if pack.rows or pack.wrong:
         yield pack
 

@@ -140,7 +140,7 @@ def _parcel(plan: Plan, before: Cursor, packs: list[packing.Pack]) -> Parcel:
                 expires_at=plan.expires_at,
             )
             envelopes.append(envelope)
-            bodies.append(envelope.body())
+            bodies.append(envelope.body_of(message.to_text(pack.texts)))
         rows += len(pack.rows) + len(pack.wrong)
         number += 1
     cursor = Cursor(max(packs[-1].last_line, before.lines), rows, number, new_id())

@@ -234,7 +234,7 @@ class Backend(RedisBackend):
 
     def _finish(self, entries: list[_Entry], buffer: Buffer) -> None:
         if self._finish_script is None:
-            self._finish_script = Direct(self.client, lua.source("finish", LUA + events.LUA + job.LUA))
+            self._finish_script = Direct(self.client, lua.source("finish", LUA + events.LUA + job.lua()))
         leases = next((entry.leases for entry in entries if entry.leases is not None), None)
         # Without leases, name keys that a restricted Redis user may use; the script does not touch them.
         redis_keys = [keys.RUNNING, *((leases.unacked_key, leases.key) if leases else (keys.UNACKED, keys.LEASES))]

@@ -148,6 +148,7 @@ class JobKeeper:
             pipe.hset(job.job_key(job_id), mapping={"state": "failed", "error": sentence, "ended_at": time.time()})
             pipe.srem(job.FINAL, job_id)
             pipe.srem(job.OPEN, job_id)
+            pipe.publish(job.job_key(job_id), "failed")
             pipe.execute()
         logger.warning("the job %s has failed: %s", shown.line(job_id), sentence, extra={"action": "jobs"})
 

@@ -9,7 +9,7 @@
 --          elsewhere); its record; the record's lifetime in seconds (0: for ever); a dead letter (empty for none); when a
 --          retry is due, in seconds since the epoch (empty for none); the waiting message; the event of its end, as a
 --          list in JSON (empty: what its record says). Then of each pack whose rows were read, in turn: its place among
---          the tasks; what is counted, in JSON (see pipeq.contract.job.LUA, which stands above this text, too); its
+--          the tasks; what is counted, in JSON (see pipeq/contract/job.lua, which stands above this text, too); its
 --          outcomes in JSON; and the waiting messages of rows that go on alone, as a list of lists in JSON: when it is
 --          due, the message, the row's id, its running mark (empty for none), and its field and its text among the
 --          packs that have not ended

@@ -37,6 +37,15 @@ class Group(Generic[T]):
             self.is_in_order = self.is_in_order and _are_in_order(by_cost[-1] if by_cost else None, one)
             by_cost.append(one)
 
+    def add_all(self, some: Sequence[Waiting[T]]) -> None:
+        """Adds several, each due when the one before is, or later."""
+        self.add(some[0])
+        if some[0] is self.by_cost[-1] and all(one.cost == some[0].cost for one in some):
+            self.by_cost += some[1:]  # in the order that they have
+            return
+        for one in some[1:]:
+            self.add(one)
+
     def is_full(self, limits: BatchLimits) -> bool:
         """Whether waiting longer could not make the next batch larger."""
         if len(self.by_cost) >= limits.max_size:
@@ -71,8 +80,7 @@ class Waitings(Generic[T]):
         some = [Waiting(item, item.cost, now, due, at) for at, item in enumerate(items, order)]
         if (group := self.groups.get(first.group)) is None:
             group = self.groups[first.group] = Group()
-        for one in some:
-            group.add(one)
+        group.add_all(some)
         self._urgency.add_all(some)
         self.count += len(some)
         self.cost += sum([one.cost for one in some])
