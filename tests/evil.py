@@ -2,9 +2,9 @@
 
 Models that can be made to kill or hold a process at every stage are not to be had, so a ``sitecustomize`` module puts
 this one into the worker's children. An input is a text such as ``dies at prepare`` or ``sleeps 3 at forward``; for the
-stages ``fetch`` and ``decode`` it is the inline bytes of a picture for the pipeline ``pictures``. The host loads the
-module, too: for ``receipt`` the text is in a header of the message, which the host reads, and for ``delivery`` it is
-the result, or the end of an error's sentence.
+stages ``fetch`` and ``decode`` it is the inline bytes of a picture for the pipeline ``pictures``, and for ``place`` it
+is the result, which goes to a store. The host loads the module, too: for ``receipt`` the text is in a header of the
+message, which the host reads, and for ``delivery`` it is the result, or the end of an error's sentence.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ if "pipeq_worker.children.main" in sys.orig_argv:
     from pipeq_worker.models.pipeline import Prepared
     from pipeq_worker.models.task_types import find
     from pipeq_worker.stages import decode, fetch
+    from pipeq_worker.stores import writer
 
     class Evil(constant_pipeline.ConstantPipeline):
         def __init__(self, name, settings):
@@ -71,12 +72,17 @@ if "pipeq_worker.children.main" in sys.orig_argv:
             happen(data.decode("latin-1"), "fetch")
             return data
 
+    def evil_put(self, uri, data, media_type, put=writer.Writer.put):
+        happen(data.decode().strip('"'), "place")
+        return put(self, uri, data, media_type)
+
     def evil_decode(media, data, *rest):
         happen(data.decode("latin-1"), "decode")
         return data.decode("latin-1")
 
     constant_pipeline.ConstantPipeline = Evil
     decode.decode = evil_decode
+    writer.Writer.put = evil_put
     fetch.Fetcher = EvilFetcher
 
 def raw_happen(raw, stage):

@@ -38,8 +38,9 @@ def serving(folder: Path, url: str, *arguments: str, **settings: Any) -> Any:
 @pytest.fixture(scope="module")
 def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WorkerProcess, Client]]:
     """A worker with little patience."""
-    limits = {"hard_timeout_s": 1, "step_timeout_s": 1, "metrics__hung_s": 1}
     folder = tmp_path_factory.mktemp("children")
+    limits = {"hard_timeout_s": 1, "step_timeout_s": 1, "metrics__hung_s": 1}
+    limits |= {"inputs__max_fetch_s": 1, "results__max_write_s": 1, "results__allow": "file:///tmp/"}
     with embedded.valkey() as url, Client(url) as client, serving(folder, url, **limits) as process:
         process.wait_ready(client, "constant", "pictures")
         yield process, client
@@ -103,19 +104,24 @@ def walk(text: Callable[[], str], client: Client, pipeline: str, inputs: Any, **
     [
         ("pictures", "dies at fetch"),
         pytest.param("pictures", "spins at fetch", marks=pytest.mark.long),
+        pytest.param("pictures", "sleeps 600 at fetch", marks=pytest.mark.long),
         pytest.param("pictures", "dies at decode", marks=pytest.mark.long),
         ("pictures", "spins at decode"),
         pytest.param("pictures", "sleeps 60 at decode", marks=pytest.mark.long),
         pytest.param("constant", "sleeps 60 at prepare", marks=pytest.mark.long),
         pytest.param("constant", "sleeps 60 at forward", marks=pytest.mark.long),
         ("constant", "sleeps 60 at finish"),
+        pytest.param("constant", "dies at place", marks=pytest.mark.long),
+        pytest.param("constant", "spins at place", marks=pytest.mark.long),
+        ("constant", "sleeps 600 at place"),
     ],
 )
-def test_in_a_child(children: tuple[WorkerProcess, Client], pipeline: str, how: str) -> None:
+def test_in_a_child(children: tuple[WorkerProcess, Client], tmp_path: Path, pipeline: str, how: str) -> None:
     process, client = children
     said = len(process.text())
     inputs = Ref.from_bytes(how.encode()) if pipeline == "pictures" else how
-    code, _ = walk(process.text, client, pipeline, inputs)
+    about = {"output": f"{tmp_path.as_uri()}/"} if "place" in how else {}
+    code, _ = walk(process.text, client, pipeline, inputs, **about)
     assert process.process.poll() is None
     deaths = len(re.findall(r"ERROR +.*starting another one", process.text()[said:]))
     if "sleeps" in how:

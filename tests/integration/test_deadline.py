@@ -252,15 +252,14 @@ def test_a_store_that_drips(s3_env: S3Server) -> None:
     at_once(fetch, list(PLACES))
 
 
-def test_a_store_that_drips_while_a_result_is_written(s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_drips_while_a_result_is_written(s3_env: S3Server) -> None:
     """A PUT first waits for an interim answer, which may also be sent slowly and never end."""
-    monkeypatch.setattr(writer, "_WRITE_S", MAX_FETCH_S)
 
     def put(place: str) -> None:
         with raw(None, dripping(*PLACES[place])) as server:
             began = time.monotonic()
             settings = S3Settings(endpoint_url=f"http://127.0.0.1:{server.port}", region="us-east-1")
-            results = writer.Writer(ResultSettings(allow=("s3://inputs/",)), settings)
+            results = writer.Writer(ResultSettings(allow=("s3://inputs/",), max_write_s=MAX_FETCH_S), settings)
             with pytest.raises(PipeqError) as caught:
                 results.put("s3://inputs/a", b"result", "text/plain")
             assert time.monotonic() - began < MAX_FETCH_S + GRACE_S

@@ -58,8 +58,8 @@ class Place:
         self.fetchers.append(made)
         return made
 
-    def writer(self) -> Writer:
-        made = Writer(ResultSettings(allow=(self.uri("results/"),)), S3Settings())
+    def writer(self, **more: Any) -> Writer:
+        made = Writer(ResultSettings(allow=(self.uri("results/"),), **more), S3Settings())
         self.fetchers.append(made)
         return made
 
@@ -255,14 +255,11 @@ def test_a_result(server: ObjectServer, monkeypatch: pytest.MonkeyPatch, scheme:
 def test_a_result_that_is_not_taken(
     server: ObjectServer, monkeypatch: pytest.MonkeyPatch, scheme: str, status: int, retryable: bool
 ) -> None:
-    from pipeq_worker.stores import writer as module
-
     lead(server, monkeypatch)
-    monkeypatch.setattr(module, "_WRITE_S", 3)
     place = Place(scheme, server)
     server.status = status
     with pytest.raises(PipeqError) as error:
-        place.writer().put(place.uri("results/a"), b"{}", "application/json")
+        place.writer(max_write_s=3).put(place.uri("results/a"), b"{}", "application/json")
     assert (error.value.code, error.value.retryable) == (ErrorCode.OUTPUT_FAILED, retryable), error.value.message
     assert server.objects == {}
 

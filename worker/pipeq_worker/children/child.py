@@ -221,7 +221,7 @@ class Child:
         settings = self._settings
         signatures = Signatures(self._connect, settings.results)
         fetcher = self._make_fetcher(settings, signatures)
-        placer = Placer(settings.results, Writer(settings.results, settings.s3), signatures)
+        placer = Placer(settings.results, Writer(settings.results, settings.s3), signatures, self._steps)
         listener = Listener(
             self._ready, self._prepared, self._ran, self._ended, self._lost, self._far, self._link.flush
         )

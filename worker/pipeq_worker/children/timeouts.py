@@ -33,6 +33,7 @@ _STAGES = {
     Stage.PREPARE: "its inputs were being prepared",
     Stage.FORWARD: "it was in a forward pass",
     Stage.FINISH: "its result was being made",
+    Stage.PLACE: "its result was being written to a store",
 }
 
 

@@ -10,7 +10,7 @@ import time
 from pipeq_worker.children import board, protocol
 from pipeq_worker.children.process import Member
 from pipeq_worker.settings.read import Settings
-from pipeq_worker.stages.steps import Stage
+from pipeq_worker.stages.steps import OF_STORES, Stage
 
 #: How often the clock of what a child does is looked at, in seconds.
 WATCH_S = 0.25
@@ -20,15 +20,22 @@ ASK_LOOKS = 4
 DEAF_LOOKS = 4
 #: A step that goes on for so long after it should have been ended hangs, in seconds.
 HANGS_S = 5.0
-#: The setting that limits each kind of step. Fetching has deadlines of its own, which it keeps by itself.
+#: The setting that limits each kind of step.
 LIMITS = {
+    Stage.FETCH: "[inputs] max_fetch_s",
     Stage.PREPARE: "step_timeout_s",
     Stage.FORWARD: "hard_timeout_s",
     Stage.FINISH: "step_timeout_s",
+    Stage.PLACE: "[results] max_write_s",
     Stage.LOAD: "load_timeout_s",
 }
+#: A store keeps its limit by itself, and its error then says more. It is late after so many more seconds: a call of its
+#: library does not come back, or a store of a user's own has no deadline.
+STORE_GRACE_S = 5.0
 #: What each is called.
 _NAMES = {
+    Stage.FETCH: "a read of a store",
+    Stage.PLACE: "a write to a store",
     Stage.PREPARE: "a step of prepare",
     Stage.FORWARD: "a forward pass",
     Stage.FINISH: "a step of finish",
@@ -45,6 +52,7 @@ class Watch:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._limits_s = {stage: _limit_s(settings, setting) for stage, setting in LIMITS.items()}
         #: Looks since the child was asked for an answer, and since when it could have given it.
         self._looks = 0
         self._is_asked = False
@@ -93,7 +101,7 @@ class Watch:
             if self._looks % ASK_LOOKS == 0:
                 self._is_asked, self._silent = True, 0
                 child.send(protocol.Ask())
-        elif any(entry.stage in LIMITS for entry in child.doing()):
+        elif any(entry.stage not in OF_STORES for entry in child.doing()):
             self._silent = 0
         else:
             # Counted in looks, not by the clock: both processes may have been frozen together.
@@ -111,8 +119,7 @@ class Watch:
 
     def too_long(self, entry: board.Entry, pid: int) -> str:
         """Says that a child was ended because of this step."""
-        setting = LIMITS[entry.stage]
-        limit_s: float = getattr(self._settings, setting)
+        setting, limit_s = LIMITS[entry.stage], self._limits_s[entry.stage]
         return f"{_NAMES[entry.stage]} took over {setting} ({limit_s:g} s), and process {pid} was ended"
 
     def no_answer(self, pid: int) -> str:
@@ -121,7 +128,12 @@ class Watch:
 
     def _late_s(self, entry: board.Entry) -> float:
         """Seconds since a step should have ended; negative if it may go on."""
-        if (setting := LIMITS.get(entry.stage)) is None:
-            return -1.0
-        limit_s: float = getattr(self._settings, setting)
-        return time.monotonic() - entry.since - limit_s
+        grace_s = STORE_GRACE_S if entry.stage in OF_STORES else 0.0
+        return time.monotonic() - entry.since - self._limits_s[entry.stage] - grace_s
+
+
+def _limit_s(settings: Settings, setting: str) -> float:
+    """The value of a setting, whose name may begin with its section: ``[inputs] max_fetch_s``."""
+    section, _, key = setting.rpartition(" ")
+    found: float = getattr(getattr(settings, section.strip("[]")) if section else settings, key)
+    return found

@@ -98,6 +98,8 @@ class ResultSettings(_Section):
     store: OutputPrefix | None = None
     #: Prefixes below which a producer may ask its output to be written.
     allow: Annotated[tuple[OutputPrefix, ...], *LISTED] = ()
+    #: How long one object may take to write to a store, tries included, in seconds.
+    max_write_s: float = Field(default=600, gt=0)
     #: How long a record is kept after its task ended, in seconds.
     expires_s: int = Field(default=keys.RESULT_TTL_S, gt=0)
     #: Messages kept in each queue's dead-letter list, the newest.

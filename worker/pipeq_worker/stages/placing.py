@@ -19,6 +19,7 @@ from pipeq_worker.observe.traces import internal
 from pipeq_worker.settings.sections import ResultSettings
 from pipeq_worker.stages.outputs import Object, convert
 from pipeq_worker.stages.pack import Pack
+from pipeq_worker.stages.steps import Stage, Steps
 from pipeq_worker.stages.task import Task
 from pipeq_worker.stores import deadline
 from pipeq_worker.stores.signed import Signatures, objects_of, sign_objects
@@ -58,9 +59,13 @@ class Placer:
         results: which results stay in their records, and where the others go.
         writer: writes to stores.
         signatures: signs references for the next task of a chain.
+        steps: what each thread does is noted there.
     """
 
-    def __init__(self, results: ResultSettings, writer: Writer, signatures: Signatures) -> None:
+    def __init__(
+        self, results: ResultSettings, writer: Writer, signatures: Signatures, steps: Steps | None = None
+    ) -> None:
+        self._steps = steps or Steps()
         self._results = results
         self._writer = writer
         self._signatures = signatures
@@ -228,7 +233,7 @@ class Placer:
         if task.error is not None or task.is_cancelled:
             return False
         try:
-            with deadline.until(task.deadline):
+            with self._steps.step(Stage.PLACE, task.number, alone=task.alone), deadline.until(task.deadline):
                 self._writer.put(upload.uri, upload.data, upload.media_type)
         except PipeqError as error:
             self._not_put(task, upload, error)

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import Protocol
 
-#: A suspect that reads from a store runs beside others, but for so long beside no other suspect, in seconds. A store
-#: may be slow, and the device must not wait for it.
-FETCH_ALONE_S = 5.0
+#: A suspect that reads from or writes to a store runs beside others, but for so long beside no other suspect, in
+#: seconds. A store may be slow, and the device must not wait for it.
+STORE_ALONE_S = 5.0
 
 
 class Stage(IntEnum):
@@ -27,8 +27,14 @@ class Stage(IntEnum):
     PREPARE = 2
     FORWARD = 3
     FINISH = 4
+    #: A result, or a part of one, is being written to a store.
+    PLACE = 5
     #: Of no task: a pipeline is being loaded.
-    LOAD = 5
+    LOAD = 6
+
+
+#: Steps that wait for a store, which may take long while nothing is wrong here.
+OF_STORES = frozenset({Stage.FETCH, Stage.PLACE})
 
 
 class Board(Protocol):
@@ -68,9 +74,9 @@ class Steps:
 
     @contextmanager
     def step(self, stage: Stage, number: int, *others: int, alone: bool = False) -> Iterator[None]:
-        """Runs the block as a step of one task or several. FETCH only reads, often for long: it runs beside others."""
+        """Runs the block as a step of one task or several. One that waits for a store runs beside others."""
         self._enter(stage, alone)
-        self._here.stage, self._here.alone = stage, alone
+        self._here.stage, self._here.alone, self._here.numbers = stage, alone, (number, *others)
         self._board.begin(stage, number, *others)
         try:
             yield
@@ -89,21 +95,23 @@ class Steps:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Lets others run while the calling thread waits inside its step."""
+        """Lets others run while the calling thread waits inside its step for them: it is not working meanwhile."""
         stage, alone = self._here.stage, self._here.alone
+        self._board.end()
         self._leave(stage, alone)
         try:
             yield
         finally:
             self._enter(stage, alone)
+            self._board.begin(stage, *self._here.numbers)
 
     def _enter(self, stage: Stage, alone: bool) -> None:
-        if stage is Stage.FETCH and not alone:
+        if stage in OF_STORES and not alone:
             return
         with self._changed:
             if alone:
                 self._take(stage)
-                if stage is Stage.FETCH:
+                if stage in OF_STORES:
                     return
                 self._waiting += 1
                 self._changed.wait_for(lambda: not self._running and not self._is_alone)
@@ -118,15 +126,15 @@ class Steps:
         while (left_s := self._taken_until - time.monotonic()) > 0:
             self._changed.wait(None if left_s == math.inf else left_s)
         self._taken = self._here.own = object()
-        self._taken_until = time.monotonic() + FETCH_ALONE_S if stage is Stage.FETCH else math.inf
+        self._taken_until = time.monotonic() + STORE_ALONE_S if stage in OF_STORES else math.inf
 
     def _leave(self, stage: Stage, alone: bool) -> None:
-        if stage is Stage.FETCH and not alone:
+        if stage in OF_STORES and not alone:
             return
         with self._changed:
             if alone and self._taken is self._here.own:
                 self._taken_until = 0.0
-            if alone and stage is not Stage.FETCH:
+            if alone and stage not in OF_STORES:
                 self._is_alone = False
             elif not alone:
                 self._running -= 1

@@ -16,8 +16,6 @@ from pipeq_worker.stores.registry import Stores
 
 #: How long one connect or read of the store may take, in seconds.
 _TIMEOUT_S = 30
-#: How long a store may take in total, in seconds, even if it answers slowly.
-_WRITE_S = 600
 #: Connections that are kept open; no more threads than this deliver at the same time.
 _CONNECTIONS = 16
 
@@ -35,6 +33,8 @@ class Writer:
 
     def __init__(self, results: ResultSettings, s3: S3Settings) -> None:
         own = (results.store,) if results.store else ()
+        #: In total, even if the store answers slowly.
+        self._max_write_s = results.max_write_s
         self._producers = AllowList(results.allow, "[results] allow")
         self._all = AllowList((*results.allow, *own), "[results] allow")
         #: A place that the worker chose itself is nothing that a task could get wrong.
@@ -74,7 +74,7 @@ class Writer:
         try:
             store = self._stores.of(uri)
             gate = self._gates.of(store.server(place))
-            with deadline.within(_WRITE_S), gate.call(name, may_be_silent=True):
+            with deadline.within(self._max_write_s), gate.call(name, may_be_silent=True):
                 store.put(place, data, media_type, name)
         except StoreError as error:
             is_own = error.blame is Blame.EITHER and self._is_own(uri)

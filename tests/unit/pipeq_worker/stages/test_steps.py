@@ -75,7 +75,7 @@ def test_a_suspects_read_is_beside_others_but_beside_no_suspects_step(monkeypatc
         assert later == []
     assert begins(steps, Stage.PREPARE, alone=True)
 
-    monkeypatch.setattr(steps_module, "FETCH_ALONE_S", 0.2)
+    monkeypatch.setattr(steps_module, "STORE_ALONE_S", 0.2)
     with running(steps, Stage.FETCH, alone=True) as begun:
         assert begun.wait(10)
         began = time.monotonic()
