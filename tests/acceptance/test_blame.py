@@ -11,6 +11,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import redis
 from pipeq import Client, Ref, State
 from pipeq.contract import keys
 from pipeq.demo import embedded
+from pipeq_worker.broker.pool import EXIT_DEVICE_LOST
 
 from tests.evil import python_path
 from tests.worker_process import WorkerProcess, worker
@@ -63,11 +65,9 @@ class Host:
                 self.codes.append(process.process.wait())
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """Its leases lapse soon."""
-    limits = {"lease_s": 2, "sweep_s": 0.5, "metrics__hung_s": 3}
-    ends, folder = threading.Event(), tmp_path_factory.mktemp("hosts")
+@contextmanager
+def restarted(folder: Path, **limits: Any) -> Iterator[Host]:
+    ends = threading.Event()
     with embedded.valkey() as url, Client(url) as client, redis.Redis.from_url(url) as db:
         made = Host(client, db)
         thread = threading.Thread(target=made.run, args=(ends, folder, url, limits))
@@ -78,6 +78,22 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
             ends.set()
             made.processes[-1].stop()
             thread.join(60)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """Its leases lapse soon."""
+    limits = {"lease_s": 2, "sweep_s": 0.5, "metrics__hung_s": 3, "step_timeout_s": 2}
+    with restarted(tmp_path_factory.mktemp("hosts"), **limits) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """Its leases lapse after its heartbeat, as with the default settings: only then is its mark one of the dead."""
+    limits = {"lease_s": 3 * keys.WORKER_TTL_S / 2, "sweep_s": 0.5, "metrics__hung_s": 3}
+    with restarted(tmp_path_factory.mktemp("patient"), **limits) as made:
+        yield made
 
 
 def walk(text: Callable[[], str], client: Client, pipeline: str, inputs: Any, **about: Any) -> tuple[str, int]:
@@ -143,17 +159,30 @@ def test_in_a_child(children: tuple[WorkerProcess, Client], tmp_path: Path, pipe
     [
         ("dies at receipt", "x"),
         pytest.param("spins at receipt", "x", marks=pytest.mark.long),
-        pytest.param("dies at delivery", "dies at delivery", marks=pytest.mark.long),
-        pytest.param("spins at delivery", "spins at delivery", marks=pytest.mark.long),
+        # Without Python's lock, so that everything else goes on.
+        ("sleeps 600 at delivery", "sleeps 600 at delivery"),
+        pytest.param("sleeps 600 at delivery", "refused: sleeps 600 at delivery", marks=pytest.mark.long),
         # It never reaches a batch, so it has no mark.
         ("dies at delivery", "refused: dies at delivery"),
     ],
 )
 def test_in_the_host(host: Host, how: str, inputs: str) -> None:
+    ends(host, how, inputs)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("how", ["dies at delivery", "spins at delivery"])
+def test_in_the_host_after_a_batch(patient: Host, how: str) -> None:
+    ends(patient, how, how)
+
+
+def ends(host: Host, how: str, inputs: str) -> None:
     before = len(host.codes)
     about = {"headers": {"evil": how}} if "receipt" in how else {}
     code, attempts = walk(lambda: host.processes[-1].text(), host.client, "constant", inputs, **about)
     # A task in a batch is begun once more, when it turns out how many have died.
     assert (code, attempts) in (("worker_lost", 3), ("worker_lost", 4))
-    assert host.codes[before:] == [-signal.SIGPROF if "spins" in how else -signal.SIGKILL] * 3
+    codes = {"dies": -signal.SIGKILL, "spins": -signal.SIGPROF, "sleeps": EXIT_DEVICE_LOST}
+    assert host.codes[before:] == [codes[how.split()[0]]] * 3
     assert host.db.hlen(keys.UNACKED) == host.db.hlen(keys.RUNNING) == 0

@@ -14,7 +14,7 @@ from pipeq import Client, State
 from tests.worker_process import worker
 
 PACKAGE = """
-import json, os
+import json, os, threading
 from pipeq_worker.observe.observer import EVENTS, Observer
 
 class Written(Observer):
@@ -22,6 +22,8 @@ class Written(Observer):
 
 def writer(name):
     def write(self, *args):
+        if name == os.environ.get("STUCK"):
+            threading.Event().wait()
         with open(os.environ["TOLD"], "a") as file:
             file.write(json.dumps([name, *args], default=str) + "\\n")
     return write
@@ -89,6 +91,18 @@ def test_it_is_told_what_happens(redis_url: str, tmp_path: Path) -> None:
     ((_, name, size, padding, seconds, cost),) = [event for event in events if event[:2] == ["batch_ran", "constant"]]
     assert (name, size, padding, cost) == ("constant", 1, 0.0, 1)
     assert 0 <= seconds < 1
+
+
+def test_one_that_never_returns_stops_nothing(redis_url: str, tmp_path: Path) -> None:
+    install(tmp_path / "site")
+    path = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    more = {"PYTHONPATH": path, "TOLD": tmp_path / "told.jsonl", "STUCK": "task_accepted"}
+    with worker(tmp_path, redis_url, "constant", **more) as process, Client(redis_url) as client:
+        process.wait_ready(client, "constant")
+        ids = client.submit_many("constant", [str(at) for at in range(200)])
+        assert {one.state for one in client.as_completed(ids, timeout_s=60)} == {State.SUCCEEDED}
+        assert process.stop() == 0, process.text()
+    assert told(tmp_path / "told.jsonl") == []
 
 
 def told(path: Path) -> list[list[Any]]:

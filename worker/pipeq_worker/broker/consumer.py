@@ -94,6 +94,7 @@ class Consumer(CeleryConsumer):
             leases.sharing = self.pool.sharing(leases)
             leases.sees_records = leases.server.place == self._runtime.deliverer.server
             self.task_consumer.channel.intake = self.pool.intake(self).take
+            leases.stalls = [self._runtime.deliverer.turns.hangs]
             self._runtime.seen.health.watch(leases.hangs)
 
     @property

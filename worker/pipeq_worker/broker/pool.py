@@ -199,9 +199,12 @@ class TaskPool(BasePool):
         )
 
     def on_stalled(self, reason: str) -> None:
-        """Ends the process if no messages come in and only a new process helps. Runs on the leases' thread."""
-        if not self._runtime.lost:
-            self._on_lost(reason)
+        """Ends the process if no messages come in, or go out, and only a new one helps. Runs on the leases' thread."""
+        if self._runtime.lost:
+            return
+        for delivery in self._runtime.deliverer.turns.late():
+            delivery.let_lapse()
+        self._on_lost(reason)
 
     def on_lost_leases(self, tags: set[str]) -> None:
         """Marks deliveries whose leases are lost. Runs on the leases' thread."""

@@ -30,6 +30,7 @@ from pipeq_worker.delivery.part import part_of
 from pipeq_worker.delivery.plain import Plain, is_plain
 from pipeq_worker.delivery.retries import Retries
 from pipeq_worker.delivery.tracing import Tracing
+from pipeq_worker.delivery.turns import Turns
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.leases.server import place
 from pipeq_worker.observe.failures import failures
@@ -63,6 +64,8 @@ class Deliverer:
         self._plain = Plain(app)
         self._tracing = Tracing(retries)
         self._packs = Packs(retries)
+        #: What its threads are at.
+        self.turns = Turns(settings.step_timeout_s, outage.quiet_s)
         self.server = place(client.connection_pool.connection_kwargs)
 
     def deliver(self, deliveries: list[Delivery]) -> None:
@@ -72,6 +75,7 @@ class Deliverer:
         """
         # What a host died with, and has no mark because it never reached a batch, is delivered alone, and Redis knows.
         suspects = [one for one in deliveries if one.is_suspect and not one.is_marked]
+        self.turns.at(deliveries)
         try:
             self._deliver([one for one in deliveries if one not in suspects] if suspects else deliveries)
             while suspects:
@@ -80,6 +84,7 @@ class Deliverer:
                     one.leases.hold(one.tag)
                 self._deliver([one])
         finally:
+            self.turns.over()
             for one in suspects:
                 put_back(one)
 
@@ -138,6 +143,7 @@ class Deliverer:
         backend: Backend = self._app.backend
         with backend.buffered() as stored:
             for delivery in deliveries:
+                self.turns.at([delivery])
                 try:
                     done.append((delivery, self._store(backend, delivery, delivery in plain)))
                 except Exception as problem:
@@ -146,6 +152,7 @@ class Deliverer:
                     )
                     forget(problem)
                     broken.append((delivery, problem))
+            self.turns.at(deliveries)
         return done, broken, stored
 
     def _store(self, backend: Backend, delivery: Delivery, is_plain: bool) -> Callable[[Delivery], None]:
@@ -179,6 +186,7 @@ class Deliverer:
 
     def _end(self, delivery: Delivery, step: Callable[[Delivery], None]) -> None:
         """Takes the last step of one task. If it fails, the task still ends, and the others go on."""
+        self.turns.at([delivery])
         try:
             step(delivery)
         except _AWAY as error:

@@ -150,6 +150,12 @@ class Delivery(Task):
         """``revoke(terminate=True)``: the task is dropped at its next stage. Celery has recorded the revocation."""
         self.is_terminated = True
 
+    def let_lapse(self) -> None:
+        """Leaves the message and the mark as they stand: it is charged as if this worker had died with it."""
+        self.is_marked = False
+        if self.leases is not None:
+            self.leases.release([self.tag])
+
     def start(self) -> None:
         """Tells Celery that the task starts, unless it was revoked meanwhile."""
         accept, self.accept = self.accept, None

@@ -179,6 +179,7 @@ class Runtime:
         self.seen.processes(self._processes)
         self.seen.health.hears(lambda: self._heartbeat.deaf)
         self.seen.health.watch(self.dispatcher.hangs)
+        self.seen.health.watch(self.deliverer.turns.hangs)
 
     def withdraw(self) -> list[Delivery]:
         """Stops accepting tasks. Returns those that have not reached the device; the caller puts them back."""

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
@@ -103,7 +103,7 @@ class Leases:
         self._closing = threading.Event()
         #: Called with the tags of lost leases; work on their messages must be dropped.
         self.on_lost: Callable[[set[str]], None] = lambda tags: None
-        #: Called with a sentence when messages should come in and do not, and only a new process can help.
+        #: Called with a sentence when messages should come in, or go out, and do not, and only a new process can help.
         self.on_stalled: Callable[[str], None] = lambda reason: None
         #: Called with a message that cannot be used, the task's id found in it, the error, its text, and the number of
         #: attempts. Returns whether it ended the task, that is, stored the error under the id and acknowledged the
@@ -123,8 +123,9 @@ class Leases:
         #: Queue -> its lists, and their lifetime after messages were asked for, in milliseconds. It is set again when
         #: messages are put back, because Redis forgets the lifetime of a list that became empty.
         self.lifetimes: dict[str, tuple[list[str], int]] = {}
-        #: The readers that take messages under these leases.
+        #: The readers that take messages under these leases, and what else says in a sentence that it hangs, or None.
         self.readers: set[Reader] = set()
+        self.stalls: Sequence[Callable[[], str | None]] = ()
         #: Notified when a message is released.
         self.changed = threading.Condition()
         self._held: dict[str, _Held] = {}
@@ -431,10 +432,10 @@ class Leases:
 
     # -- for the thread, see renewing.py ------------------------------------------------------------------------------
 
-    def look_at_readers(self) -> None:
-        """Tells of readers that hang."""
-        for reader in list(self.readers):
-            if (reason := reader.stalled()) is not None:
+    def look_for_stalls(self) -> None:
+        """Tells of what hangs, so that these leases are not renewed for ever."""
+        for stalled in (*(reader.stalled for reader in list(self.readers)), *self.stalls):
+            if (reason := stalled()) is not None:
                 self.on_stalled(reason)
 
     def renew_all(self) -> None:

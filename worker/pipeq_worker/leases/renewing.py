@@ -30,8 +30,8 @@ CLOSE_S = 10.0
 class Renewed(Protocol):
     """What is renewed: :class:`pipeq_worker.leases.leases.Leases`."""
 
-    def look_at_readers(self) -> None:
-        """Tells of readers that hang."""
+    def look_for_stalls(self) -> None:
+        """Tells of what hangs."""
 
     def flush(self) -> None:
         """Sends the acknowledgements that are waiting."""
@@ -103,7 +103,7 @@ class Renewing:
 
     def renew(self) -> None:
         """Renews now."""
-        self._leases.look_at_readers()
+        self._leases.look_for_stalls()
         self._leases.flush()
         self._leases.renew_all()
 

@@ -10,12 +10,15 @@ worker makes one instance of it, without arguments, when it starts:
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError
+
+from pipeq_worker.observe.aside import Aside
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +33,9 @@ Ended = Literal["succeeded", "failed", "retrying", "dropped"]
 class Observer:
     """The base class of observers. Its methods do nothing; override those that you need.
 
-    The worker calls them on its own threads, several at a time, so they must return quickly and must not block. An
-    exception that a method raises is logged once, and the task goes on.
+    A user's own observer has a thread of its own, which calls its methods one after the other, in the order of the
+    events, soon after they happened (aside.py). If one takes long, only the events that follow wait, and beyond some
+    thousands are left out. An exception that a method raises is logged once, and nothing else happens.
     """
 
     def task_accepted(self, task_id: str, pipeline: str) -> None:
@@ -103,18 +107,35 @@ class Observer:
 
 
 class Observers(Observer):
-    """Passes each event on to several observers. One that raises is logged once, and the others are still called."""
+    """Passes each event on to several observers. One that raises is logged once, and the others are still called.
 
-    def __init__(self, listeners: Iterable[Observer]) -> None:
-        listeners = list(listeners)
+    Args:
+        listeners: called on the worker's threads, several at a time; they must not block.
+        own: the user's, each called on a thread of its own.
+    """
+
+    def __init__(self, listeners: Iterable[Observer], own: Iterable[Observer] = ()) -> None:
+        listeners, self._asides = list(listeners), [(one, Aside(type(one).__name__)) for one in own]
         for name in EVENTS:
-            plain = getattr(Observer, name)
-            wanted = [one for one in listeners if getattr(type(one), name) is not plain]
-            setattr(self, name, _passed_on([getattr(one, name) for one in wanted]))
+            called = [getattr(one, name) for one in listeners if _overrides(one, name)]
+            called += [
+                aside.later(_passed_on([getattr(one, name)])) for one, aside in self._asides if _overrides(one, name)
+            ]
+            setattr(self, name, _passed_on(called))
+
+    def close(self, timeout_s: float) -> None:
+        """Waits until the users' observers have been told everything, for at most so many seconds together."""
+        until = time.monotonic() + timeout_s
+        for _, aside in self._asides:
+            aside.close(until - time.monotonic())
 
 
 #: The names of an observer's methods.
 EVENTS = tuple(name for name in vars(Observer) if not name.startswith("_"))
+
+
+def _overrides(observer: Observer, name: str) -> bool:
+    return getattr(type(observer), name) is not getattr(Observer, name)
 
 
 def _passed_on(methods: list[Callable[..., None]]) -> Callable[..., None]:

@@ -25,6 +25,8 @@ from pipeq_worker.settings.read import Settings
 logger = logging.getLogger("pipeq_worker")
 
 EXIT_SETTINGS = 2
+#: How long the users' observers may take for what they have not been told at the end, in seconds.
+OBSERVERS_S = 5.0
 
 
 @click.command(
@@ -121,7 +123,7 @@ def run(settings: Settings) -> int:
     # In a container the process id and the host are the same after each restart, but a worker's name must be new.
     hostname = f"pipeq-{os.getpid()}-{secrets.token_hex(2)}@{socket.gethostname()}"
     seen = Seen(settings, hostname)
-    observer = Observers([Log(), *seen.observers, *own])
+    observer = Observers([Log(), *seen.observers], own)
     startup.wait_for_redis(settings.redis_url)
     rights.check(settings.redis_url, settings.pipelines)
     runtime = Runtime(settings, hostname, observer, seen)
@@ -142,6 +144,7 @@ def run(settings: Settings) -> int:
     celery_worker = Worker(app=app, hostname=hostname, quiet=True, loglevel=settings.log_level)
     celery_worker.start()
     failures.close()
+    observer.close(OBSERVERS_S)
     if not runtime.lost:
         logger.info("ended", extra={"action": "end"})
     logging.shutdown()

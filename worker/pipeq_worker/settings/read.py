@@ -127,7 +127,8 @@ class Settings(BaseSettings):
     #: A forward pass beyond this ends the process that holds the model, and another one is started, in seconds.
     hard_timeout_s: float = Field(default=600, gt=0)
     #: The same for one step of preparing or finishing a task: decoding one input, preparing one item, making the
-    #: result, in seconds.
+    #: result, in seconds. A worker that takes so long to store one task's end, with its links, callbacks and signals,
+    #: while Redis answers, ends itself; who started it starts it again.
     step_timeout_s: float = Field(default=300, gt=0)
     #: The same for loading one pipeline, its download included, in seconds. A worker whose processes die three times in
     #: a row while they load, or are ended for this reason, stops.
