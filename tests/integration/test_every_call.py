@@ -72,7 +72,6 @@ CALLS: dict[str, dict[str, Any]] = {
     "Jobs.save": {"job_id": "ended", "results": "{folder}/results.jsonl"},
     "Jobs.cancel": {"job_id": "ended"},
     "Jobs.retry": {"job_id": "ended", "inputs": []},
-    "Jobs.keep": {"step": "expire", "job_id": "ended"},
     "Jobs.list": NOTHING,
     "DeadLetters.list": NOTHING,
     "DeadLetters.retry": NOTHING,

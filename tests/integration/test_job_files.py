@@ -19,6 +19,7 @@ from pipeq.contract import job, keys
 from pipeq.contract.errors import PipeqError
 from pipeq.contract.job import JobState
 from pipeq.jobs import files, keeping
+from pipeq.jobs.kept import keep
 from pipeq_worker.host.jobs import JobKeeper
 from pipeq_worker.settings.read import Settings
 
@@ -94,13 +95,13 @@ def test_whoever_dies_at_the_files_leaves_none_and_another_one_goes_on(
 
     monkeypatch.setattr(files.OutcomeFiles, "write", dies)
     with pytest.raises(KeyboardInterrupt):
-        client.jobs.keep("finalize", job_id)
+        keep(client, "finalize", job_id)
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
-    client.jobs.keep("finalize", job_id)
+    keep(client, "finalize", job_id)
     assert not out.exists(), "the one who died has the claim for some seconds"
     db.delete(job.claim_key(job_id))
-    client.jobs.keep("finalize", job_id)
+    keep(client, "finalize", job_id)
     assert [one["line"] for one in lines(out)] == list(range(1, 11))
     assert client.jobs.status(job_id).state is JobState.COMPLETED
     assert not db.exists(job.FINAL, job.OPEN)
@@ -119,7 +120,7 @@ def test_whoever_lost_the_claim_writes_nothing(
         write(self, outcomes)
 
     monkeypatch.setattr(files.OutcomeFiles, "write", is_slow)
-    client.jobs.keep("finalize", job_id)
+    keep(client, "finalize", job_id)
     assert not list(tmp_path.iterdir())
     assert client.jobs.status(job_id).state is JobState.FINALIZING
 
@@ -137,7 +138,7 @@ def test_files_that_cannot_be_written_fail_the_job_with_the_reason(
     for _ in range(keeping.TRIES):
         db.delete(job.claim_key(missing))
         with pytest.raises(PipeqError, match="cannot write"):
-            client.jobs.keep("finalize", missing)
+            keep(client, "finalize", missing)
     assert "cannot write" in str(client.jobs.status(missing).error)
     assert not db.exists(job.FINAL)
 
@@ -148,7 +149,7 @@ def test_the_order_is_that_of_the_input_or_of_the_ends(client: Client, valkey_ur
     job_id = client.jobs.submit(PIPELINE, inputs, check=False, pack_rows=1, results=f"file://{out}", order="completed")
     for at in (2, 0, 3, 1):
         client.cancel(f"{job_id}-{at}")
-    client.jobs.keep("finalize", job_id)
+    keep(client, "finalize", job_id)
     assert [one["line"] for one in lines(out)] == [3, 1, 4, 2]
     assert [one["line"] for one in client.jobs.results(job_id, order="completed", follow=True)] == [3, 1, 4, 2]
     assert [one["line"] for one in client.jobs.results(job_id)] == [1, 2, 3, 4]
@@ -176,18 +177,45 @@ def test_messages_that_somebody_has_removed_end_as_lost(
     host.take()  # inside a worker
     raw = db.rpop(keys.list_key(PIPELINE, 6))
     assert raw is not None
-    client.jobs.keep("recover", job_id)
+    keep(client, "recover", job_id)
     assert client.jobs.status(job_id).codes == {"worker_lost": 1}
     assert keeper._due(job_id) is None
     monkeypatch.setattr("pipeq_worker.host.jobs.QUIET_S", 0.0)
-    assert keeper._due(job_id) is None, "while messages wait, nothing is known to be lost"
+    assert keeper._due(job_id) is None, "while messages wait, it takes longer"
     db.delete(keys.list_key(PIPELINE, 6))
     assert keeper._due(job_id) == "recover"
-    client.jobs.keep("recover", job_id)
+    keep(client, "recover", job_id)
     assert client.jobs.status(job_id).codes == {"worker_lost": 2}
-    client.jobs.keep("recover", job_id)
+    keep(client, "recover", job_id)
     assert not client.jobs.status(job_id).state.is_final
     host.stop()
+
+
+def test_a_pack_that_is_lost_while_messages_wait_is_found_within_a_time(
+    client: Client, db: redis.Redis, keeper: JobKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeq_worker.host.jobs.QUIET_S", 0.1)
+    job_id = client.jobs.submit(PIPELINE, ["a", "b", "c"], check=False, pack_rows=1)
+    assert db.rpop(keys.list_key(PIPELINE, 6)) is not None
+    time.sleep(0.2)
+    assert keeper._due(job_id) is None, "its packs are probably among those that wait"
+    monkeypatch.setattr("pipeq_worker.host.jobs.BUSY_S", 0.2)
+    monkeypatch.setattr("pipeq_worker.host.jobs.MESSAGE_S", 0.0)
+    monkeypatch.setattr("pipeq_worker.host.jobs.LOOK_AT_OPEN_S", 0.0)
+    until = time.monotonic() + 30
+    while not (found := client.jobs.status(job_id)).codes:
+        assert time.monotonic() < until, found
+        if not keeper._is_busy():
+            keeper._look()
+        time.sleep(0.05)
+    assert found.codes == {"worker_lost": 1}
+    assert found.searched_at is not None
+    monkeypatch.setattr("pipeq_worker.host.jobs.BUSY_S", 60.0)
+    assert keeper._due(job_id) is None, "it was searched a moment ago"
+    while keeper._is_busy():
+        time.sleep(0.05)
+    assert not db.exists(job.claim_key(job_id)), "others may have the next step"
+    assert db.llen(keys.list_key(PIPELINE, 6)) == 2
 
 
 def test_an_input_that_cannot_be_read_fails_the_job_until_it_can(client: Client, tmp_path: Path) -> None:
@@ -253,4 +281,4 @@ def test_a_wrong_argument_about_files_is_named(client: Client) -> None:
     with pytest.raises(PipeqError, match="follow"):
         list(client.jobs.results(job_id, follow=True))
     with pytest.raises(PipeqError, match="step"):
-        client.jobs.keep("x", job_id)
+        keep(client, "x", job_id)

@@ -135,6 +135,8 @@ class JobStatus:
     created_at: float | None = None
     last_at: float | None = None
     finished_at: float | None = None
+    #: When it was last searched for packs whose messages are gone.
+    searched_at: float | None = None
     #: Seconds that devices have worked for it.
     device_s: float = 0.0
     #: When rows that have not ended expire, in seconds since the epoch.
@@ -206,6 +208,7 @@ def read(job_id: str, fields: dict[bytes, bytes]) -> JobStatus | None:
         created_at=_number(found.get("created_at")),
         last_at=_number(found.get("last_at")),
         finished_at=_number(found.get("ended_at")),
+        searched_at=_number(found.get("searched_at")),
         device_s=(_number(found.get("device_ms")) or 0.0) / 1000,
         expires_at=_number(found.get("expires_at")),
         results=text("results") or None,

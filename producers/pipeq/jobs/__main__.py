@@ -10,6 +10,7 @@ import sys
 from pipeq.client import Client
 from pipeq.contract import shown
 from pipeq.contract.errors import PipeqError
+from pipeq.jobs.kept import keep
 
 
 def main() -> int:
@@ -17,7 +18,7 @@ def main() -> int:
     step, job_id, token = sys.argv[1:]
     with Client() as client:
         try:
-            client.jobs.keep(step, job_id, token)
+            keep(client, step, job_id, token)
         except PipeqError as error:
             print(f"the job {shown.line(job_id)}: {error}", file=sys.stderr)
             return 1

@@ -19,6 +19,5 @@ class AsyncJobs:
     results = async_iterating(JobCalls.results)
     save = awaiting(JobCalls.save)
     cancel = awaiting(JobCalls.cancel)
-    keep = awaiting(JobCalls.keep)
     retry = awaiting(JobCalls.retry)
     list = awaiting(JobCalls.list)

@@ -195,25 +195,6 @@ class JobCalls(SubmitCalls):
         yield from keeping.stop(job_id, JobState.CANCELLED, ErrorCode.CANCELLED)
         return (yield from self.status(job_id))
 
-    def keep(self, step: str, job_id: str, token: str | None = None) -> Steps[None]:
-        """Does what is left to do for a job, as workers have it done; see :mod:`pipeq.jobs.keeping`.
-
-        Args:
-            step: ``finalize``, ``expire`` or ``recover``.
-            job_id: the job.
-            token: of a worker's claim.
-        """
-        job_id = checks.task_id(job_id)
-        if token is not None and not isinstance(token, str):
-            checks.refuse(f"token is {shown.value(token)}, not text")
-        if step == "finalize":
-            yield from keeping.finalize(job_id, self._read, token)
-        elif step in ("expire", "recover"):
-            if (yield from (keeping.expire if step == "expire" else keeping.recover)(job_id)) and token is not None:
-                yield from keeping.Claim(job_id, token).give_back()  # perhaps its files are to be written now
-        else:
-            checks.refuse(f"step is {shown.value(step)}, not one of finalize, expire and recover")
-
     def _outcomes(
         self, job_id: str, order: str = "input", *, follow: bool = False, forget: bool = False
     ) -> Stream[list[dict[str, Any]]]:

@@ -24,6 +24,5 @@ class Jobs:
     results = iterating(JobCalls.results)
     save = blocking(JobCalls.save)
     cancel = blocking(JobCalls.cancel)
-    keep = blocking(JobCalls.keep)
     retry = blocking(JobCalls.retry)
     list = blocking(JobCalls.list)

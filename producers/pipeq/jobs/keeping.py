@@ -233,6 +233,8 @@ def recover(job_id: str) -> Steps[int]:
         still = set((yield from store.open_fields(job_id)))
         lost &= still
     status = yield from status_of(job_id)
+    if status is not None:
+        yield from store.set_fields(job_id, searched_at=time.time())
     if not lost or status is None or status.last_at != before.last_at:
         return 0  # something has happened meanwhile
     yield from _end(job_id, sorted(lost), ErrorCode.WORKER_LOST)

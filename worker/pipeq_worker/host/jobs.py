@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 LOOK_S, LOOK_AT_OPEN_S = 1.0, 10.0
 #: A job that nothing has happened to for so long is searched for lost packs, once in this time, in seconds.
 QUIET_S = 120.0
+#: The same while messages wait: its packs are probably among them. To know it, all are read, so that many take longer.
+BUSY_S, MESSAGE_S = 600.0, 0.01
 #: How long a step may take, in seconds.
 STEP_S = 4 * 3600.0
 
@@ -161,15 +163,15 @@ class JobKeeper:
         now = time.time()
         if status.expires_at is not None and status.expires_at < now:
             return "expire"
-        if status.pipeline not in self._pipelines or now - (status.last_at or now) < QUIET_S:
+        quiet_s = now - max(status.last_at or now, status.searched_at or 0.0)
+        if status.pipeline not in self._pipelines or quiet_s < QUIET_S or not self._redis.hlen(job.open_key(job_id)):
             return None
-        waits = any(self._redis.llen(name) for name in keys.list_keys(status.pipeline))
-        # While messages wait, a pack that nobody has begun may be among them.
-        return None if waits or not self._redis.hlen(job.open_key(job_id)) else "recover"
+        waiting = sum(int(self._redis.llen(name)) for name in keys.list_keys(status.pipeline))  # type: ignore[arg-type]
+        return None if waiting and quiet_s < BUSY_S + MESSAGE_S * waiting else "recover"
 
     def _step(self, step: str, job_id: str) -> bool:
         """Begins a step, unless somebody takes one for this job, or has just done so. Returns whether it did."""
-        token, lasts_s = secrets.token_hex(8), job.CLAIM_S if step == "finalize" else int(QUIET_S)
+        token, lasts_s = secrets.token_hex(8), job.CLAIM_S if step == "finalize" else max(job.CLAIM_S, int(QUIET_S))
         if not self._redis.set(job.claim_key(job_id), token, nx=True, ex=lasts_s):
             return False
         self._process = subprocess.Popen(
