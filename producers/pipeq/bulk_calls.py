@@ -41,6 +41,7 @@ class BulkCalls(OperatorCalls):
     def __init__(self, redis_url: str, allow: ReadAllow, max_message_bytes: int, store: Store | None = None) -> None:
         super().__init__(redis_url, allow, max_message_bytes)
         self._submissions = Submissions(self.pipelines, max_message_bytes, store)
+        self._store = store
 
     def submit_many(
         self,

@@ -24,7 +24,7 @@ class Calls(BulkCalls):
 
     def of_jobs(self, make: Callable[..., _T]) -> _T:
         """Makes the calls about jobs, which are imported only where somebody asks for them."""
-        return make(self.pipelines, self._allow, self._max_message_bytes)
+        return make(self.pipelines, self._allow, self._max_message_bytes, self._store)
 
     def submit(
         self,

@@ -144,3 +144,17 @@ def _write_file(uri: str, data: bytes | Path) -> None:
 
 #: Scheme -> makes what writes there.
 _WRITERS: dict[str, Callable[[], Writer]] = {"s3": _s3, "gs": _gs, "az": _az, "file": _file}
+
+
+def writer_of(scheme: str) -> Writer:
+    """Makes what writes objects of a scheme, which replaces one that is there; large ones go in parts.
+
+    Raises:
+        MissingPackageError: its package is not installed.
+    """
+    require(scheme)
+    return _WRITERS[scheme]()
+
+
+#: The schemes that can be written to.
+SCHEMES = tuple(_WRITERS)

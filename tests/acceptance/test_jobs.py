@@ -314,6 +314,70 @@ def test_a_worker_writes_the_files_of_a_job(served: Served) -> None:
     assert sorted(one["line"] for one in found) == list(range(1, 601))
 
 
+def test_each_row_s_result_is_an_object_with_a_name(served: Served) -> None:
+    folder = served.folder / "named"
+    rows: list[Any] = [{"inputs": f"text {at}", "custom_id": f"row/{at}"} for at in range(300)]
+    rows[7] = {"inputs": "x", "params": {"no_such": 1}, "custom_id": "bad"}
+    jobs = served.client.jobs
+    job_id = jobs.submit("constant", rows, job_id="named", output=f"{folder.as_uri()}/{{custom_id}}-{{id}}.json")
+    found = done(served, job_id)
+    assert found[7][2] == "invalid_params"
+    for at, (line, name, result) in enumerate(found):
+        if at != 7:
+            place = folder / f"row~2F{at}-named-line{at + 1}.json"
+            assert (line, name, result) == (at + 1, f"row/{at}", {"uri": place.as_uri()})
+            assert json.loads(place.read_text()) == "constant"
+    assert len(list(folder.iterdir())) == 299
+    # With what was asked in front of it, without what nobody may see; and only where the worker may write.
+    with_inputs = {"uri": f"{folder.as_uri()}/asked/{{date}}/", "include_inputs": True}
+    rows = [{"inputs": {"uri": "https://user:secret@host/a.png"}, "params": {"seconds": 0}, "custom_id": "q"}]
+    [(_, _, result)] = done(served, jobs.submit("constant", rows, job_id="asked", output=with_inputs, params={}))
+    said = json.loads(Path(result["uri"].removeprefix("file://")).read_text())
+    assert said["result"] == "constant"
+    assert said["pipeq"] == {
+        "version": 1, "id": "asked-line1", "pipeline": "constant", "custom_id": "q", "params": {"seconds": 0},
+        "inputs": {"uri": "https://...@host/a.png"},
+    }  # fmt: skip
+    found = done(served, jobs.submit("constant", ["a"], output="file:///elsewhere/{id}.json"))
+    assert [one[2] for one in found] == ["input_forbidden"]
+
+
+def test_what_was_asked_stands_beside_what_was_answered(served: Served) -> None:
+    jobs, folder = served.client.jobs, served.folder
+    path = folder / "asked.jsonl"
+    path.write_text(
+        '{"text": "a, b", "n": 1, "s": 0, "other": "x"}\n{"text": "ü", "n": 2, "s": "no number", "other": "y"}\n'
+        'broken\n{"text": "c", "n": 3, "s": 0.0, "other": "z"}\n',
+        encoding="utf-8",
+    )
+    out, columns = folder / "asked-out.csv", {"field": "text", "id": "n", "params_columns": {"seconds": "s"}}
+    job_id = jobs.submit("constant", path, include_inputs=True, results=out.as_uri(), **columns)  # type: ignore[arg-type]
+    assert jobs.wait(job_id, 60).state is JobState.COMPLETED
+    rows = list(csv.DictReader(out.read_text(encoding="utf-8").splitlines()))
+    assert list(rows[0]) == ["text", "n", "s", "result", "code", "message"]
+    assert [list(row.values())[:5] for row in rows] == [
+        ["a, b", "1", "0", "constant", ""],
+        ["ü", "2", "no number", "", "invalid_params"],
+        ["", "", "", "", "invalid_input"],
+        ["c", "3", "0.0", "constant", ""],
+    ]
+    first, second, *_ = jobs.results(job_id)
+    assert first == {"line": 1, "custom_id": "1", "inputs": "a, b", "params": {"seconds": 0}, "result": "constant"}
+    assert (second["inputs"], second["error"]["code"]) == ("ü", "invalid_params")
+    # The same columns where the client writes the file; and JSON lines have inputs and params.
+    jobs.save(job_id, str(folder / "asked-here.csv"))
+    assert (folder / "asked-here.csv").read_text() == out.read_text()
+    jobs.save(job_id, str(folder / "asked-here.jsonl"))
+    assert json.loads((folder / "asked-here.jsonl").read_text().splitlines()[0])["inputs"] == "a, b"
+    # A row without columns is a column of its own, and one that nobody has read has none of them.
+    job_id = jobs.submit("constant", ["a", "b"], include_inputs=True, check=False, pack_rows=1)
+    done(served, job_id)
+    jobs.save(job_id, str(folder / "plain.csv"))
+    assert (folder / "plain.csv").read_text().splitlines() == [
+        "inputs,result,code,message", "a,constant,,", "b,constant,,"
+    ]  # fmt: skip
+
+
 def test_the_commands(served: Served) -> None:
     path = served.folder / "commands.jsonl"
     path.write_bytes(b'{"q": "a", "n": 1}\n{"q": "b", "n": 2}\nbroken\n')

@@ -324,6 +324,47 @@ def test_a_row_that_goes_alone_ends_alone_and_is_reached_by_a_cancel_of_its_job(
     assert story.client.jobs.status("nightly").done == 4
 
 
+def test_a_row_that_goes_alone_takes_all_along_that_it_needs(db: redis.Redis, valkey_url: str, client: Client) -> None:
+    host = Host(valkey_url, PIPELINE)
+    output = "file:///results/{custom_id}-{id}.json"
+    rows = [{"inputs": "a", "custom_id": "x", "params": {"k": 1}}, {"inputs": "b", "custom_id": "y"}]
+    options: dict[str, Any] = {"params": {"k": 0, "m": 2}, "include_inputs": True, "output": output, "check": False}
+    client.jobs.submit(PIPELINE, rows, job_id="nightly", **options)
+    host.take()
+    (one,) = host.hands.tasks
+    host.hands.begin(one)
+    one.pack_end = PackEnd(1, {}, [], b"[]", {}, None, [0], 0.0)
+    one.result_json = json.dumps([{"row": 1, "line": 2, "custom_id": "y", "result": "B"}]).encode()
+    host.hands.end(one)
+    host.move_due()
+    raw = db.rpop(keys.list_key(PIPELINE, keys.JOB_PRIORITY))
+    assert isinstance(raw, bytes)
+    assert json.loads(base64.b64decode(json.loads(raw)["body"]))[1] == {
+        "pipeline": PIPELINE, "job": {"id": "nightly", "pack": 0, "row": 0}, "params": {"k": 0, "m": 2},
+        "include_inputs": True,
+        "rows": [{"inputs": "a", "params": {"k": 1}, "line": 1, "custom_id": "x",
+            "output": "file:///results/x-nightly-line1.json"}],
+    }  # fmt: skip
+    host.stop()
+
+
+def test_what_was_asked_of_a_pack_that_failed_as_a_whole_is_known_if_its_message_is(
+    db: redis.Redis, valkey_url: str, client: Client
+) -> None:
+    host = Host(valkey_url, PIPELINE)
+    for job_id in ("read", "cancelled"):
+        client.jobs.submit(PIPELINE, ["a", "b"], job_id=job_id, include_inputs=True, check=False)
+    host.take()
+    one = next(one for one in host.hands.tasks if one.id == "read-0")
+    host.hands.begin(one)
+    one.fail(PipeqError("inference_failed", "no", False))
+    host.hands.end(one)
+    client.jobs.cancel("cancelled")
+    assert [one.get("inputs") for one in client.jobs.results("read")] == ["a", "b"]
+    assert [one.get("inputs") for one in client.jobs.results("cancelled")] == [None, None]
+    host.stop()
+
+
 def test_a_pipeline_that_is_forgotten_keeps_its_rows_until_they_are_purged(story: Story) -> None:
     story.host.beat()
     story.client.forget(PIPELINE, force=True)

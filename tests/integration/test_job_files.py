@@ -12,20 +12,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import redis
 from pipeq import Client
 from pipeq.contract import job, keys
-from pipeq.contract.errors import PipeqError
+from pipeq.contract.errors import PipeqError, WaitTimeoutError
 from pipeq.contract.job import JobState
+from pipeq.demo.embedded import S3Server
 from pipeq.jobs import files, keeping
 from pipeq.jobs.kept import keep
 from pipeq_worker.host.jobs import JobKeeper
 from pipeq_worker.settings.read import Settings
 
 from tests.host import Host
+from tests.integration.test_fsspec_stores import lead
+from tests.object_servers import object_server
 
 PIPELINE = "it"
+#: A place that no S3 server has.
+NOWHERE = "s3://no such bucket/out.jsonl"
 
 
 @pytest.fixture
@@ -104,6 +110,91 @@ def test_whoever_dies_at_the_files_leaves_none_and_another_one_goes_on(
     keep(client, "finalize", job_id)
     assert [one["line"] for one in lines(out)] == list(range(1, 11))
     assert client.jobs.status(job_id).state is JobState.COMPLETED
+    assert not db.exists(job.FINAL, job.OPEN)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+def test_a_worker_writes_the_files_to_a_store(
+    client: Client, db: redis.Redis, valkey_url: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """As a worker does it: in a process of its own, with the worker's settings and environment."""
+    out, errors = (f"{scheme}://results/by-worker/{name}.jsonl" for name in ("out", "errors"))
+    with object_server() as server:
+        lead(server, monkeypatch)
+        monkeypatch.setenv("FSSPEC_GS_TOKEN", "anon")
+        for name, value in s3_server.env().items():
+            if not name.startswith("AWS_ENDPOINT"):  # that is in the worker's settings
+                monkeypatch.setenv(name, value)
+        settings = Settings(  # type: ignore[call-arg]
+            redis_url=valkey_url,
+            results={"allow": [f"{scheme}://results/"]},  # type: ignore[arg-type]
+            pipelines={PIPELINE: {}},  # type: ignore[arg-type]
+            s3={"endpoint_url": s3_server.endpoint_url},  # type: ignore[arg-type]
+        )
+        keeper = JobKeeper(db, settings, {PIPELINE})
+        try:
+            job_id = ended(client, results=out, errors=errors)
+            assert until_it_is_final(client, job_id, keeper).state is JobState.COMPLETED
+            forbidden = ended(client, results=f"{scheme}://elsewhere/out.jsonl")
+            assert "[results] allow" in str(until_it_is_final(client, forbidden, keeper).error)
+        finally:
+            keeper.close()
+        if scheme == "s3":
+            s3 = boto3.client("s3", endpoint_url=s3_server.endpoint_url)
+            found = [s3.get_object(Bucket="results", Key=f"by-worker/{name}.jsonl")["Body"].read()
+                for name in ("out", "errors")]  # fmt: skip
+        else:
+            found = [server.objects[f"results/by-worker/{name}.jsonl"] for name in ("out", "errors")]
+    assert found[0] == b""
+    assert [json.loads(line)["line"] for line in found[1].splitlines()] == list(range(1, 11))
+
+
+def test_a_large_file_goes_to_s3_in_parts(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3_server.env().items():
+        monkeypatch.setenv(name, value)
+    rows = [{"line": at, "custom_id": None, "result": "x" * 1000} for at in range(20_000)]
+    with files.OutcomeFiles("s3://results/large/out.jsonl", None) as out:
+        out.write(rows)
+    found = boto3.client("s3").get_object(Bucket="results", Key="large/out.jsonl")
+    assert "-" in found["ETag"], "it was sent at once"
+    assert [json.loads(line) for line in found["Body"].iter_lines()] == rows
+    with pytest.raises(PipeqError, match="cannot write s3://no such bucket"), files.OutcomeFiles(NOWHERE, None) as out:
+        out.write(rows[:1])
+
+
+def test_a_client_that_waits_writes_the_files_if_no_worker_does(
+    client: Client, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.env().items():
+        monkeypatch.setenv(name, value)
+    job_id = ended(client, results="s3://results/waited/out.jsonl")
+    with pytest.raises(WaitTimeoutError):
+        client.jobs.wait(job_id, 0.3)
+    assert client.jobs.status(job_id).state is JobState.FINALIZING, "workers have half a minute"
+    monkeypatch.setattr("pipeq.jobs.calls.WORKERS_S", 0.5)
+    assert client.jobs.wait(job_id, 30).state is JobState.COMPLETED
+    body = boto3.client("s3").get_object(Bucket="results", Key="waited/out.jsonl")["Body"].read()
+    assert [json.loads(line)["line"] for line in body.splitlines()] == list(range(1, 11))
+    # A place on a worker's machine is none of a client's, also if it is only that of the errors.
+    for options in ({"results": f"file://{tmp_path}/out.jsonl"},
+        {"results": "s3://results/waited/other.jsonl", "errors": f"file://{tmp_path}/errors.jsonl"}):  # fmt: skip
+        other = ended(client, **options)
+        with pytest.raises(WaitTimeoutError):
+            client.jobs.wait(other, 1.5)
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_client_that_cannot_write_the_files_waits_on_until_the_job_has_failed(
+    client: Client, db: redis.Redis, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.env().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("pipeq.jobs.calls.WORKERS_S", 0.0)
+    monkeypatch.setattr(keeping, "TRIES", 2)
+    job_id = ended(client, results=NOWHERE)
+    status = client.jobs.wait(job_id, 30)
+    assert status.state is JobState.FAILED
+    assert "cannot write s3://no such bucket/out.jsonl" in str(status.error)
     assert not db.exists(job.FINAL, job.OPEN)
 
 
@@ -264,8 +355,10 @@ def test_a_wrong_argument_about_files_is_named(client: Client) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"results": "out.jsonl"}, "results"), ({"results": "s3://bucket/"}, "results"), ({"results": 5}, "results"),
         ({"errors": "s3://b/e.jsonl"}, "errors needs results"), ({"order": "backwards"}, "order"),
-        ({"output": "s3://b/{id}.json"}, "output of a job is a prefix"),
-        ({"output": {"uri": "s3://b/", "include_inputs": True}}, "output of a job is a prefix"),
+        ({"output": "s3://b/{day}-{id}.json"}, "unknown field {day}"), ({"output": "s3://b/x.json"}, "many results"),
+        ({"output": "s3://b/{stem}.json"}, "no {id}"), ({"include_inputs": 3}, "include_inputs"),
+        ({"output": {"uri": "s3://b/", "include_inputs": "yes"}}, "include_inputs"),
+        ({"results": "https://host/out.jsonl"}, "results"), ({"results": "gs://bucket/"}, "results"),
         ({"expires_s": -1}, "expires_s"), ({"expires_s": "soon"}, "expires_s"),
     ]  # fmt: skip
     for options, named in wrong:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.pack import PackMessage, PackOf, PackRow
 from pipeq.demo import embedded
 from pipeq.demo.embedded import S3Server
-from pipeq_worker.settings.sections import ResultSettings, S3Settings
+from pipeq_worker.models.constant_pipeline import load_constant_pipeline
+from pipeq_worker.settings.sections import PipelineSettings, ResultSettings, S3Settings
+from pipeq_worker.stages.pack import Pack
+from pipeq_worker.stages.placing import Placer
+from pipeq_worker.stages.task import Input, Task
 from pipeq_worker.stores import disk
 from pipeq_worker.stores.writer import Writer
 
@@ -253,3 +260,58 @@ def test_what_cannot_be_written(store: Writer, root: Path) -> None:
         assert (error.code, error.retryable) == (ErrorCode.OUTPUT_FAILED, False), path
     assert failure(store, "s3://results/tenant/").code == ErrorCode.OUTPUT_FAILED
     assert sorted(os.listdir(root)) == ["file", "folder"]
+
+
+# --- the rows of a pack
+
+
+class Away(Writer):
+    """A store that is away for what has this in its name."""
+
+    away = "nothing"
+
+    def put(self, uri: str, data: bytes, media_type: str) -> None:
+        if self.away in uri:
+            raise PipeqError(ErrorCode.OUTPUT_FAILED, "the store is away", True)
+        super().put(uri, data, media_type)
+
+
+@pytest.mark.parametrize("away", ["nothing", "b.objects/", "b.json"])
+def test_the_result_of_a_row_is_an_object_beside_its_parts(root: Path, away: str) -> None:
+    """What cannot be written leaves its row, and no result that refers to what is not there."""
+    pipeline = load_constant_pipeline("constant", PipelineSettings())
+    rows = [PackRow({"text": name}, {"seconds": 0}, line, name, f"file://{root}/{name}.json")
+        for line, name in enumerate("ab", 5)]  # fmt: skip
+    pack = Pack(PackMessage("constant", (*rows, PackRow("c", line=7)), PackOf("nightly", 3), include_inputs=True))
+    task = Task(id="nightly-3", pipeline=pipeline, call=pipeline.merge({}), pack=pack, is_list=True)
+    task.inputs = [Input({"inputs": one.inputs}, True) for one in pack.rows]
+    task.outputs = [[np.full((2, 2), 1.5)], [{"mask": np.zeros((2, 2)), "score": 2}], ["plain"]]
+    settings = ResultSettings(allow=(f"file://{root}/",))
+    writer = Away(settings, S3Settings())
+    writer.away = away
+    placer = Placer(settings, writer, signatures=None)  # type: ignore[arg-type] - no task gets a result of this one
+    uploads = placer.convert(task)
+    assert uploads is not None
+    assert not list(root.iterdir())
+    placer.upload(task, uploads)
+    placer.close()
+    writer.close()
+    assert task.error is None
+    assert pack.outcomes is not None
+    done = json.loads(pack.outcomes.done)
+    there = "ab" if away == "nothing" else "a"
+    assert [one["result"] for one in done] == [*({"uri": f"file://{root}/{name}.json"} for name in there), "plain"]
+    assert (pack.outcomes.left, pack.outcomes.left_codes) == (
+        ([], {}) if there == "ab" else ([1], {"output_failed": 1})
+    )
+    assert [(one["inputs"], one["params"]) for one in done if one["line"] != 6] == [
+        ({"text": "a"}, {"seconds": 0}),
+        ("c", {}),
+    ]
+    first = json.loads((root / "a.json").read_text())
+    assert first["pipeq"] == {
+        "version": 1, "id": "nightly-line5", "pipeline": "constant", "custom_id": "a", "inputs": {"text": "a"},
+        "params": {"seconds": 0},
+    }  # fmt: skip
+    assert np.load(first["result"]["uri"].removeprefix("file://")).tolist() == [[1.5, 1.5]] * 2
+    assert (root / "b.json").exists() == (there == "ab")

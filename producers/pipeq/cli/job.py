@@ -75,7 +75,11 @@ order_option = click.option(
     help="What INPUT holds, where its name does not say it; refs: each file or object is an input.",
 )  # fmt: skip
 @click.option("--job-id", metavar="ID", help="A name of your own: a submit that broke off is repeated with it.")
-@click.option("--output", metavar="URI", help="Prefix for outcomes that are too large for Redis.")
+@click.option(
+    "--output", metavar="URI",
+    help="Prefix for outcomes that are too large for Redis; with fields such as {id}, the name of each row's result.",
+)  # fmt: skip
+@click.option("--include-inputs", is_flag=True, help="Write each row's inputs and parameters beside its result.")
 @click.option("--priority", type=click.IntRange(0, 9), default=6, show_default=True, help="0 is served first.")
 @click.option("--fair-key", metavar="TEXT", help="Whose job it is.")
 @click.option("--max-backlog", type=int, default=50_000, show_default=True, help="Rows that wait or run at most.")
@@ -109,6 +113,7 @@ def submit(
     max_backlog: int,
     expires: float | None,
     *,
+    include_inputs: bool,
     worker_writes: bool,
     no_check: bool,
     wait: bool,
@@ -140,6 +145,7 @@ def submit(
             format=kind,
             job_id=job_id,
             output=output,
+            include_inputs=include_inputs,
             results=results if worker_writes else None,
             errors=errors if worker_writes else None,
             order=order,

@@ -27,17 +27,27 @@ def asked(message: TaskMessage, task_id: str) -> bytes:
 
     Passwords, signatures and bytes are left out: of bytes, their number and their SHA-256 are written.
     """
-    said: dict[str, Any] = {"version": keys.CONTRACT_VERSION, "id": task_id, "pipeline": message.pipeline}
-    if message.custom_id is not None:
-        said["custom_id"] = message.custom_id
-    content = {"inputs": _plain(message.inputs), "params": _plain(message.params)}
+    return asked_of(message.pipeline, task_id, message.custom_id, content(message.inputs, message.params))
+
+
+def asked_of(pipeline: str, task_id: str, custom_id: str | None, what: dict[str, Any]) -> bytes:
+    """The same of its parts; ``what`` is what :func:`content` returned."""
+    said: dict[str, Any] = {"version": keys.CONTRACT_VERSION, "id": task_id, "pipeline": pipeline}
+    if custom_id is not None:
+        said["custom_id"] = custom_id
+    return f'{{"{_ASKED}":'.encode() + to_json(said | what) + f',"{_ANSWERED}":'.encode()
+
+
+def content(inputs: Any, params: Any) -> dict[str, Any]:
+    """What was asked, without passwords, signatures and bytes; both are null if they are too large."""
+    found = {"inputs": _plain(inputs), "params": _plain(dict(params or {}))}
     try:
-        size = len(to_json(content))
+        size = len(to_json(found))
     except ValueError:  # NaN, or half of a surrogate pair: the task is going to fail of it
-        content, size = {"inputs": None, "params": None}, 0
+        found, size = {"inputs": None, "params": None}, 0
     if size > ASKED_MAX_BYTES:
-        content = {"inputs": None, "params": None, "left_out_bytes": size}
-    return f'{{"{_ASKED}":'.encode() + to_json(said | content) + f',"{_ANSWERED}":'.encode()
+        found = {"inputs": None, "params": None, "left_out_bytes": size}
+    return found
 
 
 def answer(value: Any) -> Any:

@@ -1,8 +1,8 @@
 """CONTRACT: a pack, the message that carries many rows of a job. Before: jobs/packing. After: the worker's stages.
 
-    {"pipeline": ..., "params": {...}, "output": {"uri": ...},
+    {"pipeline": ..., "params": {...}, "output": {"uri": ...}, "include_inputs": true,
      "job": {"id": ..., "pack": 17},
-     "rows": [{"inputs": ..., "params": {...}, "line": 4352, "custom_id": "a"}, ...]}
+     "rows": [{"inputs": ..., "params": {...}, "line": 4352, "custom_id": "a", "output": "s3://..."}, ...]}
 
 A pack is one task for the queue, and each of its rows has an outcome of its own: a result or an error. A row has one
 input, what a task's ``inputs`` would be without a list. Outcomes go to the job (:mod:`pipeq.contract.job`).
@@ -28,7 +28,7 @@ from pipeq.contract.writing import to_json
 #: Most rows of one pack, and the largest number that says where a row stands.
 ROWS_MAX = 1000
 NUMBER_MAX = 2**53
-_FIELDS = frozenset({"pipeline", "rows", "job", "params", "output"})
+_FIELDS = frozenset({"pipeline", "rows", "job", "params", "output", "include_inputs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,8 @@ class PackRow(msgspec.Struct, frozen=True):
     line: int | None = None
     #: What its producer calls it.
     custom_id: str | None = None
+    #: The object that its result goes to; None if it goes to the job.
+    output: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The row as it stands in the message."""
@@ -71,6 +73,8 @@ class PackRow(msgspec.Struct, frozen=True):
             found["line"] = self.line
         if self.custom_id is not None:
             found["custom_id"] = self.custom_id
+        if self.output is not None:
+            found["output"] = self.output
         return found
 
 
@@ -85,6 +89,8 @@ class PackMessage:
     params: Mapping[str, Any] = field(default_factory=dict)
     #: Where outcomes go that are too large for Redis.
     output: Output | None = None
+    #: Whether what was asked stands beside what was answered: in the outcomes, and in the rows' own objects.
+    include_inputs: bool = False
 
     @classmethod
     def parse(cls, fields: Any) -> Self:
@@ -109,9 +115,11 @@ class PackMessage:
             output = Output(**output)
             if naming.has_fields(output.uri) or output.include_inputs:
                 raise _wrong("output: that of a pack has no fields to fill in, and no `include_inputs`")
-        return cls(
-            pipeline, tuple(_row(at, one) for at, one in enumerate(rows)), _of(fields.get("job")), params or {}, output
-        )
+        include_inputs = fields.get("include_inputs", False)
+        if not isinstance(include_inputs, bool):
+            raise _wrong("include_inputs: neither true nor false")
+        found = tuple(_row(at, one) for at, one in enumerate(rows))
+        return cls(pipeline, found, _of(fields.get("job")), params or {}, output, include_inputs)
 
     def to_kwargs(self) -> dict[str, Any]:
         """The keyword arguments of the Celery task ``pipeq.infer``."""
@@ -132,6 +140,8 @@ class PackMessage:
             fields["params"] = dict(self.params)
         if self.output is not None:
             fields["output"] = {"uri": self.output.uri}
+        if self.include_inputs:
+            fields["include_inputs"] = True
         return fields
 
 
@@ -142,6 +152,11 @@ def parse(fields: Any) -> TaskMessage | PackMessage:
         PipeqError: ``invalid_message``: they are no message of ours.
     """
     return PackMessage.parse(fields) if isinstance(fields, dict) and "rows" in fields else TaskMessage.parse(fields)
+
+
+def row_id(job_id: str, line: int | None) -> str:
+    """What a row is called in the name of its result, and in front of it. No task of a job has such an id."""
+    return f"{job_id}-line{line or 0}"
 
 
 def read_of(value: Any) -> PackOf | None:
@@ -168,6 +183,7 @@ def pack_schema() -> str:
                 "maxLength": CUSTOM_ID_MAX,
                 "description": "What it is called.",
             },
+            "output": {"type": ["string", "null"], "description": "The object that its result goes to, a URI."},
         },
     }
     of = {
@@ -195,6 +211,7 @@ def pack_schema() -> str:
             "job": of,
             "params": {"type": ["object", "null"], "description": "Parameters of all rows."},
             "output": {"anyOf": [output, {"type": "null"}], "description": "Where outcomes go that are too large."},
+            "include_inputs": {"type": "boolean", "description": "Whether outcomes have inputs and params, too."},
         },
     }
     return json.dumps(schema, indent=2) + "\n"
@@ -217,7 +234,7 @@ def _row(at: int, value: Any) -> PackRow:
     try:
         found = PackRow(**value)
     except TypeError:
-        sentence = f"rows[{at}]: a row has `inputs`, `params`, `line` and `custom_id`, and nothing else"
+        sentence = f"rows[{at}]: a row has `inputs`, `params`, `line`, `custom_id` and `output`, nothing else"
         raise _wrong(sentence) from None
     if found.params is not None and not isinstance(found.params, dict):
         raise _wrong(f"rows[{at}].params: not an object")
@@ -225,6 +242,8 @@ def _row(at: int, value: Any) -> PackRow:
         raise _wrong(f"rows[{at}].line: not a number from 0")
     if found.custom_id is not None and not is_custom_id(found.custom_id):
         raise _wrong(f"rows[{at}].custom_id: not text of at most {CUSTOM_ID_MAX} characters")
+    if found.output is not None and not isinstance(found.output, str):
+        raise _wrong(f"rows[{at}].output: not text")
     return found
 
 

@@ -27,7 +27,7 @@ from pipeq.demo.embedded import valkey
 from pipeq.demo.guarded import Child, NotRunningError, guarded
 from pipeq.demo.plot import svg
 from pipeq.jobs.display import Display
-from pipeq.jobs.files import OutcomeFiles
+from pipeq.jobs.files import Beside, OutcomeFiles
 from pipeq.jobs.partial import PartialFile
 from pipeq.jobs.readers import Source, source
 
@@ -125,7 +125,8 @@ def run(
             partial.flush()
             _say(f"ended. {len(partial)} rows are in {partial.path}: the same command goes on with what is missing")
             ctx.exit(INTERRUPTED)
-        with OutcomeFiles(str(out), errors, None if no_columns or not _has_columns(from_) else from_) as files:
+        beside = None if no_columns or not _has_columns(from_) else Beside(from_)
+        with OutcomeFiles(str(out), errors, beside) as files:
             for outcomes in partial.in_order():
                 files.write(outcomes)
     partial.path.unlink(missing_ok=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipeq import checks
-from pipeq.contract import naming, schemes, shown
+from pipeq import checks, uploading
+from pipeq.contract import schemes, shown
 from pipeq.contract.job import JobStatus
 from pipeq.envelope import new_id
 
@@ -23,15 +23,12 @@ def job_id(value: Any) -> str:
     return str(value)
 
 
-def output(value: Any) -> dict[str, Any] | None:
-    """Where outcomes go that are too large for Redis."""
-    found = checks.output(value, many=True)
-    if found is not None and (naming.has_fields(found["uri"]) or "include_inputs" in found):
-        checks.refuse(
-            "output of a job is a prefix such as s3://bucket/prefix/, without fields to fill in and without "
-            "include_inputs: the rows of a job are written together (results=), beside their inputs by save(inputs=)"
-        )
-    return found
+def output(value: Any, include_inputs: Any) -> tuple[dict[str, Any] | None, bool]:
+    """Where outcomes go that are too large for Redis, or each row's result; and whether inputs go beside them."""
+    found, is_included = checks.output(value, many=True), checks.flag("include_inputs", include_inputs)
+    if found is not None and found.pop("include_inputs", False):
+        is_included = True
+    return found, is_included
 
 
 def row_order(value: Any) -> str:
@@ -47,7 +44,7 @@ def files(results: Any, errors: Any, order: Any) -> dict[str, str]:
     for name, place in (("results", results), ("errors", errors)):
         if place is None:
             continue
-        if not isinstance(place, str) or schemes.of(place) not in ("s3", "file") or place.endswith("/"):
+        if not isinstance(place, str) or schemes.of(place) not in uploading.SCHEMES or place.endswith("/"):
             checks.refuse(f"{name} is {shown.value(place)}, not a URI like s3://bucket/out.jsonl or file:///out.csv")
         found[name] = place
     if errors is not None and results is None:

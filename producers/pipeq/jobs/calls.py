@@ -20,7 +20,7 @@ from pipeq.contract.job import JobState, JobStatus, job_key
 from pipeq.envelope import new_id
 from pipeq.jobs import arguments, keeping, store
 from pipeq.jobs.ending import end_if_done, is_done, status_of
-from pipeq.jobs.files import OutcomeFiles
+from pipeq.jobs.files import Asked, Beside, OutcomeFiles
 from pipeq.jobs.outcomes import as_completed, outcomes
 from pipeq.jobs.readers import source
 from pipeq.jobs.submit_calls import SubmitCalls
@@ -118,7 +118,7 @@ class JobCalls(SubmitCalls):
     def _finalize(self, status: JobStatus) -> Steps[bool]:
         """Writes the files of a job if no worker does so: there may be none any more. Returns whether it did."""
         since = time.time() - (status.last_at or 0.0)
-        if since < WORKERS_S or schemes.of(status.results or "") != "s3":
+        if since < WORKERS_S or "file" in map(schemes.of, filter(None, (status.results, status.errors))):
             return False  # a file:// URI is that of a worker's machine
         try:
             return (yield from keeping.finalize(status.id, self._read))
@@ -164,7 +164,7 @@ class JobCalls(SubmitCalls):
         inputs: Any = None,
         format: str | None = None,  # noqa: A002 - what users call it
     ) -> Steps[tuple[int, int]]:
-        """Writes results, and errors, to files: paths or ``s3://`` URIs; JSON lines, CSV or Parquet by the name.
+        """Writes results, and errors, to files: paths or URIs of stores; JSON lines, CSV or Parquet by the name.
 
         Args:
             job_id: the job.
@@ -179,11 +179,13 @@ class JobCalls(SubmitCalls):
         """
         for name, place in (("results", results), ("errors", errors)):
             if not (isinstance(place, str) and place) and not (place is None and name == "errors"):
-                checks.refuse(f"{name} is {shown.value(place)}, not a path or an s3:// URI")
+                checks.refuse(f"{name} is {shown.value(place)}, not a path or a URI like s3://bucket/out.jsonl")
         if inputs is not None and arguments.row_order(order) != "input":
             checks.refuse("order: the columns of inputs can stand beside the outcomes in the order of the input alone")
-        from_ = None if inputs is None else source(inputs, format)
-        with OutcomeFiles(results, errors, from_) as files:
+        beside: Any = None if inputs is None else Beside(source(inputs, format))
+        if beside is None and (asked := (yield from store.columns_of(checks.task_id(job_id)))) is not None:
+            beside = Asked(*asked)
+        with OutcomeFiles(results, errors, beside) as files:
             yield from keeping.filled(self._outcomes(job_id, arguments.row_order(order)), files)
         return files.succeeded, files.failed
 

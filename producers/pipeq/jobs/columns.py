@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec.structs import replace
+
 from pipeq import checks
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError
@@ -43,12 +45,14 @@ class Columns:
         id: the column with the row's name; None for none, or for ``custom_id`` where the record says itself.
         params: parameter -> column with its value.
         wrap: makes an input of a value that JSON does not have (an image, a recording); returns others as they are.
+        place: says of a row to which object its result goes; None if it goes to the job.
     """
 
     fields: Mapping[str, str] = field(default_factory=dict)
     id: str | None = None
     params: Mapping[str, str] = field(default_factory=dict)
     wrap: Callable[[Any], Any] = lambda value: value
+    place: Callable[[PackRow], str] | None = None
 
     def line(self, number: int, record: Any, most_bytes: int) -> Line:
         """Makes a row of a record. Whatever is wrong with it becomes that line's error.
@@ -64,9 +68,14 @@ class Columns:
             inputs, params = self._parts(record)
             inputs = plain(self.wrap(inputs))
             row = PackRow(inputs, None if params is None else checks.params(params) or None, number, custom_id)
+            if self.place is not None:
+                row = replace(row, output=self.place(row))
             raw = to_json(row.to_json(), is_finite=True)  # `plain` has refused what is not finite
             if (size := len(raw)) > most_bytes:
-                sentence = f"the row takes {size} bytes, at most {most_bytes} are allowed: send its input by reference"
+                sentence = (
+                    f"the row takes {size} bytes, at most {most_bytes} are allowed: send its input by "
+                    "reference, or, if it is in memory here, give the client a store (upload=)"
+                )
                 raise PipeqError(ErrorCode.INPUT_TOO_LARGE, sentence)  # noqa: TRY301
         except PipeqError as error:
             return Line(number, None, error=error, custom_id=custom_id)
@@ -146,14 +155,13 @@ def _no_column(name: str, record: Mapping[str, Any]) -> str:
     return f"there is no column {shown.line(name, 80)!r}; it has {known or 'none'}"
 
 
-def columns(fields: Any, row_id: Any, params: Any, wrap: Callable[[Any], Any] = lambda value: value) -> Columns:
+def columns(fields: Any, row_id: Any, params: Any) -> Columns:
     """Checks which columns a job is made of.
 
     Args:
         fields: a column, or a mapping of the pipeline's fields to columns; None if records say themselves.
         row_id: the column with the rows' names; None for none.
         params: a mapping of parameters to columns; None for none.
-        wrap: see :class:`Columns`.
     """
     if isinstance(fields, str):
         fields = {"": fields}
@@ -164,4 +172,4 @@ def columns(fields: Any, row_id: Any, params: Any, wrap: Callable[[Any], Any] = 
             checks.refuse(f"{name} is {shown.value(value)}: name a column, or write a dictionary of names to columns")
     if row_id is not None and not isinstance(row_id, str):
         checks.refuse(f"id is {shown.value(row_id)}, not the name of a column")
-    return Columns(dict(fields or {}), row_id, dict(params or {}), wrap)
+    return Columns(dict(fields or {}), row_id, dict(params or {}))

@@ -1,8 +1,8 @@
 """FILES: the outcomes of a job -> a file of results and a file of errors. Before: outcomes.
 
-Each is written beside its place, and renamed when it is whole, so that nobody reads half of one. An object of S3
-appears at its end by itself. JSON lines, CSV or Parquet, as the name says; with the columns of the input, if it is at
-hand (:class:`Beside`).
+Each is written beside its place, and renamed when it is whole, so that nobody reads half of one. An object in a store
+is gathered in a temporary file, and appears when it is sent. JSON lines, CSV or Parquet, as the name says; with the
+columns of the input, if it is at hand (:class:`Beside`), or as far as the outcomes have it (:class:`Asked`).
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import IO, Any, Protocol, Self
 from urllib.parse import unquote_to_bytes
 
+from pipeq import uploading
 from pipeq.contract import schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, ReadError
+from pipeq.contract.extras import require
 from pipeq.contract.writing import to_json
 from pipeq.envelope import new_id
 from pipeq.jobs.parquet import ParquetRows
 from pipeq.jobs.readers import NOTHING, Source
-from pipeq.s3_client import s3_client
-
-#: An object of S3 up to this size is gathered in memory; a larger one in a file, from which it is sent in parts.
-MEMORY_BYTES = 8 * 2**20
 
 
 class Beside:
@@ -39,8 +38,9 @@ class Beside:
         self._records = enumerate(source.records(), 1)
         self._last: tuple[int, Any] = (0, NOTHING)
 
-    def at(self, line: object) -> dict[str, Any]:
-        """The columns of a line. Lines are asked for in the order of the input."""
+    def of(self, outcome: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns of an outcome's line. Lines are asked for in the order of the input."""
+        line = outcome.get("line")
         if not isinstance(line, int):
             return {}
         while self._last[0] < line:
@@ -54,6 +54,43 @@ class Beside:
         if number != line or record is NOTHING or isinstance(record, PipeqError):
             return {}
         return dict(record) if isinstance(record, Mapping) else {"inputs": record}
+
+
+class Asked:
+    """What was asked, which ``include_inputs`` puts into the outcomes, as columns of the names that the input has.
+
+    Args:
+        fields: as :class:`.columns.Columns` has them.
+        row_id: the column with the rows' names.
+        params: parameter -> column with its value.
+    """
+
+    def __init__(self, fields: Mapping[str, str], row_id: str | None, params: Mapping[str, str]) -> None:
+        self._fields = fields
+        self._id = row_id
+        self._params = params
+        # Of a row that has failed without a worker that had read it, only its line and its name are known.
+        names = [*fields.values(), *([row_id] if row_id else []), *params.values()] or ["inputs"]
+        self._nothing: dict[str, Any] = dict.fromkeys(names)
+
+    def of(self, outcome: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns of an outcome."""
+        found, inputs, params = dict(self._nothing), outcome.get("inputs"), outcome.get("params") or {}
+        for name, column in self._fields.items():
+            found[column] = inputs if name == "" else inputs.get(name) if isinstance(inputs, dict) else None
+        if not self._fields:
+            found["inputs"] = inputs
+        for name, column in self._params.items():
+            found[column] = params.get(name)
+        if self._id is not None:
+            found[self._id] = outcome.get("custom_id")
+        return found
+
+
+class _Columns(Protocol):
+    """The columns beside an outcome: :class:`Beside`, :class:`Asked`."""
+
+    def of(self, outcome: Mapping[str, Any]) -> dict[str, Any]: ...
 
 
 class _Format(Protocol):
@@ -106,20 +143,21 @@ class OutcomeFile:
     """One file that is being written; use it as a context manager.
 
     Args:
-        place: a path, a ``file://`` or an ``s3://`` URI.
-        beside: the input, whose columns go beside; None for line and name alone.
+        place: a path, a ``file://`` URI, or one of a store.
+        beside: the columns that go beside; None for line and name alone.
     """
 
-    def __init__(self, place: str, beside: Beside | None = None) -> None:
+    def __init__(self, place: str, beside: _Columns | None = None) -> None:
         self.place = place
         self.rows = 0
         self._beside = beside
         scheme = schemes.of(place)
-        if scheme not in ("", "s3", "file"):
-            raise PipeqError(
-                ErrorCode.INVALID_INPUT, f"{shown.uri(place)} is neither a path of this machine nor an s3:// URI"
-            )
-        self._is_remote = scheme == "s3"
+        if scheme and scheme not in uploading.SCHEMES:
+            sentence = f"{shown.uri(place)} is neither a path of this machine nor {schemes.listed(uploading.SCHEMES)}"
+            raise PipeqError(ErrorCode.INVALID_INPUT, sentence)
+        self._is_remote = scheme not in ("", "file")
+        if self._is_remote:
+            require(scheme)
         if scheme == "file":
             place = os.fsdecode(unquote_to_bytes(place.removeprefix("file://")))
         self._path = os.path.abspath(place if scheme else os.path.expanduser(place))
@@ -130,9 +168,9 @@ class OutcomeFile:
     def __enter__(self) -> OutcomeFile:
         try:
             if self._is_remote:
-                import tempfile
+                import tempfile  # here, because few need it
 
-                self._file = tempfile.SpooledTemporaryFile(MEMORY_BYTES, "w+b")
+                self._file = tempfile.NamedTemporaryFile("w+b", prefix="pipeq-job-")
             else:
                 # A name of its own: two may write the same file, on machines that share a disk.
                 self._part = f"{self._path}.{new_id()[:8]}.part"
@@ -155,9 +193,9 @@ class OutcomeFile:
 
     def _row(self, outcome: dict[str, Any]) -> dict[str, Any]:
         is_flat = self._end in (".csv", ".tsv", ".parquet")
-        if self._beside is None and not is_flat:
+        if not is_flat and not isinstance(self._beside, Beside):
             return outcome
-        beside = None if self._beside is None else self._beside.at(outcome.get("line"))
+        beside = None if self._beside is None else self._beside.of(outcome)
         row = {"line": outcome.get("line"), "custom_id": outcome.get("custom_id")} if beside is None else beside
         if not is_flat:
             return row | {name: value for name, value in outcome.items() if name in ("result", "error")}
@@ -183,13 +221,11 @@ class OutcomeFile:
                 os.fsync(self._file.fileno())
                 os.replace(self._part, self._path)
                 return
-            from botocore.exceptions import BotoCoreError, ClientError
-
-            bucket, _, key = self.place.removeprefix("s3://").partition("/")
-            self._file.seek(0)
             try:
-                s3_client().upload_fileobj(self._file, bucket, key)  # in parts, if it is large
-            except (BotoCoreError, ClientError, ValueError) as error:
+                uploading.writer_of(schemes.of(self.place))(self.place, Path(self._file.name))
+            except PipeqError:
+                raise
+            except Exception as error:  # each library has its own errors, without a common base class
                 raise OSError(str(error)) from error
         except Exception as error:
             if isinstance(error, PipeqError):
@@ -201,13 +237,12 @@ class OutcomeFiles:
     """A file of results, and one of errors; use it as a context manager.
 
     Args:
-        results: a path, a ``file://`` or an ``s3://`` URI.
+        results: a path, a ``file://`` URI, or one of a store.
         errors: the same; None to write errors beside results, in one file.
-        source: the job's input, whose columns go beside the outcomes; None for line and name alone.
+        beside: the columns that go beside the outcomes; None for line and name alone.
     """
 
-    def __init__(self, results: str, errors: str | None, source: Source | None = None) -> None:
-        beside = None if source is None else Beside(source)
+    def __init__(self, results: str, errors: str | None, beside: _Columns | None = None) -> None:
         self._good = OutcomeFile(results, beside)
         self._bad = None if errors is None else OutcomeFile(errors, beside)
         #: How many of each are written.

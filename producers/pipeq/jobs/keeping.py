@@ -26,7 +26,7 @@ from pipeq.contract.job import JobState
 from pipeq.envelope import new_id
 from pipeq.jobs import store
 from pipeq.jobs.ending import all_done, end_if_done, hset, said_ended, status_of
-from pipeq.jobs.files import OutcomeFiles
+from pipeq.jobs.files import Asked, OutcomeFiles
 from pipeq.jobs.outcomes import Read, as_completed, outcomes
 from pipeq.protocol import Give, Run, Session, Sleep, Steps, Stream, single, twice
 
@@ -136,7 +136,8 @@ def finalize(job_id: str, read: Read, token: str | None = None) -> Steps[bool]:
         return False
     stream = as_completed(job_id, read) if status.order == "completed" else outcomes(job_id, read)
     try:
-        with OutcomeFiles(status.results, status.errors) as files:
+        asked = yield from store.columns_of(job_id)
+        with OutcomeFiles(status.results, status.errors, None if asked is None else Asked(*asked)) as files:
             yield from filled(stream, files, claim.renew)
             yield from claim.renew()
     except ClaimLostError:

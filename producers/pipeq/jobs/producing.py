@@ -7,19 +7,20 @@ may be killed at any moment; the next one goes on (see store).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from pipeq.contract import keys
+from pipeq.contract import keys, naming
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.job import JobState, JobStatus
 from pipeq.contract.message import Output
-from pipeq.contract.pack import PackMessage, PackOf
+from pipeq.contract.pack import PackMessage, PackOf, PackRow, row_id
 from pipeq.envelope import Envelope, new_id
 from pipeq.jobs import packing, store
 from pipeq.jobs.columns import Columns
 from pipeq.jobs.ending import status_of
+from pipeq.jobs.local_rows import LocalRows
 from pipeq.jobs.packing import Line
 from pipeq.jobs.readers import NOTHING, Source
 from pipeq.jobs.store import Cursor, Parcel
@@ -41,8 +42,12 @@ class Plan:
     most_rows: int
     max_message_bytes: int
     params: Mapping[str, Any] = field(default_factory=dict)
-    #: Where outcomes go that are too large for Redis, as a message has it.
+    #: Where outcomes go that are too large for Redis, as a message has it; with fields to fill in, where results go.
     output: Mapping[str, Any] | None = None
+    #: Whether what was asked stands beside what was answered.
+    include_inputs: bool = False
+    #: What rows have in memory, or in files of this machine.
+    local: LocalRows = field(default_factory=lambda: LocalRows(None, keys.MAX_MESSAGE_BYTES))
     priority: int = keys.JOB_PRIORITY
     headers: Mapping[str, Any] = field(default_factory=dict)
     #: Says of the number of a line whether it is meant; None for all.
@@ -67,9 +72,10 @@ def produce(plan: Plan, source: Source, told: Callable[[JobStatus], None]) -> St
     cursor = yield from store.cursor_of(plan.job_id)
     if (status := (yield from status_of(plan.job_id))) is not None and _is_over(status):
         return
-    packs = _packs(plan, source, cursor.lines)
+    packs = _packs(_with_places(plan, status), source, cursor.lines)
     while some := (yield Run(lambda: list(islice(packs, TOGETHER)))):
         yield from _wait_for_room(plan, told)
+        yield Run(plan.local.flush)
         parcel = _parcel(plan, cursor, some)
         if not (yield from store.put(plan.job_id, cursor, parcel)):
             if (status := (yield from status_of(plan.job_id))) is not None and _is_over(status):
@@ -82,6 +88,21 @@ def produce(plan: Plan, source: Source, told: Callable[[JobStatus], None]) -> St
                 return
             told(status)
     yield from store.seal(plan.job_id)
+
+
+def _with_places(plan: Plan, status: JobStatus | None) -> Plan:
+    """The plan, with what makes rows of records."""
+    chosen, made_at = replace(plan.columns, wrap=plan.local.wrap), None if status is None else status.created_at
+    if plan.output is None or not naming.has_fields(uri := plan.output["uri"]):
+        return replace(plan, columns=chosen)
+
+    def place(row: PackRow) -> str:
+        """The day is that of the job, whenever its producer was started again."""
+        name = row_id(plan.job_id, row.line)
+        about = {"pipeline": plan.pipeline, "inputs": row.inputs, "custom_id": row.custom_id}
+        return Output(uri=naming.expand(uri, task_id=name, now=made_at, **about)).object_uri(name)
+
+    return replace(plan, columns=replace(chosen, place=place))
 
 
 def _packs(plan: Plan, source: Source, done: int) -> Iterator[packing.Pack]:
@@ -107,6 +128,7 @@ def _lines(records: Iterable[Any], number: int, plan: Plan) -> Iterator[Line]:
         if isinstance(record, PipeqError):
             yield Line(number, None, error=record)
         else:
+            plan.local.begin(number)
             yield plan.columns.line(number, record, most)
 
 
@@ -130,7 +152,8 @@ def _parcel(plan: Plan, before: Cursor, packs: list[packing.Pack]) -> Parcel:
                 tuple(pack.rows),
                 PackOf(plan.job_id, number),
                 plan.params,
-                None if plan.output is None else Output(**plan.output),
+                None if plan.output is None or naming.has_fields(plan.output["uri"]) else Output(**plan.output),
+                plan.include_inputs,
             )
             envelope = Envelope(
                 f"{plan.job_id}-{number}",

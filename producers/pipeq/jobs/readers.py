@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any, Final
 
 from pipeq import checks
@@ -54,13 +55,14 @@ class Source:
     is_repeatable: bool = True
 
 
-def source(given: Any, kind: str | None = None) -> Source:
+def source(given: Any, kind: str | None = None, *, uploads: bool = False) -> Source:
     """Finds out what the input of a job is.
 
     Args:
         given: a path, ``-`` (standard input), an ``s3://`` URI of a file or of a prefix, a name with wildcards, an open
             file, or an iterable.
         kind: one of :data:`KINDS`; None to tell by the name.
+        uploads: whether files of this machine are uploaded, and need not be the workers', too.
 
     Raises:
         PipeqError: it cannot be read, naming the argument.
@@ -70,7 +72,7 @@ def source(given: Any, kind: str | None = None) -> Source:
     if isinstance(given, os.PathLike):
         given = os.fspath(given)
     if isinstance(given, str):
-        return _of_text(given, kind)
+        return _of_text(given, kind, uploads=uploads)
     if isinstance(given, io.IOBase) or (hasattr(given, "read") and hasattr(given, "__iter__")):
         name = str(getattr(given, "name", "a file"))
         return Source(
@@ -87,7 +89,7 @@ def source(given: Any, kind: str | None = None) -> Source:
     return Source(f"a {type(given).__name__}", "iterable", lambda: _of_iterable(given), not isinstance(given, Iterator))
 
 
-def _of_text(given: str, kind: str | None) -> Source:
+def _of_text(given: str, kind: str | None, *, uploads: bool) -> Source:
     scheme = schemes.of(given)
     if given == "-":
         return Source(
@@ -97,7 +99,7 @@ def _of_text(given: str, kind: str | None) -> Source:
         checks.refuse(f"inputs is {shown.uri(given)}: a job reads files of this machine, s3:// and standard input")
     several = WILDCARDS.search(given) is not None or given.endswith("/")
     if kind == "refs" or (kind is None and several and _kind_of(given) is None):
-        return Source(given, "refs", lambda: _refs(given, bool(scheme)))
+        return Source(given, "refs", lambda: _refs(given, bool(scheme), uploads=uploads))
     found = kind or _kind_of(given)
     if found is None:
         checks.refuse(
@@ -126,15 +128,24 @@ def _paths(given: str) -> Iterator[str]:
     yield from found
 
 
-def _refs(given: str, is_remote: bool) -> Iterator[Any]:
+def _refs(given: str, is_remote: bool, *, uploads: bool) -> Iterator[Any]:
     """A reference to each file or object, with its name as the row's."""
     for name in _names(given, is_remote):
-        ref = Ref(name) if is_remote else Ref.from_path(name)
-        yield {"inputs": ref, "custom_id": name[-500:]}
+        found = Ref(name) if is_remote else Path(name) if uploads else Ref.from_path(name)
+        yield {"inputs": found, "custom_id": name[-500:]}
 
 
 def _of_iterable(given: Iterable[Any]) -> Iterator[Any]:
-    return iter(given)
+    count = 0
+    try:
+        for record in given:
+            count += 1
+            yield record
+    except PipeqError:
+        raise
+    except Exception as error:  # it is the caller's code
+        sentence = f"inputs raised {shown.value(error, 300)} after {count} rows"
+        raise PipeqError(ErrorCode.INVALID_INPUT, sentence) from error
 
 
 def _of_files(names: Iterator[str], kind: str) -> Iterator[Any]:

@@ -87,6 +87,16 @@ def spec_of(job_id: str) -> Steps[str | None]:
     return None if found is None else found.decode("utf-8", "replace")
 
 
+def columns_of(job_id: str) -> Steps[tuple[dict[str, str], str | None, dict[str, str]] | None]:
+    """The columns that a job was made of, if its outcomes have their values: fields, the rows' names, parameters."""
+    (found,) = yield from single("HMGET", job.job_key(job_id), "columns")
+    try:
+        fields, row_id, params = json.loads(found or b"")
+        return dict(fields), row_id if isinstance(row_id, str) else None, dict(params)
+    except (TypeError, ValueError):
+        return None
+
+
 def set_fields(job_id: str, **fields: Any) -> Steps[None]:
     """Sets fields of a job's hash."""
     yield from single(*hset(job.job_key(job_id), fields))

@@ -17,8 +17,10 @@ from pipeq.contract.job import VERSION, JobStatus
 from pipeq.contract.pack import ROWS_MAX
 from pipeq.jobs import arguments, packing, store
 from pipeq.jobs.columns import Columns, columns
+from pipeq.jobs.local_rows import LocalRows
 from pipeq.jobs.producing import Plan, produce
 from pipeq.jobs.readers import Source, source
+from pipeq.local_inputs import Store
 from pipeq.protocol import Steps
 from pipeq.read_allow import ReadAllow
 
@@ -33,14 +35,20 @@ class SubmitCalls:
         pipelines: what workers have registered.
         allow: what this client may read.
         max_message_bytes: the client's.
+        store: where rows go that are too large for a message; None if the client has none.
     """
 
     def __init__(
-        self, pipelines: Callable[[], Steps[dict[str, dict[str, Any]]]], allow: ReadAllow, max_message_bytes: int
+        self,
+        pipelines: Callable[[], Steps[dict[str, dict[str, Any]]]],
+        allow: ReadAllow,
+        max_message_bytes: int,
+        store: Store | None = None,
     ) -> None:
         self._pipelines = pipelines
         self._allow = allow
         self._max_message_bytes = max_message_bytes
+        self._store = store
 
     def submit(
         self,
@@ -53,7 +61,8 @@ class SubmitCalls:
         params_columns: Mapping[str, str] | None = None,
         format: str | None = None,  # noqa: A002 - what users call it
         job_id: str | None = None,
-        output: str | None = None,
+        output: str | Mapping[str, Any] | None = None,
+        include_inputs: bool = False,
         results: str | None = None,
         errors: str | None = None,
         order: str = "input",
@@ -87,8 +96,10 @@ class SubmitCalls:
                 name does not say it.
             job_id: a name of your own.
             output: a prefix below which workers write outcomes that are too large for Redis; by default their store.
-            results: an ``s3://`` or ``file://`` URI, to which a worker writes the results when all rows have ended; its
-                settings must allow that. JSON lines, or CSV or Parquet by the name.
+                With fields to fill in (``s3://bucket/{stem}-{id}.json``), each row's result is an object of its own.
+            include_inputs: whether each row's inputs and parameters stand beside its result.
+            results: an ``s3://``, ``gs://``, ``az://`` or ``file://`` URI, to which a worker writes the results when
+                all rows have ended; its settings must allow that. JSON lines, or CSV or Parquet by the name.
             errors: the same for errors; None to write them among the results.
             order: of the rows there: ``input``, or ``completed`` for the order in which they ended.
             priority: 0 is served first, 9 last.
@@ -106,14 +117,17 @@ class SubmitCalls:
                 job at the same time.
         """
         now = time.time()
+        place, is_included = arguments.output(output, include_inputs)
         return self._submit(
             checks.pipeline(pipeline),
-            source(inputs, format),
+            source(inputs, format, uploads=self._store is not None),
             columns(field, id, params_columns),
             arguments.job_id(job_id),
             {
                 "params": checks.params(params),
-                "output": arguments.output(output),
+                "output": place,
+                "include_inputs": is_included,
+                "local": LocalRows(self._store, self._max_message_bytes),
                 "priority": checks.priority(priority),
                 "headers": checks.urgency(None, fair_key, timeout_s),
                 "expires_at": None if (limit_s := checks.seconds("expires_s", expires_s)) is None else now + limit_s,
@@ -180,10 +194,13 @@ class SubmitCalls:
             "columns": [dict(plan.columns.fields), plan.columns.id, dict(plan.columns.params)],
             "params": plan.params,
             "output": plan.output,
+            **({"include_inputs": True} if plan.include_inputs else {}),
             **files,
         }
         digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
         fields = {"pipeline": plan.pipeline, "input": f"{from_.name} ({from_.kind})", "spec": digest, **files}
+        if plan.include_inputs:
+            fields["columns"] = json.dumps(spec["columns"])
         if plan.expires_at is not None:
             fields["expires_at"] = str(plan.expires_at)
         if not (yield from store.create(plan.job_id, fields)):

@@ -102,6 +102,7 @@ class _Fields(Struct, forbid_unknown_fields=True):
     output: Any = None
     job: Any = None
     custom_id: Any = None
+    include_inputs: Any = None
 
 
 class _Counted(_Fields, forbid_unknown_fields=True):

@@ -17,9 +17,11 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from pipeq.contract import job, keys
+from pipeq.contract.asked import content
 from pipeq.contract.errors import PipeqError
 from pipeq.contract.pack import PackMessage, PackOf
 from pipeq.contract.reading import UnreadableError, json_value
@@ -112,7 +114,7 @@ class Packs:
         mark = Mark.back_on_its_queue(since=time.time(), deaths=1, attempt=1).encode() if is_suspect else ""
         for at in rows:
             row, alone = message.rows[at], PackOf(of.job, of.pack, at)
-            one = PackMessage(message.pipeline, (row,), alone, message.params, message.output)
+            one = replace(message, rows=(row,), of=alone)
             row_id = f"{delivery.id}.{at}"
             body = json.dumps([[], one.to_kwargs(), _EMBED], separators=(",", ":"))
             single = {
@@ -142,9 +144,12 @@ def _all_failed(delivery: Delivery, error: PipeqError) -> tuple[Counter[str], by
     """The outcomes of a pack that failed as a whole: each of its rows has failed."""
     about = {"code": error.code, "message": error.message, "retryable": error.retryable}
     try:
-        rows = _message_of(delivery).rows
+        message = _message_of(delivery)
         found = [
-            {"row": at, "line": row.line, "custom_id": row.custom_id, "error": about} for at, row in enumerate(rows)
+            {"row": at, "line": row.line, "custom_id": row.custom_id}
+            | (content(row.inputs, {**message.params, **(row.params or {})}) if message.include_inputs else {})
+            | {"error": about}
+            for at, row in enumerate(message.rows)
         ]
     except (PipeqError, UnreadableError):
         found = [{"row": at, "line": None, "custom_id": None, "error": about} for at in range(delivery.rows)]

@@ -166,7 +166,7 @@ class JobKeeper:
         quiet_s = now - max(status.last_at or now, status.searched_at or 0.0)
         if status.pipeline not in self._pipelines or quiet_s < QUIET_S or not self._redis.hlen(job.open_key(job_id)):
             return None
-        waiting = sum(int(self._redis.llen(name)) for name in keys.list_keys(status.pipeline))  # type: ignore[arg-type]
+        waiting = sum(int(self._redis.llen(name)) for name in keys.list_keys(status.pipeline))
         return None if waiting and quiet_s < BUSY_S + MESSAGE_S * waiting else "recover"
 
     def _step(self, step: str, job_id: str) -> bool:

@@ -245,7 +245,7 @@ class Engine:
             return Uploads()
 
     def _place(self, task: Task, uploads: Uploads) -> None:
-        if uploads.parts or uploads.result is not None:
+        if uploads.parts or uploads.rows or uploads.result is not None:
             # Stores answer slowly, and many writes may wait for them at the same time.
             self._placing.submit(self._upload, task, uploads)
         else:

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from pipeq.contract.asked import asked_of, content
 from pipeq.contract.errors import Blame, PipeqError
-from pipeq.contract.pack import PackRow
+from pipeq.contract.pack import PackMessage, row_id
 from pipeq.contract.writing import to_json
 
 from pipeq_worker.models.call import Call
@@ -40,11 +41,18 @@ class Pack:
     """The rows of one pack.
 
     Args:
-        rows: as they were sent.
+        message: as it was sent.
     """
 
-    def __init__(self, rows: Sequence[PackRow]) -> None:
-        self.rows = rows
+    def __init__(self, message: PackMessage) -> None:
+        self.message = message
+        self.rows = message.rows
+        #: What was asked of each row, if that stands in the outcomes: the stages replace parts of the inputs.
+        self._asked = (
+            [content(row.inputs, {**message.params, **(row.params or {})}) for row in message.rows]
+            if message.include_inputs
+            else []
+        )
         #: Of the rows with parameters of their own: their call.
         self.calls: dict[int, Call] = {}
         #: Place of a row -> its error, and its result as JSON. A row has one of them at the end.
@@ -56,6 +64,8 @@ class Pack:
         self.crowded: set[int] = set()
         #: Parts of results that go to the store, as :class:`pipeq_worker.stages.placing.Upload`.
         self.uploads: list[Any] = []
+        #: Results of rows that have an object of their own, as the same.
+        self.objects: list[Any] = []
         #: Seconds of the device that it took: of each pass the share of its rows.
         self.device_s = 0.0
         self.outcomes: Outcomes | None = None
@@ -114,10 +124,20 @@ class Pack:
         line = b"null" if row.line is None else b"%d" % row.line
         name = b"null" if row.custom_id is None else to_json(row.custom_id)
         head = b'{"row":%d,"line":%b,"custom_id":%b' % (at, line, name)
+        if self._asked:
+            head += b"," + to_json(self._asked[at])[1:-1]
         if error is None:
             return head + b',"result":' + self.results[at] + b"}"
         about = {"code": error.code, "message": error.message, "retryable": error.retryable}
         return head + b',"error":' + to_json(about) + b"}"
+
+    def object_of(self, at: int, result: bytes) -> bytes:
+        """What the object of a row that has one holds."""
+        row, of = self.rows[at], self.message.of
+        if not self._asked:
+            return result
+        head = asked_of(self.message.pipeline, row_id(of.job, row.line), row.custom_id, self._asked[at])
+        return b"%b%b}" % (head, result)
 
     def _codes(self, places: Sequence[int]) -> dict[str, int]:
         return dict(Counter(self.errors[at].code for at in places))

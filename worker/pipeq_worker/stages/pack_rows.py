@@ -10,7 +10,9 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pipeq.contract import naming, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.message import Output
 from pipeq.contract.pack import PackMessage
 
 from pipeq_worker.media.decoded import Decoded
@@ -29,11 +31,18 @@ logger = logging.getLogger(__name__)
 MOST_TOGETHER, MOST_BYTES = 64, 2**15
 
 
-def read_rows(task: Task, message: PackMessage, settings: Settings) -> None:
-    """Reads the rows of a pack. One that cannot be used has its error then."""
+def read_rows(task: Task, message: PackMessage, settings: Settings, check_output: Callable[[str], None]) -> None:
+    """Reads the rows of a pack. One that cannot be used has its error then.
+
+    Args:
+        task: the pack's task.
+        message: the pack.
+        settings: the worker's.
+        check_output: raises if a producer may not have output written to a URI.
+    """
     pipeline = task.pipeline
     assert pipeline is not None
-    task.pack, task.is_list = Pack(message.rows), True
+    task.pack, task.is_list = Pack(message), True
     plain = _plain_field(task, pipeline)
     task.inputs = [
         # Most rows; the other way comes to the same in five times as long.
@@ -42,7 +51,24 @@ def read_rows(task: Task, message: PackMessage, settings: Settings) -> None:
         else _read_row(task, pipeline, task.pack, at, settings)
         for at, row in enumerate(message.rows)
     ]
+    for at, row in enumerate(message.rows):
+        if row.output is not None:
+            try:
+                _check_object(row.output, check_output)
+            except PipeqError as error:
+                task.pack.fail(at, error)
     task.outputs = [[] for _ in task.inputs]
+
+
+def _check_object(uri: str, check_output: Callable[[str], None]) -> None:
+    if naming.has_fields(uri) or uri.endswith("/"):
+        sentence = "output: that of a row is one object, without fields to fill in"
+        raise PipeqError(ErrorCode.INVALID_MESSAGE, sentence)
+    try:
+        Output(uri=uri)
+    except ValueError as error:
+        raise PipeqError(ErrorCode.INVALID_MESSAGE, f"output: {shown.line(str(error), 300)}") from error
+    check_output(uri)
 
 
 def _plain_field(task: Task, pipeline: Pipeline) -> str | None:

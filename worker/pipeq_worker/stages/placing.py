@@ -46,10 +46,12 @@ class Upload:
 
 @dataclass(frozen=True)
 class Uploads:
-    """What a task has in the store: its result, if it is there, is written after the objects that it refers to."""
+    """What a task has in the store. A result is written after the objects that it refers to."""
 
     parts: list[Upload] = field(default_factory=list)
     result: Upload | None = None
+    #: The results of a pack's rows that have an object of their own.
+    rows: list[Upload] = field(default_factory=list)
 
 
 class Placer:
@@ -130,16 +132,18 @@ class Placer:
                 pack.fail(at, error)
             if time.monotonic() > until and pack.finished < len(task.outputs):
                 return None
-        return Uploads(pack.uploads, None if pack.uploads else self._assembled(task, pack))
+        has_more = bool(pack.uploads or pack.objects)
+        return Uploads(pack.uploads, None if has_more else self._assembled(task, pack), pack.objects)
 
     def _row_result(self, task: Task, pack: Pack, at: int, value: Any, objects: list[Object]) -> bytes:
-        """The result of a row as JSON. Its objects go to the store if they are too large for that."""
-        if not objects:
+        """The result of a row as JSON, or where it is. Its objects go to the store if they are too large for that."""
+        place = pack.rows[at].output
+        if not objects and place is None:
             return _encode(value)
         results, inline = self._results, sum(one.inline_size for one in objects)
         prefix = self._prefix(task)
-        if prefix is not None and inline > results.inline_max_bytes:
-            below = objects_of(f"{prefix}{keys.object_name(f'{task.id}.{at}')}")
+        if objects and (place is not None or (prefix is not None and inline > results.inline_max_bytes)):
+            below = objects_of(place or f"{prefix}{keys.object_name(f'{task.id}.{at}')}")
             for one in objects:
                 one.put_at(below + one.name)
                 pack.uploads.append(Upload(one.entry["uri"], one.data, one.media_type, at))
@@ -147,7 +151,10 @@ class Placer:
             _check_inline(inline, results)
             for one in objects:
                 one.put_inline()
-        return _encode(value)
+        if place is None:
+            return _encode(value)
+        pack.objects.append(Upload(place, pack.object_of(at, _encode(value)), RESULT_TYPE, at))
+        return _encode({"uri": place})
 
     def _prefix(self, task: Task) -> str | None:
         """Below which the large results of a pack go."""
@@ -180,8 +187,10 @@ class Placer:
         """Writes what :meth:`convert` returned, and waits for it; fails the task if that cannot be written."""
         list(self._uploads.map(lambda one: self._put(task, one), uploads.parts))
         result = uploads.result
-        if task.pack is not None and uploads.parts:
-            result = self._assembled(task, task.pack)
+        if (pack := task.pack) is not None and (uploads.parts or uploads.rows):
+            rows = [one for one in uploads.rows if one.row not in pack.errors]
+            list(self._uploads.map(lambda one: self._put(task, one), rows))
+            result = self._assembled(task, pack)
         if result is not None and self._put(task, result):
             task.result, task.result_uri = _encode({"uri": result.uri}), result.uri
             if task.has_next:

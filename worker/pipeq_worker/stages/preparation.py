@@ -164,7 +164,7 @@ class Preparation:
         task.call = pipeline.merge(message.params)
         if isinstance(message, PackMessage):
             task.common_params = message.params
-            read_rows(task, message, self._settings)
+            read_rows(task, message, self._settings, self._check_output)
             self._go_to_inputs(task)
             return
         task.given = message.inputs
