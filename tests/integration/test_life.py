@@ -113,6 +113,48 @@ def test_tries_that_ended_with_a_death_still_count_after_a_retry(client: Client,
     assert [one.code for one in status.history] == [*["worker_lost", "input_unavailable"] * 2, None]
 
 
+@pytest.mark.parametrize("who", ["process", "host"])
+def test_deaths_are_not_forgotten_for_a_retry(
+    client: Client, db: redis.Redis, host: Host, valkey_url: str, who: str
+) -> None:
+    """Among all tries, `max_deaths` processes may die of a task, whatever else goes wrong in between."""
+    task_id = client.submit(PIPELINE, "x", check=False)
+    for deaths in (1, 2, 3):
+        if who == "process":
+            host.take()
+            (one,) = host.hands.tasks
+            host.hands.begin(one)
+            host.hands.child_died(one)
+        else:
+            other = Host(valkey_url, PIPELINE)
+            other.take()
+            other.hands.begin(other.hands.tasks[0])
+            db.zadd(keys.LEASES, dict.fromkeys(other.die(), 1))
+            db.delete(keys.worker_key(other.name))
+            host.sweep()
+            host.take()
+            (one,) = host.hands.tasks
+        if deaths < 3 or who == "host":
+            host.hands.begin(one)
+        if deaths < 3:
+            one.fail(AWAY)
+            host.hands.end(one)
+            all_due(db, host)
+    status = client.status(task_id)
+    assert (status.state, status.attempts) == (State.FAILED, 5)
+    assert status.error is not None
+    assert status.error.code == "worker_lost"
+    assert [one.code for one in status.history] == [*["worker_lost", "input_unavailable"] * 2, "worker_lost"]
+    # Taken out of the dead letters, it has all of its lives again.
+    client.dead(PIPELINE).retry()
+    host.take()
+    assert host.hands.tasks[0].deaths == 0
+    host.hands.begin(host.hands.tasks[0])
+    host.hands.child_died(host.hands.tasks[0])
+    run(host)
+    assert client.status(task_id).state is State.SUCCEEDED
+
+
 def test_a_message_is_not_lost_if_a_take_is_sent_again_after_its_answer_was_lost(
     client: Client, db: redis.Redis, valkey_url: str
 ) -> None:

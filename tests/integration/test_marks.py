@@ -45,6 +45,7 @@ def delivery(task_id: str = "a") -> Any:
         attempts_before=0,
         is_marked=False,
         deaths=0,
+        past_deaths=0,
         started_at=None,
         leases=None,
         tag="",

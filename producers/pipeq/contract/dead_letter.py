@@ -146,6 +146,16 @@ def read(raw: bytes, queue: str) -> DeadLetter:
     )
 
 
+#: Headers of the life that has ended.
+_OF_A_LIFE = (
+    "redelivered",
+    keys.RETRYING_SINCE_HEADER,
+    keys.PUT_OFF_HEADER,
+    keys.REFUSED_BY_HEADER,
+    keys.PAST_DEATHS_HEADER,
+)
+
+
 def again(letter: DeadLetter, *, tag: str, now: float) -> tuple[str, str]:
     """Returns the list that a letter's message goes back to, and the message for it.
 
@@ -159,7 +169,7 @@ def again(letter: DeadLetter, *, tag: str, now: float) -> tuple[str, str]:
     frame = letter.frame
     headers = {**frame["headers"], "retries": 0, "expires": None, "eta": None}
     headers[keys.PAST_ATTEMPTS_HEADER] = letter.attempts
-    for name in ("redelivered", keys.RETRYING_SINCE_HEADER, keys.PUT_OFF_HEADER, keys.REFUSED_BY_HEADER):
+    for name in _OF_A_LIFE:
         headers.pop(name, None)
     if keys.SENT_AT_HEADER in headers:
         headers[keys.SENT_AT_HEADER] = round(now, 3)

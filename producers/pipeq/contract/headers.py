@@ -66,6 +66,13 @@ def headers_schema() -> str:
                 "description": "Names of workers that may not touch the place that the task names. Producers leave it "
                 "out.",
             },
+            keys.PAST_DEATHS_HEADER: {
+                "type": ["integer", "null"],
+                "minimum": 0,
+                "maximum": keys.ATTEMPTS_MAX,
+                "description": "How many workers, or processes of workers, died in earlier tries while they worked on "
+                "the task. Producers leave it out.",
+            },
         },
     }
     return json.dumps(schema, indent=2) + "\n"

@@ -65,6 +65,9 @@ class Headers(Struct):
     )
     retrying_since: Annotated[float, Meta(ge=0)] | None = field(default=None, name=keys.RETRYING_SINCE_HEADER)
     put_off: Annotated[int, Meta(ge=0, le=keys.ATTEMPTS_MAX)] | None = field(default=None, name=keys.PUT_OFF_HEADER)
+    past_deaths: Annotated[int, Meta(ge=0, le=keys.ATTEMPTS_MAX)] | None = field(
+        default=None, name=keys.PAST_DEATHS_HEADER
+    )
     refused_by: Annotated[list[_WorkerName], Meta(max_length=keys.REFUSED_BY_MAX)] | None = field(
         default=None, name=keys.REFUSED_BY_HEADER
     )

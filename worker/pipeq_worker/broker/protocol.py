@@ -99,6 +99,7 @@ HEADERS: dict[str, tuple[str, Check]] = {
     keys.PAST_ATTEMPTS_HEADER: ("a count", _count(keys.ATTEMPTS_MAX)),
     keys.RETRYING_SINCE_HEADER: ("a number of seconds since the epoch", _seconds),
     keys.PUT_OFF_HEADER: ("a count", _count(keys.ATTEMPTS_MAX)),
+    keys.PAST_DEATHS_HEADER: ("a count", _count(keys.ATTEMPTS_MAX)),
     keys.REFUSED_BY_HEADER: (f"a list of at most {keys.REFUSED_BY_MAX} names", _workers),
 }
 #: Property -> the same; the properties that the transport sets itself are not included.

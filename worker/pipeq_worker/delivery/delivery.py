@@ -44,6 +44,8 @@ class Delivery(Task):
     retries: int = 0
     #: Number of times that workers had begun to run it before an operator took it out of the dead letters.
     past_attempts: int = 0
+    #: How many processes had died in its earlier tries while they worked on it; :attr:`deaths` begins with them.
+    past_deaths: int = 0
     #: When its first try failed, in seconds since the epoch; None if it is the first try.
     retrying_since: float | None = None
     #: How often it waited without having been tried by a worker that could do it.
@@ -93,6 +95,9 @@ class Delivery(Task):
     #: Further deliveries of the same message, which end with this one.
     again: list[Any] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.deaths = self.past_deaths
+
     @property
     def result(self) -> Any:
         """What the task's caller reads: the pipeline's output, or the URI that it was written to."""
@@ -124,7 +129,7 @@ class Delivery(Task):
     def is_ended_by_death(self) -> bool:
         """Whether its last try took too long and was ended with its process, so that it is one of the deaths."""
         is_late = self.error is not None and self.error.code == ErrorCode.TIMEOUT
-        return is_late and bool(self.deaths) and self.started_at is None
+        return is_late and self.deaths > self.past_deaths and self.started_at is None
 
     def is_expired(self) -> bool:
         """Whether the task has expired."""

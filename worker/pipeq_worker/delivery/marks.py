@@ -52,7 +52,8 @@ class Marks:
         redis_keys = [keys.RUNNING, leases, *(keys.record_key(delivery.id) for delivery in deliveries)]
         args: list[str | float] = [self._worker, now, keys.worker_key(""), int(alone), lane]
         for delivery in deliveries:
-            args += (delivery.id, delivery.attempts_before, delivery.tag, _as_json(before_batch(delivery, steady)))
+            about = (delivery.id, delivery.attempts_before, delivery.tag, _as_json(before_batch(delivery, steady)))
+            args += (*about, delivery.past_deaths)
         reply = self._begin(keys=redis_keys, args=args)
         told = reply[: 2 * len(deliveries)]
         for delivery, died, record in zip(deliveries, told[::2], told[1::2], strict=True):

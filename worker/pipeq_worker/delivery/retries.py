@@ -97,6 +97,8 @@ class Retries:
             keys.RETRYING_SINCE_HEADER: round(since, 3),
             keys.PUT_OFF_HEADER: delivery.put_off + (not counts),
             **({keys.REFUSED_BY_HEADER: list(refused_by)} if refused_by else {}),
+            # The running mark counts them, too, but it ends with this try.
+            **({keys.PAST_DEATHS_HEADER: min(delivery.deaths, keys.ATTEMPTS_MAX)} if delivery.deaths else {}),
         }
         return self._next_try(delivery, now + self.delay_s(waits, longest_s), headers)
 
@@ -104,13 +106,9 @@ class Retries:
         """Returns a copy of the task's message with other headers, for the backend to put into the waiting set."""
         assert delivery.pipeline is not None
         frame = raw_frame(delivery.request.message)
-        headers = {**frame["headers"], **headers}
-        if past := delivery.past_attempts + delivery.deaths:
-            # The tries that ended with a death are counted by the running mark, which ends with this try.
-            headers[keys.PAST_ATTEMPTS_HEADER] = min(past, keys.ATTEMPTS_MAX)
         message = {
             **frame,
-            "headers": headers,
+            "headers": {**frame["headers"], **headers},
             # A new tag, so that a late acknowledgement of the first delivery does not acknowledge the second.
             "properties": {**frame["properties"], "delivery_tag": str(uuid.uuid4())},
         }

@@ -8,7 +8,7 @@
 -- ARGV[4]  1: also mark tasks with which a worker died
 -- ARGV[5]  their pipeline
 -- ARGV[6..] of each task, in turn: id; number of tries before this one; tag (empty: not one of our leases); its times
---           before that, as JSON (empty: not known)
+--           before that, as JSON (empty: not known); deaths of its earlier tries
 -- Reply: for each task its deaths so far (-1: it has ended, do not run it; -2: its lease is gone, drop it) and its
 -- record before that (empty for none). Then, for tasks with deaths alone, in turn: its place (1 for the first) and the
 -- tries that ended with a death, as JSON.
@@ -27,11 +27,11 @@ local function count(value)
   return number and number >= 0 and number <= MOST and math.floor(number) or 0
 end
 
-local ids, retries, tags, times, records = {}, {}, {}, {}, {}
+local ids, retries, tags, times, known, records = {}, {}, {}, {}, {}, {}
 for i = 3, #KEYS do
-  local at = 6 + (i - 3) * 4
+  local at = 6 + (i - 3) * 5
   ids[#ids + 1], retries[#retries + 1], tags[#tags + 1] = ARGV[at], count(ARGV[at + 1]), ARGV[at + 2]
-  times[#times + 1] = ARGV[at + 3]
+  times[#times + 1], known[#known + 1] = ARGV[at + 3], count(ARGV[at + 4])
   records[#records + 1] = KEYS[i]
 end
 -- MGET returns nothing for a key that holds no string; HMGET raises for a key that is no hash.
@@ -52,13 +52,13 @@ for i, id in ipairs(ids) do
     end
     reply[#reply + 1] = -1
   else
-    local deaths, lost = 0, nil
+    local deaths, lost = known[i], nil
     if marks[i] then
       local left = object(marks[i])
       -- If the mark's worker is alive, the message was delivered twice, and nobody died. A mark must name a worker.
       local worker = left[MARK_WORKER]
       local lives = type(worker) ~= 'string' or worker == ARGV[1] or redis.call('EXISTS', ARGV[3] .. worker) == 1
-      deaths = count(left[MARK_DEATHS]) + (lives and 0 or 1)
+      deaths = math.max(deaths, count(left[MARK_DEATHS])) + (lives and 0 or 1)
       lost = type(left[MARK_LOST_TRIES]) == 'table' and left[MARK_LOST_TRIES] or {}
       if #lost > HISTORY_MAX then
         lost = {} -- no worker wrote that
