@@ -99,8 +99,7 @@ def test_both_workers_and_the_queues_say_it_until_one_is_gone(
 ) -> None:
     old = config(tmp_path, "old", task='"constant"')
     new = config(tmp_path, "new", task='"constant"', params="{ seconds = 0.01 }")
-    # Strict ones start beside a worker like them.
-    with Client(url) as client, worker(tmp_path, url, "--config", old, strict=True) as like:
+    with Client(url) as client, worker(tmp_path, url, "--config", old) as like:
         wait_for(lambda: client.queue(NAME).workers == 2 or like.process.poll() is not None, "the second worker")
         assert like.process.poll() is None, like.text()
         assert client.queue(NAME).unlike == {}
@@ -130,9 +129,18 @@ def test_a_strict_worker_refuses_to_start_beside_another_model(
             assert second.process.wait(200) == 2, second.text()
         assert f"pipeline {NAME!r}: the worker {name_of(first, beside)} serves it" in second.text()
         assert "with params.seconds 0.002 (not unset): give the pipeline another name" in second.text()
-        assert "`strict = true`" in second.text()
+        assert "(`strict = true` here)" in second.text()
         assert client.queue(NAME).workers == 1
         assert client.queue(NAME).loading == 0
+        # One that is alike starts; and while it runs nobody joins it, whatever the newcomer's settings say.
+        old = config(tmp_path, "old", task='"constant"')
+        with worker(tmp_path, url, "--config", old, strict=True) as like:
+            wait_for(lambda: client.queue(NAME).workers == 2 or like.process.poll() is not None, "the second worker")
+            with worker(tmp_path, url, "--config", other) as third:
+                assert third.process.wait(200) == 2, third.text()
+                assert "(`strict = true` there)" in third.text()
+            assert like.process.poll() is None, like.text()
+        assert client.queue(NAME).workers == 1
 
 
 def test_a_worker_that_died_does_not_count(first: WorkerProcess, beside: redis.Redis, url: str, tmp_path: Path) -> None:
@@ -186,6 +194,19 @@ def test_claims_race(db: redis.Redis, url: str, models: int) -> None:
             said = list(threads.map(start, range(16)))
         assert len({one for one in said if one.startswith("m")}) == 1
         assert all("the worker w" in one for one in said if not one.startswith("m"))
+
+
+@pytest.mark.parametrize("strict", [0, 7, 15])
+def test_one_strict_claim_is_enough(db: redis.Redis, strict: int) -> None:
+    """It stands with those before it that are like it; of the others, who come later are refused."""
+    for at in range(16):
+        if at <= strict:
+            others.claim(db, f"w{at}", served("m0"), strict=at == strict)
+            continue
+        with pytest.raises(SettingsError) as refused:
+            others.claim(db, f"w{at}", served("m1"), strict=False)
+        assert f"the worker w{strict} serves it" in refused.value.message
+        assert "(`strict = true` there)" in refused.value.message
 
 
 def test_keys_of_another_type_and_strangers_heartbeats_stop_nobody(db: redis.Redis) -> None:

@@ -43,9 +43,10 @@ class Workers:
     def begin(self, worker: str) -> None:
         self.db.set(keys.worker_key(worker), "alive")
         one: Any = SimpleNamespace(
-            id=self.id, retries=self.tries, attempts_before=self.tries, tag="", leases=None, deaths=0, is_marked=False,
-            is_lost=False, is_over=False, started_at=None, last_started_at=None, lost=(), before=None, progress=None,
-            lane=PIPELINE, pipeline=None, received_at=time.time(), attempts=1, batch=None, result_uri=None, error=None,
+            id=self.id, retries=self.tries, attempts_before=self.tries, tag="", leases=None, deaths=0, past_deaths=0,
+            is_marked=False, is_lost=False, is_over=False, started_at=None, last_started_at=None, lost=(), before=None,
+            progress=None, lane=PIPELINE, pipeline=None, received_at=time.time(), attempts=1, batch=None, error=None,
+            result_uri=None,
             timing_ms={}, told_ms={}, arrived=time.monotonic(), began=time.monotonic(), tried_until=None, given_at=None,
             was_lost=False, is_ended_by_death=False, sent_at=None, request=SimpleNamespace(hostname=worker),
         )  # fmt: skip

@@ -16,7 +16,8 @@ import redis
 from kombu.exceptions import OperationalError
 from pipeq import Client, State
 from pipeq.contract import keys
-from pipeq.contract.errors import PipeqError
+from pipeq.contract.errors import Blame, PipeqError
+from pipeq_worker.broker import consumer
 
 from tests.host import Host
 from tests.proxy import proxy
@@ -111,6 +112,49 @@ def test_tries_that_ended_with_a_death_still_count_after_a_retry(client: Client,
     status = client.status(task_id)
     assert (status.state, status.attempts) == (State.SUCCEEDED, 5)
     assert [one.code for one in status.history] == [*["worker_lost", "input_unavailable"] * 2, None]
+
+
+def test_a_worker_leaves_what_it_could_not_do_to_others(
+    client: Client, db: redis.Redis, host: Host, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = client.submit(PIPELINE, "x", check=False)
+
+    def fails(one: Host) -> None:
+        error = PipeqError("input_unavailable", "no credentials", True)
+        error.blame = Blame.WORKER
+        run(one, error)
+        all_due(db, one)
+
+    # Alone, it tries again and again.
+    fails(host)
+    fails(host)
+    other = Host(valkey_url, PIPELINE, retry_backoff_s=1000)
+    host.beat()
+    for _ in range(3):
+        assert host.take() == 1
+        assert host.hands.tasks == []
+        assert client.status(task_id).state is State.RETRYING
+        assert db.hlen(keys.UNACKED) == 0
+        all_due(db, host)
+    # If that one cannot do it, either, both try again; not for ever, though.
+    fails(other)
+    fails(host)
+    other.stop()
+    other = Host(valkey_url, PIPELINE, retry_backoff_s=1000)
+    host.beat()
+    host.take()
+    assert host.hands.tasks == []
+    all_due(db, host)
+    run(other)
+    status = client.status(task_id)
+    assert (status.state, status.attempts) == (State.SUCCEEDED, 1)
+    # One that is there and takes nothing is waited for in vain.
+    task_id = client.submit(PIPELINE, "x", check=False)
+    fails(host)
+    monkeypatch.setattr(consumer, "PREFER_OTHERS_S", 0)
+    run(host)
+    assert client.status(task_id).state is State.SUCCEEDED
+    other.stop()
 
 
 @pytest.mark.parametrize("who", ["process", "host"])

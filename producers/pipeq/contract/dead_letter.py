@@ -153,6 +153,7 @@ _OF_A_LIFE = (
     keys.PUT_OFF_HEADER,
     keys.REFUSED_BY_HEADER,
     keys.PAST_DEATHS_HEADER,
+    keys.FAILED_ON_HEADER,
 )
 
 

@@ -73,6 +73,14 @@ def headers_schema() -> str:
                 "description": "How many workers, or processes of workers, died in earlier tries while they worked on "
                 "the task. Producers leave it out.",
             },
+            keys.FAILED_ON_HEADER: {
+                "type": ["object", "null"],
+                "maxProperties": keys.REFUSED_BY_MAX,
+                "propertyNames": {"maxLength": keys.WORKER_NAME_MAX},
+                "additionalProperties": {"type": "number", "minimum": 0},
+                "description": "Names of workers that could not do the task by a fault of their own, each with the "
+                "time in seconds since the epoch. Producers leave it out.",
+            },
         },
     }
     return json.dumps(schema, indent=2) + "\n"

@@ -50,6 +50,8 @@ class Beat:
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
     #: Pipeline -> what decides its answers: aspect -> a short text (see :mod:`pipeq.contract.unlike`).
     models: dict[str, dict[str, str]] = field(default_factory=dict)
+    #: Whether nobody may serve its pipelines with another model.
+    strict: bool = False
 
     def encode(self) -> str:
         """Returns the text that is stored in Redis; what is empty is left out."""
@@ -75,6 +77,7 @@ class Beat:
             deaf={name: one for name, one in deaf.items() if isinstance(one, dict)} if isinstance(deaf, dict) else {},
             costs=_costs(found.get("costs")),
             models=_models(found.get("models")),
+            strict=found.get("strict") is True,
         )
 
     def takes_nothing(self, pipeline: str) -> str | None:

@@ -36,13 +36,15 @@ TIMEOUT_HEADER: Final = "timeout_s"
 #: ... and how often workers had begun to run it before an operator took it out of the dead letters.
 PAST_ATTEMPTS_HEADER: Final = "past_attempts"
 #: ... and, of a task that was tried before and waited for another try: when its first try failed, in seconds since the
-#: epoch; how often it waited without having been tried by a worker that could do it; the workers that may not touch what
-#: it names; and how many workers or processes have died while they worked on it.
+#: epoch; how often it waited without having been tried by a worker that could do it; the workers that may not touch
+#: what it names; how many workers or processes have died while they worked on it; and the workers that could not do it,
+#: by a fault of their own, with the time in seconds since the epoch.
 RETRYING_SINCE_HEADER: Final = "retrying_since"
 PUT_OFF_HEADER: Final = "put_off"
 REFUSED_BY_HEADER: Final = "refused_by"
 PAST_DEATHS_HEADER: Final = "past_deaths"
-#: Most workers in it, and most characters of each name.
+FAILED_ON_HEADER: Final = "failed_on"
+#: Most workers in each of both, and most characters of each name.
 REFUSED_BY_MAX: Final = 100
 WORKER_NAME_MAX: Final = 300
 #: More attempts than any worker counts.

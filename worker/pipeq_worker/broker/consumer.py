@@ -29,6 +29,7 @@ from pipeq_worker.broker import protocol
 from pipeq_worker.broker.serving import runtime_of
 from pipeq_worker.delivery.dead_letter import raw_frame
 from pipeq_worker.delivery.refuse import refuse
+from pipeq_worker.delivery.retries import PREFER_OTHERS_S
 from pipeq_worker.leases import celery_internals
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.leases.reserved import Reserved
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 #: Messages that are due within this time stay with Celery, which waits for them itself, in seconds.
 SOON_S = 1.0
 RECONNECT_S = 0.5
+#: A task that is left to other workers waits for so long, in seconds; it may come back to this one.
+LEAVE_S = 1.0
 #: How often the event loop shows that it turns, in seconds.
 PULSE_S = 1.0
 
@@ -129,19 +132,31 @@ class Consumer(CeleryConsumer):
         return self._runtime is None or bool(self._runtime.settings.include)
 
     def _postpone(self, message: Any) -> bool:
-        """Puts a message that is not due yet into the waiting set. Celery would keep it, its memory and its credit."""
-        if (eta := _seconds(message.headers.get("eta"))) is None:
-            return False
+        """Puts a message that is not due here yet into the waiting set. Celery would keep it, and its credit."""
         leases = getattr(message.channel, "leases", None)
         queue = (message.delivery_info or {}).get("routing_key", "")
         # Only `pipeq worker` puts waiting messages back; in another app the message would wait for ever.
         if self._runtime is None or queue not in self._runtime.queues:
             return False
-        if leases is None or eta - time.time() < SOON_S:
+        eta = _seconds(message.headers.get("eta"))
+        if eta is None or eta - time.time() < SOON_S:
+            eta = self._left_until(message.headers.get(keys.FAILED_ON_HEADER), self._runtime.others(queue))
+        if leases is None or eta is None:
             return False
         leases.postpone(message.delivery_tag, keys.waiting_key(queue), eta)
         message.ack_log_error(logger, self.connection_errors)  # only in this process: in Redis, the message waits
         return True
+
+    def _left_until(self, failed_on: Any, others: frozenset[str]) -> float | None:
+        """How long a task is left to other workers, because this one could not do it a moment ago; None if it is not.
+
+        Args:
+            failed_on: the workers that could not do it -> when, in seconds since the epoch.
+            others: those that live.
+        """
+        now = time.time()
+        lately = {name for name, at in (failed_on or {}).items() if now - at < PREFER_OTHERS_S}
+        return now + LEAVE_S if self.hostname in lately and others - lately else None
 
     def ensure_connected(self, conn: Any) -> Any:
         """Connects; tries twice a second until it succeeds. Celery's own method waits longer and logs each try."""

@@ -68,6 +68,8 @@ class Headers(Struct):
     past_deaths: Annotated[int, Meta(ge=0, le=keys.ATTEMPTS_MAX)] | None = field(
         default=None, name=keys.PAST_DEATHS_HEADER
     )
+    #: Whether it is for this worker, the consumer decides.
+    failed_on: None = field(default=None, name=keys.FAILED_ON_HEADER)
     refused_by: Annotated[list[_WorkerName], Meta(max_length=keys.REFUSED_BY_MAX)] | None = field(
         default=None, name=keys.REFUSED_BY_HEADER
     )

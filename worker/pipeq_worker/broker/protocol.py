@@ -75,6 +75,10 @@ def _workers(value: Any) -> bool:
     return all(len(one) <= keys.WORKER_NAME_MAX for one in value)
 
 
+def _times_of_workers(value: Any) -> bool:
+    return isinstance(value, dict) and _workers(list(value)) and all(_seconds(one) for one in value.values())
+
+
 def _object(value: Any) -> bool:
     return isinstance(value, dict)
 
@@ -100,6 +104,10 @@ HEADERS: dict[str, tuple[str, Check]] = {
     keys.RETRYING_SINCE_HEADER: ("a number of seconds since the epoch", _seconds),
     keys.PUT_OFF_HEADER: ("a count", _count(keys.ATTEMPTS_MAX)),
     keys.PAST_DEATHS_HEADER: ("a count", _count(keys.ATTEMPTS_MAX)),
+    keys.FAILED_ON_HEADER: (
+        f"an object of at most {keys.REFUSED_BY_MAX} names, with seconds since the epoch",
+        _times_of_workers,
+    ),
     keys.REFUSED_BY_HEADER: (f"a list of at most {keys.REFUSED_BY_MAX} names", _workers),
 }
 #: Property -> the same; the properties that the transport sets itself are not included.

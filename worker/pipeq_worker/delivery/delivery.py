@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,8 @@ class Delivery(Task):
     sent_at: float | None = None
     #: Names of workers that may not touch the place that it names.
     refused_by: tuple[str, ...] = ()
+    #: Workers that could not do it, by a fault of their own -> when that was, in seconds since the epoch.
+    failed_on: Mapping[str, float] = field(default_factory=dict)
     #: When it expires, in seconds since the epoch. Celery checks that only when the message arrives.
     expiry: float = math.inf
     #: Celery's ids of the group that it belongs to, and of the task that started it.

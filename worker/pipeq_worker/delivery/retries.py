@@ -31,6 +31,9 @@ from pipeq_worker.settings.read import Settings
 RETRIES_PER_CALL = 1000
 #: A task that another worker could do at once waits no longer than this, in seconds.
 HAND_ON_MAX_S = 30.0
+#: A worker that could not do a task leaves it to others for so long, if there are any, in seconds. They get it within
+#: the time above, unless they are busy, or broken, too.
+PREFER_OTHERS_S = 60.0
 
 
 class Retries:
@@ -92,15 +95,24 @@ class Retries:
         longest_s = settings.retry_backoff_max_s
         if blame in (Blame.WORKER, Blame.EITHER):
             longest_s = min(longest_s, HAND_ON_MAX_S)
+        failed_on = self._failed_on(delivery, blame, now)
         headers = {
             "retries": delivery.retries + counts,
             keys.RETRYING_SINCE_HEADER: round(since, 3),
             keys.PUT_OFF_HEADER: delivery.put_off + (not counts),
             **({keys.REFUSED_BY_HEADER: list(refused_by)} if refused_by else {}),
+            **({keys.FAILED_ON_HEADER: failed_on or None} if failed_on or delivery.failed_on else {}),
             # The running mark counts them, too, but it ends with this try.
             **({keys.PAST_DEATHS_HEADER: min(delivery.deaths, keys.ATTEMPTS_MAX)} if delivery.deaths else {}),
         }
         return self._next_try(delivery, now + self.delay_s(waits, longest_s), headers)
+
+    def _failed_on(self, delivery: Delivery, blame: Blame, now: float) -> dict[str, float]:
+        """The workers that could not do a task a short time ago, this one included if that is why it failed."""
+        found = {name: at for name, at in delivery.failed_on.items() if now - at < PREFER_OTHERS_S}
+        if blame in (Blame.WORKER, Blame.EITHER):
+            found[self._worker] = round(now, 3)
+        return dict(sorted(found.items(), key=lambda one: one[1])[-keys.REFUSED_BY_MAX :])
 
     def _next_try(self, delivery: Delivery, due: float, headers: dict[str, Any]) -> Retry:
         """Returns a copy of the task's message with other headers, for the backend to put into the waiting set."""

@@ -42,7 +42,10 @@ class Heartbeat:
         receiving: Receiving,
         health: Health,
         rates: Rates,
+        *,
+        strict: bool = False,
     ) -> None:
+        self._strict = strict
         self._redis = client
         self._worker = worker
         self._pipelines = pipelines
@@ -64,6 +67,10 @@ class Heartbeat:
         self._others = Others(client, worker, pipelines)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def others(self, pipeline: str) -> frozenset[str]:
+        """The other workers that serve a pipeline, and lived at the last beat."""
+        return self._others.alive.get(pipeline, frozenset())
 
     def start(self) -> None:
         """Starts the thread, which registers the pipelines, so that producers may submit to them."""
@@ -133,6 +140,7 @@ class Heartbeat:
             deaf=deaf,
             costs={str(name): about for name, about in self._costs().items()},
             models={name: one.identity for name, one in self._pipelines.items()},
+            strict=self._strict,
         )
         self.deaf = {queue: one["reason"] for queue, one in deaf.items()}
         written = []

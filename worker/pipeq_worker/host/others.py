@@ -1,7 +1,7 @@
 """OTHERS: live workers that serve one of this worker's pipelines with another model or other parameters.
 
     claim (before the first message is taken)          look (with each heartbeat)
-    strict: refuses to start beside them               logs those that have come, and that they have gone
+    strict, here or there: refuses to start            logs those that have come, and that they have gone
 
 Each worker says in its heartbeat what decides its answers. Who serves beside whom is found in two steps: a name in a
 pipeline's sorted set, and a heartbeat that has not lapsed. See docs/decisions/one-name.md.
@@ -43,6 +43,8 @@ class Others:
         self._pipelines = pipelines
         #: Worker -> what it serves, and when that was read (monotonic clock).
         self._known: dict[str, tuple[Mapping[str, Mapping[str, str]], float]] = {}
+        #: Pipeline -> the other workers whose heartbeats are fresh.
+        self.alive: Mapping[str, frozenset[str]] = {}
         self._log = Episodes(
             "the same pipeline is served with another model or other parameters than here: %s: %s; a task's answer "
             "depends on who takes it",
@@ -59,14 +61,18 @@ class Others:
         Raises:
             RedisError: Redis does not answer.
         """
-        names = {name.decode("utf-8", "replace") for one in alive.values() for name in one} - {self._worker}
+        self.alive = {
+            pipeline: frozenset(one.decode("utf-8", "replace") for one in workers) - {self._worker}
+            for pipeline, workers in alive.items()
+        }
+        names = frozenset().union(*self.alive.values())
         now = time.monotonic()
         self._known = {name: one for name, one in self._known.items() if name in names and now - one[1] < KNOWN_S}
         self._known |= {name: (beat.models, now) for name, beat in _beats(self._redis, names - self._known.keys())}
         wrong: dict[str, str] = {}
-        for pipeline, workers in alive.items():
+        for pipeline, workers in self.alive.items():
             ours = self._pipelines[pipeline].identity
-            for name in {one.decode("utf-8", "replace") for one in workers} & self._known.keys():
+            for name in workers & self._known.keys():
                 how = differences(ours, self._known[name][0].get(pipeline, {}))
                 if how is not None:
                     wrong[f"{shown.line(pipeline)} by {shown.line(name)}"] = how
@@ -77,7 +83,7 @@ def claim(client: redis.Redis, worker: str, pipelines: Mapping[str, Served], *, 
     """Says in Redis what this worker is about to serve. Call it before messages are taken.
 
     Of two workers that claim one name at the same time, Redis serves one first: the later one sees the earlier one, so
-    that at least one of two strict workers is refused, and the first one stays.
+    that at least one of two strict workers is refused, and the first one stays. One strict worker is enough.
 
     Args:
         client: Redis.
@@ -89,7 +95,7 @@ def claim(client: redis.Redis, worker: str, pipelines: Mapping[str, Served], *, 
         What was said; it has to be repeated until the heartbeat does so.
 
     Raises:
-        SettingsError: a live worker serves a pipeline otherwise, and ``strict`` is set.
+        SettingsError: a live worker serves a pipeline otherwise, and ``strict`` is set here or there.
         RedisError: Redis does not answer.
     """
     now, names = time.time(), list(pipelines)
@@ -99,6 +105,7 @@ def claim(client: redis.Redis, worker: str, pipelines: Mapping[str, Served], *, 
         at=now,
         loading=names,
         models={name: one.identity for name, one in pipelines.items()},
+        strict=strict,
     )
     # In one transaction: what it reads are all claims before this one.
     with client.pipeline(transaction=True) as pipe:
@@ -108,9 +115,8 @@ def claim(client: redis.Redis, worker: str, pipelines: Mapping[str, Served], *, 
         register(pipe, worker, beat)
         # A key of another type must not keep the worker from starting; the heartbeat logs it.
         replies = [one if isinstance(one, list) else [] for one in pipe.execute(raise_on_error=False)[: 2 * len(names)]]
-    if strict:
-        before = {name: {*replies[2 * at], *replies[2 * at + 1]} for at, name in enumerate(names)}
-        _check(client, worker, pipelines, before)
+    before = {name: {*replies[2 * at], *replies[2 * at + 1]} for at, name in enumerate(names)}
+    _check(client, worker, pipelines, before, strict=strict)
     return beat
 
 
@@ -122,18 +128,25 @@ def register(pipe: redis.client.Pipeline, worker: str, beat: Beat) -> None:
 
 
 def _check(
-    client: redis.Redis, worker: str, pipelines: Mapping[str, Served], before: Mapping[str, Iterable[bytes]]
+    client: redis.Redis,
+    worker: str,
+    pipelines: Mapping[str, Served],
+    before: Mapping[str, Iterable[bytes]],
+    *,
+    strict: bool,
 ) -> None:
     names = {name.decode("utf-8", "replace") for one in before.values() for name in one} - {worker}
     beats = dict(_beats(client, names))
     for pipeline, workers in before.items():
         for name in sorted(one.decode("utf-8", "replace") for one in workers):
-            theirs = beats[name].models.get(pipeline, {}) if name in beats else {}
-            how = differences(theirs, pipelines[pipeline].identity)
+            if (beat := beats.get(name)) is None or not (strict or beat.strict):
+                continue
+            how = differences(beat.models.get(pipeline, {}), pipelines[pipeline].identity)
             if how is not None:
+                whose = "here" if strict else "there"
                 raise SettingsError(
                     f"pipeline {pipeline!r}: the worker {shown.line(name)} serves it, and this one would serve it "
-                    f"with {how}: give the pipeline another name, or stop that worker first (`strict = true`)"
+                    f"with {how}: give the pipeline another name, or stop that worker first (`strict = true` {whose})"
                 )
 
 

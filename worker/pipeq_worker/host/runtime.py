@@ -143,6 +143,7 @@ class Runtime:
             receiving,
             self.seen.health,
             self.seen.rates,
+            strict=settings.strict,
         )
         self._jobs = JobKeeper(client, settings, self.pipelines)
         self._show()
@@ -161,6 +162,10 @@ class Runtime:
         """How many tasks of each pipeline this worker takes."""
         settings, costs = self.settings, self.dispatcher.costs
         return Credit(costs, lambda name: self.pipelines[name].limits, settings.prefetch, settings.prefetch_s)
+
+    def others(self, pipeline: str) -> frozenset[str]:
+        """The other workers that serve a pipeline, as far as that is known."""
+        return self._heartbeat.others(pipeline)
 
     def hurry(self) -> None:
         """Ends the waiting of a stop, now or later: what still runs then goes back on its queue."""

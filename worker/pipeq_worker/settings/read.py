@@ -98,8 +98,8 @@ class Settings(BaseSettings):
     max_loaded_bytes: Bytes | None = None
     #: Threads that torch uses for one operation on the CPU; torch's own default where it is absent.
     torch_threads: int | None = Field(default=None, gt=0)
-    #: Whether the worker refuses to start while another one serves a pipeline of the same name with another model,
-    #: revision or parameters. Without it, both log a warning.
+    #: Whether nobody may serve a pipeline of the same name with another model, revision or parameters: this worker
+    #: refuses to start beside such a one, and such a one beside this. If it is false for both, both log a warning.
     strict: bool = False
     #: Tries of a task whose store is unreachable, the first one included. A try that a worker fails by a fault of its
     #: own (no credentials, a full disk) does not count, nor does the wait for a store that is known to be away.

@@ -21,6 +21,8 @@ def allows(rules: dict[str, Any], value: Any) -> bool:
         return "string" in rules["type"] and rules["minLength"] <= len(value) <= rules["maxLength"]
     if isinstance(value, list):
         return "array" in rules["type"] and len(value) <= rules["maxItems"]
+    if isinstance(value, dict):
+        return "object" in rules["type"] and len(value) <= rules["maxProperties"]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if is_number and "integer" in rules["type"]:
         return isinstance(value, int) and rules["minimum"] <= value <= rules["maximum"]
@@ -41,3 +43,19 @@ def test_the_schema_and_the_worker_agree(name: str, value: Any) -> None:
 )
 def test_names_of_workers(value: list[Any], is_right: bool) -> None:
     assert (protocol.broken_headers({"refused_by": value}, {}) is None) == is_right
+
+
+@pytest.mark.parametrize(
+    ("value", "is_right"),
+    [
+        ({"w": 1.5}, True),
+        ({str(at): 1 for at in range(100)}, True),
+        ({str(at): 1 for at in range(101)}, False),
+        ({"x" * 301: 1}, False),
+        ({"w": -1}, False),
+        ({"w": None}, False),
+        ({"w": "1"}, False),
+    ],
+)
+def test_names_of_workers_with_times(value: dict[str, Any], is_right: bool) -> None:
+    assert (protocol.broken_headers({"failed_on": value}, {}) is None) == is_right

@@ -29,6 +29,7 @@ RIGHT: dict[str, list[Any]] = {
     "a list of signatures": [[]],
     "a signature": [{}, {"a": 1}],
     "a list of at most 100 names": [[]],
+    "an object of at most 100 names, with seconds since the epoch": [{}, {"a": 1}],
     "a text of 1 to 200 characters": ["text"],
     "a number of seconds from 0": [5, 0.5],
     "a number of seconds above 0": [5, 0.5],
