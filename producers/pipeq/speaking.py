@@ -13,6 +13,7 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import redis
+from hiredis import pack_command
 from redis.exceptions import (
     AuthenticationError,
     ConnectionError,  # noqa: A004
@@ -185,7 +186,8 @@ def exchange(connection: Any, ask: Send) -> list[Any]:
     """Sends commands and reads their replies; a connection that is not at their end is closed."""
     commands = (*ask.commands, *ask.questions)
     try:
-        connection.send_packed_command(connection.pack_commands(commands))
+        # redis-py's own packing, in Python, takes an eighth of the CPU time of a submit.
+        connection.send_packed_command([b"".join([pack_command(tuple(command)) for command in commands])])
         if ask.wait_s:
             connection.can_read(ask.wait_s)
         return [_read(connection) for _ in commands]

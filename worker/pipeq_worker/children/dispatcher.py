@@ -312,7 +312,7 @@ class Dispatcher(Generic[T]):
     def _offer(self, items: Sequence[Item[T]], *, are_alike: bool = False) -> None:
         """Puts items of one pipeline that are ready into the window."""
         with suppress(Closed):  # draining: the message goes back on its queue
-            self._window.put_all(items, self._crew.limits(items[0].lane), are_alike=are_alike)
+            self._runs.put_ready(items, are_alike=are_alike)
 
     def _cancel(self, tasks: Sequence[T]) -> None:
         """Has the children stop working on tasks."""

@@ -19,8 +19,10 @@ from typing import Generic
 from pipeq.contract.errors import ErrorCode, PipeqError
 
 from pipeq_worker.children import protocol
+from pipeq_worker.children.batch_items import is_new, is_wanted, message, tasks_of, wanted
 from pipeq_worker.children.guarded import guarded
 from pipeq_worker.children.lone import Lone
+from pipeq_worker.children.marking import Marking
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.observe.observer import Observer
 from pipeq_worker.observe.traces import internal
@@ -98,12 +100,13 @@ class Runs(Generic[T]):
         self._has_news = False
         self._wants_news = True
         self._changed = threading.Condition()
-        #: Held while tasks are being marked that run already. Whoever has tasks start over, or withdraws them, holds
-        #: it, so that no mark is written after that. Taken before all other locks.
-        self.marking = threading.Lock()
+        self._marks: Marking[T] = Marking(self._mark, self._drop_unneeded, device.hopeless)
+        #: See :class:`.marking.Marking`.
+        self.marking = self._marks.lock
 
     def start(self) -> None:
         """Starts batches until the window is closed."""
+        self._marks.start()
         threading.Thread(target=guarded(self._run, self._device.hopeless), name="runs", daemon=True).start()
 
     @property
@@ -136,7 +139,7 @@ class Runs(Generic[T]):
             for number, items in list(self._open.items()):
                 if number not in running and all(self._first.get(item.ticket) == number for item in items):
                     del self._open[number]
-                    found += _tasks_of(items)
+                    found += tasks_of(items)
         return found
 
     def forget(self, ticket: int) -> None:
@@ -191,6 +194,21 @@ class Runs(Generic[T]):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self._marks.close()
+
+    def put_ready(self, items: Sequence[Item[T]], *, are_alike: bool = False) -> None:
+        """Puts items of one pipeline that are ready into the window; see :meth:`.batcher.Batcher.put_all`.
+
+        If the device has nothing to do, their batch begins on the calling thread: to wake another one takes longer.
+
+        Raises:
+            Closed: the window was closed.
+        """
+        limits = self._device.limits(items[0].lane)
+        if self._may_start_here(items) and self.marking.acquire(blocking=False):
+            self._put_here(items, limits, are_alike=are_alike)
+        else:
+            self._window.put_all(items, limits, are_alike=are_alike)
 
     def poke(self) -> None:
         """Notes that the window has changed."""
@@ -209,10 +227,13 @@ class Runs(Generic[T]):
                 # One that takes long is remembered, because the next one may.
                 self._start_s = max(took_s, self._start_s + _FADE * (took_s - self._start_s))
             except Exception as error:
-                logger.exception("a batch failed inside pipeq", extra={"action": "batch"})
-                for task in _tasks_of(batch.items):
-                    task.fail(internal(error))
-                    self._device.drop(task)
+                self._failed(tasks_of(batch.items), error)
+
+    def _failed(self, tasks: Sequence[T], error: Exception) -> None:
+        logger.exception("a batch failed inside pipeq", extra={"action": "batch"})
+        for task in tasks:
+            task.fail(internal(error))
+            self._device.drop(task)
 
     def _wait_for_batch(self) -> Batch[Item[T]] | None:
         """Waits until the device needs a batch, and there is one. Returns None once this is closed."""
@@ -221,12 +242,10 @@ class Runs(Generic[T]):
                 self._changed.wait_for(self._is_needed)
                 if self._closed:
                     return None
-                is_busy, self._has_news = bool(self._open), False
-            if not is_busy:
-                return self._window.take()
+                self._has_news = False
             # The batch after the one that runs lies ready when that is over. But a batch that can still become
             # better waits, as the device is not waiting for it.
-            if (batch := self._window.take(is_idle=False)) is not None:
+            if (batch := self._window.take(is_idle=lambda: not self._open)) is not None:
                 return batch
             with self._changed:
                 self._changed.wait_for(lambda: self._closed or self._has_news)
@@ -238,16 +257,17 @@ class Runs(Generic[T]):
     def _start_batch(self, items: list[Item[T]]) -> None:
         life = self._life
         items = self._left(items)
-        tasks = _tasks_of(items)
-        new = [task for task in tasks if task.started_at is None and not task.needs_no_device]
-        if new and len(new) == len(tasks) and not any(task.must_be_known() or task.is_expired() for task in new):
-            self._give_unmarked(items, new, life)
+        tasks = tasks_of(items)
+        if tasks and all(map(is_new, tasks)):
+            with self.marking:
+                self._mark(self._give_unmarked(items, tasks, life))
+            self._drop_unneeded(tasks)
             return
-        self._begin(new, alone=False)
+        self._begin([task for task in tasks if task.started_at is None and not task.needs_no_device], alone=False)
         for task in tasks:
             if task.needs_no_device or (task.deaths and task.split()):
                 self._device.drop(task)
-        items = _wanted(items, tasks)
+        items = wanted(items, tasks)
         if not any(task.deaths for task in tasks):
             if items:
                 self._give(items, life, alone=False)
@@ -263,25 +283,53 @@ class Runs(Generic[T]):
         found = [item for item in items if item.ticket == item.task.ticket]
         return [item for item in found if not self._device.keep(item)] if self._device.may_keep() else found
 
-    def _give_unmarked(self, items: list[Item[T]], tasks: list[T], life: int) -> None:
-        """Gives the device a batch of new tasks, and marks them while it runs.
+    def _give_unmarked(self, items: list[Item[T]], tasks: list[T], life: int) -> list[T]:
+        """Gives the device a batch of new tasks, which are marked while it runs. Returns those that begin with it.
 
         If the host dies before they are marked, they are suspects, like all that it had. Their ends are stored after
         their marks.
         """
-        with self.marking:
-            begun = [task for task in tasks if task.begins()]
-            for task in begun:
-                task.is_marking = True
-            try:
-                self._give(_wanted(items, tasks), life, alone=False)
-                if begun:
-                    self._device.begin(begun, False)
-            finally:
-                self._device.marked(begun)
+        begun = [task for task in tasks if task.begins()]
+        for task in begun:
+            task.is_marking = True
+        try:
+            self._give(wanted(items, tasks), life, alone=False)
+        except BaseException:
+            self._device.marked(begun)
+            raise
+        return begun
+
+    def _mark(self, begun: list[T]) -> None:
+        """Marks tasks that the device has. Called with :attr:`marking` held."""
+        try:
+            if begun:
+                self._device.begin(begun, False)
+        finally:
+            self._device.marked(begun)
+
+    def _drop_unneeded(self, tasks: list[T]) -> None:
         for task in tasks:
             if task.needs_no_device:
                 self._device.drop(task)
+
+    def _may_start_here(self, items: Sequence[Item[T]]) -> bool:
+        """Whether the device has nothing to do, these are the only items, and they need no answer of Redis before."""
+        is_idle = not (self._open or self._closed) and self._device.may_run()
+        return is_idle and not len(self._window) and all(map(is_new, tasks_of(items)))
+
+    def _put_here(self, items: Sequence[Item[T]], limits: BatchLimits, *, are_alike: bool) -> None:
+        life, tasks, begun = self._life, list[T](), list[T]()
+        try:
+            batch = self._window.put_and_take(items, limits, are_alike=are_alike)
+            if batch is not None and (left := self._left(batch.items)):
+                tasks = tasks_of(left)
+                begun = self._give_unmarked(left, tasks, life)
+        except Closed:
+            raise
+        except Exception as error:
+            self._failed(tasks, error)
+        finally:
+            self._marks.soon(begun, tasks)
 
     def _start_alone(self, item: Item[T], life: int) -> None:
         task = item.task
@@ -289,7 +337,7 @@ class Runs(Generic[T]):
             sentence = f"{task.deaths} workers died while they had this task in a batch"
             task.fail(PipeqError(ErrorCode.WORKER_LOST, sentence))
         elif not task.needs_no_device:
-            if not self._device.lone.enter(task, partial(_is_wanted, item), partial(self._device.again, item)):
+            if not self._device.lone.enter(task, partial(is_wanted, item), partial(self._device.again, item)):
                 return
             self._begin([task], alone=True)
         if task.needs_no_device:
@@ -326,26 +374,4 @@ class Runs(Generic[T]):
             # Under the lock, so that its end, or the death of the child, is told after it.
             self._device.observer.batch_began(items[0].lane, len(items))
             # Sent under the lock, so that it cannot reach the child that comes after that one.
-            self._device.send(_message(number, items, alone))
-
-
-def _message(number: int, items: list[Item[T]], alone: bool) -> protocol.ToChild:
-    first = items[0]
-    if first.where is None:
-        return protocol.Forward(number, [item.number for item in items], alone)
-    rows = [protocol.Row(item.where, item.cost) for item in items]
-    return protocol.ForwardRows(number, first.lane, first.params or first.task.params, rows, alone)
-
-
-def _is_wanted(item: Item[T]) -> bool:
-    return not item.is_gone and not item.task.needs_no_device
-
-
-def _tasks_of(items: list[Item[T]]) -> list[T]:
-    return list(dict.fromkeys([item.task for item in items]))
-
-
-def _wanted(items: list[Item[T]], tasks: list[T]) -> list[Item[T]]:
-    """Those items whose tasks, which are these, need the device; a task is asked once, though it has many items."""
-    over = {task for task in tasks if task.needs_no_device}
-    return [item for item in items if item.task not in over] if over else items
+            self._device.send(message(number, items, alone))

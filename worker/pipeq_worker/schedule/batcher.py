@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
@@ -81,33 +81,51 @@ class Batcher(Generic[T]):
         """
         if not items:
             return
-        learned = self._costs.of(items[0].lane, limits)
         with self._changed:
-            if self._closed:
-                raise Closed
-            now = time.monotonic()
-            for some in (items,) if are_alike else _alike(items):
-                self._window.add_all(some, learned, now)
+            self._add(items, limits, are_alike=are_alike)
             self._changed.notify_all()
 
-    def take(self, *, is_idle: bool = True) -> Batch[T] | None:
+    def put_and_take(self, items: Sequence[T], limits: BatchLimits, *, are_alike: bool = False) -> Batch[T] | None:
+        """Adds items, as :meth:`put_all` does, and returns the batch that a device without work runs now.
+
+        Returns:
+            The batch; None if it waits for company. Then the threads that take batches are woken.
+        """
+        with self._changed:
+            now = self._add(items, limits, are_alike=are_alike)
+            found = self._window.next(now, is_idle=True)
+            if not isinstance(found, list) or len(self._window):
+                self._changed.notify_all()
+            return Batch(found) if isinstance(found, list) else None
+
+    def _add(self, items: Sequence[T], limits: BatchLimits, *, are_alike: bool) -> float:
+        """Adds items, with the lock held. Returns the time."""
+        if self._closed:
+            raise Closed
+        learned, now = self._costs.of(items[0].lane, limits), time.monotonic()
+        for some in (items,) if are_alike else _alike(items):
+            self._window.add_all(some, learned, now)
+        return now
+
+    def take(self, *, is_idle: Callable[[], bool] = lambda: True) -> Batch[T] | None:
         """Returns the next batch.
 
         Args:
-            is_idle: whether the device has nothing to do. Then this waits until an item is ready, and after that at
-                most ``max_wait_s``, if others are likely to join it. If the device is busy, this returns at once, and
-                only a batch that waiting could not improve, or one that must go now to meet a deadline.
+            is_idle: returns whether the device has nothing to do. Then this waits until an item is ready, and after
+                that at most ``max_wait_s``, if others are likely to join it. If the device is busy, or has become it
+                meanwhile, this returns, and only a batch that waiting could not improve, or one that must go now to
+                meet a deadline.
 
         Returns:
             The batch; None if there is none yet for a busy device, or if the batcher is closed.
         """
         with self._changed:
             while not self._closed:
-                now = time.monotonic()
-                found = self._window.next(now, is_idle=is_idle)
+                now, has_time = time.monotonic(), is_idle()
+                found = self._window.next(now, is_idle=has_time)
                 if isinstance(found, list):
                     return Batch(found)
-                if not is_idle:
+                if not has_time:
                     return None
                 self._changed.wait(None if found is None else max(0.0, found - now))
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from pipeq_worker.children.slab import Where
 from pipeq_worker.children.streams import FIRST, Streams
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.observe.observer import Observer
-from pipeq_worker.schedule.batcher import Batcher
+from pipeq_worker.schedule.batcher import Batcher, Closed
 from pipeq_worker.schedule.task import Item, Task
 from pipeq_worker.settings.read import Settings
 
@@ -119,6 +120,68 @@ def test_new_tasks_run_while_their_marks_are_written() -> None:
     wait_for(lambda: marked == [one.task] and not runs.marking.locked())
     window.close()
     runs.close()
+
+
+def test_what_is_ready_for_an_idle_device_begins_on_the_calling_thread() -> None:
+    """It need not wait for the marks, nor for another thread; whoever has its tasks start over waits for the marks."""
+    sent: list[Any] = []
+    written, marked = threading.Event(), list[Task]()
+
+    def begin(tasks: list[Task], alone: bool) -> None:
+        assert written.wait(20)
+
+    window: Batcher[Item[Task]] = Batcher()
+    at_once = replace(LIMITS, max_wait_s=0.0)
+    runs = Runs(window, replace(device(begin, sent, marked.extend), limits=lambda _: at_once))
+    runs.start()
+    runs.put_ready([one := new_item(1)])
+    assert len(sent) == 1
+    assert one.task.is_marking
+    assert runs.marking.locked()
+    # The device has something to do, so the next ones gather.
+    runs.put_ready([new_item(2), new_item(3)])
+    time.sleep(0.05)
+    assert len(sent) == 1
+    written.set()
+    wait_for(lambda: marked == [one.task] and not runs.marking.locked())
+    assert len(sent) == 1
+    runs.ran(sent[0].number, 0.01)
+    wait_for(lambda: len(sent) == 2 and len(sent[1].rows) == 2)
+    window.close()
+    runs.close()
+
+
+@pytest.mark.parametrize("other", [item(1), new_item(1, expired=True)], ids=["known", "expired"])
+def test_what_redis_must_be_asked_about_does_not_begin_on_the_calling_thread(other: Item[Task]) -> None:
+    asked, sent = threading.Event(), list[Any]()
+    here = threading.get_ident()
+
+    def begin(tasks: list[Task], alone: bool) -> None:
+        assert threading.get_ident() != here
+        asked.set()
+
+    window: Batcher[Item[Task]] = Batcher()
+    runs = make(window, begin, sent)
+    runs.start()
+    runs.put_ready([other])
+    assert asked.wait(20)
+    wait_for(lambda: len(sent) == 1)
+    window.close()
+    runs.close()
+
+
+def test_the_lock_of_marks_is_given_back_when_the_window_is_closed() -> None:
+    window: Batcher[Item[Task]] = Batcher()
+    runs = make(window, never, [])
+    runs.start()
+    window.close()
+    with pytest.raises(Closed):
+        runs.put_ready([new_item(1)])
+    runs.close()
+    wait_for(lambda: not runs.marking.locked())
+    with pytest.raises(Closed):
+        runs.put_ready([new_item(2)])
+    assert not runs.marking.locked()
 
 
 def test_marks_that_cannot_be_written_hold_up_no_end() -> None:

@@ -174,15 +174,15 @@ def test_company_is_waited_for_again_when_it_comes() -> None:
 def test_a_busy_device_gets_only_what_cannot_become_better() -> None:
     batcher: Batcher[Row] = Batcher()
     limits = BatchLimits(max_size=2, max_cost=100, max_wait_s=60)
-    assert batcher.take(is_idle=False) is None
+    assert batcher.take(is_idle=lambda: False) is None
     batcher.put(Row(5), limits)
-    assert batcher.take(is_idle=False) is None
+    assert batcher.take(is_idle=lambda: False) is None
     batcher.put(Row(5), limits)
-    batch = batcher.take(is_idle=False)
+    batch = batcher.take(is_idle=lambda: False)
     assert batch is not None
     assert len(batch.items) == 2
     batcher.close()
-    assert batcher.take(is_idle=False) is None
+    assert batcher.take(is_idle=lambda: False) is None
 
 
 def test_a_wait_ends_for_a_deadline() -> None:
