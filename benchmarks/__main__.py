@@ -21,10 +21,12 @@ from benchmarks import (
     noop,
     one_length,
     page,
+    pictures,
     producers,
     urgency,
+    workers,
 )
-from benchmarks.report import Options, Result, machine
+from benchmarks.report import GPU_RESULTS, RESULTS, Options, Result, machine
 
 #: Letter of the table -> what runs it. A benchmark returns what it found; ``delivery`` and ``memory`` only print.
 BENCHMARKS: dict[str, Callable[[Options], list[Result]]] = {
@@ -41,6 +43,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Result]]] = {
     "k": producers.main,
     "l": jobs.constant,
     "m": jobs.minilm,
+    "n": pictures.main,
     "delivery": delivery.main,
     "memory": memory.main,
 }
@@ -55,20 +58,24 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=Options.seconds, help="about how long an arm of one round runs (%(default)g)"
     )
+    parser.add_argument(
+        "--device", default=Options.device, help="where models run, in all arms: %(default)s, or such as cuda:0"
+    )
     parser.add_argument("--save", action="store_true", help="keep the results, and make the page of benchmarks anew")
     given = parser.parse_args()
     if unknown := [name for name in given.names if name not in BENCHMARKS]:
         sys.exit(f"no benchmark {unknown[0]!r}; there are: {', '.join(BENCHMARKS)}")
     # Nothing here asks the Hub, neither this process nor a worker.
     os.environ["HF_HUB_OFFLINE"] = "1"
-    options = Options(given.rounds, given.seconds)
+    options = Options(given.rounds, given.seconds, given.device)
+    workers.DEVICE = given.device
     for name in given.names or BENCHMARKS:
-        before = machine()
+        before = machine(given.device)
         for result in BENCHMARKS[name](options):
             result.show()
             if given.save:
                 result.machine = before
-                result.save()
+                result.save(GPU_RESULTS if options.is_gpu else RESULTS)
     if given.save:
         page.write()
 

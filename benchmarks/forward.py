@@ -57,7 +57,7 @@ def main(options: Options) -> list[Result]:
         folder = workers.classifier(Path(name), layers=LAYERS, width=WIDTH)
         workers.plain_pipeline(folder)  # one torch thread here, as in the worker
         section = PipelineSettings(model=str(folder), max_batch_size=BATCH_SIZE)
-        pipeline = load_pipeline(PIPELINE, section, "cpu", S3Settings(), ParamLimits())
+        pipeline = load_pipeline(PIPELINE, section, workers.DEVICE, S3Settings(), ParamLimits())
         with workers.worker(url, config(folder)) as process, Client(url) as client:
             workers.wait_ready(client, PIPELINE, [process])
             pass_ms = alone(pipeline, 10)

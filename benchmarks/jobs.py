@@ -16,7 +16,7 @@ from pipeq import Client
 from pipeq.demo.embedded import valkey
 
 from benchmarks import workers
-from benchmarks.batching import BUDGETS, MOST_TEXTS, PIPELINE, run_sorted, texts
+from benchmarks.batching import MOST_TEXTS, PIPELINE, budgets, run_sorted, texts
 from benchmarks.report import Options, Result, against, alternate
 
 #: Single tasks, and rows, for each second that an arm is to run.
@@ -65,9 +65,9 @@ def minilm(options: Options) -> list[Result]:
         config = f'[pipelines.{PIPELINE}]\nmodel = "{folder}"\n'
         with workers.worker(url, config) as process, Client(url) as client:
             workers.wait_ready(client, PIPELINE, [process])
-            some = texts(100, seed=1)
+            some = texts(2000 if options.is_gpu else 100, seed=1)
             run_job(client, PIPELINE, some)
-            rates = {budget: run_sorted(pipe, some, budget) for budget in BUDGETS}
+            rates = {budget: run_sorted(pipe, some, budget) for budget in budgets(options)}
             budget = max(rates, key=lambda one: rates[one])
             inputs = texts(workers.as_many_as(rates[budget], options.seconds, 100, MOST_TEXTS))
             limit = f"global sort, {budget} tokens"

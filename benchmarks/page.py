@@ -6,19 +6,21 @@ import statistics
 from html import escape
 from pathlib import Path
 
-from benchmarks.report import RESULTS, Ratio, Result
+from benchmarks.report import GPU_RESULTS, RESULTS, Ratio, Result
 
 PAGE = Path(__file__).parent / "README.md"
 PLOT = Path(__file__).parent / "results.svg"
 BEGIN, END = "<!-- results: made by `python -m benchmarks --save` -->\n", "<!-- results end -->\n"
+GPU_BEGIN = "<!-- results on a GPU: made by `python -m benchmarks --save --device cuda:0` -->\n"
+GPU_END = "<!-- results on a GPU end -->\n"
 #: Width of the plot and of the part where its bars are, height of a row, in pixels; and where its axis ends.
 WIDTH, LEFT, ROW, MOST = 900, 470, 26, 2.0
 GOOD, BAD, INK = "#2f7d4f", "#b8452f", "#444444"
 
 
-def results() -> list[Result]:
+def results(folder: Path | None = None) -> list[Result]:
     """The results that were kept, by letter."""
-    return [Result.load(path) for path in sorted(RESULTS.glob("*.json"))]
+    return [Result.load(path) for path in sorted((folder or RESULTS).glob("*.json"))]
 
 
 def write() -> None:
@@ -29,19 +31,22 @@ def write() -> None:
 
 def page() -> str:
     """The whole page, with its table made anew."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}{_table()}{END}{after}"
+    text = PAGE.read_text(encoding="utf-8")
+    for begin, end, folder in ((BEGIN, END, RESULTS), (GPU_BEGIN, GPU_END, GPU_RESULTS)):
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}{_table(results(folder))}{end}{after}"
+    return text
 
 
-def _table() -> str:
-    if not results():
+def _table(found: list[Result]) -> str:
+    if not found:
         return "No results have been kept yet.\n"
     lines = [
         "| | benchmark | figure | median | min to max | wanted | met |",
         "| --- | --- | --- | ---: | --- | --- | --- |",
     ]
-    for result in results():
+    for result in found:
         for at, ratio in enumerate(result.ratios):
             cells = [
                 f"({result.letter})" if not at else "",
@@ -54,7 +59,7 @@ def _table() -> str:
             ]
             lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "What was measured, medians of all rounds:", ""]
-    for result in results():
+    for result in found:
         arms = "; ".join(f"{name} {_number(statistics.median(values))}" for name, values in result.arms.items())
         where = ", ".join(f"{name} {value}" for name, value in result.machine.items())
         lines.append(f"- ({result.letter}) {arms} ({result.unit}). {result.notes} Machine: {where}.")

@@ -16,8 +16,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-#: One file for each result, named after its letter.
+#: One file for each result, named after its letter; those of a GPU are in a folder of their own.
 RESULTS = Path(__file__).parent / "results"
+GPU_RESULTS = RESULTS / "gpu"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,13 @@ class Options:
     rounds: int = 3
     #: About how long one arm runs in one round. Benchmarks choose how much work they do by it.
     seconds: float = 8.0
+    #: Where models run, in all arms: ``cpu``, or such as ``cuda:0``.
+    device: str = "cpu"
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether models run on a GPU."""
+        return self.device != "cpu"
 
 
 @dataclass(frozen=True)
@@ -129,10 +137,16 @@ def best(arms: Mapping[str, Sequence[float]]) -> Sequence[float]:
     return max(arms.values(), key=statistics.median)
 
 
-def machine() -> dict[str, str]:
+def machine(device: str = "cpu") -> dict[str, str]:
     """Returns what the figures depend on."""
+    name = {}
+    if device != "cpu":
+        import torch
+
+        name = {"device": torch.cuda.get_device_name(device)}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
+        **name,
         "cores": str(cores),
         "processor": _processor(),
         "load": f"{os.getloadavg()[0]:.1f}",

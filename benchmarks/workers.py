@@ -18,6 +18,8 @@ from pipeq import Client
 from pipeq.contract import keys
 from pipeq.demo.embedded import minilm_path
 
+#: Where models run, in all arms (``--device``).
+DEVICE = "cpu"
 #: A task that has not ended by then has been lost, or the worker has, in seconds.
 WAIT_S = 600.0
 
@@ -29,7 +31,8 @@ def worker(url: str, config: str, *arguments: str) -> Iterator[subprocess.Popen[
         path = Path(folder) / "pipelines.toml"
         path.write_text(config, encoding="utf-8")
         # One thread for torch in all arms, so that they share the cores alike.
-        env = {**os.environ, "PIPEQ_TORCH_THREADS": "1", "PIPEQ_LOG_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
+        env = {**os.environ, "PIPEQ_TORCH_THREADS": "1", "OMP_NUM_THREADS": "1", "PIPEQ_DEVICE": DEVICE}
+        env["PIPEQ_LOG_LEVEL"] = "WARNING"
         command = [sys.executable, "-m", "pipeq", "worker", "--config", str(path), "--redis-url", url, *arguments]
         process = subprocess.Popen(command, env=env)
         try:
@@ -118,7 +121,12 @@ def classifier(folder: Path, *, layers: int | None = None, width: int | None = N
     return folder
 
 
-def plain_pipeline(folder: Path) -> Any:
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def plain_pipeline(folder: Path, task: str = "text-classification") -> Any:
     """Loads transformers' own pipeline, on one thread, as the worker has it."""
     import torch
     import transformers
@@ -126,7 +134,7 @@ def plain_pipeline(folder: Path) -> Any:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    return transformers.pipeline("text-classification", model=str(folder), device="cpu")
+    return transformers.pipeline(task, model=str(folder), device=DEVICE)
 
 
 def run_plain(pipe: Any, inputs: Sequence[str], batch_size: int) -> float:

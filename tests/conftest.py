@@ -18,7 +18,7 @@ from pipeq.demo import embedded
 
 HERE = Path(__file__).parent
 #: Folders in the order in which they run. What takes longest comes first, so that no process has it left at the end.
-ORDER = ("chaos", "fuzz", "acceptance", "integration", "unit")
+ORDER = ("chaos", "fuzz", "gpu", "acceptance", "integration", "unit")
 #: What the shared S3 server has.
 BUCKETS = ("inputs", "results")
 

@@ -16,6 +16,8 @@ from typing import Any
 from celery import Celery
 from pipeq import Client
 
+from tests.device import DEVICE
+
 #: A worker imports torch and loads its models before it is ready; at most so long, in seconds.
 READY_S = 240
 #: The module that a worker's children run.
@@ -121,6 +123,7 @@ def worker(folder: Path, redis_url: str, *arguments: Any, **env: Any) -> Iterato
                 **os.environ,
                 "PIPEQ_REDIS_URL": redis_url,
                 "PIPEQ_TORCH_THREADS": "1",
+                "PIPEQ_DEVICE": DEVICE,
                 "PIPEQ_PREPARE_PROCESSES": "0",
                 **settings,
             },

@@ -23,6 +23,7 @@ from pipeq_worker.settings.sections import PipelineSettings
 from pipeq_worker.stages.outputs import convert
 
 from tests import samples, tiny_models
+from tests.device import DEVICE
 from tests.parity import assert_same
 from tests.times import adds_up
 from tests.zoo import SERVED, Zoo, inputs_of, refer, running
@@ -83,7 +84,7 @@ def test_through_the_queue(zoo: Zoo, task: str) -> None:
     got = [zoo.client.result(task_id, timeout_s=60) for task_id in ids]
     for status in zoo.client.status_many(ids):
         adds_up(status)
-    pipeline = load_pipeline("it", PipelineSettings(task=task, model=str(tiny_models.build(model, zoo.models))), "cpu")
+    pipeline = load_pipeline("it", PipelineSettings(task=task, model=str(tiny_models.build(model, zoo.models))), DEVICE)
     assert isinstance(pipeline, TransformersPipeline)
     for (mine,), value, message in zip(got, values, sent, strict=True):
         want = expected(pipeline, value, params)

@@ -16,6 +16,7 @@ import transformers
 from pipeq import Client, Ref
 
 from tests import tiny_models
+from tests.device import DEVICE
 from tests.worker_process import worker
 
 torch.set_num_threads(1)
@@ -66,7 +67,7 @@ def test_long_audio(redis_url: str, tiny: Path, tmp_path: Path, model: str) -> N
         status = client.status(task)
     print(f"{model}: {MINUTES:g} min, {more:.0f} MiB above idle ({idle:.0f}), {status.timing_ms}, {status.batch}")
     assert more < MOST_MIB
-    pipe = transformers.pipeline("automatic-speech-recognition", model=str(checkpoint), device="cpu")
+    pipe = transformers.pipeline("automatic-speech-recognition", model=str(checkpoint), device=DEVICE)
     want = pipe({"raw": samples_of(audio), "sampling_rate": RATE}, **params)
     assert len(want["text"]) > 20 * MINUTES
     assert got["text"] == want["text"]

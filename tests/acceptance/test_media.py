@@ -11,6 +11,7 @@ from pipeq_worker.media.audio import decode_audio
 from pipeq_worker.media.images import decode_image
 
 from tests.acceptance.conftest import Service
+from tests.device import DEVICE
 from tests.media import AUDIO_FORMATS, encode_audio, encode_image, picture, tone
 from tests.parity import assert_same, plain
 
@@ -35,7 +36,7 @@ def test_speech_with_word_timestamps(service: Service, ending: str) -> None:
     (service.inputs / f"speech.{ending}").write_bytes(data)
     task = service.client.submit(WHISPER, Ref.from_path(service.inputs / f"speech.{ending}"), params=SPEECH)
     got = service.client.result(task, timeout_s=60)
-    alone = transformers.pipeline(WHISPER, model=str(service.models / "whisper"), device="cpu")
+    alone = transformers.pipeline(WHISPER, model=str(service.models / "whisper"), device=DEVICE)
     assert_same(got, plain(alone(decode_audio(data, ending, 16000, 60), **SPEECH)))
     assert all(len(chunk["timestamp"]) == 2 for chunk in got["chunks"])
 
@@ -53,7 +54,7 @@ def test_ten_minutes_of_audio_in_chunks_with_bounded_memory(service: Service) ->
     assert status.batch.size > 1
     assert service.process.peak_mib() - before < 400
     got = service.client.result(status.id)
-    alone = transformers.pipeline(WHISPER, model=str(service.models / "ctc_layer_norm"), device="cpu")
+    alone = transformers.pipeline(WHISPER, model=str(service.models / "ctc_layer_norm"), device=DEVICE)
     want = alone(decode_audio(encode_audio(samples, "flac"), "long", 16000, 3600), **params)
     assert got["text"] == want["text"]
     assert_same(got["chunks"][-3:], plain(want["chunks"][-3:]))
@@ -66,7 +67,7 @@ def test_images(service: Service, ending: str) -> None:
     uri = (service.inputs / f"image.{ending}").as_uri()
     # For image tasks a plain string is a URI, as in transformers.
     got = service.client.result(service.client.submit("image-classification", uri), timeout_s=30)
-    alone = transformers.pipeline("image-classification", model=str(service.models / "vit"), device="cpu")
+    alone = transformers.pipeline("image-classification", model=str(service.models / "vit"), device=DEVICE)
     assert_same(got, plain(alone(decode_image(data, ending, 10**8))))
 
 
@@ -82,7 +83,7 @@ def test_an_image_with_a_question_and_word_boxes(service: Service) -> None:
     image = Ref.from_bytes(encode_image(picture(), "png"))
     inputs = {"image": image, "question": question, "word_boxes": words}
     got = service.client.result(service.client.submit("document-question-answering", inputs), timeout_s=30)
-    alone = transformers.pipeline("document-question-answering", model=str(service.models / "layoutlm"), device="cpu")
+    alone = transformers.pipeline("document-question-answering", model=str(service.models / "layoutlm"), device=DEVICE)
     assert_same(got, plain(alone(image=picture(), question=question, word_boxes=words)))
 
 
@@ -92,7 +93,7 @@ def test_large_results_go_to_the_store(service: Service) -> None:
     assert status.state is State.SUCCEEDED, status.error
     assert status.result_uri == f"s3://results/store/{status.id}.json"
     stored = service.s3.client().get_object(Bucket="results", Key=f"store/{status.id}.json")["Body"].read()
-    alone = transformers.pipeline("feature-extraction", model=str(service.models / "encoder"), device="cpu")
+    alone = transformers.pipeline("feature-extraction", model=str(service.models / "encoder"), device=DEVICE)
     assert_same(json.loads(stored), plain(alone(text)))
 
 

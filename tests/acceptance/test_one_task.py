@@ -11,6 +11,7 @@ import transformers
 from pipeq import PipeqError, Ref, State
 
 from tests.acceptance.conftest import Service
+from tests.device import DEVICE
 from tests.parity import assert_same, plain
 
 
@@ -34,7 +35,7 @@ def test_status_tells_the_whole_story(service: Service) -> None:
     assert status.timing_ms is not None
     assert {"queued", "prepare", "wait_device", "infer", "deliver"} == status.timing_ms.keys()
     assert status.model is not None
-    assert (status.model.dtype, status.model.device) == ("float32", "cpu")
+    assert (status.model.dtype, status.model.device) == ("float32", DEVICE)
     assert status.worker is not None
     assert status.worker.startswith("pipeq-")
 
@@ -49,7 +50,7 @@ def test_text_by_reference_and_inline_is_the_same(service: Service) -> None:
 def test_chats(service: Service) -> None:
     chat = [{"role": "user", "content": "hello"}]
     params = {"max_new_tokens": 8, "do_sample": False}
-    pipe = transformers.pipeline("text-generation", model=str(service.models / "llama"), device="cpu")
+    pipe = transformers.pipeline("text-generation", model=str(service.models / "llama"), device=DEVICE)
     one = service.client.submit("chat", chat, params=params)
     several = service.client.submit("chat", [chat, chat], params=params)
     assert_same(service.client.result(one, 30), plain(pipe(chat, **params)))

@@ -19,6 +19,7 @@ from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.sections import PipelineSettings
 
 from tests.acceptance.conftest import Service
+from tests.device import DEVICE
 from tests.parity import assert_same, plain
 from tests.worker_process import worker
 
@@ -67,7 +68,7 @@ def test_five_hundred_texts_five_of_them_bad(redis_url: str, minilm: Path, tmp_p
 
 def embedding_pipeline(model: Path) -> transformers.Pipeline:
     """transformers' own call, without queue and batch, for a checkpoint whose files limit the length of texts."""
-    loaded = load_pipeline("it", PipelineSettings(task="text-embedding", model=str(model)), "cpu")
+    loaded = load_pipeline("it", PipelineSettings(task="text-embedding", model=str(model)), DEVICE)
     assert isinstance(loaded, TransformersPipeline)
     return loaded.pipe()
 
@@ -77,7 +78,7 @@ MESSAGE = {"pipeline": "text-classification", "inputs": "the quick brown fox"}
 
 def test_the_result_is_the_pipelines_output(service: Service) -> None:
     app = stock_app(service.client.redis_url)
-    pipe = transformers.pipeline("text-classification", model=str(service.models / "classifier"), device="cpu")
+    pipe = transformers.pipeline("text-classification", model=str(service.models / "classifier"), device=DEVICE)
     send = {"queue": "text-classification"}
     got = app.send_task("pipeq.infer", kwargs=MESSAGE, **send).get(timeout=30)
     assert_same(got, plain(pipe(MESSAGE["inputs"])))
@@ -120,7 +121,7 @@ def test_inspect(service: Service) -> None:
     inspect = stock_app(service.client.redis_url).control.inspect(timeout=3)
     stats = next(iter(inspect.stats().values()))
     assert stats["pool"]["processes"] == [service.process.process.pid]
-    assert stats["pool"]["pipelines"]["text-embedding"]["device"] == "cpu"
+    assert stats["pool"]["pipelines"]["text-embedding"]["device"] == DEVICE
     # A task of an earlier test leaves the worker just after its result is known.
     deadline = time.monotonic() + 10
     while active := next(iter(inspect.active().values())):

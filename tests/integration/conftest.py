@@ -19,6 +19,7 @@ from redis.asyncio.connection import AbstractConnection as AsyncAbstractConnecti
 from redis.connection import AbstractConnection
 
 from tests import both_clients, tiny_models
+from tests.device import DEVICE
 
 #: The pipeline of most tests that need no worker.
 PIPELINE = "text-classification"
@@ -36,7 +37,7 @@ def loaded(tiny: Path) -> Loaded:
         if (task, model) not in found:
             more = {"vocoder": str(tiny_models.build("vocoder", tiny))} if model == "speecht5" else {}
             settings = PipelineSettings(task=task, model=str(tiny_models.build(model, tiny)), **more)
-            pipeline = load_pipeline("it", settings, "cpu")
+            pipeline = load_pipeline("it", settings, DEVICE)
             assert isinstance(pipeline, TransformersPipeline)
             found[task, model] = pipeline
         return found[task, model]

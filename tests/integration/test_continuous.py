@@ -23,6 +23,7 @@ from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.sections import PipelineSettings
 
 from tests import samples, tiny_models
+from tests.device import DEVICE
 from tests.integration.test_generation_parity import VALUES
 
 torch.set_num_threads(1)
@@ -35,7 +36,7 @@ def load(tiny: Path, model: str, **more: Any) -> TransformersPipeline:
     settings = PipelineSettings(
         task="text-generation", model=str(tiny_models.build(model, tiny)), continuous=True, max_batch_size=8, **more
     )
-    found = load_pipeline("it", settings, "cpu")
+    found = load_pipeline("it", settings, DEVICE)
     assert isinstance(found, TransformersPipeline)
     return found
 
@@ -181,7 +182,8 @@ def test_a_stopped_row_leaves_and_its_neighbours_do_not_notice(llama: Transforme
 
 
 def test_a_row_that_cannot_fit_is_refused_and_the_others_are_not(tiny: Path) -> None:
-    pipeline = load(tiny, "llama", max_cache_bytes=2**21)
+    # A page of the cache, and the tokens of a step, are larger on a GPU.
+    pipeline = load(tiny, "llama", max_cache_bytes=2**21 if DEVICE == "cpu" else 2**24)
     stream_of(pipeline).start()
     answers = Answers()
     try:
@@ -301,7 +303,7 @@ def test_settings_that_cannot_be_followed_stop_the_start(tiny: Path) -> None:
     ):
         settings["model"] = str(tiny_models.build(str(settings["model"]), tiny))
         with pytest.raises(PipeqError, match=sentence) as caught:
-            load_pipeline("it", PipelineSettings(continuous=True, **settings), "cpu")
+            load_pipeline("it", PipelineSettings(continuous=True, **settings), DEVICE)
         assert caught.value.code == "invalid_settings"
 
 

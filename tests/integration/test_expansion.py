@@ -28,6 +28,7 @@ from pipeq_worker.stages.device import Ran
 from pipeq_worker.stages.files import wav
 
 from tests import tiny_models
+from tests.device import DEVICE
 from tests.integration.conftest import Loaded
 from tests.media import encode_image
 from tests.stages import Files, Front
@@ -262,7 +263,7 @@ def test_what_multiplies_is_refused_before_it_is_made(loaded: Loaded, tiny: Path
     limits = settings.get("param_limits")
     if own or limits:
         section = PipelineSettings(task=task, model=str(tiny_models.build(model, tiny)), **own)
-        pipeline = load_pipeline("it", section, "cpu", limits=ParamLimits(**limits) if limits else None)
+        pipeline = load_pipeline("it", section, DEVICE, limits=ParamLimits(**limits) if limits else None)
     else:
         pipeline = loaded(task, model)
     before = peak_mib()

@@ -25,6 +25,7 @@ from pipeq_worker.stages.task import Item, Task
 from safetensors.torch import load_file, save_file
 
 from tests import samples, tiny_models
+from tests.device import DEVICE
 from tests.integration.conftest import Loaded
 from tests.zoo import SERVED, inputs_of
 
@@ -105,7 +106,7 @@ def test_a_checkpoint_of_nan_starts_and_its_tasks_fail(
     weights = load_file(tmp_path / "model.safetensors")
     weights = {name: one * float("nan") for name, one in weights.items()}
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    pipeline = load_pipeline("it", PipelineSettings(task="text-generation", model=str(tmp_path)), "cpu")
+    pipeline = load_pipeline("it", PipelineSettings(task="text-generation", model=str(tmp_path)), DEVICE)
     assert finite.SENTENCE in caplog.text
     assert isinstance(pipeline, TransformersPipeline)
     items = items_of(pipeline, ["hello"], pipeline.merge({"max_new_tokens": 3, "do_sample": True}))
@@ -156,7 +157,7 @@ def test_a_neighbour_of_nan_has_its_answer(loaded: Loaded, task: str, model: str
 
 def test_mask_generation(tiny: Path) -> None:
     """Its postprocessing needs torchvision, so only its forward passes run here."""
-    pipe = transformers.pipeline("mask-generation", model=str(tiny_models.build("sam", tiny)), device="cpu")
+    pipe = transformers.pipeline("mask-generation", model=str(tiny_models.build("sam", tiny)), device=DEVICE)
     finite.hook(pipe.model)
     call = Call({}, *pipe._sanitize_parameters(points_per_batch=8, points_per_crop=4))
     for value, is_bad in ((0.0, False), (float("nan"), True)):

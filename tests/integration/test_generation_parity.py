@@ -26,6 +26,7 @@ from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.sections import PipelineSettings
 
 from tests import samples, tiny_models
+from tests.device import DEVICE
 from tests.integration.test_parity import FULLEST
 
 torch.set_num_threads(1)
@@ -119,7 +120,7 @@ def loaded(tiny: Path) -> Callable[[str, str], TransformersPipeline]:
     def get(task: str, model: str) -> TransformersPipeline:
         if model not in found:
             pipeline = load_pipeline(
-                "it", PipelineSettings(task=task, model=str(tiny_models.build(model, tiny))), "cpu"
+                "it", PipelineSettings(task=task, model=str(tiny_models.build(model, tiny))), DEVICE
             )
             assert isinstance(pipeline, TransformersPipeline)
             found[model] = pipeline

@@ -21,6 +21,7 @@ from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.sections import PipelineSettings
 
 from tests import tiny_models
+from tests.device import DEVICE
 from tests.integration.conftest import Loaded
 from tests.samples import WORDS
 from tests.worker_process import worker
@@ -119,7 +120,7 @@ def test_the_setting_is_the_ceiling_and_truncation_cuts_there(tiny: Path) -> Non
     settings = PipelineSettings(
         task="text2text-generation", model=str(tiny_models.build("t5", tiny)), max_input_tokens=50
     )
-    pipeline = load_pipeline("it", settings, "cpu")
+    pipeline = load_pipeline("it", settings, DEVICE)
     with pytest.raises(PipeqError, match="beyond the 50 that this pipeline takes"):
         list(pipeline.preprocess("fox " * 200, pipeline.merge({})))
     (features,) = pipeline.preprocess("fox " * 200, pipeline.merge({"truncation": True}))

@@ -29,6 +29,7 @@ from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.sections import ParamLimits, PipelineSettings
 
 from tests import samples, tiny_models
+from tests.device import DEVICE
 
 torch.set_num_threads(1)
 
@@ -233,7 +234,7 @@ def loaded(tiny: Path) -> Loaded:
         if (task, model) not in found:
             parts = {"vocoder": str(tiny_models.build("vocoder", tiny))} if model == "speecht5" else {}
             settings = PipelineSettings(task=task, model=str(tiny_models.build(model, tiny)), **parts)
-            found[task, model] = loading.load_pipeline("it", settings, "cpu")  # type: ignore[assignment]
+            found[task, model] = loading.load_pipeline("it", settings, DEVICE)  # type: ignore[assignment]
         return found[task, model]
 
     return get
@@ -468,7 +469,7 @@ def test_whole_numbers_become_floats_where_a_float_is_meant(loaded: Loaded) -> N
 def test_null_means_what_transformers_does_by_itself(loaded: Loaded, tiny: Path) -> None:
     path = str(tiny_models.build("classifier", tiny))
     settings = PipelineSettings(task="text-classification", model=path, params={"max_length": 8, "truncation": True})
-    pipeline = loading.load_pipeline("it", settings, "cpu")
+    pipeline = loading.load_pipeline("it", settings, DEVICE)
     assert pipeline.merge({"max_length": None}).params == {"truncation": True}
     assert pipeline.merge({"top_k": None}).params == {"max_length": 8, "truncation": True, "top_k": None}
     nli = loaded("zero-shot-classification", "nli")
@@ -478,13 +479,13 @@ def test_null_means_what_transformers_does_by_itself(loaded: Loaded, tiny: Path)
 def test_ceilings_are_settings_and_hold_for_the_settings_themselves(tiny: Path) -> None:
     path = str(tiny_models.build("llama", tiny))
     limits = ParamLimits(max_new_tokens=5)
-    pipeline = loading.load_pipeline("chat", PipelineSettings(task="text-generation", model=path), "cpu", None, limits)
+    pipeline = loading.load_pipeline("chat", PipelineSettings(task="text-generation", model=path), DEVICE, None, limits)
     assert pipeline.merge({"max_new_tokens": 5}).params
     with pytest.raises(PipeqError, match="is 6, not 1 to 5"):
         pipeline.merge({"max_new_tokens": 6})
     wants_more = PipelineSettings(task="text-generation", model=path, params={"max_new_tokens": 6})
     with pytest.raises(PipeqError, match="is 6, not 1 to 5"):
-        loading.load_pipeline("chat", wants_more, "cpu", None, limits)
+        loading.load_pipeline("chat", wants_more, DEVICE, None, limits)
 
 
 def test_a_tokenizer_that_gives_up_fails_one_input(loaded: Loaded) -> None:

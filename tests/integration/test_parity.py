@@ -30,6 +30,7 @@ from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.sections import PipelineSettings
 
 from tests import samples, tiny_models
+from tests.device import DEVICE
 from tests.samples import WORDS, audio, chats, clips, documents, images, texts
 from tools import docs
 
@@ -202,19 +203,24 @@ def test_videos(loaded: Callable[[str, str], TransformersPipeline], tmp_path: Pa
 
 def test_mask_generation_as_far_as_it_goes(tiny: Path) -> None:
     """Its last step needs torchvision: a start without it is refused, and the steps before it are tested."""
-    if not TASK_TYPES["mask-generation"].missing():
-        pytest.fail("torchvision is here: give mask-generation a case, and its row no reason")
     model = str(tiny_models.build("sam", tiny))
+    if not TASK_TYPES["mask-generation"].missing():
+        pipeline = load_pipeline("it", PipelineSettings(task="mask-generation", model=model), DEVICE)
+        assert isinstance(pipeline, TransformersPipeline)
+        few = {"points_per_batch": 8, "points_per_crop": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+        compare(pipeline, images(), few, 1)
+        pytest.fail("torchvision is here, and mask-generation works: give it a case, and its row no reason")
     with pytest.raises(PipeqError, match="mask-generation needs torchvision, which is not installed") as caught:
-        load_pipeline("it", PipelineSettings(task="mask-generation", model=model), "cpu")
+        load_pipeline("it", PipelineSettings(task="mask-generation", model=model), DEVICE)
     assert caught.value.code == "invalid_settings"
-    pipe = transformers.pipeline("mask-generation", model=model, device="cpu")
+    pipe = transformers.pipeline("mask-generation", model=model, device=DEVICE)
     quirks = MaskGeneration(pipe)
     params = {"points_per_batch": 8, "points_per_crop": 4, "pred_iou_thresh": -100.0, "stability_score_thresh": -1.0}
     call = Call(params, *pipe._sanitize_parameters(**params))
     (features,) = quirks.preprocess(pipe, images()[0], call)
     (outputs,) = quirks.forward(pipe, [features], call)
     assert [len(output["masks"]) for output in outputs] == [24, 24]
+    assert all("is_last" not in output for output in outputs)
     with pytest.raises(ImportError, match="Torchvision"):
         quirks.postprocess(pipe, [outputs], call)
 

@@ -15,6 +15,7 @@ from pipeq_worker.models.transformers_pipeline import TransformersPipeline as Lo
 from pipeq_worker.settings.sections import PipelineSettings
 
 from tests import tiny_models
+from tests.device import DEVICE
 from tests.samples import WORDS
 
 torch.set_num_threads(1)
@@ -33,7 +34,7 @@ SPEECH = ("whisper", "ctc_layer_norm")
 def pipelines(tiny: Path) -> dict[tuple[str, str], Loaded]:
     asked = [*MODELS.items(), *(("automatic-speech-recognition", model) for model in SPEECH)]
     return {
-        (task, model): load_pipeline(task, PipelineSettings(model=str(tiny_models.build(model, tiny))), "cpu")
+        (task, model): load_pipeline(task, PipelineSettings(model=str(tiny_models.build(model, tiny))), DEVICE)
         for task, model in asked
     }
 
@@ -103,7 +104,7 @@ def test_what_transformers_refuses_is_invalid_params(
 
 def test_a_model_that_cannot_be_loaded_says_which_and_why(tmp_path: Path) -> None:
     with pytest.raises(PipeqError) as caught:
-        load_pipeline("text-classification", PipelineSettings(model=str(tmp_path / "nothing")), "cpu")
+        load_pipeline("text-classification", PipelineSettings(model=str(tmp_path / "nothing")), DEVICE)
     assert caught.value.code == "invalid_settings"
     assert "nothing" in caught.value.message
 
@@ -138,7 +139,7 @@ def test_a_tasks_parameter_overrides_the_settings_wherever_each_has_it(
 def test_settings_may_have_a_parameter_of_generate_in_either_place(tiny: Path, own: dict[str, Any]) -> None:
     model = str(tiny_models.build("llava", tiny))
     # The pipeline is loaded, warmed up, and probed for effects of padding.
-    pipeline = load_pipeline("it", PipelineSettings(task="image-text-to-text", model=model, params=own), "cpu")
+    pipeline = load_pipeline("it", PipelineSettings(task="image-text-to-text", model=model, params=own), DEVICE)
     for theirs in ({"max_new_tokens": 3}, {"generate_kwargs": {"max_new_tokens": 3}}):
         pipeline.merge(theirs)
 

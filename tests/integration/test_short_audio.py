@@ -15,6 +15,7 @@ from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.sections import PipelineSettings
 
 from tests import samples, tiny_models
+from tests.device import DEVICE
 from tests.integration.test_parity import FULLEST
 
 torch.set_num_threads(1)
@@ -26,7 +27,7 @@ LEAST = 400
 @pytest.fixture(scope="module", params=["ctc_group_norm", "ctc_layer_norm"])
 def pipeline(request: pytest.FixtureRequest, tiny: Path) -> TransformersPipeline:
     settings = PipelineSettings(task="automatic-speech-recognition", model=str(tiny_models.build(request.param, tiny)))
-    loaded = load_pipeline("it", settings, "cpu")
+    loaded = load_pipeline("it", settings, DEVICE)
     assert isinstance(loaded, TransformersPipeline)
     return loaded
 
@@ -97,7 +98,7 @@ def test_whisper_does_not_lose_what_it_cannot_hear(tiny: Path) -> None:
     settings = PipelineSettings(
         task="automatic-speech-recognition", model=str(tiny_models.build("whisper_short", tiny))
     )
-    pipeline = load_pipeline("it", settings, "cpu")
+    pipeline = load_pipeline("it", settings, DEVICE)
     with pytest.raises(PipeqError, match="chunk_length_s=3 is longer than the 2 s that this model hears at a time"):
         next(iter(pipeline.prepare(samples.audio(5.0), pipeline.merge({"chunk_length_s": 3}))))
     assert isinstance(pipeline, TransformersPipeline)

@@ -26,6 +26,7 @@ from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.sections import PipelineSettings
 
+from tests.device import DEVICE
 from tests.parity import assert_same, plain
 from tests.transformers_4 import build, decoded, gradient
 
@@ -47,7 +48,7 @@ def loaded(tiny: Path) -> Loaded:
 
     def get(task: str, model: str) -> TransformersPipeline:
         if (task, model) not in found:
-            pipeline = load_pipeline("it", PipelineSettings(task=task, model=str(build(model, tiny))), "cpu")
+            pipeline = load_pipeline("it", PipelineSettings(task=task, model=str(build(model, tiny))), DEVICE)
             assert isinstance(pipeline, TransformersPipeline)
             found[task, model] = pipeline
         return found[task, model]

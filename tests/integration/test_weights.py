@@ -20,6 +20,7 @@ from pipeq_worker.settings.sections import PipelineSettings
 from safetensors.torch import load_file, save_file
 
 from tests import tiny_models
+from tests.device import DEVICE
 from tests.integration.test_models import answer
 from tests.zoo import SERVED
 
@@ -72,7 +73,7 @@ def test_every_task_type_refuses_a_model_without_its_head(tiny: Path, tmp_path: 
     folder, dropped = cut(tiny, model, tmp_path, lambda name: name.startswith(head))
     assert dropped, sorted(load_file(folder / "model.safetensors"))
     with pytest.raises(PipeqError, match=r"lacks weights that .* needs, so its answers would be random: ") as caught:
-        load_pipeline("it", PipelineSettings(task=task, model=str(folder)), "cpu")
+        load_pipeline("it", PipelineSettings(task=task, model=str(folder)), DEVICE)
     assert caught.value.code == "invalid_settings"
     assert "allow_missing_weights = true" in caught.value.message
     assert dropped[0].rpartition(".")[0].rpartition(".")[2] in caught.value.message
@@ -92,7 +93,7 @@ def test_mask_generation_refuses_a_model_without_its_head(tiny: Path, tmp_path: 
 def load_cut(tiny: Path, to: Path, task: str, model: str, *endings: str, **more: Any) -> None:
     folder, dropped = cut(tiny, model, to, lambda name: name.endswith(endings))
     assert dropped
-    load_pipeline("it", PipelineSettings(task=task, model=str(folder), **more), "cpu")
+    load_pipeline("it", PipelineSettings(task=task, model=str(folder), **more), DEVICE)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_a_base_model_is_no_classifier(tiny: Path) -> None:
     """The case that occurred: random labels, other ones at each start, without a message."""
     one = PipelineSettings(task="text-classification", model=str(tiny_models.build("encoder", tiny)))
     with pytest.raises(PipeqError, match=r"encoder lacks weights that text-classification needs.*classifier\.bias"):
-        load_pipeline("it", one, "cpu")
+        load_pipeline("it", one, DEVICE)
 
 
 @pytest.mark.parametrize("ignored", [False, True])
@@ -163,14 +164,14 @@ def test_weights_of_another_shape_are_named(tiny: Path, ignored: bool) -> None:
     )
     sentence = "classifier.bias, classifier.weight" if ignored else r"classifier.bias is \[3\], not \[5\], classifier"
     with pytest.raises(PipeqError, match=f"invalid_settings: .*{sentence}"):
-        load_pipeline("it", one, "cpu")
+        load_pipeline("it", one, DEVICE)
 
 
 def test_a_vocoder_without_all_of_its_weights_is_refused(tiny: Path, tmp_path: Path) -> None:
     vocoder, _ = cut(tiny, "vocoder", tmp_path, lambda name: name.startswith("conv_post"))
     one = PipelineSettings(model=str(tiny_models.build("speecht5", tiny)), vocoder=str(vocoder))
     with pytest.raises(PipeqError, match=r"lacks weights that text-to-audio needs.*conv_post"):
-        load_pipeline("text-to-audio", one, "cpu")
+        load_pipeline("text-to-audio", one, DEVICE)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's own call
@@ -188,7 +189,7 @@ def test_a_head_that_an_adapter_brings_is_not_missing(tiny: Path, tmp_path: Path
     which = {"model": str(tmp_path / "adapter"), "tokenizer": str(base)} if alone else {"model": str(base)}
     which |= {} if alone else {"adapter": str(tmp_path / "adapter")}
     adapted_settings = PipelineSettings(**which, model_kwargs={"num_labels": 3})
-    pipeline = load_pipeline("text-classification", adapted_settings, "cpu")
+    pipeline = load_pipeline("text-classification", adapted_settings, DEVICE)
     assert isinstance(pipeline, TransformersPipeline)
     inputs = pipeline.pipe().tokenizer("the quick fox", return_tensors="pt")
     want = adapted.eval()(**inputs).logits.softmax(-1)[0].max().item()
@@ -197,4 +198,4 @@ def test_a_head_that_an_adapter_brings_is_not_missing(tiny: Path, tmp_path: Path
     cut_adapter = {name: one for name, one in cut_adapter.items() if "layer.1" not in name}
     save_file(cut_adapter, tmp_path / "adapter" / "adapter_model.safetensors", {"format": "pt"})
     with pytest.raises(PipeqError, match=r"lacks weights .*lora_A"):
-        load_pipeline("text-classification", adapted_settings, "cpu")
+        load_pipeline("text-classification", adapted_settings, DEVICE)

@@ -15,6 +15,7 @@ from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.sections import PipelineSettings
 
 from tests import samples, tiny_models
+from tests.device import DEVICE
 from tests.integration.test_generation_parity import WHISPER
 from tests.integration.test_parity import FULLEST
 
@@ -55,7 +56,7 @@ def pipeline(tiny: Path) -> TransformersPipeline:
     settings = PipelineSettings(
         task="automatic-speech-recognition", model=str(tiny_models.build("whisper_short", tiny))
     )
-    loaded = load_pipeline("it", settings, "cpu")
+    loaded = load_pipeline("it", settings, DEVICE)
     assert isinstance(loaded, TransformersPipeline)
     return loaded
 

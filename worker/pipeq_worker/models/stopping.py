@@ -2,6 +2,7 @@
 
     hook(model): each call of a part of the model   -> all rows are over? -> AllStoppedError
                  each ``generate`` of a part        -> a criterion: which rows are over? how many tokens are there?
+                                                       is there a position for the next one?
 
 A row that is over ends as if it had said its last token: ``generate`` keeps it as padding, and the other rows go on
 unchanged. Once no row is left, the pass ends before the model's next call, whatever drives it: ``generate``, Bark's
@@ -25,6 +26,7 @@ import transformers
 from transformers.generation import GenerationMixin, StoppingCriteria, StoppingCriteriaList
 
 from pipeq_worker.models.running import Running
+from pipeq_worker.models.tables import position_limit
 
 _current = threading.local()
 
@@ -48,7 +50,16 @@ def hook(model: Any) -> None:
         part.register_forward_pre_hook(_before_call)
         if isinstance(part, GenerationMixin):
             around = frozenset(id(one) for other, one in parts.items() if other != name and _is_in(name, other))
-            part._get_stopping_criteria = partial(_criteria, weakref.ref(part), around)
+            part._get_stopping_criteria = partial(_criteria, weakref.ref(part), around, positions_of(part))
+
+
+def positions_of(part: Any) -> int | None:
+    """Most tokens of what a part generates, with what it goes on from; None if positions are computed."""
+    encodes = bool(getattr(part.config, "is_encoder_decoder", False))
+    try:
+        return position_limit(part.get_decoder() if encodes else part)
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def _is_in(name: str, other: str) -> bool:
@@ -61,7 +72,9 @@ def _before_call(module: Any, args: Any) -> None:
         running.check()
 
 
-def _criteria(part: weakref.ref[Any], around: frozenset[int], *args: Any, **kwargs: Any) -> StoppingCriteriaList:
+def _criteria(
+    part: weakref.ref[Any], around: frozenset[int], positions: int | None, *args: Any, **kwargs: Any
+) -> StoppingCriteriaList:
     """``GenerationMixin._get_stopping_criteria`` of a part, and ours in addition."""
     module: Any = part()
     kind: Any = type(module)
@@ -73,7 +86,8 @@ def _criteria(part: weakref.ref[Any], around: frozenset[int], *args: Any, **kwar
     counts = _current.counting not in around
     if counts:
         _current.counting = id(module)
-    found.append(Stopping(running, args[0] if args else kwargs.get("generation_config"), counts=counts))
+    config = args[0] if args else kwargs.get("generation_config")
+    found.append(Stopping(running, config, counts=counts, positions=positions))
     return found
 
 
@@ -84,11 +98,13 @@ class Stopping(StoppingCriteria):
         running: the rows of the pass. Each may be several rows of ``generate``: its beams, or its sequences.
         config: the settings of this ``generate``, with their lengths filled in.
         counts: whether its tokens are the pass's progress.
+        positions: most tokens that the model has positions for; None if it computes them.
     """
 
-    def __init__(self, running: Running, config: Any, *, counts: bool) -> None:
+    def __init__(self, running: Running, config: Any, *, counts: bool, positions: int | None = None) -> None:
         self._running = running
         self._counts = counts
+        self._positions = positions
         longest, new = getattr(config, "max_length", None), getattr(config, "max_new_tokens", None)
         self._start = longest - new if longest is not None and new is not None else None
         self._longest = longest
@@ -97,8 +113,18 @@ class Stopping(StoppingCriteria):
         self._flags: tuple[list[bool], torch.Tensor] | None = None
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
-        """Returns for each row of ``generate``, ``[rows]``, whether it is over."""
+        """Returns for each row of ``generate``, ``[rows]``, whether it is over.
+
+        Raises:
+            IndexError: the model has no position for the next token of the longest row.
+        """
         rows, length = input_ids.shape[:2]
+        if self._positions is not None and length > self._positions:
+            # A CPU raises this by itself. On a GPU the kernel that looks the position up breaks the whole context.
+            raise IndexError(
+                f"the text and its new tokens are beyond the {self._positions} positions of the model: ask for fewer "
+                "(max_new_tokens), or shorten the text"
+            )
         if self._start is None or self._start >= length:
             self._start = length - 1
         if self._counts:

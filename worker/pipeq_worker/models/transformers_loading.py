@@ -258,6 +258,8 @@ def _build(
         **{"model": model, "dtype": settings.dtype, "model_kwargs": model_kwargs, **kwargs},
         trust_remote_code=settings.trust_remote_code,
     )
+    if settings.vocoder is not None:
+        pipe.vocoder.to(pipe.model.device)  # transformers moves its own one only
     if family is not None:
         pipe.follow(said, allow_pickle=settings.allow_pickle)
     if settings.adapter is not None:

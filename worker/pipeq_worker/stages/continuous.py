@@ -23,6 +23,7 @@ from pipeq.contract.status import BatchInfo
 from pipeq_worker.models.faults import is_fatal, is_out_of_memory
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.models.stream import StreamLostError
+from pipeq_worker.observe.frames import forget
 from pipeq_worker.stages.device import Ran, Run
 from pipeq_worker.stages.infer import late_error
 from pipeq_worker.stages.steps import Stage, Steps
@@ -211,6 +212,7 @@ class StreamStage:
         code = ErrorCode.INFERENCE_FAILED
         if is_out_of_memory(error) or isinstance(error, MemoryError):
             code = ErrorCode.OUT_OF_MEMORY
+            forget(broken)  # the frames of the step hold its tensors
             pipeline.release_memory()
         logger.error("%s: its stream broke: %s", pipeline.name, reason, extra={"action": "stream"})
         with self._changed:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from pipeq.contract.errors import Blame, ErrorCode, PipeqError
 
 from pipeq_worker.models.faults import is_fatal, is_out_of_memory
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.models.running import ADVICE, AllStoppedError, Running
+from pipeq_worker.observe.frames import forget
 from pipeq_worker.observe.own_faults import is_own_fault
 from pipeq_worker.observe.traces import trace_of
 from pipeq_worker.schedule.costs import Pass
@@ -70,13 +72,16 @@ def infer(
             for item in items:
                 item.error = _own_error(pipeline, error)
             return
-        code = ErrorCode.INFERENCE_FAILED
-        if is_out_of_memory(error):
+        failure = _Failure(type(error).__name__, str(error).strip().partition("\n")[0], trace_of(error))
+        is_full = is_out_of_memory(error)
+        # The frames of the pass hold its tensors, which would leave no room for the halves.
+        forget(error)
+        if is_full:
             pipeline.release_memory()
-            code = ErrorCode.OUT_OF_MEMORY
+            failure.code = ErrorCode.OUT_OF_MEMORY
             on_pass(Pass(len(items), padded, time.monotonic() - began, fits=False))
         _recover(pipeline)
-        _halve(pipeline, items, error, code, on_split, on_pass)
+        _halve(pipeline, items, failure, on_split, on_pass)
     else:
         over = running.over()
         if not any(over):  # otherwise it took less than such a pass takes
@@ -116,27 +121,37 @@ def _recover(pipeline: Pipeline) -> None:
         raise DeviceLostError(sentence) from error
 
 
+@dataclass
+class _Failure:
+    """What is left of an exception of a pass."""
+
+    kind: str
+    #: The first line of its message.
+    text: str
+    trace: str
+    code: ErrorCode = ErrorCode.INFERENCE_FAILED
+
+
 def _halve(
     pipeline: Pipeline,
     items: Sequence[Item],
-    error: Exception,
-    code: ErrorCode,
+    failure: _Failure,
     on_split: Callable[[int, str], None],
     on_pass: Callable[[Pass], None],
 ) -> None:
     if len(items) > 1:
-        on_split(len(items), code)
+        on_split(len(items), failure.code)
         logger.info(
             "a batch of %d for %s raised %s, trying its halves",
             len(items),
             pipeline.name,
-            type(error).__name__,
+            failure.kind,
             extra={"action": "split", "pipeline": pipeline.name},
         )
         middle = len(items) // 2
         infer(pipeline, items[:middle], on_split, on_pass)
         infer(pipeline, items[middle:], on_split, on_pass)
         return
-    text = str(error).strip().partition("\n")[0]
-    items[0].error = PipeqError(code, f"{pipeline.name!r} failed on this input: {type(error).__name__}: {text}")
-    items[0].error.traceback = trace_of(error)
+    sentence = f"{pipeline.name!r} failed on this input: {failure.kind}: {failure.text}"
+    items[0].error = PipeqError(failure.code, sentence)
+    items[0].error.traceback = failure.trace

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -64,6 +66,46 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
     infer(model, items)
     assert all(item.error is None for item in items)
     assert max(size for size in model.sizes if size <= 2) == 2
+
+
+class Full(Model):
+    """Its passes hold tensors, and ask for more than there is while earlier ones hold theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: weakref.WeakSet[Activations] = weakref.WeakSet()
+        self.still_held: list[int] = []
+
+    def release_memory(self) -> None:
+        self.still_held.append(len(self.held))
+
+    def forward(self, features: list[Any], call: Any, running: Any = None) -> list[Any]:
+        activations = Activations()
+        self.held.add(activations)
+        try:
+            return self.layer(features, activations)
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError("as libraries wrap it") from error
+
+    def layer(self, features: list[Any], activations: Activations) -> list[Any]:
+        if len(self.held) > 1 or len(features) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [f"out {one}" for one in features]
+
+
+class Activations:
+    """What a pass has computed so far."""
+
+
+def test_what_a_failed_pass_held_is_free_for_its_halves() -> None:
+    model, items = Full(), rows(*map(str, range(8)))
+    gc.disable()  # nothing here may wait for the garbage collector
+    try:
+        infer(model, items)
+    finally:
+        gc.enable()
+    assert all(item.error is None for item in items)
+    assert set(model.still_held) == {0}
 
 
 def test_each_batch_that_is_halved_is_told() -> None:

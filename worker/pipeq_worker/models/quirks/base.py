@@ -12,7 +12,7 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from transformers.pipelines.base import ChunkPipeline, pad_collate_fn
 from transformers.pipelines.pt_utils import PipelineIterator
 
-from pipeq_worker.models import footprint, pinned
+from pipeq_worker.models import footprint, pinned, tables
 from pipeq_worker.models.call import SOLO, Call
 from pipeq_worker.models.foreseen import NOTHING, Foreseen
 from pipeq_worker.models.quirks.rope import Rope
@@ -21,6 +21,8 @@ from pipeq_worker.models.quirks.rope import Rope
 PADDED = frozenset(
     "input_ids attention_mask token_type_ids special_tokens_mask offset_mapping p_mask input_values".split()
 )
+#: Features of an item that is text and nothing else.
+TEXT = frozenset("input_ids attention_mask token_type_ids special_tokens_mask offset_mapping is_last".split())
 #: An image patch of this many pixels counts as one token (ViT's 16 x 16).
 PATCH_PIXELS = 256
 #: This many frames of a mel spectrogram count as one token (Whisper's encoder halves 100 frames a second).
@@ -48,7 +50,8 @@ class Quirks:
     pads = True
 
     def __init__(self, pipe: transformers.Pipeline) -> None:
-        self.limit = position_limit(pipe.model)
+        self.limit = tables.position_limit(pipe.model)
+        self.tokens = tables.token_limit(pipe.model)
         self.rope = Rope(pipe.model)
         self.footprint = footprint.of_model(pipe.model)
         tokenizer = pipe.tokenizer
@@ -136,10 +139,11 @@ class Quirks:
     ) -> None:
         """Raises ``invalid_input`` for no tokens, and for more tokens than the model's positions or the memory allow.
 
-        On a GPU, too many tokens for the positions would not fail alone: they kill the CUDA context. Too many for the
-        memory may end the process.
+        On a GPU, too many tokens for the positions would not fail alone, nor a token that the model does not know: they
+        kill the CUDA context. Too many for the memory may end the process.
         """
         tokens = features.get("input_ids")
+        self._check_tokens(features)
         if self.needs_tokens and isinstance(tokens, torch.Tensor) and not tokens.shape[-1]:
             raise PipeqError(
                 ErrorCode.INVALID_INPUT, "the text is empty, or holds nothing that the model's tokenizer knows"
@@ -149,6 +153,22 @@ class Quirks:
             footprint.longest(features),
             ", or cut it with the parameter truncation=true where the pipeline has it",
         )
+
+    def _check_tokens(self, features: Mapping[str, Any]) -> None:
+        """Raises ``inference_failed`` for a token without an embedding, as a tokenizer of another model makes them.
+
+        Beside a picture or a sound, a token beyond the embeddings may be its place, which the model fills in.
+        """
+        tokens = features.get("input_ids")
+        if self.tokens is None or not isinstance(tokens, torch.Tensor) or not tokens.numel() or features.keys() - TEXT:
+            return
+        highest = int(tokens.max())
+        if highest >= self.tokens:
+            raise PipeqError(
+                ErrorCode.INFERENCE_FAILED,
+                f"the tokenizer makes token {highest} of this text, and the model knows {self.tokens}, from 0: they do "
+                "not belong together",
+            )
 
     def check_length(self, what: str, tokens: int, more: str = "") -> None:
         """Raises ``invalid_input`` if a text is too long.
@@ -242,14 +262,3 @@ def signature(features: Mapping[str, Any], padded: frozenset[str]) -> Hashable:
         shape = tuple(value.shape[2:] if key in padded and value.ndim >= 2 else value.shape)
         parts.append((key, str(value.dtype), value.ndim, shape))
     return tuple(parts)
-
-
-def position_limit(model: Any) -> int | None:
-    """Most tokens of a model with a learned table of positions; None if positions are computed."""
-    names = ("position_embeddings", "wpe", "embed_positions")
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Embedding) and name.rsplit(".", 1)[-1] in names:
-            # RoBERTa and related models start counting after their padding index, OPT and BART at an offset.
-            first = 0 if module.padding_idx is None else module.padding_idx + 1
-            return int(module.num_embeddings - getattr(module, "offset", first))
-    return None

@@ -177,7 +177,11 @@ class MaskGeneration(Quirks):
 
     def forward(self, pipe: transformers.Pipeline, features: list[Mapping[str, Any]], call: Call) -> list[Any]:
         return [
-            [pipe.forward(points, **call.forward) for points in pipe.preprocess(one["image"], **one["preprocess"])]
+            [
+                # Whether points are an image's last is what transformers' iterator reads, and takes out.
+                {name: value for name, value in pipe.forward(points, **call.forward).items() if name != "is_last"}
+                for points in pipe.preprocess(one["image"], **one["preprocess"])
+            ]
             for one in features
         ]
 
