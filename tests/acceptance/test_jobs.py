@@ -94,13 +94,19 @@ FILES: dict[str, tuple[bytes, dict[str, Any], list[Any]]] = {
         {},
         [(1, "q", "constant"), (2, None, "constant"), (3, None, "invalid_params")],
     ),
+    "params.csv": (
+        b'text,s\na,0\nb,0.0\nc,\nd,null\ne,no number\n',
+        {"field": "text", "params_columns": {"seconds": "s"}},
+        [(2, None, "constant"), (3, None, "constant"), (4, None, "constant"), (5, None, "constant"),
+         (6, None, "invalid_params")],
+    ),
     "rows.csv": (
         b'text,name\n"a, b",first\nlone\n"two\nlines",second\n',
         {"field": "text", "id": "name"},
         [(2, "first", "constant"), (3, None, "invalid_input"), (4, "second", "constant")],
     ),
     "rows.tsv": (b"text\tn\na\t0\nb\tx\n", {"field": "text", "params_columns": {"seconds": "n"}},
-        [(2, None, "invalid_params"), (3, None, "invalid_params")]),
+        [(2, None, "constant"), (3, None, "invalid_params")]),
     "texts.txt": (b"one\ntwo\n", {}, [(1, None, "constant"), (2, None, "constant")]),
 }  # fmt: skip
 

@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from pipeq.cli.group import NOT_FINISHED, OK, TASK_FAILED
-from pipeq.cli.options import allow_option, connected, example, json_lines, redis_url_option, timeout_option
+from pipeq.cli.options import (
+    allow_option,
+    connected,
+    example,
+    json_lines,
+    redis_url_option,
+    timeout_option,
+    upload_option,
+)
 from pipeq.contract import shown
 from pipeq.contract.errors import WaitTimeoutError
 from pipeq.contract.job import JobState
@@ -95,6 +103,7 @@ order_option = click.option(
 @order_option
 @timeout_option
 @allow_option
+@upload_option
 @json_lines
 @redis_url_option
 @click.pass_context
@@ -122,6 +131,7 @@ def submit(
     order: str,
     timeout: float | None,
     allow: tuple[str, ...],
+    upload: str | None,
     in_json: bool,
     redis_url: str | None,
 ) -> None:
@@ -134,7 +144,7 @@ def submit(
         raise click.UsageError("--errors needs --results")
     if worker_writes and results is None:
         raise click.UsageError("--worker-writes needs --results")
-    with connected(redis_url, allow) as client:
+    with connected(redis_url, allow, upload) as client:
         display = Display(in_json=in_json)
         found = client.jobs.submit(
             pipeline,

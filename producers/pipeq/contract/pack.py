@@ -249,7 +249,9 @@ def _row(at: int, value: Any) -> PackRow:
 
 def is_custom_id(value: object) -> bool:
     """Whether a row can have this name."""
-    return isinstance(value, str) and len(value) <= CUSTOM_ID_MAX and (value == "" or keys.is_readable_id(value))
+    if not isinstance(value, str) or len(value) > CUSTOM_ID_MAX:
+        return False
+    return value.isascii() or keys.is_readable_id(value)
 
 
 def _is_number(value: object) -> bool:

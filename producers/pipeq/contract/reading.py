@@ -141,15 +141,15 @@ def _integer(digits: str) -> int:
 
 
 def _has_long_number(raw: bytes) -> bool:
-    # The samples settle it for nearly every record and message.
-    return all(many.search(raw[::step]) for step, many in _SAMPLES) and _LONG_NUMBER.search(raw) is not None
+    # The samples settle it for nearly every record and message that has so many bytes at all.
+    if len(raw) <= MAX_DIGITS or not all(many.search(raw[::step]) for step, many in _SAMPLES):
+        return False
+    return _LONG_NUMBER.search(raw) is not None
 
 
 def _depth_is_over(raw: bytes) -> bool:
     # Few brackets cannot nest deep, which settles it for nearly every record and message.
-    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
-        return False
-    if _is_wide(raw):
+    if len(raw) <= MAX_DEPTH or raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH or _is_wide(raw):
         return False
     depth = 0
     for bracket in _BRACKET.findall(_STRING.sub(b"", raw)):

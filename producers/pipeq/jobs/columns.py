@@ -20,6 +20,7 @@ from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import CUSTOM_ID_MAX, plain
 from pipeq.contract.pack import PackRow, is_custom_id
+from pipeq.contract.reading import UnreadableError, json_value
 from pipeq.contract.writing import to_json
 from pipeq.jobs.packing import Line
 
@@ -46,6 +47,7 @@ class Columns:
         params: parameter -> column with its value.
         wrap: makes an input of a value that JSON does not have (an image, a recording); returns others as they are.
         place: says of a row to which object its result goes; None if it goes to the job.
+        is_text: whether all values are text, as those of CSV: parameters are what they read as; empty ones are left out.
     """
 
     fields: Mapping[str, str] = field(default_factory=dict)
@@ -53,6 +55,7 @@ class Columns:
     params: Mapping[str, str] = field(default_factory=dict)
     wrap: Callable[[Any], Any] = lambda value: value
     place: Callable[[PackRow], str] | None = None
+    is_text: bool = False
 
     def line(self, number: int, record: Any, most_bytes: int) -> Line:
         """Makes a row of a record. Whatever is wrong with it becomes that line's error.
@@ -113,7 +116,9 @@ class Columns:
                 sentence = f"it is {shown.value(record)}, which has no column {next(iter(self.fields.values()), '')!r}"
                 raise PipeqError(ErrorCode.INVALID_INPUT, sentence)
             values = {name: _column(record, column) for name, column in self.fields.items()}
-            params = {name: _column(record, column) for name, column in self.params.items()}
+            params = {name: _column(record, column) for name, column in self.params.items()} if self.params else None
+            if params is not None and self.is_text:
+                params = {name: _value(text) for name, text in params.items() if text != ""}
             return (values[""] if list(values) == [""] else values if values else record), params
         if _is_object(record):
             if _is_request(record):
@@ -148,6 +153,15 @@ def _column(record: Mapping[str, Any], name: str) -> Any:
     if name not in record:
         raise PipeqError(ErrorCode.INVALID_INPUT, _no_column(name, record))
     return record[name]
+
+
+def _value(text: str) -> Any:
+    """A number, true, false or null, if it reads as one; otherwise the text."""
+    try:
+        value = json_value(text)
+    except UnreadableError:
+        return text
+    return text if isinstance(value, list | dict | str) else value
 
 
 def _no_column(name: str, record: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from pipeq.jobs.columns import Columns
 from pipeq.jobs.ending import status_of
 from pipeq.jobs.local_rows import LocalRows
 from pipeq.jobs.packing import Line
-from pipeq.jobs.readers import NOTHING, Source
+from pipeq.jobs.readers import NOTHING, TEXT_KINDS, Source
 from pipeq.jobs.store import Cursor, Parcel
 from pipeq.protocol import Run, Sleep, Steps
 
@@ -72,7 +72,7 @@ def produce(plan: Plan, source: Source, told: Callable[[JobStatus], None]) -> St
     cursor = yield from store.cursor_of(plan.job_id)
     if (status := (yield from status_of(plan.job_id))) is not None and _is_over(status):
         return
-    packs = _packs(_with_places(plan, status), source, cursor.lines)
+    packs = _packs(_with_places(plan, status, source.kind), source, cursor.lines)
     while some := (yield Run(lambda: list(islice(packs, TOGETHER)))):
         yield from _wait_for_room(plan, told)
         yield Run(plan.local.flush)
@@ -90,9 +90,10 @@ def produce(plan: Plan, source: Source, told: Callable[[JobStatus], None]) -> St
     yield from store.seal(plan.job_id)
 
 
-def _with_places(plan: Plan, status: JobStatus | None) -> Plan:
-    """The plan, with what makes rows of records."""
-    chosen, made_at = replace(plan.columns, wrap=plan.local.wrap), None if status is None else status.created_at
+def _with_places(plan: Plan, status: JobStatus | None, kind: str) -> Plan:
+    """The plan, with what makes rows of records of a kind of file."""
+    made_at = None if status is None else status.created_at
+    chosen = replace(plan.columns, wrap=plan.local.wrap, is_text=kind in TEXT_KINDS)
     if plan.output is None or not naming.has_fields(uri := plan.output["uri"]):
         return replace(plan, columns=chosen)
 

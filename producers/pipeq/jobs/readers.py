@@ -34,6 +34,8 @@ FORMATS: Final = {
 }  # fmt: skip
 #: All of these, and ``refs``: each file or object is a row.
 KINDS: Final = ("jsonl", "csv", "tsv", "parquet", "lines", "refs")
+#: Those whose columns have nothing but text.
+TEXT_KINDS: Final = ("csv", "tsv")
 #: A line that is no record: blank, or the names of columns. It only counts.
 NOTHING: Final = object()
 #: Longest line that is kept, in bytes; of a longer one only its error.
