@@ -47,7 +47,7 @@ class Columns:
         params: parameter -> column with its value.
         wrap: makes an input of a value that JSON does not have (an image, a recording); returns others as they are.
         place: says of a row to which object its result goes; None if it goes to the job.
-        is_text: whether all values are text, as those of CSV: parameters are what they read as; empty ones are left out.
+        is_text: whether all values are text, as in CSV: parameters are what they read as; empty ones are left out.
     """
 
     fields: Mapping[str, str] = field(default_factory=dict)
