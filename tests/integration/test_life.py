@@ -6,6 +6,7 @@ The random ones are in tests/acceptance/test_life.py.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -112,6 +113,31 @@ def test_tries_that_ended_with_a_death_still_count_after_a_retry(client: Client,
     status = client.status(task_id)
     assert (status.state, status.attempts) == (State.SUCCEEDED, 5)
     assert [one.code for one in status.history] == [*["worker_lost", "input_unavailable"] * 2, None]
+
+
+@pytest.mark.parametrize("when", ["begin", "end", "renew"])
+def test_leases_that_are_gone_are_said_once_whoever_finds_out(
+    client: Client, db: redis.Redis, host: Host, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    """A worker was stopped for longer than its leases, and another one has its messages."""
+    client.submit_many(PIPELINE, ["x", "x"], check=False)
+    host.take(2)
+    first, second = host.hands.tasks
+    if when == "end":
+        host.hands.begin(first)
+    db.delete(keys.LEASES, keys.UNACKED)
+    caplog.set_level(logging.WARNING)
+    if when == "begin":
+        host.hands.begin(first)
+    elif when == "end":
+        host.hands.end(first)
+    host.renew()
+    said = [one.getMessage() for one in caplog.records]
+    count = "2 leases are gone" if when == "renew" else "1 leases are gone"
+    assert said == [f"{count}: their work is dropped"] * (1 if when == "renew" else 2)
+    assert first.is_lost
+    assert second.is_lost
+    assert host.leases.held() == (0, 0)
 
 
 def test_a_worker_leaves_what_it_could_not_do_to_others(

@@ -51,6 +51,8 @@ class Beginning:
             logger.exception("a batch runs without marks", extra={"action": "batch"})
         else:
             outage.over("mark")
+            for leases in {one.leases for one in deliveries if one.is_lost and one.leases is not None}:
+                leases.lose(one.tag for one in deliveries if one.is_lost and one.leases is leases)
 
     def died(self, deliveries: list[Delivery]) -> None:
         """Notes that a process of this worker has died with these tasks."""
