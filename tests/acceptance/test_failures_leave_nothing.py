@@ -23,6 +23,8 @@ COUNT = int(os.environ.get("FAILURES", "100"))
 TASKS_PER_ROUND = 100
 #: Allowed growth: what failures may leave, plus that of any serving process (allocators, threads), in MiB.
 LEFT_MIB, NOISE_MIB = 0.002, 10
+#: Measurements after which a growth counts as one that does not end.
+ROUNDS = 3
 
 TEXT, GENERATION = "text-classification", "text-generation"
 SOME_BYTES = {"base64": base64.b64encode(b"\xff\xfe\xfa" * 300).decode()}
@@ -75,13 +77,17 @@ def fail(db: redis.Redis, kind: str, count: int) -> None:
             assert {end["pipeq"]["error"]["code"] for end in ends} == {code}
 
 
-@pytest.mark.timeout(max(240, COUNT / 4))
+@pytest.mark.timeout(max(240, ROUNDS * COUNT / 4))
 @pytest.mark.parametrize("kind", KINDS)
 def test_failures_leave_nothing(service: Service, db: redis.Redis, kind: str) -> None:
     process = service.process
     # The first failures import modules and fill caches.
     fail(db, kind, TASKS_PER_ROUND)
-    before = process.resident_mib()
-    fail(db, kind, COUNT)
-    grown = process.resident_mib() - before
-    assert grown < NOISE_MIB + LEFT_MIB * COUNT, f"{grown:.0f} MiB more after {COUNT} failures of the kind {kind}"
+    grown: list[float] = []
+    # The worker is shared: once in a while one of its processes touches memory for what came before. What failures
+    # leave, they leave each time.
+    while len(grown) < ROUNDS and (not grown or grown[-1] >= NOISE_MIB + LEFT_MIB * COUNT):
+        before = process.resident_mib()
+        fail(db, kind, COUNT)
+        grown.append(process.resident_mib() - before)
+    assert min(grown) < NOISE_MIB + LEFT_MIB * COUNT, f"{grown} MiB more after {COUNT} failures each of the kind {kind}"
