@@ -307,7 +307,8 @@ class TransformersPipeline(Pipeline):
         call = self.calls.over_own(params)
         features, half = next(iter(self.preprocess(value, call))), self.model.dtype != "float32"
         try:
-            known = KnownSample(lambda: self.forward([features], call)[0], self.device, half=half)
+            model = self._pipe.model
+            known = KnownSample(lambda: self.forward([features], call)[0], model, self.device, half=half)
         except PipeqError:
             return  # NaN, for instance; the warm-up has logged it, and tasks will fail with it
         self._known = known if known.repeats else None
