@@ -91,7 +91,7 @@ def test_the_time_in_the_queue_does_not_count(served: Served) -> None:
         ("constant", "sleeps 2 at forward", None, "it was in a forward pass"),
         ("constant", [f"sleeps 0.1 at forward {at}" for at in range(2000)], None, "of 2000 inputs"),
         ("constant", "sleeps 2 at finish", None, "its result was being made"),
-        ("constant", "stored", "s3://results/silent.json", "its result was being made or stored"),
+        ("constant", "stored", "s3://results/silent.json", "its result was being written to a store"),
     ],
 )
 def test_its_time_is_over(served: Served, pipeline: str, inputs: Any, output: str | None, stage: str) -> None:
