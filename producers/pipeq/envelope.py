@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeq.contract.keys import TASK_NAME
 from pipeq.contract.message import TaskMessage
@@ -29,6 +29,8 @@ from pipeq.contract.record import Part, queued
 _ORIGIN = f"pipeq{os.getpid()}@{socket.gethostname()}"
 #: Part of every body; a stock Celery producer puts signatures here.
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+# Made once: json.dumps with separators makes one for each call.
+_compact = json.JSONEncoder(separators=(",", ":")).encode
 _EMBED_TEXT = json.dumps(_EMBED, separators=(",", ":"))
 
 
@@ -65,7 +67,7 @@ class Envelope:
 
     def body(self) -> str:
         """JSON of ``[args, kwargs, embed]``, the part whose size is limited."""
-        return json.dumps([[], self.message.to_kwargs(), _EMBED], separators=(",", ":"))
+        return _compact([[], self.message.to_kwargs(), _EMBED])
 
     @staticmethod
     def body_of(kwargs: str) -> str:
@@ -75,17 +77,20 @@ class Envelope:
     def encode(self, body: str) -> str:
         """The text that goes on the list."""
         headers = json.dumps(dict(self.headers)) if self.headers else "{}"
-        pieces = _frame(self.message.pipeline, self.priority, self.reply_to, headers, self.expires_at is not None)
+        frame = _frame(self.message.pipeline, self.priority, self.reply_to, headers, self.expires_at is not None)
         values = {
-            _SLOTS["body"]: f'"{base64.b64encode(body.encode()).decode("ascii")}"',
-            _SLOTS["id"]: json.dumps(self.id),
-            _SLOTS["tag"]: f'"{new_id()}"',
+            "body": f'"{base64.b64encode(body.encode()).decode("ascii")}"',
+            "id": json.dumps(self.id),
+            "tag": f'"{new_id()}"',
         }
         if self.expires_at is not None:
-            values[_SLOTS["expires"]] = f'"{datetime.fromtimestamp(self.expires_at, UTC).isoformat()}"'
+            values["expires"] = f'"{datetime.fromtimestamp(self.expires_at, UTC).isoformat()}"'
             # AMQP's own expiry, in milliseconds from now, which Celery sets beside its header.
-            values[_SLOTS["expiration"]] = f'"{max(0, int((self.expires_at - self.submitted_at) * 1000))}"'
-        return "".join(values.get(piece, piece) for piece in pieces)
+            values["expiration"] = f'"{max(0, int((self.expires_at - self.submitted_at) * 1000))}"'
+        pieces = frame.pieces.copy()
+        for at, name in frame.slots:
+            pieces[at] = values[name]
+        return "".join(pieces)
 
     def record(self) -> str:
         """The QUEUED record, which ``AsyncResult(id)`` and :meth:`Client.status` read until a worker changes it."""
@@ -105,9 +110,16 @@ _SLOTS = {name: f"{name} {uuid.uuid4()}" for name in ("body", "id", "tag", "expi
 _SLOT = re.compile(f'"({"|".join(_SLOTS.values())})"')
 
 
+class _Frame(NamedTuple):
+    """A message's JSON in pieces. Some of them are slots: place -> what stands there."""
+
+    pieces: list[str]
+    slots: list[tuple[int, str]]
+
+
 @lru_cache(maxsize=64)
-def _frame(pipeline: str, priority: int, reply_to: str, headers: str, expires: bool) -> tuple[str, ...]:
-    """A message's JSON, split at its slots, because writing all 30 fields for each task takes most of the time."""
+def _frame(pipeline: str, priority: int, reply_to: str, headers: str, expires: bool) -> _Frame:
+    """What the messages of a call share, because writing all 30 fields for each task takes most of the time."""
     task_id, expiry = _SLOTS["id"], _SLOTS["expires"] if expires else None
     text = json.dumps(
         {
@@ -149,4 +161,6 @@ def _frame(pipeline: str, priority: int, reply_to: str, headers: str, expires: b
             },
         }
     )
-    return tuple(_SLOT.split(text))
+    pieces = _SLOT.split(text)
+    names = {slot: name for name, slot in _SLOTS.items()}
+    return _Frame(pieces, [(at, names[piece]) for at, piece in enumerate(pieces) if piece in names])
