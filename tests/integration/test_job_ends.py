@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +21,9 @@ import redis
 from celery.worker import state as celery_state
 from pipeq import Client
 from pipeq.contract import job, keys
-from pipeq.contract.errors import PipeqError
+from pipeq.contract.errors import PipeqError, RedisUnavailableError
 from pipeq.contract.job import JobState
+from pipeq.demo import embedded
 from pipeq_worker.children.protocol import PackEnd
 
 from tests.host import Host
@@ -286,8 +289,8 @@ def test_who_waits_is_woken_by_the_end_of_a_job(
 ) -> None:
     """A user without the right to hear it finds out at its next look."""
     look_s = 20.0 if may_hear else 0.5
-    monkeypatch.setattr("pipeq.jobs.calls.LOOK_S", look_s)
-    monkeypatch.setattr("pipeq.jobs.calls.MOST_LOOK_S", look_s)
+    monkeypatch.setattr("pipeq.jobs.watching.LOOK_S", look_s)
+    monkeypatch.setattr("pipeq.jobs.watching.MOST_LOOK_S", look_s)
     channels = {"channels": ["pipeq:job:*"]} if may_hear else {"reset_channels": True}
     story.db.acl_setuser("waits", enabled=True, nopass=True, categories=["+@all"], keys=["*"], **channels)
     began, looks = time.monotonic(), list[Any]()
@@ -305,6 +308,53 @@ def test_who_waits_is_woken_by_the_end_of_a_job(
     assert status.failed == 4
     assert time.monotonic() - began < 10
     assert len(looks) == 2 or not may_hear
+
+
+def test_a_wait_outlives_a_restart_of_redis(tmp_path: Path) -> None:
+    (port,) = embedded.free_ports(1)
+    options = ["--appendonly", "yes", "--appendfsync", "always", "--save", "", "--dir", str(tmp_path)]
+    command = [str(embedded._valkey_program()), "--port", str(port), "--bind", "127.0.0.1", *options]
+    url, looks = f"redis://127.0.0.1:{port}/0", list[Any]()
+
+    def started() -> subprocess.Popen[bytes]:
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        with redis.Redis.from_url(url) as db:
+            until = time.monotonic() + 60
+            while time.monotonic() < until:
+                try:
+                    db.ping()
+                    break
+                except redis.RedisError:
+                    time.sleep(0.05)
+        return server
+
+    server = started()
+    try:
+        with Client(url) as client, ThreadPoolExecutor(1) as pool:
+            job_id = client.jobs.submit(PIPELINE, ["a", "b"], check=False)
+            waits = pool.submit(client.jobs.wait, job_id, progress=looks.append)
+            while not looks:
+                time.sleep(0.01)
+            server.kill()
+            server.wait()
+            time.sleep(1.5)
+            assert not waits.done(), waits.exception()
+            server = started()
+            client.jobs.cancel(job_id)
+            assert waits.result(30).codes == {"cancelled": 2}
+            other = client.jobs.submit(PIPELINE, ["a"], check=False)
+            waits = pool.submit(client.jobs.wait, other, 2, progress=looks.append)
+            time.sleep(0.5)
+            server.kill()
+            server.wait()
+            with pytest.raises(RedisUnavailableError):
+                waits.result(30)
+            # One that is not there when a wait begins has a few seconds.
+            with pytest.raises(RedisUnavailableError):
+                client.jobs.wait(other)
+    finally:
+        server.kill()
+        server.wait()
 
 
 def test_a_row_that_goes_alone_ends_alone_and_is_reached_by_a_cancel_of_its_job(story: Story) -> None:

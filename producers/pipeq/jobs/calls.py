@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
-
-from redis.exceptions import (
-    ConnectionError,  # noqa: A004
-    ResponseError,
-    TimeoutError,  # noqa: A004
-)
 
 from pipeq import checks
 from pipeq.contract import schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, WaitTimeoutError
-from pipeq.contract.job import JobState, JobStatus, job_key
+from pipeq.contract.job import JobState, JobStatus
 from pipeq.envelope import new_id
 from pipeq.jobs import arguments, keeping, store
 from pipeq.jobs.ending import end_if_done, is_done, status_of
@@ -24,11 +18,10 @@ from pipeq.jobs.files import Asked, Beside, OutcomeFiles
 from pipeq.jobs.outcomes import as_completed, outcomes
 from pipeq.jobs.readers import source
 from pipeq.jobs.submit_calls import SubmitCalls
-from pipeq.protocol import Give, Hear, Listen, Sleep, Steps, Stream, given
+from pipeq.jobs.watching import LOOK_S, Watch
+from pipeq.protocol import Give, Sleep, Steps, Stream, given
 from pipeq.results import read_result
 
-#: How often a job that is waited for is looked at, in seconds: at first, and at most.
-LOOK_S, MOST_LOOK_S = 0.05, 1.0
 #: How long workers have to write the files of a job before a client does, in seconds.
 WORKERS_S = 30.0
 
@@ -86,7 +79,7 @@ class JobCalls(SubmitCalls):
     def wait(
         self, job_id: str, timeout_s: float | None = None, *, progress: Callable[[JobStatus], None] | None = None
     ) -> Steps[JobStatus]:
-        """Waits until all rows of a job have ended.
+        """Waits until all rows of a job have ended. A Redis that goes away meanwhile may come back.
 
         Args:
             job_id: the job.
@@ -97,23 +90,22 @@ class JobCalls(SubmitCalls):
             WaitTimeoutError: they have not; the job goes on.
         """
         limit_s, told = checks.seconds("timeout_s", timeout_s), arguments.progress(progress)
-        until, pause_s = None if limit_s is None else time.monotonic() + limit_s, LOOK_S
-        ends, hears = [job_key(checks.task_id(job_id))], True
+        until = None if limit_s is None else time.monotonic() + limit_s
+        watch = Watch(checks.task_id(job_id), lambda: self.status(job_id), until)
         while True:
-            hears = hears and (yield from _listens(ends))  # before it looks, so that no end is missed in between
-            status = yield from self.status(job_id)
-            told(status)
-            if status.state.is_final:
-                return status
-            if status.state is JobState.FINALIZING and (yield from self._finalize(status)):
-                continue
-            if until is not None and (left_s := until - time.monotonic()) <= 0:
-                raise WaitTimeoutError(
-                    f"{status.done} of {status.submitted} rows of the job {shown.line(job_id)!r} had ended after "
-                    f"{limit_s:g} s; it goes on"
-                )
-            yield from _pause(pause_s if until is None else min(pause_s, max(left_s, 0.0)), hears=hears)
-            pause_s = min(MOST_LOOK_S, pause_s * 1.3)
+            status = yield from watch.status()
+            if status is not None:
+                told(status)
+                if status.state.is_final:
+                    return status
+                if status.state is JobState.FINALIZING and (yield from self._finalize(status)):
+                    continue
+                if until is not None and time.monotonic() >= until:
+                    raise WaitTimeoutError(
+                        f"{status.done} of {status.submitted} rows of the job {shown.line(job_id)!r} had ended after "
+                        f"{limit_s:g} s; it goes on"
+                    )
+            yield from watch.pause()
 
     def _finalize(self, status: JobStatus) -> Steps[bool]:
         """Writes the files of a job if no worker does so: there may be none any more. Returns whether it did."""
@@ -227,25 +219,3 @@ class JobCalls(SubmitCalls):
             if (status := (yield from status_of(job_id))) is not None:
                 found.append(status)
         return found
-
-
-def _listens(channels: Sequence[str]) -> Steps[bool]:
-    """Listens to channels. Returns False if this user may not, or cannot now: then looking now and then must do."""
-    try:
-        yield Listen(channels)
-    except (ConnectionError, TimeoutError, ResponseError):
-        return False
-    return True
-
-
-def _pause(seconds: float, *, hears: bool) -> Steps[None]:
-    """Waits so long, or until a message is heard."""
-    until = time.monotonic() + seconds
-    if hears:
-        try:
-            yield Hear(until)
-        except (ConnectionError, TimeoutError):
-            pass  # the next look tells whether Redis is away
-        else:
-            return
-    yield Sleep(max(0.0, until - time.monotonic()))

@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Container
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -150,8 +151,9 @@ class JobKeeper:
             pipe.hset(job.job_key(job_id), mapping={"state": "failed", "error": sentence, "ended_at": time.time()})
             pipe.srem(job.FINAL, job_id)
             pipe.srem(job.OPEN, job_id)
-            pipe.publish(job.job_key(job_id), "failed")
             pipe.execute()
+        with suppress(RedisError):  # this user may lack the channel; then those who wait look now and then
+            self._redis.publish(job.job_key(job_id), "failed")
         logger.warning("the job %s has failed: %s", shown.line(job_id), sentence, extra={"action": "jobs"})
 
     def _due(self, job_id: str) -> str | None:
