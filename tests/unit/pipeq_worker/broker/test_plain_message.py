@@ -229,8 +229,14 @@ BODIES = [
 ]  # fmt: skip
 
 
+#: The size from which on the rows of a body are only counted: the usual one, and none.
+SIZES = (plain_message.LARGE_BYTES, 0)
+
+
+@pytest.mark.parametrize("large_bytes", SIZES)
 @pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
-def test_odd_bodies(body: bytes, common: Requesting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_bodies(body: bytes, common: Requesting, monkeypatch: pytest.MonkeyPatch, large_bytes: int) -> None:
+    monkeypatch.setattr(plain_message, "LARGE_BYTES", large_bytes)
     check(raw_of(body=body), common, monkeypatch)
     for text in ("!!" + base64.b64encode(body).decode(), base64.b64encode(body).decode()[:-1], "é"):
         check(raw_of(frame_fields={"body": text}), common, monkeypatch)
@@ -341,8 +347,24 @@ def test_a_request_keeps_what_was_noted_before_it_was_filled(common: Requesting)
         _ = late.no_such_field
 
 
-@pytest.mark.parametrize("name", ["pipeline", "rows", "job", "params", "output", "inputs", "other"])
-def test_each_value_of_each_field_of_a_pack(name: str, common: Requesting, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_random_damage_of_packs(seed: int, common: Requesting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their rows are not read, only counted; nothing is accepted that Celery's way would refuse."""
+    rng, taken = random.Random(seed), 0
+    rows = [{"inputs": "a", "line": 1, "custom_id": "x"}, {"inputs": {"n": [1, 2.5, None]}, "params": {"top_k": 1}}]
+    body = body_of(fields={"pipeline": "it", "rows": rows * 30, "job": {"id": "j", "pack": 3}})
+    assert len(body) > plain_message.LARGE_BYTES
+    for _ in range(1500):
+        taken += check(raw_of(body=damaged(body, rng)), common, monkeypatch) is not None
+    assert taken > 100
+
+
+@pytest.mark.parametrize("large_bytes", SIZES)
+@pytest.mark.parametrize("name", ["pipeline", "rows", "job", "params", "output", "include_inputs", "inputs", "other"])
+def test_each_value_of_each_field_of_a_pack(
+    name: str, common: Requesting, monkeypatch: pytest.MonkeyPatch, large_bytes: int
+) -> None:
+    monkeypatch.setattr(plain_message, "LARGE_BYTES", large_bytes)
     fields: dict[str, Any] = {
         "pipeline": "it",
         "rows": [{"inputs": "a", "line": 1, "custom_id": "x"}, {"inputs": "b", "params": {"top_k": 1}}],
