@@ -67,9 +67,12 @@ class Line:
         self._senders: set[asyncio.Task[None] | None] = set()
         self._most_senders = max(1, connections // 2)
         self.listener = AsyncListener(self._pool)
+        #: Calls that are under way then end, too: else one would connect again, and nobody would close that.
+        self.is_closed = False
 
     async def close(self) -> None:
         """Closes them."""
+        self.is_closed = True
         await self.listener.close()
         await self._client.aclose()
 

@@ -64,7 +64,7 @@ class AsyncSpeaker:
         self._line: Line | None = None
 
     async def close(self) -> None:
-        """Closes the connections. The next steps make new ones."""
+        """Closes the connections, and ends calls that are under way. The next calls make new ones."""
         line, self._line = self._line, None
         if line is not None and not line.loop.is_closed():
             await line.close()
@@ -114,6 +114,8 @@ class AsyncSpeaker:
         return line
 
     async def _answer(self, line: Line, ask: Any, ears: list[AsyncEar]) -> Any:
+        if line.is_closed:
+            raise SettingsError("this AsyncClient was closed while the call was under way: close it after its last one")
         match ask:
             case Send():
                 return await self._send(line, ask)

@@ -138,6 +138,10 @@ class Listener:
                 reply = _next(connection)
         except (ConnectionError, TimeoutError, ResponseError) as raised:
             error = raised
+        except (OSError, TypeError, ValueError):
+            # What a socket says that another thread has closed. That thread has told all who hear.
+            if connection is self._connection:
+                raise
         finally:
             self._turn.acquire()
             self._is_read = False

@@ -21,6 +21,7 @@ from redis.exceptions import (
     TimeoutError,  # noqa: A004
 )
 
+from pipeq.contract.errors import SettingsError
 from pipeq.hearing import Listener
 from pipeq.listening import Ear
 from pipeq.methods import as_method
@@ -64,9 +65,12 @@ class Speaker:
         self._url = url
         self._listener = Listener(self._pool)
         self._has_warned = False
+        #: How often it was closed: calls of other threads that are under way then end, too, and do not connect again.
+        self._closes = 0
 
     def close(self) -> None:
-        """Closes the connections. The next steps make new ones."""
+        """Closes the connections, and ends calls that are under way. The next calls make new ones."""
+        self._closes += 1
         self._listener.close()
         self._client.close()
 
@@ -74,9 +78,10 @@ class Speaker:
         """Takes steps to their end, and returns their result."""
         self._warn_in_loop()
         ears: list[Ear] = []
+        closes = self._closes
         try:
             with reachable(self._url):
-                return self._advance(steps, lambda ask: self._answer(ask, ears))
+                return self._advance(steps, lambda ask: self._answer(ask, ears, closes))
         finally:
             self._listener.drop(ears)
 
@@ -84,6 +89,7 @@ class Speaker:
         """Takes steps as far as the caller asks for what they hand out."""
         self._warn_in_loop()
         ears: list[Ear] = []
+        closes = self._closes
         answer, error = None, None
         try:
             while True:
@@ -97,7 +103,7 @@ class Speaker:
                     yield ask.value
                     continue
                 try:
-                    answer = self._answer(ask, ears)
+                    answer = self._answer(ask, ears, closes)
                 except Exception as raised:
                     error = raised
         finally:
@@ -130,7 +136,9 @@ class Speaker:
                 steps.close()
                 raise
 
-    def _answer(self, ask: Any, ears: list[Ear]) -> Any:
+    def _answer(self, ask: Any, ears: list[Ear], closes: int) -> Any:
+        if closes != self._closes:
+            raise SettingsError("this Client was closed while the call was under way: close it after its last one")
         match ask:
             case Send():
                 return self._send(ask)

@@ -275,3 +275,31 @@ def test_an_iterator_that_is_left_early_is_closed(valkey_url: str, db: redis.Red
             client.as_completed("abc")
 
     run(valkey_url, main)
+
+
+def test_calls_that_are_under_way_end_with_the_client(valkey_url: str, db: redis.Redis) -> None:
+    async def main(client: AsyncClient) -> None:
+        async def stream(found: Any) -> None:
+            async for _ in found:
+                pass
+
+        ids = await client.submit_many(PIPELINE, ["a", "b"])
+        waits = [
+            asyncio.create_task(one)
+            for one in (
+                client.result(ids[0]),
+                client.wait(ids[0]),
+                stream(client.as_completed(ids)),
+                stream(client.map(PIPELINE, ["c", "d"])),
+            )
+        ]
+        while len(db.pubsub_channels()) < 4:
+            await asyncio.sleep(0.01)
+        await client.close()
+        found = await asyncio.wait_for(asyncio.gather(*waits, return_exceptions=True), 20)
+        assert [one for one in found if not isinstance(one, PipeqError)] == []
+        assert [str(one) for one in found if "was closed" not in str(one)] == []
+        assert not db.pubsub_channels()
+        await client.ping()  # what begins later connects again
+
+    run(valkey_url, main)

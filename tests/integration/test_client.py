@@ -29,7 +29,7 @@ from pipeq import (
     cancelling,
 )
 from pipeq.contract import keys as names
-from pipeq.contract.errors import ErrorCode
+from pipeq.contract.errors import ErrorCode, SettingsError
 from pipeq.contract.redis_url import without_password
 from pipeq.contract.status import ErrorInfo, TaskStatus
 from pipeq.submitting import CHUNK_TASKS
@@ -803,3 +803,18 @@ def test_objects_of_a_result_are_read_wherever_they_are(
         client.read({"uri": (tmp_path / "none").as_uri()})
     with pytest.raises(PipeqError, match="output_failed"):
         client.read({"media_type": "image/png"})
+
+
+def test_calls_of_other_threads_end_with_the_client(client: Client, db: redis.Redis) -> None:
+    ids = client.submit_many(PIPELINE, ["a", "b"])
+    calls: list[Callable[[], Any]] = [lambda: client.result(ids[0]), lambda: list(client.as_completed(ids))]
+    with ThreadPoolExecutor() as threads:
+        waits = [threads.submit(call) for call in calls]
+        while len(db.pubsub_channels()) < 2:
+            time.sleep(0.01)
+        client.close()
+        for wait in waits:
+            with pytest.raises(SettingsError, match="was closed"):
+                wait.result(timeout=20)
+    assert not db.pubsub_channels()
+    client.ping()  # what begins later connects again

@@ -20,6 +20,7 @@ from pipeq.cli.options import (
 from pipeq.contract import shown
 from pipeq.contract.errors import WaitTimeoutError
 from pipeq.contract.job import JobState
+from pipeq.jobs import places
 from pipeq.jobs.display import Display, line_of
 
 
@@ -144,6 +145,8 @@ def submit(
         raise click.UsageError("--errors needs --results")
     if worker_writes and results is None:
         raise click.UsageError("--worker-writes needs --results")
+    if results is not None and not worker_writes:
+        places.check(results, errors, input)
     with connected(redis_url, allow, upload) as client:
         display = Display(in_json=in_json)
         found = client.jobs.submit(
@@ -212,6 +215,8 @@ def wait(
     """Follow a job until all of its rows have ended."""
     if errors is not None and results is None:
         raise click.UsageError("--errors needs --results")
+    if results is not None:
+        places.check(results, errors)
     with connected(redis_url, allow) as client:
         ctx.exit(_waited(client, id, Display(in_json=in_json), timeout, results, errors, order))
 

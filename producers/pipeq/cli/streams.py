@@ -55,7 +55,13 @@ class Stream:
 
     @classmethod
     def stdin(cls) -> Self:
-        """The standard input. Says so where a person has to type it."""
+        """The standard input. Says so where a person has to type it.
+
+        Raises:
+            click.UsageError: whoever started this has closed it.
+        """
+        if sys.stdin is None:
+            raise click.UsageError("standard input is closed, and `-` reads it")
         if sys.stdin.isatty():
             click.echo("reading from the terminal; Ctrl-D ends it", err=True)
         return cls("stdin", sys.stdin.buffer)

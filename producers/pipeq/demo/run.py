@@ -26,6 +26,7 @@ from pipeq.contract.job import JobState, JobStatus
 from pipeq.demo.embedded import valkey
 from pipeq.demo.guarded import Child, NotRunningError, guarded
 from pipeq.demo.plot import svg
+from pipeq.jobs import places
 from pipeq.jobs.display import Display
 from pipeq.jobs.files import Beside, OutcomeFiles
 from pipeq.jobs.partial import PartialFile
@@ -103,6 +104,7 @@ def run(
     command goes on with what is missing.
     """
     parsed = _json(params)
+    places.check(str(out), errors, inputs)
     from_ = source(inputs, kind)
     if not from_.is_repeatable:
         raise click.UsageError("IN must be a file, which can be read again: write what comes from a pipe to one first")

@@ -12,14 +12,14 @@ from pipeq.contract import schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, WaitTimeoutError
 from pipeq.contract.job import JobState, JobStatus
 from pipeq.envelope import new_id
-from pipeq.jobs import arguments, keeping, store
+from pipeq.jobs import arguments, keeping, places, store
 from pipeq.jobs.ending import end_if_done, is_done, status_of
 from pipeq.jobs.files import Asked, Beside, OutcomeFiles
 from pipeq.jobs.outcomes import as_completed, outcomes
 from pipeq.jobs.readers import source
 from pipeq.jobs.submit_calls import SubmitCalls
-from pipeq.jobs.watching import Watch
-from pipeq.protocol import Give, Steps, Stream, given
+from pipeq.jobs.watching import LOOK_S, Watch
+from pipeq.protocol import Give, Sleep, Steps, Stream, given
 from pipeq.results import read_result
 
 #: How long workers have to write the files of a job before a client does, in seconds.
@@ -172,6 +172,7 @@ class JobCalls(SubmitCalls):
         for name, place in (("results", results), ("errors", errors)):
             if not (isinstance(place, str) and place) and not (place is None and name == "errors"):
                 checks.refuse(f"{name} is {shown.value(place)}, not a path or a URI like s3://bucket/out.jsonl")
+        places.check(results, errors, inputs)
         if inputs is not None and arguments.row_order(order) != "input":
             checks.refuse("order: the columns of inputs can stand beside the outcomes in the order of the input alone")
         beside: Any = None if inputs is None else Beside(source(inputs, format))
@@ -197,16 +198,16 @@ class JobCalls(SubmitCalls):
         yield from self.status(job_id)
         if order == "input":
             return (yield from outcomes(job_id, self._read))
-        more = partial(self._more, Watch(job_id, lambda: self.status(job_id), None)) if follow else None
-        return (yield from as_completed(job_id, self._read, more, forget=forget))
+        return (
+            yield from as_completed(job_id, self._read, partial(self._more, job_id) if follow else None, forget=forget)
+        )
 
-    @staticmethod
-    def _more(watch: Watch, is_new: bool) -> Steps[bool]:
-        """Waits a while for further outcomes, and says whether there may be some."""
-        status = yield from watch.status()
-        if status is not None and (status.state.is_final or status.state is JobState.FINALIZING):
+    def _more(self, job_id: str) -> Steps[bool]:
+        """Waits a moment for further outcomes, and says whether there may be some."""
+        status = yield from self.status(job_id)
+        if status.state.is_final or status.state is JobState.FINALIZING:
             return False
-        yield from watch.pause(is_first=is_new)
+        yield Sleep(LOOK_S)
         return True
 
     def _read(self, uri: str) -> Any:

@@ -11,18 +11,19 @@ import csv
 import io
 import json
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
-from urllib.parse import unquote_to_bytes
 
 from pipeq import uploading
-from pipeq.contract import schemes, shown
-from pipeq.contract.errors import ErrorCode, PipeqError, ReadError
+from pipeq.contract import schemes
+from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.extras import require
 from pipeq.contract.writing import to_json
 from pipeq.envelope import new_id
+from pipeq.jobs import places
 from pipeq.jobs.parquet import ParquetRows
 from pipeq.jobs.readers import NOTHING, Source
 
@@ -37,23 +38,42 @@ class Beside:
     def __init__(self, source: Source) -> None:
         self._records = enumerate(source.records(), 1)
         self._last: tuple[int, Any] = (0, NOTHING)
+        #: What was read in search of a line with columns, and the columns that it has. A table has them in its first
+        #: row, also if that is of a line without.
+        self._ahead: deque[tuple[int, Any]] = deque()
+        self._nothing: dict[str, Any] | None = None
 
     def of(self, outcome: Mapping[str, Any]) -> dict[str, Any]:
         """The columns of an outcome's line. Lines are asked for in the order of the input."""
         line = outcome.get("line")
+        if self._nothing is None:
+            self._nothing = self._names()
         if not isinstance(line, int):
-            return {}
+            return self._nothing
         while self._last[0] < line:
             try:
-                self._last = next(self._records)
+                self._last = self._ahead.popleft() if self._ahead else next(self._records)
             except StopIteration:
                 raise PipeqError(
                     ErrorCode.INVALID_INPUT, f"inputs has no line {line}, and the job has: it is another input"
                 ) from None
         number, record = self._last
-        if number != line or record is NOTHING or isinstance(record, PipeqError):
-            return {}
-        return dict(record) if isinstance(record, Mapping) else {"inputs": record}
+        return self._nothing if number != line or not _is_record(record) else _columns(record)
+
+    def _names(self) -> dict[str, Any]:
+        for number, record in self._records:
+            self._ahead.append((number, record))
+            if _is_record(record):
+                return dict.fromkeys(_columns(record))
+        return {}
+
+
+def _is_record(record: Any) -> bool:
+    return record is not NOTHING and not isinstance(record, PipeqError)
+
+
+def _columns(record: Any) -> dict[str, Any]:
+    return dict(record) if isinstance(record, Mapping) else {"inputs": record}
 
 
 class Asked:
@@ -151,37 +171,40 @@ class OutcomeFile:
         self.place = place
         self.rows = 0
         self._beside = beside
-        scheme = schemes.of(place)
-        if scheme and scheme not in uploading.SCHEMES:
-            sentence = f"{shown.uri(place)} is neither a path of this machine nor {schemes.listed(uploading.SCHEMES)}"
-            raise PipeqError(ErrorCode.INVALID_INPUT, sentence)
-        self._is_remote = scheme not in ("", "file")
-        if self._is_remote:
-            require(scheme)
-        if scheme == "file":
-            place = os.fsdecode(unquote_to_bytes(place.removeprefix("file://")))
-        self._path = os.path.abspath(place if scheme else os.path.expanduser(place))
+        #: Where it goes on this machine; None in a store. And what is written first, and renamed at the end.
+        self._path = places.local_path(place)
+        self._part: str | None = None
+        if self._path is None:
+            require(schemes.of(place))
         self._end = os.path.splitext(place.lower())[1]
         self._file: IO[Any]
         self._format: _Format
 
     def __enter__(self) -> OutcomeFile:
         try:
-            if self._is_remote:
+            if self._path is None:
                 import tempfile  # here, because few need it
 
                 self._file = tempfile.NamedTemporaryFile("w+b", prefix="pipeq-job-")
+            elif places.is_stream(self._path):
+                self._file = open(self._path, "wb")
             else:
                 # A name of its own: two may write the same file, on machines that share a disk.
                 self._part = f"{self._path}.{new_id()[:8]}.part"
                 self._file = open(self._part, "wb")
         except OSError as error:
-            raise _cannot(self.place, error) from error
-        if self._end in (".csv", ".tsv"):
-            self._format = _Csv(self._file, "\t" if self._end == ".tsv" else ",")
-        else:
-            self._format = ParquetRows(self._file) if self._end == ".parquet" else _JsonLines(self._file)
+            places.cannot(self.place, error)
+        try:
+            self._format = self._made()
+        except BaseException:
+            self._close()
+            raise
         return self
+
+    def _made(self) -> _Format:
+        if self._end in (".csv", ".tsv"):
+            return _Csv(self._file, "\t" if self._end == ".tsv" else ",")
+        return ParquetRows(self._file) if self._end == ".parquet" else _JsonLines(self._file)
 
     def write(self, outcome: dict[str, Any]) -> None:
         """Adds the outcome of a row."""
@@ -189,7 +212,7 @@ class OutcomeFile:
         try:
             self._format.write(self._row(outcome))
         except OSError as error:
-            raise _cannot(self.place, error) from error
+            places.cannot(self.place, error)
 
     def _row(self, outcome: dict[str, Any]) -> dict[str, Any]:
         is_flat = self._end in (".csv", ".tsv", ".parquet")
@@ -197,29 +220,41 @@ class OutcomeFile:
             return outcome
         beside = None if self._beside is None else self._beside.of(outcome)
         row = {"line": outcome.get("line"), "custom_id": outcome.get("custom_id")} if beside is None else beside
+        own = ("result", "code", "message") if is_flat else ("result", "error")
+        if not row.keys().isdisjoint(own):  # a column of the input, which must not be lost
+            row = {f"input_{name}" if name in own else name: value for name, value in row.items()}
+        line, is_bare = outcome.get("line"), all(value is None for value in row.values())
         if not is_flat:
+            row = {"line": line, "custom_id": outcome.get("custom_id")} if is_bare else row
             return row | {name: value for name, value in outcome.items() if name in ("result", "error")}
         error, result = outcome.get("error") or {}, outcome.get("result")
         said = result if isinstance(result, str) else None if error else json.dumps(result, ensure_ascii=False)
-        return row | {"result": said, "code": error.get("code"), "message": error.get("message")}
+        message = f"line {line}: {error.get('message')}" if error and is_bare else error.get("message")
+        return row | {"result": said, "code": error.get("code"), "message": message}
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
                 self._finish()
         finally:
+            self._close()
+
+    def _close(self) -> None:
+        # To close a file writes what is left in its buffer: if that cannot be written, it was said before.
+        with suppress(OSError):
             self._file.close()
-            if not self._is_remote:
-                with suppress(OSError):
-                    os.unlink(self._part)
+        if self._part is not None:
+            with suppress(OSError):
+                os.unlink(self._part)
 
     def _finish(self) -> None:
         try:
             self._format.close()
             self._file.flush()
-            if not self._is_remote:
+            if self._part is not None and self._path is not None:
                 os.fsync(self._file.fileno())
                 os.replace(self._part, self._path)
+            if self._path is not None:
                 return
             try:
                 uploading.writer_of(schemes.of(self.place))(self.place, Path(self._file.name))
@@ -230,7 +265,7 @@ class OutcomeFile:
         except Exception as error:
             if isinstance(error, PipeqError):
                 raise
-            raise _cannot(self.place, error) from error
+            places.cannot(self.place, error)
 
 
 class OutcomeFiles:
@@ -269,8 +304,3 @@ class OutcomeFiles:
             is_error = "error" in one
             self.failed, self.succeeded = self.failed + is_error, self.succeeded + (not is_error)
             (self._bad if is_error and self._bad is not None else self._good).write(one)
-
-
-def _cannot(place: str, error: Exception) -> ReadError:
-    says = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return ReadError(ErrorCode.OUTPUT_FAILED, f"cannot write {shown.uri(place)}: {shown.line(says)}", False)

@@ -7,6 +7,7 @@ what is wrong with the source itself (it is not there, or is no Parquet) ends th
 
 from __future__ import annotations
 
+import codecs
 import csv
 import glob
 import io
@@ -94,9 +95,7 @@ def source(given: Any, kind: str | None = None, *, uploads: bool = False) -> Sou
 def _of_text(given: str, kind: str | None, *, uploads: bool) -> Source:
     scheme = schemes.of(given)
     if given == "-":
-        return Source(
-            "standard input", kind or "jsonl", lambda: _of_file(sys.stdin.buffer, kind or "jsonl", "stdin"), False
-        )
+        return _standard_input(kind or "jsonl")
     if scheme and scheme != "s3":
         checks.refuse(f"inputs is {shown.uri(given)}: a job reads files of this machine, s3:// and standard input")
     several = WILDCARDS.search(given) is not None or given.endswith("/")
@@ -111,6 +110,12 @@ def _of_text(given: str, kind: str | None, *, uploads: bool) -> Source:
     if not several and not scheme and not os.path.isfile(os.path.expanduser(given)):
         raise PipeqError(ErrorCode.INPUT_NOT_FOUND, f"there is no file {shown.line(given)} here")
     return Source(given, found, lambda: _of_files(_names(given, bool(scheme)) if several else iter([given]), found))
+
+
+def _standard_input(kind: str) -> Source:
+    if sys.stdin is None:  # whoever started this has closed it
+        checks.refuse("inputs is -, and standard input is closed")
+    return Source("standard input", kind, lambda: _of_file(sys.stdin.buffer, kind, "stdin"), False)
 
 
 def _names(given: str, is_remote: bool) -> Iterator[str]:
@@ -181,7 +186,7 @@ def _records(file: IO[Any], kind: str) -> Iterator[Any]:
             if isinstance(text, PipeqError):
                 yield text
             elif kind == "lines":
-                yield text.decode("utf-8", "replace")
+                yield _text(text)
             else:
                 yield _json(text)
 
@@ -246,17 +251,39 @@ class _Readable(io.RawIOBase):
 
 def _lines(file: IO[Any]) -> Iterator[bytes | PipeqError]:
     """The lines of a file, or why one cannot be kept."""
+    mark = codecs.BOM_UTF8
     while True:
         line = file.readline(LINE_BYTES + 1)
         if not line:
             return
         data = line.encode("utf-8", "surrogateescape") if isinstance(line, str) else line
+        if mark:  # Windows' editors begin a file with it
+            _refuse_utf_16(data)
+            data, mark = data.removeprefix(mark), b""
         if len(data) > LINE_BYTES and not data.endswith(b"\n"):
             while (more := file.readline(LINE_BYTES)) and not more.endswith(b"\n" if isinstance(more, bytes) else "\n"):
                 pass
             yield PipeqError(ErrorCode.INPUT_TOO_LARGE, f"the line has more than {LINE_BYTES} bytes")
             continue
         yield data.rstrip(b"\r\n")
+
+
+def _refuse_utf_16(data: bytes) -> None:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        sentence = "it is written in UTF-16, and is read as UTF-8: convert it first (iconv -f UTF-16 -t UTF-8)"
+        raise PipeqError(ErrorCode.INVALID_INPUT, sentence)
+
+
+def _text(data: bytes) -> str | PipeqError:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        return _not_utf_8(error.start, data[error.start])
+
+
+def _not_utf_8(at: int, byte: int) -> PipeqError:
+    sentence = f"it is not UTF-8 (byte {byte:#04x} after {at} others): convert the file first (iconv -t UTF-8)"
+    return PipeqError(ErrorCode.INVALID_INPUT, sentence)
 
 
 def _json(text: bytes) -> Any:
@@ -271,11 +298,12 @@ def _json(text: bytes) -> Any:
 
 def _csv(file: IO[Any], delimiter: str) -> Iterator[Any]:
     if isinstance(file.read(0), str):
-        yield from _rows(csv.reader(file, delimiter=delimiter))
+        yield from _rows(csv.reader(file, delimiter=delimiter, strict=True))
         return
-    text = io.TextIOWrapper(file, "utf-8-sig", "replace", newline="")
+    text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
     try:
-        yield from _rows(csv.reader(text, delimiter=delimiter))
+        # Strict: else a quote that is never closed takes the rest of the file into its cell.
+        yield from _rows(csv.reader(text, delimiter=delimiter, strict=True))
     finally:
         text.detach()  # whoever opened the file closes it
 
@@ -292,8 +320,10 @@ def _rows(reader: Iterator[list[str]]) -> Iterator[Any]:
             yield PipeqError(ErrorCode.INVALID_INPUT, f"it is no row of CSV: {error}")
             continue
         if header is None:
-            header = values
+            header = _header(values)
             yield NOTHING
+        elif (wrong := _first_byte_that_is_not_utf_8(values)) is not None:
+            yield wrong
         elif not values:
             yield NOTHING
         elif len(values) != len(header):
@@ -301,6 +331,27 @@ def _rows(reader: Iterator[list[str]]) -> Iterator[Any]:
             yield PipeqError(ErrorCode.INVALID_INPUT, sentence)
         else:
             yield dict(zip(header, values, strict=True))
+
+
+def _header(names: list[str]) -> list[str]:
+    """Checks the names of the columns."""
+    _refuse_utf_16("".join(names).encode("utf-8", "surrogateescape"))
+    if (wrong := _first_byte_that_is_not_utf_8(names)) is not None:
+        raise wrong
+    if (twice := next((name for at, name in enumerate(names) if name and name in names[:at]), None)) is not None:
+        sentence = f"the first line names the column {shown.line(twice, 80)!r} twice: give one another name"
+        raise PipeqError(ErrorCode.INVALID_INPUT, sentence)
+    return names
+
+
+def _first_byte_that_is_not_utf_8(values: list[str]) -> PipeqError | None:
+    if (text := ",".join(values)).isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return _not_utf_8(len(text[: error.start].encode()), ord(text[error.start]) & 0xFF)
+    return None
 
 
 def _parquet(given: str | IO[bytes]) -> Iterator[Any]:

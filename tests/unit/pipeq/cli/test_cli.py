@@ -431,6 +431,17 @@ def test_an_empty_stdin_is_no_task(recorder: Recorder) -> None:
     assert (done.exit_code, done.output, recorder.calls) == (0, "", [])
 
 
+def test_stdin_that_is_closed_is_said() -> None:
+    closed = "standard input is closed"
+    for arguments in (["submit", "asr", "-"], ["wait", "-"]):
+        done = subprocess.run(
+            [sys.executable, "-c", "import os, sys; os.close(0); os.execv(sys.executable, sys.argv[1:])",
+             sys.executable, "-m", "pipeq", *arguments],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, closed in done.stderr) == (2, True), done.stderr
+
+
 def test_stdin_that_is_no_text_is_refused(recorder: Recorder) -> None:
     done = run("submit", "asr", "-", stdin=b"fine\n\xff\xfe\n")
     assert done.exit_code == 2

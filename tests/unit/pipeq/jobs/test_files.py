@@ -1,0 +1,130 @@
+"""The files of a job: where they may go, and the columns of the input beside outcomes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pipeq.contract.errors import PipeqError
+from pipeq.jobs import places
+from pipeq.jobs.files import Beside, OutcomeFile, OutcomeFiles
+from pipeq.jobs.readers import source
+
+GOOD = {"line": 2, "custom_id": None, "result": "yes"}
+
+
+def write(place: object, *outcomes: dict[str, Any], beside: Any = None) -> None:
+    with OutcomeFiles(str(place), None, beside) as files:
+        files.write(outcomes)
+
+
+def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text()))
+    reader.start()
+    places.check(str(pipe), str(pipe))
+    write(pipe, GOOD)
+    reader.join()
+    assert json.loads(found[0]) == GOOD
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_link_stays_one_and_the_file_behind_it_is_written(tmp_path: Path) -> None:
+    link, target = tmp_path / "link.jsonl", tmp_path / "target.jsonl"
+    link.symlink_to(target)
+    write(link, GOOD)
+    assert link.is_symlink()
+    assert json.loads(target.read_text()) == GOOD
+
+
+def test_a_worker_follows_no_link_at_the_end_of_a_uri(tmp_path: Path) -> None:
+    link, target = tmp_path / "link.jsonl", tmp_path / "target.jsonl"
+    link.symlink_to(target)
+    write(f"file://{link}", GOOD)
+    assert not target.exists()
+    assert json.loads(link.read_text()) == GOOD
+
+
+@pytest.mark.parametrize("rows", [1, 1000])
+def test_what_the_disk_does_not_take_is_said_in_a_sentence(tmp_path: Path, rows: int) -> None:
+    # One row fails when the file is closed, many when they are written.
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(PipeqError, match=r"cannot write .*File too large"):
+            write(tmp_path / "out.jsonl", *[GOOD | {"result": "x" * 1000}] * rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("results", "errors", "says"),
+    [
+        ("none/out.jsonl", None, "there is no folder .*none"),
+        ("folder", None, "it is a folder: name a file"),
+        ("folder/", None, "it is a folder: name a file"),
+        ("out.jsonl", "none/e.jsonl", "there is no folder .*none"),
+        ("out.jsonl", "folder/../out.jsonl", "which is results, too"),
+        ("in.csv", None, "which is the input, too"),
+        ("out.jsonl", "in.csv", "which is the input, too"),
+        ("https://host/out", None, "neither a path"),
+    ],
+)
+def test_places_are_checked_in_advance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: str, errors: str | None, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("in.csv").write_text("a\n1\n")
+    with pytest.raises(PipeqError, match=says):
+        places.check(results, errors, "in.csv")
+    assert {one.name for one in tmp_path.iterdir()} == {"folder", "in.csv"}
+
+
+def test_what_cannot_be_made_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(file: Any) -> Any:
+        raise PipeqError("internal", "no package")
+
+    monkeypatch.setattr("pipeq.jobs.files.ParquetRows", fails)
+    with pytest.raises(PipeqError, match="no package"):
+        OutcomeFile(str(tmp_path / "out.parquet")).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_columns_are_those_of_the_first_row_that_has_some(tmp_path: Path) -> None:
+    given, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    given.write_text("id,text\nshort\n2,b\n")
+    wrong = {"line": 2, "custom_id": None, "error": {"code": "invalid_input", "message": "1 column"}}
+    write(out, wrong, GOOD | {"line": 3}, beside=Beside(source(str(given))))
+    assert list(csv.reader(out.read_text().splitlines())) == [
+        ["id", "text", "result", "code", "message"],
+        ["", "", "", "invalid_input", "line 2: 1 column"],
+        ["2", "b", "yes", "", ""],
+    ]
+    write(tmp_path / "out.jsonl", wrong, GOOD | {"line": 3}, beside=Beside(source(str(given))))
+    first, second = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert first == wrong
+    assert second == {"id": "2", "text": "b", "result": "yes"}
+
+
+def test_a_column_with_the_name_of_ours_is_not_lost(tmp_path: Path) -> None:
+    given, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    given.write_text("text,result,error\na,old,e\n")
+    write(out, GOOD, beside=Beside(source(str(given))))
+    (row,) = csv.DictReader(out.read_text().splitlines())
+    assert row == {"text": "a", "input_result": "old", "error": "e", "result": "yes", "code": "", "message": ""}
+    write(tmp_path / "out.jsonl", GOOD, beside=Beside(source(str(given))))
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == {
+        "text": "a", "input_result": "old", "input_error": "e", "result": "yes",
+    }  # fmt: skip

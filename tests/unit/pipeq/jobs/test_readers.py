@@ -1,0 +1,79 @@
+"""The text of a job's input: what is no UTF-8, or no CSV, is said, and never becomes other text."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pipeq.contract.errors import PipeqError
+from pipeq.jobs.readers import NOTHING, source
+
+
+def records(path: Path, text: bytes, kind: str | None = None) -> list[Any]:
+    path.write_bytes(text)
+    return [record for record in source(str(path), kind).records() if record is not NOTHING]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.txt", b"one\ntwo\n", ["one", "two"]),
+        ("a.jsonl", b'{"inputs": "one"}\r\n', [{"inputs": "one"}]),
+        ("a.csv", b"id,text\r\n1,one\r\n", [{"id": "1", "text": "one"}]),
+    ],
+)
+def test_a_mark_of_utf_8_at_the_beginning_is_no_text(tmp_path: Path, name: str, text: bytes, expected: Any) -> None:
+    assert records(tmp_path / name, codecs.BOM_UTF8 + text) == expected
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.tsv"])
+@pytest.mark.parametrize("order", [codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE])
+def test_utf_16_is_refused_as_what_it_is(tmp_path: Path, name: str, order: bytes) -> None:
+    with pytest.raises(PipeqError, match=r"written in UTF-16.*iconv"):
+        records(tmp_path / name, order + "id\n1\n".encode("utf-16-le" if order == codecs.BOM_UTF16_LE else "utf-16-be"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "good"),
+    [
+        ("a.txt", b"caf\xe9\nok\n", "ok"),
+        ("a.csv", b"text,n\ncaf\xe9,1\nok,2\n", {"text": "ok", "n": "2"}),
+        ("a.jsonl", b'"caf\xe9"\n"ok"\n', "ok"),
+    ],
+)
+def test_a_line_in_another_encoding_is_an_error_of_its_own(tmp_path: Path, name: str, text: bytes, good: Any) -> None:
+    wrong, right = records(tmp_path / name, text)
+    assert isinstance(wrong, PipeqError)
+    if name != "a.jsonl":
+        assert "not UTF-8 (byte 0xe9 after 3 others)" in wrong.message
+    assert right == good
+
+
+def test_names_of_columns_in_another_encoding_end_the_reading(tmp_path: Path) -> None:
+    with pytest.raises(PipeqError, match="not UTF-8"):
+        records(tmp_path / "a.csv", b"caf\xe9,n\n1,2\n")
+
+
+def test_a_quote_that_is_never_closed_takes_no_other_rows_silently(tmp_path: Path) -> None:
+    (wrong,) = records(tmp_path / "a.csv", b'id,text\n1,"never closed\n2,b\n3,c\n')
+    assert isinstance(wrong, PipeqError)
+    assert "no row of CSV: unexpected end of data" in wrong.message
+
+
+def test_quotes_and_lines_inside_cells_are_read(tmp_path: Path) -> None:
+    assert records(tmp_path / "a.csv", b'id,text\n1,"a ""q"" b\nnew"\n') == [{"id": "1", "text": 'a "q" b\nnew'}]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PipeqError, match="names the column 'text' twice"):
+        records(tmp_path / "a.csv", b"id,text,text\n1,a,b\n")
+    assert records(tmp_path / "a.csv", b"id,,\n1,,\n") == [{"id": "1", "": ""}]
+
+
+def test_standard_input_that_is_closed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(PipeqError, match="standard input is closed"):
+        source("-")
