@@ -406,6 +406,20 @@ def test_the_commands(served: Served) -> None:
     assert "completed" in run("cancel", "cmd")
     assert run("retry", "cmd", str(path), "--code", "timeout") == ""
     run("status", "nobody", code=6)
+    # Results with names, what was asked, and files of this machine.
+    (served.folder / "here").mkdir()
+    for at in range(2):
+        (served.folder / "here" / f"{at}.bin").write_bytes(b"x" * 20_000)
+    here = served.folder.as_uri()
+    run("submit", "constant", f"{served.folder}/here/*.bin", "--job-id", "cmd-2", "--include-inputs", "--wait",
+        "--output", f"{here}/cmd/{{id}}.json", "--upload", f"{here}/up/")  # fmt: skip
+    rows = [json.loads(line) for line in run("results", "cmd-2").splitlines()]
+    for at, row in enumerate(rows):
+        place = served.folder / "cmd" / f"cmd-2-line{at + 1}.json"
+        assert row["result"] == {"uri": place.as_uri()}
+        assert row["inputs"]["uri"].startswith(f"{here}/up/")
+        assert json.loads(place.read_text())["pipeq"]["inputs"] == row["inputs"]
+    assert len(rows) == 2
     run("submit", "constant", str(path), "--errors", "x", code=2)
 
 

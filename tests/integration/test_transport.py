@@ -21,6 +21,7 @@ from pipeq.demo import embedded
 from pipeq_worker.broker import transport
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.leases.reserved import Wanted
+from pipeq_worker.leases.reserver import LOOK_S
 from pipeq_worker.leases.server import Server, place
 
 from tests.proxy import proxy
@@ -238,6 +239,31 @@ def test_an_idle_consumer_sleeps(url: str, db: redis.Redis) -> None:
         drain(connection, 3)
         calls = db.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
     assert calls <= 10 * 3
+
+
+def test_a_lone_message_takes_one_call(url: str, db: redis.Redis) -> None:
+    """What comes after it is reported by Redis."""
+    got: list[float] = []
+
+    def received(body: Any, message: Any) -> None:
+        got.append(time.monotonic())
+        message.ack()
+
+    with consumer(url, ["a", "b"], received) as connection:
+        drain(connection, 1)
+        sent = []
+        db.config_resetstat()
+        for at in range(10):
+            sent.append(time.monotonic())
+            publish(url, "a", 1)
+            drain(connection, 20, lambda at=at: len(got) > at)  # type: ignore[misc]
+            drain(connection, 0.05)
+        calls = db.info("commandstats")["cmdstat_evalsha"]["calls"]
+        took_s = time.monotonic() - sent[0]
+    assert len(got) == 10
+    # One call for each, those that look although Redis reports nothing, and those that renew leases.
+    assert calls <= 10 + 2 * took_s / LOOK_S + 2
+    assert statistics.median(done - begun for done, begun in zip(got, sent, strict=True)) < LOOK_S / 2
 
 
 def test_where_redis_does_not_ring_it_is_asked(url: str, db: redis.Redis) -> None:

@@ -18,8 +18,8 @@ from pipeq.jobs.files import Asked, Beside, OutcomeFiles
 from pipeq.jobs.outcomes import as_completed, outcomes
 from pipeq.jobs.readers import source
 from pipeq.jobs.submit_calls import SubmitCalls
-from pipeq.jobs.watching import LOOK_S, Watch
-from pipeq.protocol import Give, Sleep, Steps, Stream, given
+from pipeq.jobs.watching import Watch
+from pipeq.protocol import Give, Steps, Stream, given
 from pipeq.results import read_result
 
 #: How long workers have to write the files of a job before a client does, in seconds.
@@ -198,16 +198,16 @@ class JobCalls(SubmitCalls):
         yield from self.status(job_id)
         if order == "input":
             return (yield from outcomes(job_id, self._read))
-        return (
-            yield from as_completed(job_id, self._read, partial(self._more, job_id) if follow else None, forget=forget)
-        )
+        more = partial(self._more, Watch(job_id, lambda: self.status(job_id), None)) if follow else None
+        return (yield from as_completed(job_id, self._read, more, forget=forget))
 
-    def _more(self, job_id: str) -> Steps[bool]:
-        """Waits a moment for further outcomes, and says whether there may be some."""
-        status = yield from self.status(job_id)
-        if status.state.is_final or status.state is JobState.FINALIZING:
+    @staticmethod
+    def _more(watch: Watch, is_new: bool) -> Steps[bool]:
+        """Waits a while for further outcomes, and says whether there may be some."""
+        status = yield from watch.status()
+        if status is not None and (status.state.is_final or status.state is JobState.FINALIZING):
             return False
-        yield Sleep(LOOK_S)
+        yield from watch.pause(is_first=is_new)
         return True
 
     def _read(self, uri: str) -> Any:

@@ -69,7 +69,7 @@ class Columns:
         try:
             custom_id = self._custom_id(record)
             inputs, params = self._parts(record)
-            inputs = plain(self.wrap(inputs))
+            inputs = plain(inputs if type(inputs) is str else self.wrap(inputs))
             row = PackRow(inputs, None if params is None else checks.params(params) or None, number, custom_id)
             if self.place is not None:
                 row = replace(row, output=self.place(row))

@@ -43,27 +43,28 @@ def outcomes(job_id: str, read: Read) -> Stream[list[dict[str, Any]]]:
 
 
 def as_completed(
-    job_id: str, read: Read, more: Callable[[], Steps[bool]] | None = None, *, forget: bool = False
+    job_id: str, read: Read, more: Callable[[bool], Steps[bool]] | None = None, *, forget: bool = False
 ) -> Stream[list[dict[str, Any]]]:
     """Hands out the same in the order in which rows ended.
 
     Args:
         job_id: the job.
         read: reads the JSON of an object in the workers' store.
-        more: waits for further ones, and says whether there may be some; None to hand out what is there.
+        more: waits for further ones, and says whether there may be some; given whether some have come since its last
+            call. None to hand out what is there.
         forget: whether to remove them from Redis when they have been handed out.
 
     Raises:
         ReadError: an outcome cannot be read.
     """
-    at, may_come = 0, True
+    at, may_come, is_new = 0, True, True
     while True:
         if not (names := (yield from store.done_fields(job_id, at))):
             if not may_come or more is None:
                 return None
-            may_come = yield from more()
+            may_come, is_new = (yield from more(is_new)), False
             continue
-        at += len(names)
+        at, is_new = at + len(names), True
         for start in range(0, len(names), FIELDS):
             for name in names[start : start + FIELDS]:
                 yield Give((yield from _of_fields(job_id, [name], read)))

@@ -67,8 +67,10 @@ class Watch:
         self._answered_at = time.monotonic()
         return found
 
-    def pause(self) -> Steps[None]:
-        """Waits until the job is to be looked at again."""
+    def pause(self, *, is_first: bool = False) -> Steps[None]:
+        """Waits until the job is to be looked at again: at first soon, then longer from pause to pause."""
+        if is_first:
+            self._pause_s = LOOK_S
         until = time.monotonic() + self._pause_s
         self._pause_s = min(MOST_LOOK_S, self._pause_s * 1.3)
         if self._until is not None:

@@ -12,7 +12,7 @@ import os
 import select
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -109,8 +109,9 @@ class Reserver:
         self._fault: BaseException | None = None
         #: Queue -> Redis' error about one of its keys, in the last reserve.
         self._refused: dict[str, str] = {}
-        #: Whether the script has more messages to put in order, for which it needs no credit.
-        self._is_unmoved = False
+        #: Whether the script has more messages to put in order, for which it needs no credit; and whether it left none
+        #: on the lists that it could read.
+        self._is_unmoved = self._is_emptied = False
         leases.readers.add(self)
         self._thread = threading.Thread(target=self._run, name="reserve", daemon=True)
         self._thread.start()
@@ -231,15 +232,22 @@ class Reserver:
             return
         wanted = self._looks.with_marks(wanted, sharing)
         if number := self._reserve(queues, wanted):
-            if number < ENOUGH < free:
-                self._pause()
-            return
+            if not number < ENOUGH < free or self._pause() or not self._is_watched(queues):
+                return
+            # Lone messages take one call each, not two.
+            wanted = self._wanted(queues)
         if self._is_unmoved:
             # Redis serves others in between.
             self._sleep(MOVE_PAUSE_S)
             return
         starved = any(not one.messages or not one.nbytes for one in wanted)
         self._wait_for_bell(LOOK_S if self._line.rings and not starved else POLL_S)
+
+    def _is_watched(self, queues: tuple[str, ...]) -> bool:
+        """Whether another call, after one that took few messages, would find nothing that Redis does not report."""
+        sharing = self._leases.sharing
+        gives = sharing is not None and any(sharing.shares(one) and sharing.spare(one) for one in queues)
+        return self._line.rings and self._is_emptied and not gives
 
     def _wanted(self, queues: tuple[str, ...]) -> list[Wanted]:
         return [self._terms.wanted(queue, len(queues)) for queue in queues]
@@ -267,6 +275,7 @@ class Reserver:
         ]
         script, arguments = self._leases.reserve_command(wanted)
         reserved, places, self._refused, self._is_unmoved, idle = taken(self._line.call(script, arguments), wanted)
+        self._is_emptied = not (self._is_unmoved or self._refused) and _got_all(reserved, wanted)
         self.seen_at = time.monotonic()
         for queue, number in idle.items():
             self._looks.answered([queue])
@@ -274,6 +283,7 @@ class Reserver:
                 sharing.give_back(queue, number)
         if not reserved:
             return 0
+        self._looks.took()
         self._settle(places)
         self._leases.add(reserved)
         with self._lock:
@@ -304,17 +314,20 @@ class Reserver:
             if (owed := self._owed.get(queue)) is not None:
                 owed[at] = max(0.0, owed[at] - 1)
 
-    def _pause(self) -> None:
+    def _pause(self) -> bool:
+        """Pauses. Returns whether Redis has reported something new."""
         until = time.monotonic() + PAUSE_S
-        if self._line.rings:
-            self._wait_for_bell(LULL_S)
+        has_rung = self._line.rings and self._wait_for_bell(LULL_S)
         if (left := until - time.monotonic()) > 0:
             self._sleep(left)
+        return has_rung
 
-    def _wait_for_bell(self, timeout_s: float) -> None:
-        if not self._rung():
-            self._sleep(timeout_s, *self._line.sockets)
-            self._rung()
+    def _wait_for_bell(self, timeout_s: float) -> bool:
+        """Waits for a report of Redis. Returns whether there was one."""
+        if self._rung():
+            return True
+        self._sleep(timeout_s, *self._line.sockets)
+        return self._rung()
 
     def _rung(self) -> bool:
         """Reads the reports of Redis. Returns whether there were any."""
@@ -331,3 +344,10 @@ class Reserver:
         poll.poll(timeout_s * 1000)
         with suppress(BlockingIOError):
             os.read(self._woken, 4096)
+
+
+def _got_all(reserved: list[Reserved], wanted: list[Wanted]) -> bool:
+    """Whether none was left behind for lack of credit."""
+    nbytes = sum(one.too_large or len(one.raw) for one in reserved)
+    numbers = Counter(one.queue for one in reserved)
+    return all(numbers[one.queue] < one.messages and nbytes < one.nbytes for one in wanted)

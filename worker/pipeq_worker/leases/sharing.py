@@ -102,6 +102,10 @@ class Looks:
             found.append(one)
         return found
 
+    def took(self) -> None:
+        """Called when messages were taken: the script has removed the worker's mark."""
+        self._marked_at = None
+
     def answered(self, queues: Iterable[str]) -> None:
         """Called when marks of these queues were removed: Redis reports no more of them until they are read again."""
         for queue in queues:

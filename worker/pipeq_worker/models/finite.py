@@ -48,6 +48,11 @@ class Watch:
         #: Whether something was wrong in rows that cannot be assigned to items, and inside an encoder.
         self._unclear: torch.Tensor | None = None
         self._inside: torch.Tensor | None = None
+        self._has_numbers = False
+
+    def see_finite(self) -> None:
+        """Notes a call with numbers, none of which was wrong."""
+        self._has_numbers = True
 
     def see(self, rows: torch.Tensor) -> None:
         """Notes which rows of a call are wrong. Several rows of one item, beams for instance, are adjacent."""
@@ -67,7 +72,8 @@ class Watch:
             raised: whether the model raised before it returned an output.
         """
         # An output may hold no numbers at all: a keypoint whose score is NaN, for instance, is dropped.
-        asks = [self._unclear] + ([self._inside] if raised or self._bad is None else [])
+        has_none = self._bad is None and not self._has_numbers
+        asks = [self._unclear] + ([self._inside] if raised or has_none else [])
         if any(one is not None and bool(one) for one in asks):
             return [True] * self._items
         return [False] * self._items if self._bad is None else self._bad.tolist()
@@ -158,6 +164,9 @@ def _look(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         ):
             value = value[:, -1:]  # generation reads only the last token's logits
             generates = True
+        if value.ndim and value.numel() and _is_finite(value):
+            watch.see_finite()
+            continue
         found = _wrong(name, value)
         if generates and value.is_cuda:
             # On CUDA, sampling from NaN fails an assertion in a kernel, after which the whole process is unusable.
@@ -172,9 +181,17 @@ def _look(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
 def _look_inside(module: Any, args: Any, output: Any) -> None:
     watch: Watch | None = getattr(_current, "watch", None)
     first = output[0] if watch is not None and isinstance(output, ModelOutput | tuple) and len(output) else None
-    found = _wrong("last_hidden_state", first) if isinstance(first, torch.Tensor) else None
+    if not isinstance(first, torch.Tensor) or _is_finite(first):
+        return
+    found = _wrong("last_hidden_state", first)
     if watch is not None and found is not None:
         watch.see_inside(found)
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    """Whether all numbers are finite, by one reduction; False also if that is not known."""
+    # A sum is finite only if all of its parts are. Elsewhere, to fetch it would wait for the device.
+    return value.device.type == "cpu" and value.is_floating_point() and math.isfinite(value.sum().item())
 
 
 def _wrong(name: str, value: torch.Tensor) -> torch.Tensor | None:
