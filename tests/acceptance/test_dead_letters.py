@@ -97,9 +97,9 @@ def test_a_retry_after_the_cause_is_gone_succeeds(client: Client, db: redis.Redi
 
 
 def test_an_expired_message_lives_again(client: Client, db: redis.Redis) -> None:
-    task = client.submit(CONSTANT, "x", params={"nonsense": 1}, expires_s=5, fair_key="one", deadline_s=9)
+    task = client.submit(CONSTANT, "x", params={"nonsense": 1}, expires_s=3, fair_key="one", deadline_s=9)
     client.wait(task, 30)
-    time.sleep(5.1)
+    time.sleep(3.1)
     client.dead(ids=[task]).retry()
     status = client.wait(task, 30)
     assert status.state is State.FAILED
