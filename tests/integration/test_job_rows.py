@@ -15,6 +15,7 @@ from pipeq import Client, PipeqError, uploading, uploads
 from pipeq.contract import job, keys
 from pipeq.contract.job import JobState
 from pipeq.contract.message import Ref
+from pipeq.contract.pack import PARAMS_BYTES
 
 from tests.integration.conftest import PIPELINE, New
 
@@ -174,3 +175,12 @@ def test_packs_are_queued_after_what_they_refer_to_and_a_submit_goes_on_when_the
     client.jobs.submit(PIPELINE, given, job_id="goes on", check=False)
     assert [content(row) for row in rows(db)] == given
     assert client.jobs.status("goes on").state is JobState.IN_PROGRESS
+
+
+def test_packs_with_many_parameters_have_few_rows(client: Client, db: redis.Redis) -> None:
+    params = {"labels": ["x" * 100_000]}
+    client.jobs.submit(PIPELINE, map(str, range(50)), params=params, include_inputs=True, check=False)
+    found = packs(db)
+    assert sorted(row["inputs"] for one in found for row in one["rows"]) == sorted(map(str, range(50)))
+    assert [len(one["rows"]) for one in found] == [20, 20, 10]
+    assert all(len(one["rows"]) * len(json.dumps(one["params"])) < PARAMS_BYTES for one in found)

@@ -28,6 +28,9 @@ from pipeq.contract.writing import to_json
 #: Most rows of one pack, and the largest number that says where a row stands.
 ROWS_MAX = 1000
 NUMBER_MAX = 2**53
+#: Most bytes of parameters of all rows of a pack, times its rows: each row may go on alone with them, and with
+#: ``include_inputs`` each outcome has them, so that a message of 150 KB would become one of 40 MB.
+PARAMS_BYTES = 2 * 2**20
 _FIELDS = frozenset({"pipeline", "rows", "job", "params", "output", "include_inputs"})
 
 
@@ -108,6 +111,10 @@ class PackMessage:
             raise _wrong(f"rows: not a list of 1 to {ROWS_MAX} rows")
         if params is not None and not isinstance(params, dict):
             raise _wrong("params: not an object")
+        if params and len(rows) > (most := most_rows_with(params)):
+            raise _wrong(
+                f"params: {len(rows)} rows have them, and of this length at most {most} may: send smaller packs"
+            )
         output = fields.get("output")
         if output is not None:
             if not isinstance(output, dict):
@@ -152,6 +159,11 @@ def parse(fields: Any) -> TaskMessage | PackMessage:
         PipeqError: ``invalid_message``: they are no message of ours.
     """
     return PackMessage.parse(fields) if isinstance(fields, dict) and "rows" in fields else TaskMessage.parse(fields)
+
+
+def most_rows_with(params: Mapping[str, Any]) -> int:
+    """Most rows of a pack whose rows all have these parameters; 1 at least."""
+    return max(1, min(ROWS_MAX, PARAMS_BYTES // len(to_json(params))))
 
 
 def row_id(job_id: str, line: int | None) -> str:
@@ -209,7 +221,10 @@ def pack_schema() -> str:
             "pipeline": {"type": "string", "minLength": 1, "maxLength": 200},
             "rows": {"type": "array", "minItems": 1, "maxItems": ROWS_MAX, "items": row},
             "job": of,
-            "params": {"type": ["object", "null"], "description": "Parameters of all rows."},
+            "params": {
+                "type": ["object", "null"],
+                "description": f"Parameters of all rows; their bytes, times the rows, are {PARAMS_BYTES} at most.",
+            },
             "output": {"anyOf": [output, {"type": "null"}], "description": "Where outcomes go that are too large."},
             "include_inputs": {"type": "boolean", "description": "Whether outcomes have inputs and params, too."},
         },

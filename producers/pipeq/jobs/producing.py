@@ -15,7 +15,7 @@ from pipeq.contract import keys, naming
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.job import JobState, JobStatus
 from pipeq.contract.message import Output
-from pipeq.contract.pack import PackMessage, PackOf, PackRow, row_id
+from pipeq.contract.pack import PackMessage, PackOf, PackRow, most_rows_with, row_id
 from pipeq.envelope import Envelope, new_id
 from pipeq.jobs import packing, store
 from pipeq.jobs.columns import Columns
@@ -113,7 +113,8 @@ def _packs(plan: Plan, source: Source, done: int) -> Iterator[packing.Pack]:
         sentence = f"the input has {skipped} lines, and {done} of it were submitted: it is another one"
         raise PipeqError(ErrorCode.INVALID_INPUT, sentence)
     lines = _lines(records, done, plan)
-    yield from packing.packs(lines, plan.most_rows, min(packing.BYTES, plan.max_message_bytes // 2))
+    most_rows = min(plan.most_rows, most_rows_with(plan.params)) if plan.params else plan.most_rows
+    yield from packing.packs(lines, most_rows, min(packing.BYTES, plan.max_message_bytes // 2))
 
 
 def _is_over(status: JobStatus) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from pipeq.contract import keys, pack
-from pipeq.contract.pack import PackMessage, PackOf
+from pipeq.contract.errors import PipeqError
+from pipeq.contract.pack import PackMessage, PackOf, PackRow
 from pipeq.envelope import Envelope
 from pipeq.jobs import packing
 from pipeq.jobs.columns import columns
@@ -56,3 +57,17 @@ def test_references_count_more_than_their_text() -> None:
     assert line.cost == line.nbytes + packing.REF_BYTES
     few = list(packing.packs(lines([{"image": {"uri": "s3://b/a.png"}}] * 40), 256))
     assert [len(one.rows) for one in few] == [15, 15, 10]
+
+
+@pytest.mark.parametrize(("nbytes", "most"), [(0, 1000), (1000, 1000), (20_000, 104), (150_000, 13), (3 * 2**20, 1)])
+def test_rows_of_a_pack_are_few_where_each_has_many_parameters(nbytes: int, most: int) -> None:
+    params = {"labels": ["x" * nbytes]}
+    assert pack.most_rows_with(params) == most
+
+    def sent(rows: int) -> dict[str, Any]:
+        return PackMessage("any", (PackRow("a"),) * rows, PackOf("job", 0), params).to_kwargs()
+
+    assert len(PackMessage.parse(sent(most)).rows) == most
+    if most < pack.ROWS_MAX:
+        with pytest.raises(PipeqError, match=f"params: .* at most {most} may: send smaller packs"):
+            PackMessage.parse(sent(most + 1))
