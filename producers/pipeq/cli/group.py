@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import importlib.util
+import os
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -33,6 +36,8 @@ REFUSED = 6
 
 #: Most characters of a message that a line on stderr shows.
 MESSAGE_CHARS = 2000
+#: What the system says where a disk takes no more.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 EXIT_CODES = """\b
 Exit codes:
@@ -140,6 +145,13 @@ class LazyGroup(Group):
         except PipeqError as error:
             say(error.code, error.message)
             ctx.exit(exit_code(error))
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            say(ErrorCode.OUTPUT_FAILED, f"cannot write: {error.strerror}")
+            with suppress(OSError):  # what stdout still holds would fail once more when Python ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(TASK_FAILED)
 
     @contextmanager
     def _missing_package_said(self, ctx: click.Context, command: str | None) -> Iterator[None]:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -55,7 +56,8 @@ class PartialFile:
     def __exit__(self, *_: object) -> None:
         if not self._places:
             self.path.unlink(missing_ok=True)
-        self._file.close()
+        with suppress(OSError):  # to close it writes what is left: if that cannot be written, it was said before
+            self._file.close()
 
     def _read(self) -> None:
         """Reads what an earlier run has left, and removes a line that it did not finish."""

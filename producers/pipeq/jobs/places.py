@@ -27,7 +27,10 @@ def local_path(place: str) -> str | None:
         raise PipeqError(ErrorCode.INVALID_INPUT, sentence)
     if scheme == "file":
         return os.path.abspath(os.fsdecode(unquote_to_bytes(place.removeprefix("file://"))))
-    return None if scheme else os.path.realpath(os.path.expanduser(place))
+    if scheme:
+        return None
+    path = os.path.abspath(os.path.expanduser(place))
+    return path if is_stream(path) else os.path.realpath(path)  # /dev/stdout may lead to a pipe without a path
 
 
 def is_stream(path: str) -> bool:

@@ -442,6 +442,15 @@ def test_stdin_that_is_closed_is_said() -> None:
         assert (done.returncode, closed in done.stderr) == (2, True), done.stderr
 
 
+def test_a_disk_that_is_full_is_said() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeq", "completion", "bash"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "pipeq: output_failed: cannot write: No space left on device\n")
+
+
 def test_stdin_that_is_no_text_is_refused(recorder: Recorder) -> None:
     done = run("submit", "asr", "-", stdin=b"fine\n\xff\xfe\n")
     assert done.exit_code == 2

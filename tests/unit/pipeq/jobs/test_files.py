@@ -7,7 +7,10 @@ import json
 import os
 import resource
 import stat
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pytest
 from pipeq.contract.errors import PipeqError
 from pipeq.jobs import places
 from pipeq.jobs.files import Beside, OutcomeFile, OutcomeFiles
+from pipeq.jobs.partial import PartialFile
 from pipeq.jobs.readers import source
 
 GOOD = {"line": 2, "custom_id": None, "result": "yes"}
@@ -55,17 +59,41 @@ def test_a_worker_follows_no_link_at_the_end_of_a_uri(tmp_path: Path) -> None:
     assert json.loads(link.read_text()) == GOOD
 
 
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """Files take 100 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_disk")
 @pytest.mark.parametrize("rows", [1, 1000])
 def test_what_the_disk_does_not_take_is_said_in_a_sentence(tmp_path: Path, rows: int) -> None:
     # One row fails when the file is closed, many when they are written.
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    try:
-        with pytest.raises(PipeqError, match=r"cannot write .*File too large"):
-            write(tmp_path / "out.jsonl", *[GOOD | {"result": "x" * 1000}] * rows)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with pytest.raises(PipeqError, match=r"cannot write .*File too large"):
+        write(tmp_path / "out.jsonl", *[GOOD | {"result": "x" * 1000}] * rows)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_a_run_whose_disk_is_full_ends_in_a_sentence(tmp_path: Path) -> None:
+    def run() -> None:
+        with PartialFile(tmp_path / "out.partial", {"task": "any"}) as partial:
+            partial.add(GOOD | {"result": "x" * 1000})
+            partial.flush()
+
+    with pytest.raises(PipeqError, match=r"cannot write .*File too large"):
+        run()
+
+
+def test_standard_output_is_written_to_though_its_pipe_has_no_path(tmp_path: Path) -> None:
+    link = tmp_path / "stdout"  # as /dev/stdout, which a wrong program of root's would replace
+    link.symlink_to("/proc/self/fd/1")
+    script = f"from pipeq.jobs.files import OutcomeFiles\nwith OutcomeFiles('{link}', None) as out: out.write([{{}}])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("{}\n", "")
 
 
 @pytest.mark.parametrize(
