@@ -258,6 +258,9 @@ class Runs(Generic[T]):
         life = self._life
         items = self._left(items)
         tasks = tasks_of(items)
+        if any(task.is_marking for task in tasks):
+            with self.marking:  # their first batch runs, and they are marked once
+                pass
         if tasks and all(map(is_new, tasks)):
             with self.marking:
                 self._mark(self._give_unmarked(items, tasks, life))
