@@ -24,7 +24,8 @@ MAX_DEPTH = 200
 MAX_DIGITS = 300
 
 _LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+#: One without end goes on to the end of all: looked for again from each quotation mark in it, it would take minutes.
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BRACKET = re.compile(rb"[\[{\]}]")
 #: One of so many bytes is looked at for a long number: of a long one, so many samples in a row are digits. Two steps

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import time
 from typing import Any
 
 import pytest
@@ -176,3 +177,14 @@ def test_damaged_messages_are_read_as_python_reads_them() -> None:
             found = str(error)
         assert same(found, expected), bytes(raw)
     assert 1000 < read < 19_000  # both kinds were met
+
+
+@pytest.mark.parametrize("end", [b"", b"\\", b"["])
+def test_a_text_without_end_is_read_once(end: bytes) -> None:
+    """Each of its escaped quotation marks could begin a text, too: to look from each to the end would take minutes."""
+    raw = b"[" * (DEEP // 2) + b"[]," * DEEP + b'"' + b'\\"' * 200_000 + end
+    began = time.process_time()
+    reading.is_bounded(raw)
+    with pytest.raises(UnreadableError):
+        json_value(raw)
+    assert time.process_time() - began < 5
