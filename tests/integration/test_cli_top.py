@@ -102,6 +102,10 @@ def test_a_misspelt_parameter_is_refused_before_anything_is_queued(client: Clien
     done = run("submit", TEXT, "x", "--params", '{"p10": 1}')
     assert (done.exit_code, done.stdout) == (6, "")
     assert "invalid_params: 'text-classification' takes no parameter 'p10'; did you mean 'p" in done.stderr
+    job = run("job", "submit", TEXT, "rows.txt", "--params", '{"p10": 1}')
+    assert (job.exit_code, job.stdout) == (6, "")
+    assert "did you mean 'p" in job.stderr
+    assert client.jobs.list() == []
     assert client.queue(TEXT).depth == 3
     assert run("submit", TEXT, "x", "--params", '{"p10": 1}', "--no-check").exit_code == 0
     assert run("submit", ASR, "x", "--text", "--params", '{"p10": 1}').exit_code == 0, "of this one nothing is known"

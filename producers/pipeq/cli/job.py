@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from pipeq.cli.group import NOT_FINISHED, OK, TASK_FAILED
+from pipeq.cli.names import check_params, registered
 from pipeq.cli.options import (
     allow_option,
     connected,
@@ -148,6 +149,8 @@ def submit(
     if results is not None and not worker_writes:
         places.check(results, errors, input)
     with connected(redis_url, allow, upload) as client:
+        if params and not no_check:
+            check_params(params, registered(client, pipeline), pipeline)
         display = Display(in_json=in_json)
         found = client.jobs.submit(
             pipeline,

@@ -6,12 +6,13 @@ Parameters are checked by the worker, too; here, the one who made the mistake is
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any
 
 from pipeq.client import Client
 from pipeq.contract import shown
-from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.errors import ErrorCode, PipeqError, RedisUnavailableError
 from pipeq.queue_info import QueueInfo
 
 #: Most names that an error lists, and most characters of one.
@@ -36,13 +37,20 @@ def queue_of(client: Client, pipeline: str) -> QueueInfo:
     return queue
 
 
-def check_params(params: Mapping[str, Any], registered: Mapping[str, Any], pipeline: str) -> None:
+def registered(client: Client, pipeline: str) -> dict[str, Any]:
+    """What a worker has registered of the pipeline; empty if that is not known."""
+    with suppress(RedisUnavailableError):  # the submit itself will say it
+        return client.pipelines().get(pipeline, {})
+    return {}
+
+
+def check_params(params: Mapping[str, Any], about: Mapping[str, Any], pipeline: str) -> None:
     """Checks the names of parameters, if the pipeline's worker has registered those that it takes.
 
     Raises:
         PipeqError: ``invalid_params``, with the nearest one.
     """
-    listed = registered.get("params")
+    listed = about.get("params")
     known = [one for one in listed if isinstance(one, str)] if isinstance(listed, list) else []
     for name in params if known else ():
         if name not in known:

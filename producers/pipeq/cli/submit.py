@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from itertools import count, islice
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ import click
 from pipeq import checks
 from pipeq.cli.group import OK, say
 from pipeq.cli.inputs import Form, Reader, Value
-from pipeq.cli.names import check_params
+from pipeq.cli.names import check_params, registered
 from pipeq.cli.options import (
     allow_option,
     connected,
@@ -30,7 +29,7 @@ from pipeq.cli.show import LateProgress, status_json
 from pipeq.cli.streams import Paused
 from pipeq.client import Client
 from pipeq.contract import keys
-from pipeq.contract.errors import PipeqError, RedisUnavailableError, SubmitError
+from pipeq.contract.errors import PipeqError, SubmitError
 from pipeq.submitting import CHUNK_BYTES, CHUNK_TASKS
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -178,7 +177,7 @@ def submit(
     ids: list[str] = []
     with connected(redis_url, allow, upload) as client:
         if params and not no_check:
-            check_params(params, _registered(client, pipeline), pipeline)
+            check_params(params, registered(client, pipeline), pipeline)
         reader = _reader(client, pipeline, *forms)
         is_one = not reader.may_be_several(inputs)
         if priority is None and not is_one:
@@ -208,16 +207,9 @@ def submit(
     click.get_current_context().exit(code)
 
 
-def _registered(client: Client, pipeline: str) -> dict[str, Any]:
-    """What a worker has registered of the pipeline; empty if that is not known."""
-    with suppress(RedisUnavailableError):  # the submit itself will say it
-        return client.pipelines().get(pipeline, {})
-    return {}
-
-
 def _reader(client: Client, pipeline: str, form: str = "") -> Reader:
     def takes() -> str | None:
-        found = _registered(client, pipeline).get("takes")
+        found = registered(client, pipeline).get("takes")
         return found if isinstance(found, str) else None
 
     forms: dict[str, Form] = {"lines": "lines", "jsonl": "jsonl", "document": "document"}
