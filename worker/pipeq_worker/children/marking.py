@@ -53,10 +53,12 @@ class Marking(Generic[T]):
             self._mark_rest()
 
     def _run(self) -> None:
-        while (given := self._given.get()) is not None:
-            self._mark_one(*given)
-        self._has_ended = True
-        self._mark_rest()
+        try:
+            while (given := self._given.get()) is not None:
+                self._mark_one(*given)
+        finally:  # if it breaks, too, nobody must wait for the lock for ever
+            self._has_ended = True
+            self._mark_rest()
 
     def _mark_rest(self) -> None:
         while True:
