@@ -155,7 +155,7 @@ class Consumer(CeleryConsumer):
             others: those that live.
         """
         now = time.time()
-        lately = {name for name, at in (failed_on or {}).items() if now - at < PREFER_OTHERS_S}
+        lately = {name for name, at in (failed_on or {}).items() if abs(now - at) < PREFER_OTHERS_S}
         return now + LEAVE_S if self.hostname in lately and others - lately else None
 
     def ensure_connected(self, conn: Any) -> Any:

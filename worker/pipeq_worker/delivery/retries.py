@@ -109,7 +109,7 @@ class Retries:
 
     def _failed_on(self, delivery: Delivery, blame: Blame, now: float) -> dict[str, float]:
         """The workers that could not do a task a short time ago, this one included if that is why it failed."""
-        found = {name: at for name, at in delivery.failed_on.items() if now - at < PREFER_OTHERS_S}
+        found = {name: at for name, at in delivery.failed_on.items() if abs(now - at) < PREFER_OTHERS_S}
         if blame in (Blame.WORKER, Blame.EITHER):
             found[self._worker] = round(now, 3)
         return dict(sorted(found.items(), key=lambda one: one[1])[-keys.REFUSED_BY_MAX :])

@@ -145,7 +145,7 @@ def _passed_on(methods: list[Callable[..., None]]) -> Callable[..., None]:
         for at, method in enumerate(methods):
             try:
                 method(*args)
-            except Exception:
+            except (Exception, SystemExit):  # the latter would end the thread, and nobody would hear of it
                 if at not in broken:
                     broken.add(at)
                     logger.exception("an observer fails: %r", method, extra={"action": "observer"})

@@ -40,13 +40,16 @@ def test_every_event_reaches_everybody(name: str) -> None:
     assert one.told == other.told == [(name, *args)]
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, SystemExit])
 @pytest.mark.parametrize("name", EVENTS)
-def test_one_that_raises_is_said_once_and_disturbs_nobody(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_that_raises_is_said_once_and_disturbs_nobody(
+    name: str, kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
     class Broken(Everything):
         pass
 
     def fails(self: Any, *args: Any) -> None:
-        raise RuntimeError("no metrics today")
+        raise kind("no metrics today")
 
     setattr(Broken, name, fails)
     behind = Everything()
