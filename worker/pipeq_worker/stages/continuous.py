@@ -178,7 +178,9 @@ class StreamStage:
             with self._changed:
                 number, _ = self._inside.pop(item)
                 self._fallen_out.append((number, item))
-                self._broken = outcome
+                # One that entered a moment too late is not told why.
+                if self._broken is None or self._broken.__cause__ is None:
+                    self._broken = outcome
                 self._changed.notify_all()
             return
         if item.row.is_over:

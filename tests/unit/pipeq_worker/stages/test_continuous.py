@@ -63,10 +63,11 @@ class Slow(Stream):
             if features.startswith("bad"):
                 ended |= self._inside
                 self._inside, self.is_lost = {}, True
-        for one in ended:
+        for at, one in enumerate(ended):
             if self.is_lost and features.startswith("bad"):
                 error = StreamLostError()
-                error.__cause__ = self._error
+                # As who enters when it is lost already, the last one is not told why.
+                error.__cause__ = self._error if at < max(1, len(ended) - 1) else None
                 one(error)
             elif features.startswith("refused"):
                 one(PipeqError("invalid_input", "it is too long"))
