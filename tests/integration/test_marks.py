@@ -121,6 +121,22 @@ def test_going_back_on_the_queue_is_no_death(db: redis.Redis) -> None:
     assert later.deaths == 1
 
 
+@pytest.mark.parametrize("ended", ["SUCCESS", "FAILURE", "REVOKED"])
+def test_a_death_that_is_told_late_leaves_no_mark(db: redis.Redis, ended: str) -> None:
+    """A worker was stopped for longer than its lease; another one has ended the task, and removed its mark."""
+    marks, mine, running = Marks(db, "w1"), delivery(), delivery("b")
+    for one in (mine, running):
+        one.lost, one.last_started_at, one.timing_ms = [], 1.0, {}
+    marks.begin([mine, running])
+    db.set(keys.record_key("a"), json.dumps({"status": ended}))
+    db.hdel(keys.RUNNING, "a")
+    mine.deaths = running.deaths = 1
+    marks.died([mine, running])
+    assert db.hkeys(keys.RUNNING) == [b"b"]
+    marks.take_back([mine, running])
+    assert db.hkeys(keys.RUNNING) == [b"b"]
+
+
 def states(db: redis.Redis, client: Client, task_id: str) -> set[str]:
     """A task's state in the client and in the plain reader of docs/record.md."""
     found = (db.get(keys.record_key(task_id)), db.hget(keys.RUNNING, task_id))

@@ -3,7 +3,10 @@
 -- KEYS[1]  hash of running marks           KEYS[2..] record key of each task
 -- ARGV     id and new mark (empty: none) of each task, in turn
 --
--- Names in capitals are set by the lines that stand above this text: pipeq.contract.record.LUA.
+-- A task that has ended meanwhile gets no mark: a worker that was stopped for longer than its lease may say of a death
+-- what another worker has done since, and nobody would remove the mark any more.
+--
+-- Names in capitals and the function `has_ended` are in the lines that stand above this text: pipeq.contract.record.LUA.
 local kept = events_kept()
 for i = 2, #KEYS do
   local id, mark = ARGV[2 * i - 3], ARGV[2 * i - 2]
@@ -17,7 +20,7 @@ for i = 2, #KEYS do
       say_record(kept, id, head .. rest)
     end
   end
-  if mark == '' then
+  if mark == '' or type(record) == 'string' and has_ended(record) then
     redis.pcall('HDEL', KEYS[1], id)
   else
     redis.pcall('HSET', KEYS[1], id, mark)
