@@ -35,7 +35,7 @@ def one_round(others: int, bulk: dict[str, object], one: dict[str, object]) -> t
     with valkey() as url, Client(url) as client, workers.worker(url, "drain_s = 0\n" + CONFIG) as process:
         workers.wait_ready(client, PIPELINE, [process])
         idle = sorted(_seconds(client) for _ in range(5))[2]
-        client.submit_many(PIPELINE, range(others), check=False, **bulk, priority=0)  # type: ignore[arg-type]
+        client.submit_many(PIPELINE, range(others), check=False, **{"priority": 0, **bulk})  # type: ignore[arg-type]
         time.sleep(BEFORE_S)
         return idle, _seconds(client, **one)
 
