@@ -25,6 +25,7 @@ from pipeq.contract.pack import PackMessage, PackOf, PackRow
 from pipeq.demo import embedded
 from pipeq.envelope import Envelope
 
+from tests.waiting import until
 from tests.worker_process import WorkerProcess, worker
 
 ROOT = Path(__file__).parents[2]
@@ -152,13 +153,6 @@ def test_node_hears_of_what_redis_refuses(db: redis.Redis, node: Callable[..., s
     out, err = refused.communicate(timeout=60)
     assert (out, refused.returncode) == ("", 1)
     assert "NOPERM" in err or "EXECABORT" in err
-
-
-def until(met: Callable[[], Any], within_s: float = 30) -> None:
-    deadline = time.monotonic() + within_s
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_stock_celery_app_reads_the_result_of_a_bare_task(url: str, client: Client, db: redis.Redis) -> None:

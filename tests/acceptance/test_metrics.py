@@ -9,9 +9,8 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -21,6 +20,7 @@ from pipeq.contract import keys
 from pipeq.demo import embedded
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.waiting import until
 from tests.worker_process import WorkerProcess, worker
 
 CONFIG = """
@@ -101,13 +101,6 @@ class Page:
             for one in family.samples:
                 found[one.name, *(value for _, value in sorted(one.labels.items()))] = one.value
         return found
-
-
-def until(met: Callable[[], Any], within_s: float = 60) -> None:
-    deadline = time.monotonic() + within_s
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def importable(folder: Path) -> str:

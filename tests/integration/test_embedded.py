@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,8 @@ from botocore.exceptions import ClientError
 from pipeq.contract.errors import PipeqError
 from pipeq.demo import embedded
 from pipeq.demo.guarded import NotRunningError, guarded
+
+from tests.waiting import until
 
 #: Time for a killed server to disappear, in seconds.
 GONE_WITHIN_S = 10.0
@@ -30,15 +31,6 @@ def processes(pattern: str) -> set[int]:
     ).stdout
     rows = (line.split(maxsplit=2) for line in listing.splitlines())
     return {int(pid) for pid, stat, *args in rows if not stat.startswith("Z") and args and re.search(pattern, args[0])}
-
-
-def eventually(holds, within_s: float = GONE_WITHIN_S) -> bool:
-    deadline = time.monotonic() + within_s
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def port_of(url: str) -> str:
@@ -188,23 +180,23 @@ def test_nothing_stays_when_the_parent_is_killed(parent_of_servers):
     assert all(path.exists() for path in folders + sockets)
     assert len(processes(pattern)) == 2
     parent.send_signal(signal.SIGKILL)
-    assert eventually(lambda: not processes(pattern))
-    assert eventually(lambda: not any(path.exists() for path in folders + sockets))
-    assert eventually(lambda: not processes("|".join(map(str, folders)))), "a guard stayed"
+    until(lambda: not processes(pattern), GONE_WITHIN_S)
+    until(lambda: not any(path.exists() for path in folders + sockets), GONE_WITHIN_S)
+    until(lambda: not processes("|".join(map(str, folders))), GONE_WITHIN_S)  # a guard must go, too
 
 
 def test_what_a_guarded_process_started_goes_with_it(tmp_path):
     command = ["/bin/sh", "-c", "sleep 1234.5 & echo started; wait"]
     with guarded(command, log=tmp_path / "log", env={}, cwd=tmp_path) as child:
-        assert eventually(lambda: processes("sleep 1234.5") and child.log_tail() == "started")
+        until(lambda: processes("sleep 1234.5") and child.log_tail() == "started", GONE_WITHIN_S)
         assert not child.has_ended()
-    assert eventually(lambda: not processes("^sleep 1234.5"))
+    until(lambda: not processes("^sleep 1234.5"), GONE_WITHIN_S)
 
 
 def test_a_guarded_process_may_end_in_peace(tmp_path):
     command = ["/bin/sh", "-c", "trap 'echo bye; exit' TERM; echo started; while :; do sleep 0.01; done"]
     with guarded(command, log=tmp_path / "log", env={}, cwd=tmp_path, grace_s=5) as child:
-        assert eventually(lambda: child.log_tail() == "started")
+        until(lambda: child.log_tail() == "started", GONE_WITHIN_S)
     assert child.log_tail() == "started\nbye"
 
 

@@ -22,6 +22,7 @@ from pipeq.demo import embedded
 from pipeq_worker.leases.leases import Leases
 from pipeq_worker.leases.reserved import Wanted
 
+from tests.waiting import until
 from tests.worker_process import WorkerProcess, worker
 
 
@@ -57,13 +58,6 @@ def log(process: WorkerProcess) -> Iterator[Callable[[], str]]:
     begin = len(process.text())
     yield lambda: process.text()[begin:]
     assert process.process.poll() is None, process.text()
-
-
-def until(met: Callable[[], Any], within_s: float = 60) -> None:
-    deadline = time.monotonic() + within_s
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def deaf(db: redis.Redis) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from pipeq_worker.leases.server import Server, place
 from pipeq_worker.leases.sharing import MARK_S, Looks
 from redis.connection import Connection
 
+from tests.waiting import until
+
 MARKS = keys.idle_key("q")
 
 
@@ -105,15 +107,6 @@ def hire(valkey_url: str, db: redis.Redis) -> Iterator[Callable[..., Worker]]:
     yield one
     for worker in hired:
         worker.close()
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 10) -> float:
-    """Waits. Returns for how long, in seconds."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < timeout_s
-        time.sleep(0.005)
-    return time.monotonic() - began
 
 
 def test_a_mark_is_left_if_nothing_is_found_and_goes_with_the_first_message(
