@@ -6,6 +6,7 @@ docs/decisions/idempotency.md.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterable, Iterator, Mapping, Sized
 from typing import Any, NamedTuple
 
@@ -102,25 +103,31 @@ def many(
 
 
 class Fed:
-    """The values of an asynchronous iterable, as steps have taken them: one at a time, each when it is asked for."""
+    """The values of an asynchronous iterable, as steps have taken them before they are asked for."""
 
     def __init__(self, values: AsyncIterable[Any]) -> None:
         self._source = aiter(values)
-        self._taken: list[Any] = []
+        self._taken = deque[Any]()
         self._count = 0
+        #: Whether there is no further one.
+        self.has_ended = False
 
     def __iter__(self) -> Iterator[Any]:
         while self._taken:
-            yield self._taken.pop()
+            yield self._taken.popleft()
 
-    def take(self) -> Steps[None]:
-        """Takes the next one."""
-        try:
-            self._taken = yield Pull(self._source)
-        except Exception as error:
-            sentence = f"inputs raised {shown.value(error, 300)} after {self._count} of them"
-            raise PipeqError(INVALID_INPUT, sentence) from error
-        self._count += len(self._taken)
+    def take(self, count: int = 1) -> Steps[None]:
+        """Takes the next ones."""
+        while count and not self.has_ended:
+            try:
+                found = yield Pull(self._source)
+            except Exception as error:
+                sentence = f"inputs raised {shown.value(error, 300)} after {self._count} of them"
+                raise PipeqError(INVALID_INPUT, sentence) from error
+            self._taken += found
+            self._count += len(found)
+            self.has_ended = not found
+            count -= 1
 
 
 def _paired(inputs: Iterator[Any], shared: dict[str, Any], beside: Mapping[str, Iterator[Any]]) -> Iterator[Wanted]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import redis
 from PIL import Image
-from pipeq import Client, PipeqError, uploading, uploads
+from pipeq import AsyncClient, Client, PipeqError, uploading, uploads
 from pipeq.contract import job, keys
 from pipeq.contract.job import JobState
 from pipeq.contract.message import Ref
@@ -184,3 +186,63 @@ def test_packs_with_many_parameters_have_few_rows(client: Client, db: redis.Redi
     assert sorted(row["inputs"] for one in found for row in one["rows"]) == sorted(map(str, range(50)))
     assert [len(one["rows"]) for one in found] == [20, 20, 10]
     assert all(len(one["rows"]) * len(json.dumps(one["params"])) < PARAMS_BYTES for one in found)
+
+
+# -- what is read asynchronously --------------------------------------------------------------------------------------
+
+
+async def texts(count: int, breaks_at: int | None = None) -> AsyncIterator[str]:
+    for at in range(count):
+        if at % 1000 == 0:
+            await asyncio.sleep(0.001)
+        if at == breaks_at:
+            raise OSError("the table is gone")
+        yield f"text {at}"
+
+
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 5000])
+def test_an_asynchronous_generator_is_read_in_its_loop(valkey_url: str, db: redis.Redis, count: int) -> None:
+    async def story() -> Any:
+        async with AsyncClient(valkey_url) as client:
+            job_id = await client.jobs.submit(PIPELINE, texts(count), check=False)
+            return await client.jobs.status(job_id)
+
+    status = asyncio.run(story())
+    assert (status.submitted, status.is_sealed, status.lines) == (count, True, count)
+    assert [(row["line"], row["inputs"]) for row in rows(db)] == [(at + 1, f"text {at}") for at in range(count)]
+
+
+def test_an_asynchronous_submit_that_broke_off_goes_on(valkey_url: str, db: redis.Redis) -> None:
+    async def story() -> Any:
+        async with AsyncClient(valkey_url) as client:
+            with pytest.raises(PipeqError, match=r"inputs raised .*the table is gone.* after 4500 of them"):
+                await client.jobs.submit(PIPELINE, texts(5000, 4500), job_id="broken", check=False)
+            queued = (await client.jobs.status("broken")).lines
+            with pytest.raises(PipeqError, match=rf"has 100 lines, and {queued} of it were submitted"):
+                await client.jobs.submit(PIPELINE, texts(100), job_id="broken", check=False)
+            await client.jobs.submit(PIPELINE, texts(5000), job_id="broken", check=False)
+            return queued
+
+    assert 0 < asyncio.run(story()) < 4500
+    assert [row["inputs"] for row in rows(db)] == [f"text {at}" for at in range(5000)]
+
+
+def test_a_submit_that_is_cancelled_ends_at_once(valkey_url: str, db: redis.Redis) -> None:
+    async def endless() -> AsyncIterator[str]:
+        yield "one"
+        await asyncio.Event().wait()
+
+    async def story() -> None:
+        async with AsyncClient(valkey_url) as client:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.jobs.submit(PIPELINE, endless(), check=False), 0.5)
+
+    asyncio.run(asyncio.wait_for(story(), 5))
+
+
+def test_a_client_that_blocks_names_the_one_that_does_not(client: Client) -> None:
+    with pytest.raises(PipeqError, match="use AsyncClient"):
+        client.jobs.submit(PIPELINE, texts(1), check=False)
+    job_id = client.jobs.submit(PIPELINE, ["x"], check=False)
+    with pytest.raises(PipeqError, match=r"inputs is an async_generator, .* give a file, or a list"):
+        client.jobs.save(job_id, "/tmp/never.jsonl", inputs=texts(1))

@@ -7,7 +7,7 @@ from pipeq.jobs.calls import JobCalls
 
 
 class AsyncJobs:
-    """The jobs of a Redis, from :attr:`pipeq.AsyncClient.jobs`. Inputs are read in a thread."""
+    """The jobs of a Redis, from :attr:`pipeq.AsyncClient.jobs`. Files and iterables are read in a thread."""
 
     def __init__(self, speaker: AsyncSpeaker, calls: JobCalls) -> None:
         self._speaker = speaker

@@ -175,7 +175,10 @@ class JobCalls(SubmitCalls):
         places.check(results, errors, inputs)
         if inputs is not None and arguments.row_order(order) != "input":
             checks.refuse("order: the columns of inputs can stand beside the outcomes in the order of the input alone")
-        beside: Any = None if inputs is None else Beside(source(inputs, format))
+        read = None if inputs is None else source(inputs, format)
+        if read is not None and read.fed is not None:
+            checks.refuse(f"inputs is {read.name}, and is read here as a file is: give a file, or a list")
+        beside: Any = None if read is None else Beside(read)
         if beside is None and (asked := (yield from store.columns_of(checks.task_id(job_id)))) is not None:
             beside = Asked(*asked)
         with OutcomeFiles(results, errors, beside) as files:

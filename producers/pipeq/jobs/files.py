@@ -7,10 +7,9 @@ columns of the input, if it is at hand (:class:`Beside`), or as far as the outco
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
+import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -24,6 +23,7 @@ from pipeq.contract.extras import require
 from pipeq.contract.writing import to_json
 from pipeq.envelope import new_id
 from pipeq.jobs import places
+from pipeq.jobs.csv_rows import LAST, CsvRows
 from pipeq.jobs.parquet import ParquetRows
 from pipeq.jobs.readers import NOTHING, Source
 
@@ -136,29 +136,6 @@ class _JsonLines:
         """Has nothing left."""
 
 
-class _Csv:
-    def __init__(self, file: IO[Any], delimiter: str) -> None:
-        self._file = file
-        self._delimiter = delimiter
-        self._names: list[str] | None = None
-
-    def write(self, row: dict[str, Any]) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, delimiter=self._delimiter)
-        if self._names is None:
-            self._names = list(row)
-            writer.writerow(self._names)
-        writer.writerow(["" if (value := row.get(name)) is None else _cell(value) for name in self._names])
-        self._file.write(text.getvalue().encode("utf-8", "replace"))
-
-    def close(self) -> None:
-        """Has nothing left."""
-
-
-def _cell(value: Any) -> Any:
-    return value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False, default=str)
-
-
 class OutcomeFile:
     """One file that is being written; use it as a context manager.
 
@@ -177,12 +154,15 @@ class OutcomeFile:
         if self._path is None:
             require(schemes.of(place))
         self._end = os.path.splitext(place.lower())[1]
+        self._is_flat = self._end in (".csv", ".tsv", ".parquet")
+        #: A pipe or a terminal, to which a table goes at the end: all of its columns are known only then.
+        self._is_late = self._is_flat and self._path is not None and places.is_stream(self._path)
         self._file: IO[Any]
         self._format: _Format
 
     def __enter__(self) -> OutcomeFile:
         try:
-            if self._path is None:
+            if self._path is None or self._is_late:
                 import tempfile  # here, because few need it
 
                 self._file = tempfile.NamedTemporaryFile("w+b", prefix="pipeq-job-")
@@ -191,7 +171,7 @@ class OutcomeFile:
             else:
                 # A name of its own: two may write the same file, on machines that share a disk.
                 self._part = f"{self._path}.{new_id()[:8]}.part"
-                self._file = open(self._part, "wb")
+                self._file = open(self._part, "w+b")
         except OSError as error:
             places.cannot(self.place, error)
         try:
@@ -203,7 +183,7 @@ class OutcomeFile:
 
     def _made(self) -> _Format:
         if self._end in (".csv", ".tsv"):
-            return _Csv(self._file, "\t" if self._end == ".tsv" else ",")
+            return CsvRows(self._file, "\t" if self._end == ".tsv" else ",")
         return ParquetRows(self._file) if self._end == ".parquet" else _JsonLines(self._file)
 
     def write(self, outcome: dict[str, Any]) -> None:
@@ -215,12 +195,12 @@ class OutcomeFile:
             places.cannot(self.place, error)
 
     def _row(self, outcome: dict[str, Any]) -> dict[str, Any]:
-        is_flat = self._end in (".csv", ".tsv", ".parquet")
+        is_flat = self._is_flat
         if not is_flat and not isinstance(self._beside, Beside):
             return outcome
         beside = None if self._beside is None else self._beside.of(outcome)
         row = {"line": outcome.get("line"), "custom_id": outcome.get("custom_id")} if beside is None else beside
-        own = ("result", "code", "message") if is_flat else ("result", "error")
+        own = LAST if is_flat else ("result", "error")
         if not row.keys().isdisjoint(own):  # a column of the input, which must not be lost
             row = {f"input_{name}" if name in own else name: value for name, value in row.items()}
         line, is_bare = outcome.get("line"), all(value is None for value in row.values())
@@ -254,6 +234,10 @@ class OutcomeFile:
             if self._part is not None and self._path is not None:
                 os.fsync(self._file.fileno())
                 os.replace(self._part, self._path)
+            if self._is_late and self._path is not None:
+                self._file.seek(0)
+                with open(self._path, "wb") as stream:
+                    shutil.copyfileobj(self._file, stream)
             if self._path is not None:
                 return
             try:

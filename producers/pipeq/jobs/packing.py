@@ -71,16 +71,19 @@ class Pack:
         self.cost += cost
 
 
-def packs(lines: Iterable[Line], most_rows: int, most_bytes: int = BYTES) -> Iterator[Pack]:
+def packs(lines: Iterable[Line | None], most_rows: int, most_bytes: int = BYTES) -> Iterator[Pack | None]:
     """Groups lines to packs, in order. Each line is in one of them.
 
     Args:
-        lines: of the input.
+        lines: of the input; None, where more of it must be taken first, is passed on.
         most_rows: most rows of a pack.
         most_bytes: most bytes of its rows; a row that alone has more is a pack of its own.
     """
     pack = Pack()
     for line in lines:
+        if line is None:
+            yield None
+            continue
         full, cost = len(pack.rows) >= most_rows or len(pack.wrong) >= 1000, line.cost
         if full or (pack.rows and line.row is not None and pack.cost + cost > most_bytes):
             yield pack

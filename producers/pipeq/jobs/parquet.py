@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from typing import IO, Any
 
 from pipeq.contract.errors import ErrorCode, MissingPackageError, PipeqError
+from pipeq.jobs.csv_rows import in_order, replace
 
 #: Rows that are written together.
 ROWS = 1024
 
 
 class ParquetRows:
-    """Writes rows. Their types are those of the first ones; a column that has none there is text.
+    """Writes rows. Their types are those of the first ones that have a column; one that has none there is text.
+
+    A Parquet file has the same columns from its beginning to its end. So rows with a column that is new begin a part of
+    their own, and the parts become one file at the end.
 
     Args:
-        file: where they go.
+        file: where they go; it can be read and written anywhere.
 
     Raises (from the constructor):
         MissingPackageError: pyarrow is not installed.
@@ -30,6 +35,7 @@ class ParquetRows:
             raise MissingPackageError(sentence) from error
         self._arrow, self._parquet = pyarrow, parquet
         self._file = file
+        self._parts: list[IO[Any]] = []
         self._rows: list[dict[str, Any]] = []
         self._schema: Any = None
         self._writer: Any = None
@@ -42,24 +48,49 @@ class ParquetRows:
 
     def close(self) -> None:
         """Writes the rest."""
-        self._flush()
-        self._writer.close()
+        try:
+            self._flush(is_last=True)
+            self._writer.close()
+            if self._parts:
+                self._join()
+        finally:
+            for part in self._parts:
+                part.close()
 
-    def _flush(self) -> None:
-        arrow = self._arrow
-        if self._writer is None:
-            names = dict.fromkeys(name for row in self._rows for name in row)
-            found = arrow.Table.from_pylist(self._rows, arrow.schema(self._fields(names)))
-            self._schema = found.schema
-            self._writer = self._parquet.ParquetWriter(self._file, self._schema)
-            self._writer.write_table(found)
-        elif self._rows:
+    def _flush(self, *, is_last: bool = False) -> None:
+        arrow, names = self._arrow, dict.fromkeys(name for row in self._rows for name in row)
+        known = {} if self._schema is None else dict.fromkeys(self._schema.names)
+        if (self._schema is None and (names or is_last)) or not names.keys() <= known.keys():
+            self._begin(self._fields({name: None for name in names if name not in known}))
+        if self._rows:
             try:
                 self._writer.write_table(arrow.Table.from_pylist(self._rows, self._schema))
             except (arrow.ArrowInvalid, arrow.ArrowTypeError) as error:
                 sentence = f"a row has values of another type than those before it, which Parquet cannot hold: {error}"
                 raise PipeqError(ErrorCode.OUTPUT_FAILED, sentence) from error
         self._rows = []
+
+    def _begin(self, new: list[Any]) -> None:
+        """Begins a part, whose rows have these columns beside those that are known."""
+        if self._schema is None:
+            into, self._schema = self._file, self._arrow.schema(new)
+        else:
+            self._writer.close()
+            self._parts.append(into := tempfile.TemporaryFile(prefix="pipeq-job-"))  # noqa: SIM115 - see close
+            fields = {one.name: one for one in [*self._schema, *new]}
+            self._schema = self._arrow.schema([fields[name] for name in in_order(dict.fromkeys(fields))])
+        self._writer = self._parquet.ParquetWriter(into, self._schema)
+
+    def _join(self) -> None:
+        """Makes one file of all parts."""
+        with tempfile.TemporaryFile(prefix="pipeq-job-") as whole:
+            with self._parquet.ParquetWriter(whole, self._schema) as writer:
+                for part in (self._file, *self._parts):
+                    part.seek(0)
+                    for batch in self._parquet.ParquetFile(part).iter_batches(ROWS):
+                        rows = batch.to_pylist()
+                        writer.write_table(self._arrow.Table.from_pylist(rows, self._schema))
+            replace(self._file, whole)
 
     def _fields(self, names: dict[str, None]) -> list[Any]:
         arrow, found = self._arrow, []

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 from pipeq.contract import keys, naming
@@ -22,12 +21,15 @@ from pipeq.jobs.columns import Columns
 from pipeq.jobs.ending import status_of
 from pipeq.jobs.local_rows import LocalRows
 from pipeq.jobs.packing import Line
-from pipeq.jobs.readers import NOTHING, TEXT_KINDS, Source
+from pipeq.jobs.readers import DRY, NOTHING, TEXT_KINDS, Source
 from pipeq.jobs.store import Cursor, Parcel
 from pipeq.protocol import Run, Sleep, Steps
+from pipeq.wanted import Fed
 
 #: Packs that one transaction queues.
 TOGETHER = 8
+#: Records that are taken of an asynchronous input before rows are made of them.
+TAKEN = 256
 #: How often it is looked whether rows have ended, while enough of them are under way, in seconds.
 LOOK_S = 0.2
 
@@ -73,7 +75,7 @@ def produce(plan: Plan, source: Source, told: Callable[[JobStatus], None]) -> St
     if (status := (yield from status_of(plan.job_id))) is not None and _is_over(status):
         return
     packs = _packs(_with_places(plan, status, source.kind), source, cursor.lines)
-    while some := (yield Run(lambda: list(islice(packs, TOGETHER)))):
+    while some := (yield from _next(packs, source.fed)):
         yield from _wait_for_room(plan, told)
         yield Run(plan.local.flush)
         parcel = _parcel(plan, cursor, some)
@@ -106,13 +108,29 @@ def _with_places(plan: Plan, status: JobStatus | None, kind: str) -> Plan:
     return replace(plan, columns=replace(chosen, place=place))
 
 
-def _packs(plan: Plan, source: Source, done: int) -> Iterator[packing.Pack]:
-    """The packs of what comes behind the lines that were queued before."""
-    records = source.records()
-    if (skipped := sum(1 for _ in islice(records, done))) < done:
-        sentence = f"the input has {skipped} lines, and {done} of it were submitted: it is another one"
-        raise PipeqError(ErrorCode.INVALID_INPUT, sentence)
-    lines = _lines(records, done, plan)
+def _next(packs: Iterator[packing.Pack | None], fed: Fed | None) -> Steps[list[packing.Pack]]:
+    """The packs that are queued next; none at the end of the input."""
+    found: list[packing.Pack] = []
+
+    def take() -> bool:
+        """Returns whether more of the input must be taken first. For its records this may be another thread."""
+        for pack in packs:
+            if pack is None:
+                return True
+            found.append(pack)
+            if len(found) == TOGETHER:
+                break
+        return False
+
+    while (yield Run(take)):
+        assert fed is not None
+        yield from fed.take(TAKEN)
+    return found
+
+
+def _packs(plan: Plan, source: Source, done: int) -> Iterator[packing.Pack | None]:
+    """The packs of what comes behind the lines that were queued before; None where more must be taken first."""
+    lines = _lines(source.records(), done, plan)
     most_rows = min(plan.most_rows, most_rows_with(plan.params)) if plan.params else plan.most_rows
     yield from packing.packs(lines, most_rows, min(packing.BYTES, plan.max_message_bytes // 2))
 
@@ -121,17 +139,23 @@ def _is_over(status: JobStatus) -> bool:
     return status.state.is_final or status.state in (JobState.CANCELLING, JobState.FINALIZING)
 
 
-def _lines(records: Iterable[Any], number: int, plan: Plan) -> Iterator[Line]:
-    most = plan.max_message_bytes - 4096
+def _lines(records: Iterable[Any], done: int, plan: Plan) -> Iterator[Line | None]:
+    most, number = plan.max_message_bytes - 4096, 0
     for record in records:
+        if record is DRY:
+            yield None
+            continue
         number += 1
-        if record is NOTHING or (plan.lines is not None and not plan.lines(number)):
+        if number <= done or record is NOTHING or (plan.lines is not None and not plan.lines(number)):
             continue
         if isinstance(record, PipeqError):
             yield Line(number, None, error=record)
         else:
             plan.local.begin(number)
             yield plan.columns.line(number, record, most)
+    if number < done:
+        sentence = f"the input has {number} lines, and {done} of it were submitted: it is another one"
+        raise PipeqError(ErrorCode.INVALID_INPUT, sentence)
 
 
 def _wait_for_room(plan: Plan, told: Callable[[JobStatus], None]) -> Steps[None]:

@@ -14,7 +14,7 @@ import io
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from pipeq.contract.message import Ref
 from pipeq.contract.reading import UnreadableError, json_value
 from pipeq.s3_client import s3_client
 from pipeq.s3_listing import WILDCARDS, listed
+from pipeq.wanted import Fed
 
 #: What a file holds, by the end of its name.
 FORMATS: Final = {
@@ -39,6 +40,8 @@ KINDS: Final = ("jsonl", "csv", "tsv", "parquet", "lines", "refs")
 TEXT_KINDS: Final = ("csv", "tsv")
 #: A line that is no record: blank, or the names of columns. It only counts.
 NOTHING: Final = object()
+#: No record: what was taken of an asynchronous input is used up, and more must be taken of it first.
+DRY: Final = object()
 #: Longest line that is kept, in bytes; of a longer one only its error.
 LINE_BYTES = 8 * 2**20
 #: Rows of Parquet that are read at once.
@@ -56,6 +59,8 @@ class Source:
     records: Callable[[], Iterator[Any]]
     #: Whether it can be read again, from the same beginning, by another process.
     is_repeatable: bool = True
+    #: What takes its records, if it is asynchronous; then ``records`` has those that were taken, and :data:`DRY`.
+    fed: Fed | None = None
 
 
 def source(given: Any, kind: str | None = None, *, uploads: bool = False) -> Source:
@@ -63,7 +68,7 @@ def source(given: Any, kind: str | None = None, *, uploads: bool = False) -> Sou
 
     Args:
         given: a path, ``-`` (standard input), an ``s3://`` URI of a file or of a prefix, a name with wildcards, an open
-            file, or an iterable.
+            file, or an iterable, also an asynchronous one.
         kind: one of :data:`KINDS`; None to tell by the name.
         uploads: whether files of this machine are uploaded, and need not be the workers', too.
 
@@ -84,12 +89,20 @@ def source(given: Any, kind: str | None = None, *, uploads: bool = False) -> Sou
             lambda: _of_file(given, kind or _kind_of(name) or "jsonl", name),
             False,
         )
+    if isinstance(given, AsyncIterable):
+        fed = Fed(given)
+        return Source(_one(given), "iterable", lambda: _of_fed(fed), False, fed)
     if isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
         checks.refuse(
-            f"inputs is {shown.value(given)}, a {type(given).__name__}, and takes a path, s3://bucket/key, an open "
+            f"inputs is {shown.value(given)}, {_one(given)}, and takes a path, s3://bucket/key, an open "
             "file, or an iterable of rows"
         )
-    return Source(f"a {type(given).__name__}", "iterable", lambda: _of_iterable(given), not isinstance(given, Iterator))
+    return Source(_one(given), "iterable", lambda: _of_iterable(given), not isinstance(given, Iterator))
+
+
+def _one(given: Any) -> str:
+    name = type(given).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _of_text(given: str, kind: str | None, *, uploads: bool) -> Source:
@@ -153,6 +166,12 @@ def _of_iterable(given: Iterable[Any]) -> Iterator[Any]:
     except Exception as error:  # it is the caller's code
         sentence = f"inputs raised {shown.value(error, 300)} after {count} rows"
         raise PipeqError(ErrorCode.INVALID_INPUT, sentence) from error
+
+
+def _of_fed(fed: Fed) -> Iterator[Any]:
+    while not fed.has_ended:
+        yield DRY
+        yield from fed
 
 
 def _of_files(names: Iterator[str], kind: str) -> Iterator[Any]:

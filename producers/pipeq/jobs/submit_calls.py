@@ -87,7 +87,8 @@ class SubmitCalls:
             inputs: a path or ``s3://`` URI of JSON lines (also those of OpenAI's Batch API), CSV, Parquet or text
                 (``.jsonl``, ``.csv``, ``.tsv``, ``.parquet``, ``.txt``; also with ``.gz``); a prefix or a name with
                 wildcards, each object or file of which is an input; ``-`` for standard input; an open file; or any
-                iterable of inputs, such as a generator or a ``datasets.Dataset``.
+                iterable of inputs, such as a generator or a ``datasets.Dataset``; in an AsyncClient an asynchronous
+                one, too.
             field: the column that is the input; or the pipeline's fields, each with its column.
             id: the column with the rows' names, which become ``custom_id``.
             params: parameters of the pipeline's call, for all rows.

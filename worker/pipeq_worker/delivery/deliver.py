@@ -62,8 +62,8 @@ class Deliverer:
         self._redis = client
         self._observer = observer
         self._plain = Plain(app)
-        self._tracing = Tracing(retries)
-        self._packs = Packs(retries)
+        self._tracing = Tracing(retries, settings.results.inline_max_bytes)
+        self._packs = Packs(retries, settings.results.inline_max_bytes)
         #: What its threads are at.
         self.turns = Turns(settings.step_timeout_s, outage.quiet_s)
         self.server = place(client.connection_pool.connection_kwargs)

@@ -39,10 +39,13 @@ class Packs:
 
     Args:
         retries: decides whether rows that are left are tried again.
+        inline_max_bytes: most bytes of the outcomes of a pack that failed as a whole. No store has them: its outcomes
+            are written here.
     """
 
-    def __init__(self, retries: Retries) -> None:
+    def __init__(self, retries: Retries, inline_max_bytes: int) -> None:
         self._retries = retries
+        self._inline_max_bytes = inline_max_bytes
 
     def ended(self, delivery: Delivery) -> PackStored | None:
         """What changes in the job of a pack that has ended; None if it is no pack.
@@ -57,7 +60,7 @@ class Packs:
             if end is not None and end.left and len(end.left) == delivery.rows:
                 codes, outcomes = Counter(end.left_codes), end.left_done
             else:
-                codes, outcomes = _all_failed(delivery, delivery.error)
+                codes, outcomes = _all_failed(delivery, delivery.error, self._inline_max_bytes)
         elif delivery.is_split:
             alone = list(self._alone(delivery, range(delivery.rows), None, is_suspect=delivery.deaths > 0))
         else:
@@ -140,17 +143,27 @@ def _message_of(delivery: Delivery) -> PackMessage:
     return PackMessage.parse(value[1] if isinstance(value, list) else value)
 
 
-def _all_failed(delivery: Delivery, error: PipeqError) -> tuple[Counter[str], bytes]:
-    """The outcomes of a pack that failed as a whole: each of its rows has failed."""
+def _all_failed(delivery: Delivery, error: PipeqError, most_bytes: int) -> tuple[Counter[str], bytes]:
+    """The outcomes of a pack that failed as a whole: each of its rows has failed.
+
+    Where that would be too much, they have one error together, and what was asked does not stand beside it.
+    """
     about = {"code": error.code, "message": error.message, "retryable": error.retryable}
     try:
         message = _message_of(delivery)
-        found = [
-            {"row": at, "line": row.line, "custom_id": row.custom_id}
-            | (content(row.inputs, {**message.params, **(row.params or {})}) if message.include_inputs else {})
-            | {"error": about}
-            for at, row in enumerate(message.rows)
-        ]
     except (PipeqError, UnreadableError):
-        found = [{"row": at, "line": None, "custom_id": None, "error": about} for at in range(delivery.rows)]
-    return Counter({error.code: len(found)}), to_json(found)
+        nameless = [(None, None)] * delivery.rows
+        return Counter({error.code: delivery.rows}), to_json({"error": about, "rows": nameless})
+    codes = Counter({error.code: len(message.rows)})
+    if message.include_inputs:
+        found = to_json(
+            [
+                {"row": at, "line": row.line, "custom_id": row.custom_id}
+                | content(row.inputs, {**message.params, **(row.params or {})})
+                | {"error": about}
+                for at, row in enumerate(message.rows)
+            ]
+        )
+        if len(found) <= most_bytes:
+            return codes, found
+    return codes, to_json({"error": about, "rows": [(row.line, row.custom_id) for row in message.rows]})

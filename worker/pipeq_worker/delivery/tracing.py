@@ -36,11 +36,12 @@ class Tracing:
 
     Args:
         retries: decides whether and when a task is tried again.
+        inline_max_bytes: most bytes of the outcomes of a pack that failed as a whole.
     """
 
-    def __init__(self, retries: Retries) -> None:
+    def __init__(self, retries: Retries, inline_max_bytes: int) -> None:
         self._retries = retries
-        self._packs = Packs(retries)
+        self._packs = Packs(retries, inline_max_bytes)
 
     def run(self, delivery: Delivery, fence: Leases | None) -> Any:
         """Runs Celery's tracer, which calls :func:`body`, and so the function in :data:`outcome`.

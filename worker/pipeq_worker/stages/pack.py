@@ -20,6 +20,11 @@ from pipeq_worker.models.call import Call
 from pipeq_worker.observe.own_faults import is_own_fault
 from pipeq_worker.observe.traces import internal, trace_of
 
+#: Most characters of a row's error. There may be a thousand of them in one record.
+MESSAGE_CHARS = 2000
+#: Where they must be fewer: those that say the cause nearly always; and what stands around them, in bytes.
+LEAST_CHARS, HEAD_BYTES = 100, 120
+
 
 class Outcomes(NamedTuple):
     """How a pack ended."""
@@ -88,8 +93,13 @@ class Pack:
             if len(self.rows) > 1:
                 self.crowded.add(at)
 
-    def end(self) -> PipeqError | None:
-        """Puts the outcomes together. Returns the error of the pack itself, if all of its rows are left."""
+    def end(self, inline_max_bytes: int) -> PipeqError | None:
+        """Puts the outcomes together. Returns the error of the pack itself, if all of its rows are left.
+
+        Args:
+            inline_max_bytes: most bytes of what becomes of rows that are left. It goes to Redis if nobody tries them
+                again: their store may be the one that is away.
+        """
         left = [at for at in sorted(self.errors) if at not in self.crowded and self._is_left(at)]
         gone = self.crowded.union(left)
         done = [at for at in range(len(self.rows)) if at not in gone]
@@ -99,7 +109,7 @@ class Pack:
             len(done) - len(failed),
             self._codes(failed),
             left,
-            self._listed(left),
+            self._left(left, inline_max_bytes),
             self._codes(left),
             sorted(self.crowded),
         )
@@ -118,18 +128,34 @@ class Pack:
     def _listed(self, places: Sequence[int]) -> bytes:
         return b"[" + b",".join([self._outcome(at) for at in places]) + b"]"
 
+    def _left(self, places: Sequence[int], most_bytes: int) -> bytes:
+        """What becomes of these rows if nobody tries them again: less of it, where all would be too much."""
+        found = self._listed(places)
+        if len(found) > most_bytes:
+            chars = min(MESSAGE_CHARS, max(LEAST_CHARS, most_bytes // len(places) - HEAD_BYTES))
+            found = b"[" + b",".join([self._head(at) + self._error(at, chars) for at in places]) + b"]"
+        return found
+
     def _outcome(self, at: int) -> bytes:
         """One entry of the list, in the form of :mod:`pipeq.contract.job`."""
-        row, error = self.rows[at], self.errors.get(at)
-        line = b"null" if row.line is None else b"%d" % row.line
-        name = b"null" if row.custom_id is None else to_json(row.custom_id)
-        head = b'{"row":%d,"line":%b,"custom_id":%b' % (at, line, name)
+        head = self._head(at)
         if self._asked:
             head += b"," + to_json(self._asked[at])[1:-1]
-        if error is None:
+        if at not in self.errors:
             return head + b',"result":' + self.results[at] + b"}"
-        about = {"code": error.code, "message": error.message, "retryable": error.retryable}
-        return head + b',"error":' + to_json(about) + b"}"
+        return head + self._error(at, MESSAGE_CHARS)
+
+    def _head(self, at: int) -> bytes:
+        row = self.rows[at]
+        line = b"null" if row.line is None else b"%d" % row.line
+        name = b"null" if row.custom_id is None else to_json(row.custom_id)
+        return b'{"row":%d,"line":%b,"custom_id":%b' % (at, line, name)
+
+    def _error(self, at: int, most_chars: int) -> bytes:
+        error = self.errors[at]
+        message = error.message if len(error.message) <= most_chars else f"{error.message[: most_chars - 3]}..."
+        about = {"code": error.code, "message": message, "retryable": error.retryable}
+        return b',"error":' + to_json(about) + b"}"
 
     def object_of(self, at: int, result: bytes) -> bytes:
         """What the object of a row that has one holds."""

@@ -168,7 +168,7 @@ class Placer:
             # Together they are too much for one record of Redis, though not each of them.
             for at in list(pack.results):
                 pack.crowd_out(at, PipeqError(ErrorCode.OUTPUT_FAILED, "too large beside the other rows", False))
-        if (error := pack.end()) is not None:
+        if (error := pack.end(results.inline_max_bytes)) is not None:
             task.fail(error)
             return None
         assert pack.outcomes is not None

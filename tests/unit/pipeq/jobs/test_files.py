@@ -156,3 +156,52 @@ def test_a_column_with_the_name_of_ours_is_not_lost(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.jsonl").read_text()) == {
         "text": "a", "input_result": "old", "input_error": "e", "result": "yes",
     }  # fmt: skip
+
+
+KEYS = ({"text": "a"}, {"text": "b", "lang": 'dé\r\n,"'}, {"n": 3}, {"text": "d", "result": "old"})
+WHOLE = [
+    {"text": "a", "lang": "", "n": "", "input_result": "", "result": "yes", "code": "", "message": ""},
+    {"text": "b", "lang": "dé\r\n,\"", "n": "", "input_result": "", "result": "yes", "code": "", "message": ""},
+    {"text": "", "lang": "", "n": "3", "input_result": "", "result": "yes", "code": "", "message": ""},
+    {"text": "d", "lang": "", "n": "", "input_result": "old", "result": "yes", "code": "", "message": ""},
+]  # fmt: skip
+
+
+def differing(tmp_path: Path, between: int) -> tuple[Beside, list[dict[str, Any]]]:
+    """Lines of JSON with other keys each; so many lines like the first one lie behind it."""
+    lines = [KEYS[0]] * between + [*KEYS]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    return Beside(source(str(tmp_path / "in.jsonl"))), [GOOD | {"line": at + 1} for at in range(len(lines))]
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.tsv"])
+def test_no_column_of_lines_with_differing_keys_is_lost(tmp_path: Path, name: str) -> None:
+    beside, outcomes = differing(tmp_path, 3000)
+    write(tmp_path / name, *outcomes, beside=beside)
+    with open(tmp_path / name, newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file, delimiter="\t" if name == "out.tsv" else ","))
+    assert found == [WHOLE[0]] * 3000 + WHOLE
+    assert list(found[0]) == list(WHOLE[0]), "ours are the last"
+    assert {one.name for one in tmp_path.iterdir()} == {"in.jsonl", name}
+
+
+@pytest.mark.parametrize("between", [0, 3000])
+def test_nor_in_parquet(tmp_path: Path, between: int) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    beside, outcomes = differing(tmp_path, between)
+    write(tmp_path / "out.parquet", *outcomes, beside=beside)
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert sorted(table.column_names) == sorted(WHOLE[0])
+    rows = [{name: "" if value is None else str(value) for name, value in row.items()} for row in table.to_pylist()]
+    assert rows == [WHOLE[0]] * between + WHOLE
+
+
+def test_a_table_goes_to_a_pipe_when_its_columns_are_known(tmp_path: Path) -> None:
+    beside, outcomes = differing(tmp_path, 0)
+    os.mkfifo(tmp_path / "pipe.csv")
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.append((tmp_path / "pipe.csv").read_bytes().decode()))
+    reader.start()
+    write(tmp_path / "pipe.csv", *outcomes, beside=beside)
+    reader.join()
+    assert list(csv.DictReader(found[0].splitlines(keepends=True))) == WHOLE
