@@ -126,15 +126,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def plain_pipeline(folder: Path, task: str = "text-classification") -> Any:
-    """Loads transformers' own pipeline, on one thread, as the worker has it."""
+def plain_pipeline(folder: Path, task: str = "text-classification", *, layers: bool = False) -> Any:
+    """Loads transformers' own pipeline, on one thread, as the worker has it.
+
+    With ``layers`` its linear layers are the worker's, too (docs/decisions/linear-layers.md): what is left between the
+    two is what the queue costs, and what it wins by choosing.
+    """
     import torch
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    return transformers.pipeline(task, model=str(folder), device=DEVICE)
+    pipe = transformers.pipeline(task, model=str(folder), device=DEVICE)
+    if layers:
+        from pipeq_worker.models import linear
+
+        linear.quicken(pipe)
+    return pipe
 
 
 def run_plain(pipe: Any, inputs: Sequence[str], batch_size: int) -> float:

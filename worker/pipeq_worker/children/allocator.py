@@ -8,14 +8,24 @@ same way. What the largest batch took stays with the process until it ends.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 #: Most bytes that are kept at the end of the heap.
 KEPT_BYTES = 2**30
 #: By how much the heap grows at a time, in bytes; what is not used takes no memory.
 GROWTH_BYTES = 2**26
+#: How many kernels oneDNN keeps, each for one shape of a layer's input, and up to a megabyte large. Batches of texts
+#: have all shapes, and it would keep a thousand; to make another takes a tenth of a millisecond.
+KERNELS = 64
 #: Numbers of mallopt's parameters, from malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
+
+
+def bound_kernels() -> None:
+    """Bounds what oneDNN keeps; what the environment says already, holds. Call it before torch is imported."""
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # of torch's binding, and of oneDNN itself
+        os.environ.setdefault(name, str(KERNELS))
 
 
 def keep_freed_memory(*, one_arena: bool, process_max_bytes: int | None = None) -> None:

@@ -33,7 +33,7 @@ def main() -> None:
     # Here, so that the collector does not walk through what modules are made of: an eighth of the time of a start.
     gc.disable()
     from pipeq_worker.children import board, protocol
-    from pipeq_worker.children.allocator import keep_freed_memory
+    from pipeq_worker.children.allocator import bound_kernels, keep_freed_memory
     from pipeq_worker.children.child import Child
     from pipeq_worker.children.link import Link
     from pipeq_worker.children.slab import Slabs
@@ -53,6 +53,7 @@ def main() -> None:
     start = messages[0]
     assert isinstance(start, protocol.Start)
     settings: Settings = protocol.unpacked(start.settings)
+    bound_kernels()
     keep_freed_memory(one_arena=own == 0, process_max_bytes=settings.process_max_bytes)
     if (most := settings.process_max_bytes) is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))

@@ -12,7 +12,7 @@ import torch
 import transformers
 from pipeq.contract.errors import PipeqError, SettingsError
 
-from pipeq_worker.models import identity, own, pickles, seeding, weights
+from pipeq_worker.models import identity, linear, own, pickles, seeding, weights
 from pipeq_worker.models.continuous_trial import make_stream
 from pipeq_worker.models.model_archive import unpacked
 from pipeq_worker.models.own import checkpoint
@@ -264,6 +264,7 @@ def _build(
         pipe.follow(said, allow_pickle=settings.allow_pickle)
     if settings.adapter is not None:
         pipe.model.load_adapter(settings.adapter)
+    linear.quicken(pipe)
     return pipe
 
 
