@@ -11,10 +11,11 @@ import functools
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 logger = logging.getLogger(__name__)
 
@@ -35,20 +36,23 @@ class OneDnnLinear(torch.nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002, the name that torch gives it
         """Shapes: ``(..., in_features)`` -> ``(..., out_features)``."""
-        weight = self.weight
-        rows = input.numel() // self.in_features
-        if (
-            rows >= LEAST_ROWS
-            and rows * weight.numel() >= LEAST_WORK
-            and input.shape[-1] == self.in_features
-            # A layer may have been moved, halved, or wrapped since.
-            and weight.is_cpu
-            and input.is_cpu
-            and weight.dtype is input.dtype is torch.float32
-            and not torch.is_grad_enabled()
-        ):
-            return _one_dnn(input, weight, self.bias)
-        return functional.linear(input, weight, self.bias)
+        if _pays(input, self.weight, self.in_features):
+            return _one_dnn(input, self.weight, self.bias)
+        return functional.linear(input, self.weight, self.bias)
+
+
+class OneDnnConv1D(Conv1D):
+    """The same for GPT-2's way to write a linear layer, whose weight is the other way round."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Shapes: ``(..., nx)`` -> ``(..., nf)``."""
+        if _pays(x, self.weight, self.nx):
+            return _one_dnn(x, self.weight.t(), self.bias)
+        return cast(torch.Tensor, super().forward(x))
+
+
+#: Layers exactly of these classes become these: a subclass has a way of its own.
+_QUICK: dict[type, type] = {torch.nn.Linear: OneDnnLinear, Conv1D: OneDnnConv1D}
 
 
 def quicken(pipe: Any) -> int:
@@ -58,7 +62,7 @@ def quicken(pipe: Any) -> int:
     if not layers or gain(torch.get_num_threads()) < GAIN:
         return 0
     for layer in layers:
-        layer.__class__ = OneDnnLinear  # what else hangs on it (hooks, names, tied weights) stays
+        layer.__class__ = _QUICK[type(layer)]  # what else hangs on it (hooks, names, tied weights) stays
     return len(layers)
 
 
@@ -89,8 +93,8 @@ def gain(threads: int) -> float:
 
 
 def _may(module: torch.nn.Module) -> bool:
-    # Exactly these: a subclass, a quantised weight or a layer that accelerate moves has a way of its own.
-    if type(module) is not torch.nn.Linear or "forward" in vars(module):
+    # A quantised weight, or a layer that accelerate moves, has a way of its own, too.
+    if type(module) not in _QUICK or "forward" in vars(module):
         return False
     weight = module.weight
     return (
@@ -99,6 +103,20 @@ def _may(module: torch.nn.Module) -> bool:
         and weight.dtype is torch.float32
         and weight.is_contiguous()
         and weight.numel() > 0
+    )
+
+
+def _pays(rows: torch.Tensor, weight: torch.Tensor, features: int) -> bool:
+    number = rows.numel() // features
+    return (
+        number >= LEAST_ROWS
+        and number * weight.numel() >= LEAST_WORK
+        and rows.shape[-1] == features
+        # A layer may have been moved, halved, or wrapped since.
+        and weight.is_cpu
+        and rows.is_cpu
+        and weight.dtype is rows.dtype is torch.float32
+        and not torch.is_grad_enabled()
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from pipeq_worker.models import linear
 from pipeq_worker.models.linear import OneDnnLinear, quicken
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 
 @pytest.fixture
@@ -35,6 +36,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 def pipe(*layers: torch.nn.Module) -> SimpleNamespace:
     return SimpleNamespace(model=torch.nn.Sequential(*layers).eval(), tokenizer="none")
+
+
+def conv() -> Any:
+    layer = Conv1D(512, 256)
+    torch.nn.init.normal_(layer.bias)
+    return layer
 
 
 def quick(inputs: int = 256, outputs: int = 512, bias: bool = True) -> torch.nn.Linear:
@@ -66,6 +73,21 @@ def test_the_answer_is_that_of_torch(rows: Any, bias: bool, faster: None, calls:
     assert found.stride() == wanted.stride()
     # Sums are added up in another order, and what cancels out leaves a rest.
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6 * float(given.abs().max()))
+
+
+@pytest.mark.parametrize("rows", [one for name, one in ROWS.items() if name != "transposed"])
+def test_so_is_that_of_gpt2s_layers(rows: Any, faster: None, calls: list[tuple[int, ...]]) -> None:
+    usual = conv()
+    quickened = pipe(copy.deepcopy(usual))
+    assert quicken(quickened) == 1
+    with torch.inference_mode():
+        given = rows().contiguous()
+        found, wanted = quickened.model(given), usual(given)
+    assert calls == [tuple(given.shape)]
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6 * float(given.abs().max()))
+    with torch.inference_mode():
+        with pytest.raises(RuntimeError):
+            quickened.model(torch.randn(64, 128))
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
@@ -108,7 +130,7 @@ def test_other_layers_are_left_alone(faster: None) -> None:
     hooked = torch.nn.Linear(8, 8)
     hooked.forward = hooked.forward  # type: ignore[method-assign]  # as accelerate does
     layers = [Own(8, 8), hooked, torch.nn.Linear(8, 8).half(), torch.nn.Linear(8, 8, device="meta")]
-    layers += [torch.nn.Conv1d(8, 8, 1), torch.nn.MultiheadAttention(8, 2)]  # type: ignore[list-item]
+    layers += [type("OwnConv1D", (Conv1D,), {})(8, 8), torch.nn.Conv1d(8, 8, 1), torch.nn.MultiheadAttention(8, 2)]  # type: ignore[list-item]
     one = pipe(*layers)
     kinds = [type(module) for module in one.model.modules()]
     assert quicken(one) == 0
