@@ -16,7 +16,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from pipeq.contract import keys
+from pipeq.contract import keys, shown
 from pipeq.contract.errors import QueueFullError
 from pipeq.protocol import Command, Send, Sleep, Steps, tolerant, transaction
 
@@ -67,9 +67,10 @@ class Backlogs:
                 return
             left = float("inf") if until is None else until - time.monotonic()
             if left <= 0:
+                there = shown.count(backlog, "task")
                 raise QueueFullError(
-                    f"max_backlog: {pipeline!r} has {backlog} tasks in its queue, and at most {max_backlog} are "
-                    "allowed: try later, or give full_wait_s"
+                    f"max_backlog: {pipeline!r} has {there} in its queue, and at most {max_backlog} are allowed: try "
+                    "later, or give full_wait_s"
                 )
             yield Sleep(min(pause_s, left))
             pause_s = min(pause_s * LOOK_MORE, LOOK_MOST_S)

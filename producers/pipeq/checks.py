@@ -49,9 +49,15 @@ def idempotency_key(value: Any, argument: str = "idempotency_key") -> str:
 
 def custom_id(value: Any, argument: str = "custom_id") -> str | None:
     """Checks what a caller calls a task; None stays None."""
-    if value is not None and (not keys.is_readable_id(value) or len(value) > CUSTOM_ID_MAX):
-        refuse(f"{argument} {shown.value(value)} is not text of 1 to {CUSTOM_ID_MAX} characters")
-    return None if value is None else str(value)
+    return None if value is None else _short(argument, value, CUSTOM_ID_MAX)
+
+
+def _short(argument: str, value: Any, most: int) -> str:
+    if not keys.is_readable_id(value):
+        refuse(f"{argument} {shown.value(value)} is not text of 1 to {most} characters")
+    if len(value) > most:
+        refuse(f"{argument} has {len(value)} characters, and at most {most} are allowed: {shown.value(value, 60)}")
+    return str(value)
 
 
 def task_id(value: Any) -> str:
@@ -172,9 +178,7 @@ def fair_key(value: Any) -> str | None:
     """Checks the name of a tenant; None stays None."""
     if value is None:
         return None
-    if not keys.is_readable_id(value) or len(value) > keys.FAIR_KEY_MAX:
-        refuse(f"fair_key {shown.value(value)} is not text of 1 to {keys.FAIR_KEY_MAX} characters")
-    return str(value)
+    return _short("fair_key", value, keys.FAIR_KEY_MAX)
 
 
 def urgency(deadline_s: Any, key: Any, timeout_s: Any = None) -> dict[str, Any]:

@@ -95,7 +95,8 @@ def many(
     values = iter(fed) if fed is not None else checks.several("inputs", inputs, "inputs", INVALID_INPUT)
     for name in beside:
         if isinstance(inputs, Sized) and isinstance(given[name], Sized) and len(given[name]) != len(inputs):
-            checks.refuse(f"{name} has {len(given[name])} values for {len(inputs)} inputs: give one for each input")
+            counts = f"{shown.count(len(given[name]), 'value')} for {shown.count(len(inputs), 'input')}"
+            checks.refuse(f"{name} has {counts}: give one for each input")
     shared = checks.params(params) if is_shared else {}
     if not beside:
         return (Wanted(value, shared) for value in values), fed
@@ -137,7 +138,8 @@ def _paired(inputs: Iterator[Any], shared: dict[str, Any], beside: Mapping[str, 
         given = {name: next(values, nothing) for name, values in beside.items()}
         for name, found in given.items():
             if found is nothing:
-                checks.refuse(f"{name} ends after {number} values, and inputs goes on: give one for each input")
+                ends = f"ends after {shown.count(number, 'value')}, and inputs goes on"
+                checks.refuse(f"{name} {ends}: give one for each input")
         at = f"[{number}]"
         task_id, key = given.get("task_ids"), given.get("idempotency_keys")
         if task_id is not None and key is not None:

@@ -136,3 +136,20 @@ def test_a_wrong_command_line_is_said(arguments: list[str], says: str) -> None:
     done = run("dev", *arguments)
     assert done.exit_code == 2
     assert says in done.stderr
+
+
+def server_of(pid: int) -> int:
+    """The Redis that a process runs."""
+    (found,) = [one for one in children_of(pid) if b"valkey-server" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    return found
+
+
+def test_it_says_that_its_redis_has_died_and_ends(tmp_path: Path) -> None:
+    with dev(tmp_path, "constant") as it:
+        it.says("ready: serving constant")
+        others = children_of(it.process.pid)
+        os.kill(server_of(it.process.pid), signal.SIGKILL)
+        assert it.process.wait(60) == 6
+        assert "not_running: Redis was killed by signal 9, and what it held is gone" in it.text()
+        assert "Traceback" not in it.text()
+        until(lambda: not any(map(is_alive, others)), 10)

@@ -214,7 +214,7 @@ def test_a_wrong_argument_is_named(served: Served) -> None:
         jobs.wait,
         lambda one: list(jobs.results(one)),
         jobs.cancel,
-        lambda one: jobs.save(one, "x"),
+        lambda one: jobs.save(one, "x.jsonl"),
     ):
         with pytest.raises(PipeqError, match="no job 'nobody'"):
             call("nobody")
@@ -405,7 +405,10 @@ def test_the_commands(served: Served) -> None:
     assert json.loads(run("wait", "cmd", "--json", code=1).splitlines()[-1])["codes"] == {"invalid_input": 1}
     assert "completed" in run("cancel", "cmd")
     assert run("retry", "cmd", str(path), "--code", "timeout") == ""
-    run("status", "nobody", code=6)
+    for command in ("status", "wait", "results", "cancel"):
+        run(command, "nobody", code=4)
+    run("retry", "nobody", str(path), code=4)
+    assert run("status", "nobody", "cmd", code=4).startswith("cmd  completed"), "the others are shown"
     # Results with names, what was asked, and files of this machine.
     (served.folder / "here").mkdir()
     for at in range(2):
@@ -421,6 +424,74 @@ def test_the_commands(served: Served) -> None:
         assert json.loads(place.read_text())["pipeq"]["inputs"] == row["inputs"]
     assert len(rows) == 2
     run("submit", "constant", str(path), "--errors", "x", code=2)
+
+
+def test_the_commands_take_what_the_methods_take(served: Served) -> None:
+    """A retry has the options of the first submit: else its rows would be others."""
+    path, out = served.folder / "options", served.folder / "options-out.csv"
+    path.write_text("text,s,key\na,0,first\nb,none,second\nc,0,third\n")
+    options = ["--format", "csv", "--field", "text", "--id", "key", "--params-column", "seconds=s", "--include-inputs",
+        "--task-timeout", "20", "--wait"]  # fmt: skip
+
+    def run(*arguments: str, code: int) -> str:
+        found = CliRunner().invoke(main, ["job", *arguments, "--redis-url", served.url])
+        assert found.exit_code == code, found.output
+        return found.stdout
+
+    assert run("submit", "constant", str(path), "--job-id", "options", *options, code=1).split() == ["options"]
+    lines = path.read_text().replace("none", "0").splitlines(keepends=True)
+    path.write_text("".join(lines))
+    again = run("retry", "options", str(path), "--job-id", "options-2", *options, "--results", str(out), code=0)
+    assert again.split() == ["options-2"]
+    with out.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row == {"text": "b", "key": "second", "s": "0", "result": "constant", "code": "", "message": ""}
+    run("results", "options", "--to", str(out), "--input", str(path), "--format", "csv", code=0)
+    assert len(out.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    "columns", [{"field": "txt"}, {"field": "text", "id": "txt"}, {"params_columns": {"a": "txt"}}]
+)
+@pytest.mark.parametrize("form", ["path", "file", "parquet", "data set"])
+def test_a_column_that_a_table_has_not_is_said_before_there_is_a_job(
+    served: Served, columns: dict[str, Any], form: str
+) -> None:
+    inputs: Any = served.folder / "table.csv"
+    inputs.write_text("text,other\na,b\n")
+    if form == "file":
+        inputs = io.BytesIO(inputs.read_bytes())
+        columns = columns | {"format": "csv"}
+    elif form == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        inputs = served.folder / "table.parquet"
+        parquet.write_table(pytest.importorskip("pyarrow").table({"text": ["a"], "other": ["b"]}), inputs)
+    elif form == "data set":
+        inputs = DataSet([{"text": "a", "other": "b"}])
+    with pytest.raises(PipeqError, match="there is no column 'txt'; it has text, other; did you mean 'text'"):
+        served.client.jobs.submit("constant", inputs, job_id="no-column", **columns)
+    with pytest.raises(PipeqError, match="no job 'no-column'"):
+        served.client.jobs.status("no-column")
+
+
+class DataSet(list[Any]):
+    """As those of the package ``datasets``."""
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self[0])
+
+
+@pytest.mark.parametrize("name", ["out.xyz", "out", "out.jsonl.gz", "out.csv.bak"])
+def test_a_file_whose_name_does_not_say_what_it_is_to_hold_is_refused(served: Served, name: str) -> None:
+    place = served.folder / name
+    with pytest.raises(PipeqError, match=r"end it in \.jsonl, .* or \.parquet"):
+        served.client.jobs.submit("constant", ["a"], job_id="no-end", results=place.as_uri())
+    job_id = served.client.jobs.submit("constant", ["a"])
+    with pytest.raises(PipeqError, match=r"end it in \.jsonl, .* or \.parquet"):
+        served.client.jobs.save(job_id, str(place))
+    with pytest.raises(PipeqError, match="no job 'no-end'"):
+        served.client.jobs.status("no-end")
 
 
 def test_the_asynchronous_client_has_the_same_jobs(served: Served) -> None:

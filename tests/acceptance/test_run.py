@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.acceptance.test_dev import PIPEQ, children_of, is_alive, until
+from tests.acceptance.test_dev import PIPEQ, children_of, is_alive, server_of, until
 from tests.commands import run
 
 ROWS = 3000
@@ -84,13 +84,19 @@ def test_a_worker_that_does_not_start_and_an_empty_input(tmp_path: Path) -> None
 def test_a_wrong_command_line_is_said(tmp_path: Path) -> None:
     inputs, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     inputs.write_text('"a"\n')
+    table = tmp_path / "table.csv"
+    table.write_text("text,id\na,1\n")
     for arguments, code, says in (
         (["constant", str(tmp_path / "none.jsonl"), str(out)], 6, "there is no file"),
         (["constant", str(tmp_path), str(out)], 6, "format"),
         (["constant", "-", str(out)], 2, "IN must be a file"),
-        (["constant", str(inputs), str(out), "--params", "{"], 2, "is no JSON"),
+        (["constant", str(inputs), str(out), "--params", "{"], 2, "no JSON"),
         (["constant", str(inputs), str(out), "--field", "a", "--field", "b=c"], 2, "FIELD=COLUMN"),
         (["constant", str(inputs), str(tmp_path / "no" / "out.jsonl")], 1, "cannot write"),
+        (["constant", str(inputs), str(tmp_path / "out.xyz")], 6, "out.xyz, and the end of its name does not say what"),
+        (["constant", str(inputs), str(tmp_path / "out.csv.gz")], 6, "files of a job are not compressed"),
+        (["constant", str(table), str(out), "--field", "txt"], 6, "no column 'txt'; it has text, id; did you mean 'te"),
+        (["constant", str(table), str(out), "--params-column", "a"], 2, "'a' is not PARAMETER=COLUMN"),
     ):
         found = run("run", *arguments)
         assert found.exit_code == code, (arguments, found.stderr)
@@ -101,3 +107,18 @@ def test_a_wrong_command_line_is_said(tmp_path: Path) -> None:
     assert found.exit_code == 6
     assert "of a run with another input" in found.stderr
     assert os.path.exists(partial)
+
+
+def test_a_run_whose_redis_dies_says_so_and_goes_on_later(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("".join(f"text {at}\n" for at in range(2000)))
+    arguments = ["constant", "in.txt", "out.csv", "--params", '{"seconds": 0.005}']
+    partial, log = tmp_path / "out.csv.partial", tmp_path / "log"
+    process = begin(tmp_path, *arguments)
+    until(lambda: done(partial) > 0 or process.poll() is not None)
+    os.kill(server_of(process.pid), signal.SIGKILL)
+    assert process.wait(30) == 6, log.read_text()
+    assert "not_running: Redis was killed by signal 9" in log.read_text()
+    assert "the same command goes on with what is missing" in log.read_text()
+    assert "Traceback" not in log.read_text(), log.read_text()
+    assert begin(tmp_path, *arguments).wait(60) == 0
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 2001

@@ -178,7 +178,7 @@ def test_a_stream_in_a_loop_may_be_asynchronous(db: redis.Redis, valkey_url: str
             assert len(await client.submit_many(PIPELINE, inputs(700))) == 700
             ids = [one async for one in client.submit_each(PIPELINE, inputs(3), task_ids=["a", "b", "c"])]
             assert ids == ["a", "b", "c"]
-            with pytest.raises(SubmitError, match="task_ids ends after 1 values"):
+            with pytest.raises(SubmitError, match="task_ids ends after 1 value,"):
                 await client.submit_many(PIPELINE, inputs(2), task_ids=["d"])
             with pytest.raises(SubmitError, match=r"inputs raised .*the stream broke.* after 4 of them"):
                 await client.submit_many(PIPELINE, inputs(4))
@@ -293,7 +293,7 @@ def test_each_task_has_its_custom_id(client: Client, db: redis.Redis) -> None:
     list(client.submit_each(PIPELINE, ["d"], custom_ids=["row 4"], priority=0))
     bodies = [base64.b64decode(json.loads(one)["body"]) for one in reversed(db.lrange(PIPELINE, 0, -1))]
     assert [json.loads(one)[1].get("custom_id") for one in bodies] == [*names, "row 4"]
-    with pytest.raises(SubmitError, match="custom_ids has 1 values for 2 inputs"):
+    with pytest.raises(SubmitError, match="custom_ids has 1 value for 2 inputs"):
         client.submit_many(PIPELINE, ["a", "b"], custom_ids=["row"])
     with pytest.raises(SubmitError, match=r"custom_ids\[1\] 5 is not text"):
         client.submit_many(PIPELINE, ["a", "b"], custom_ids=["row", 5])

@@ -6,6 +6,7 @@ Without a worker: the steps that a worker has done are taken here, and interrupt
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import time
 from collections.abc import Iterator
@@ -311,18 +312,26 @@ def test_a_pack_that_is_lost_while_messages_wait_is_found_within_a_time(
 
 def test_an_input_that_cannot_be_read_fails_the_job_until_it_can(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv.gz"
-    path.write_bytes(b"no gzip")
+    path.write_bytes(gzip.compress(b"text\n" + b"".join(b"%x\n" % (at**7) for at in range(1000)))[:-1000])
     with pytest.raises(PipeqError, match=r"rows\.csv\.gz cannot be read"):
         client.jobs.submit(PIPELINE, path, field="text", job_id="bad", check=False)
     status = client.jobs.status("bad")
     assert status.state is JobState.FAILED
     assert "rows.csv.gz" in str(status.error)
-    import gzip
-
     path.write_bytes(gzip.compress(b"text\na\nb\n"))
     client.jobs.submit(PIPELINE, path, field="text", job_id="bad", check=False)
     status = client.jobs.status("bad")
     assert (status.state, status.error, status.submitted) == (JobState.IN_PROGRESS, None, 2)
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "a.txt.gz", "a.parquet", "none/*.png", "none.csv"])
+def test_of_an_input_whose_beginning_cannot_be_read_there_is_no_job(client: Client, tmp_path: Path, name: str) -> None:
+    if not name.startswith("none"):
+        (tmp_path / name).write_bytes(b"no such thing")
+    with pytest.raises(PipeqError, match=r"cannot be read|is no Parquet|no file"):
+        client.jobs.submit(PIPELINE, str(tmp_path / name), job_id="bad", check=False)
+    with pytest.raises(PipeqError, match="no job 'bad'"):
+        client.jobs.status("bad")
 
 
 def test_the_columns_of_the_input_stand_beside_the_outcomes(client: Client, tmp_path: Path) -> None:
@@ -367,7 +376,7 @@ def test_a_wrong_argument_about_files_is_named(client: Client) -> None:
     job_id = ended(client)
     for call in (
         lambda: list(client.jobs.results(job_id, order="x")),
-        lambda: client.jobs.save(job_id, "x", order="x"),
+        lambda: client.jobs.save(job_id, "x.jsonl", order="x"),
     ):
         with pytest.raises(PipeqError, match="order"):
             call()

@@ -168,7 +168,7 @@ def drop(
         choice, ids = _choose(client, names, codes, older_than, newer_than)
         _check_chosen(bool(ids or codes or every), older_than, newer_than)
         if not ids and not yes:
-            click.confirm(f"Drop {sum(1 for _ in choice)} dead letters?", abort=True, err=True)
+            click.confirm(f"Drop {shown.count(sum(1 for _ in choice), 'dead letter')}?", abort=True, err=True)
         code = _print_handled(choice.drop(), ids, "dropped", in_json)
     click.get_current_context().exit(code)
 

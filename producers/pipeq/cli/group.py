@@ -45,7 +45,7 @@ Exit codes:
   1  a task failed, was cancelled or expired, or its result cannot be read
   2  the command line is wrong, or a PIPEQ_ variable
   3  a task has not finished yet, or the wait for it timed out
-  4  no task of that id is known
+  4  no task or job of that id is known
   5  Redis cannot be reached, or refuses this user
   6  refused: unknown pipeline or parameter, input too large, nothing below a prefix, pipeline in use, missing package
 Of several tasks, 4 goes before 1, and 1 before 3."""
@@ -178,6 +178,8 @@ def exit_code(error: PipeqError) -> int:
         return REDIS_UNREACHABLE
     if isinstance(error, WaitTimeoutError):
         return NOT_FINISHED
+    if error.code == ErrorCode.UNKNOWN_JOB:
+        return UNKNOWN_ID
     cannot_be_read = error.code == ErrorCode.OUTPUT_FAILED or isinstance(error, ReadError)
     return TASK_FAILED if cannot_be_read else REFUSED
 

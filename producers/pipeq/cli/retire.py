@@ -25,13 +25,15 @@ def purge(pipeline: str, yes: bool, redis_url: str | None) -> None:
         waiting = queue.depth + queue.waiting
         name = shown.line(pipeline)
         if waiting and not yes:
-            click.confirm(f"End {waiting} tasks that wait for {name}?", abort=True, err=True)
+            that = f"{shown.count(waiting, 'task')} that {'waits' if waiting == 1 else 'wait'} for {name}"
+            click.confirm(f"End {that}?", abort=True, err=True)
         with LateProgress(waiting, "purging") as bar:
             done = client.purge(pipeline, progress=bar.reach)
         inside = client.queue(pipeline).in_flight
-    click.echo(f"{done} messages taken off")
+    click.echo(f"{shown.count(done, 'message')} taken off")
     if inside:
-        click.echo(f"{inside} tasks are inside workers and go on", err=True)
+        many = f"{inside} tasks are inside workers and go on"
+        click.echo("1 task is inside a worker and goes on" if inside == 1 else many, err=True)
 
 
 @click.command(epilog=example("pipeq forget old-model"))

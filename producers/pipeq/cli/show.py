@@ -94,7 +94,7 @@ def _lines(status: TaskStatus) -> Iterator[tuple[str, str]]:
         parts = (str(part) for part in status.model.model_dump().values() if part is not None)
         yield "model", shown.line(" ".join(parts))
     if status.batch is not None:
-        yield "batch", f"{status.batch.size} items, {status.batch.padding:.0%} padding"
+        yield "batch", f"{shown.count(status.batch.size, 'item')}, {status.batch.padding:.0%} padding"
     if status.timing_ms:
         yield "timing", shown.line(", ".join(f"{stage} {ms:.0f} ms" for stage, ms in status.timing_ms.items()))
     if status.error is not None:

@@ -23,13 +23,13 @@ from pipeq.cli.options import (
     upload_option,
     wait_option,
 )
-from pipeq.cli.params import parse_params
 from pipeq.cli.results import print_results
 from pipeq.cli.show import LateProgress, status_json
 from pipeq.cli.streams import Paused
 from pipeq.client import Client
 from pipeq.contract import keys
 from pipeq.contract.errors import PipeqError, SubmitError
+from pipeq.params_option import parse_params
 from pipeq.submitting import CHUNK_BYTES, CHUNK_TASKS
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -190,5 +190,5 @@ def cancel(ids: tuple[str, ...], pipeline: str | None, force: bool, in_json: boo
             click.echo(status_json(task) if in_json else f"{shown.line(task.id)}  {task.state}")
     if pipeline is not None:
         count_cancelled = sum(task.state is State.CANCELLED for task in of_pipeline)
-        say("cancelled", f"{count_cancelled} tasks of {pipeline}")
+        say("cancelled", f"{shown.count(count_cancelled, 'task')} of {pipeline}")
     click.get_current_context().exit(code)

@@ -62,6 +62,8 @@ class ErrorCode(StrEnum):
     NOT_RUNNING = "not_running"
     #: The text that Redis holds under a task's id is not a valid record. Never the outcome of a task.
     INVALID_RECORD = "invalid_record"
+    #: There is no job of this id, or it was forgotten. Never the outcome of a task.
+    UNKNOWN_JOB = "unknown_job"
     #: The pipeline is still needed, so it is not forgotten. Never the outcome of a task.
     IN_USE = "in_use"
     #: The stream of events is off. Never the outcome of a task.
@@ -120,6 +122,7 @@ HTTP_STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.MISSING_PACKAGE: 501,
     ErrorCode.NOT_RUNNING: 503,
     ErrorCode.INVALID_RECORD: 500,
+    ErrorCode.UNKNOWN_JOB: 404,
     ErrorCode.IN_USE: 409,
     ErrorCode.EVENTS_OFF: 409,
     ErrorCode.EVENTS_TRIMMED: 410,

@@ -112,9 +112,8 @@ class PackMessage:
         if params is not None and not isinstance(params, dict):
             raise _wrong("params: not an object")
         if params and len(rows) > (most := most_rows_with(params)):
-            raise _wrong(
-                f"params: {len(rows)} rows have them, and of this length at most {most} may: send smaller packs"
-            )
+            given, rest = shown.count(most, "row"), "send smaller packs"
+            raise _wrong(f"params: of this length, {given} may have them, and {len(rows)} have: {rest}")
         output = fields.get("output")
         if output is not None:
             if not isinstance(output, dict):

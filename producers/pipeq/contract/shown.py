@@ -41,6 +41,11 @@ _SECRET_NAME = re.compile("pass|pwd|cred|secret|token|key|auth|sig", re.IGNORECA
 _HARMLESS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?|true|false|yes|no|none|required|optional", re.IGNORECASE)
 
 
+def count(number: int, noun: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def uri(text: str) -> str:
     """Shows a URI without its secrets: user, password, query and fragment, if its scheme has them.
 

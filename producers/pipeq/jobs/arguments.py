@@ -9,6 +9,7 @@ from pipeq import checks, uploading
 from pipeq.contract import schemes, shown
 from pipeq.contract.job import JobStatus
 from pipeq.envelope import new_id
+from pipeq.jobs import places
 
 #: Longest id of a job: those of its rows are a few characters longer.
 ID_CHARS = 200
@@ -19,7 +20,8 @@ def job_id(value: Any) -> str:
     if value is None:
         return f"job-{new_id()}"
     if len(checks.new_task_id(value, "job_id")) > ID_CHARS:
-        checks.refuse(f"job_id {shown.value(value)} is longer than {ID_CHARS} characters")
+        count = len(value)
+        checks.refuse(f"job_id has {count} characters, and at most {ID_CHARS} are allowed: {shown.value(value, 60)}")
     return str(value)
 
 
@@ -46,6 +48,7 @@ def files(results: Any, errors: Any, order: Any) -> dict[str, str]:
             continue
         if not isinstance(place, str) or schemes.of(place) not in uploading.SCHEMES or place.endswith("/"):
             checks.refuse(f"{name} is {shown.value(place)}, not a URI like s3://bucket/out.jsonl or file:///out.csv")
+        places.check_name(name, place)
         found[name] = place
     if errors is not None and results is None:
         checks.refuse("errors needs results: give both, or results alone")

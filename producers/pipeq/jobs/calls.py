@@ -30,7 +30,14 @@ class JobCalls(SubmitCalls):
     """See :class:`.jobs.Jobs`."""
 
     def retry(
-        self, /, job_id: str, inputs: Any, *, codes: str | Iterable[str] | None = None, **options: Any
+        self,
+        /,
+        job_id: str,
+        inputs: Any,
+        *,
+        codes: str | Iterable[str] | None = None,
+        new_job_id: str | None = None,
+        **options: Any,
     ) -> Steps[str | None]:
         """Submits those rows of a job again that failed, as a new job. Returns its id; None if no row failed so.
 
@@ -40,6 +47,7 @@ class JobCalls(SubmitCalls):
             job_id: the job; its rows must have ended.
             inputs: the job's input.
             codes: the codes of the errors that are meant; None for all.
+            new_job_id: a name of your own for the new job: a retry that broke off may be repeated with it.
             options: those of :meth:`submit` that the job had, such as ``field``, ``id`` and ``params``.
         """
         status = yield from self.status(job_id)
@@ -54,14 +62,14 @@ class JobCalls(SubmitCalls):
                     lines.add(one["line"])
         if not lines:
             return None
-        again = str(options.pop("job_id", None) or f"{job_id}-again-{new_id()[:8]}")
+        again = new_job_id if new_job_id is not None else f"{job_id}-again-{new_id()[:8]}"
         return (yield from self.submit(status.pipeline, inputs, job_id=again, lines=lines.__contains__, **options))
 
     def status(self, job_id: str) -> Steps[JobStatus]:
         """How far a job is.
 
         Raises:
-            PipeqError: ``invalid_input``: there is no such job, or it was forgotten (7 days after its last row).
+            PipeqError: ``unknown_job``: there is no such job, or it was forgotten (7 days after its last row).
         """
         job_id = checks.task_id(job_id)
         status = yield from status_of(job_id)
@@ -73,7 +81,7 @@ class JobCalls(SubmitCalls):
             yield from keeping.expire(job_id)
             status = yield from status_of(job_id)
         if status is None:
-            raise PipeqError(ErrorCode.INVALID_INPUT, f"there is no job {shown.line(job_id)!r} in this Redis")
+            raise PipeqError(ErrorCode.UNKNOWN_JOB, f"there is no job {shown.line(job_id)!r} in this Redis")
         return status
 
     def wait(

@@ -9,8 +9,10 @@ A record is what a line of JSON, a row of CSV or Parquet, or an element of an it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 
 from msgspec.structs import replace
@@ -56,6 +58,25 @@ class Columns:
     wrap: Callable[[Any], Any] = lambda value: value
     place: Callable[[PackRow], str] | None = None
     is_text: bool = False
+
+    def check(self, names: Sequence[str] | None) -> None:
+        """Checks that a table has the columns, if it is known which it has: else each of its rows would fail.
+
+        Raises:
+            PipeqError: ``invalid_message``: it has not.
+        """
+        if names is None:
+            return
+        for argument, wanted in (
+            ("field", [*self.fields.values()]),
+            ("id", [] if self.id is None else [self.id]),
+            ("params_columns", [*self.params.values()]),
+        ):
+            for name in wanted:
+                if name not in names:
+                    close = get_close_matches(name[:200], names, 1)
+                    meant = f"; did you mean {shown.line(close[0], 40)!r}?" if close else ""
+                    checks.refuse(f"{argument}: {_no_column(name, names)}{meant}")
 
     def line(self, number: int, record: Any, most_bytes: int) -> Line:
         """Makes a row of a record. Whatever is wrong with it becomes that line's error.
@@ -164,8 +185,8 @@ def _value(text: str) -> Any:
     return text if isinstance(value, list | dict | str) else value
 
 
-def _no_column(name: str, record: Mapping[str, Any]) -> str:
-    known = ", ".join(shown.line(str(one), 40) for one in list(record)[:12])
+def _no_column(name: str, names: Iterable[Any]) -> str:
+    known = ", ".join(shown.line(str(one), 40) for one in islice(names, 12))
     return f"there is no column {shown.line(name, 80)!r}; it has {known or 'none'}"
 
 

@@ -25,7 +25,7 @@ from pipeq.envelope import new_id
 from pipeq.jobs import places
 from pipeq.jobs.csv_rows import LAST, CsvRows
 from pipeq.jobs.parquet import ParquetRows
-from pipeq.jobs.readers import NOTHING, Source
+from pipeq.jobs.readers import NOTHING, Source, is_record
 
 
 class Beside:
@@ -58,18 +58,14 @@ class Beside:
                     ErrorCode.INVALID_INPUT, f"inputs has no line {line}, and the job has: it is another input"
                 ) from None
         number, record = self._last
-        return self._nothing if number != line or not _is_record(record) else _columns(record)
+        return self._nothing if number != line or not is_record(record) else _columns(record)
 
     def _names(self) -> dict[str, Any]:
         for number, record in self._records:
             self._ahead.append((number, record))
-            if _is_record(record):
+            if is_record(record):
                 return dict.fromkeys(_columns(record))
         return {}
-
-
-def _is_record(record: Any) -> bool:
-    return record is not NOTHING and not isinstance(record, PipeqError)
 
 
 def _columns(record: Any) -> dict[str, Any]:

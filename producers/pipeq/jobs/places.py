@@ -11,6 +11,9 @@ from pipeq import checks, uploading
 from pipeq.contract import schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError, ReadError
 
+#: The ends of names that say what a file of a job holds: lines of JSON, of text with columns, or Parquet.
+ENDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
 
 def local_path(place: str) -> str | None:
     """The path of a place on this machine; None for one in a store.
@@ -31,6 +34,25 @@ def local_path(place: str) -> str | None:
         return None
     path = os.path.abspath(os.path.expanduser(place))
     return path if is_stream(path) else os.path.realpath(path)  # /dev/stdout may lead to a pipe without a path
+
+
+def check_name(name: str, place: str) -> None:
+    """Checks that the end of a file's name says what it is to hold.
+
+    Args:
+        name: what the file is called in the error.
+        place: a path or a URI.
+
+    Raises:
+        PipeqError: it does not.
+    """
+    if os.path.splitext(place.lower())[1] in ENDS:
+        return
+    if place.lower().endswith(".gz"):
+        why = "files of a job are not compressed"
+    else:
+        why = "the end of its name does not say what it is to hold"
+    checks.refuse(f"{name} is {shown.uri(place)}, and {why}: end it in {', '.join(ENDS[:-1])} or {ENDS[-1]}")
 
 
 def is_stream(path: str) -> bool:
@@ -61,6 +83,8 @@ def check(results: str, errors: str | None = None, inputs: object = None) -> Non
             checks.refuse(f"{name} is {shown.uri(place)}, which is {other}, too: choose another file")
         if path is not None:
             _check_path(place, path)
+        if path is None or not is_stream(path):
+            check_name(name, place)
 
 
 def _check_path(place: str, path: str) -> None:

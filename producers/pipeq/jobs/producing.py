@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeq.contract import keys, naming
+from pipeq.contract import keys, naming, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.job import JobState, JobStatus
 from pipeq.contract.message import Output
@@ -21,7 +21,7 @@ from pipeq.jobs.columns import Columns
 from pipeq.jobs.ending import status_of
 from pipeq.jobs.local_rows import LocalRows
 from pipeq.jobs.packing import Line
-from pipeq.jobs.readers import DRY, NOTHING, TEXT_KINDS, Source
+from pipeq.jobs.readers import DRY, TEXT_KINDS, Source, is_record
 from pipeq.jobs.store import Cursor, Parcel
 from pipeq.protocol import Run, Sleep, Steps
 from pipeq.wanted import Fed
@@ -146,15 +146,15 @@ def _lines(records: Iterable[Any], done: int, plan: Plan) -> Iterator[Line | Non
             yield None
             continue
         number += 1
-        if number <= done or record is NOTHING or (plan.lines is not None and not plan.lines(number)):
+        if number <= done or (plan.lines is not None and not plan.lines(number)):
             continue
-        if isinstance(record, PipeqError):
-            yield Line(number, None, error=record)
-        else:
+        if is_record(record):
             plan.local.begin(number)
             yield plan.columns.line(number, record, most)
+        elif isinstance(record, PipeqError):
+            yield Line(number, None, error=record)
     if number < done:
-        sentence = f"the input has {number} lines, and {done} of it were submitted: it is another one"
+        sentence = f"the input has {shown.count(number, 'line')}, and {done} were submitted: it is another one"
         raise PipeqError(ErrorCode.INVALID_INPUT, sentence)
 
 

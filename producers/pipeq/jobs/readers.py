@@ -16,7 +16,8 @@ import sys
 import zlib
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -38,7 +39,9 @@ FORMATS: Final = {
 KINDS: Final = ("jsonl", "csv", "tsv", "parquet", "lines", "refs")
 #: Those whose columns have nothing but text.
 TEXT_KINDS: Final = ("csv", "tsv")
-#: A line that is no record: blank, or the names of columns. It only counts.
+#: Those whose rows all have the same columns.
+TABLES: Final = (*TEXT_KINDS, "parquet")
+#: A line that is no record: blank, the names of columns, or a further line of the record before. It only counts.
 NOTHING: Final = object()
 #: No record: what was taken of an asynchronous input is used up, and more must be taken of it first.
 DRY: Final = object()
@@ -61,6 +64,36 @@ class Source:
     is_repeatable: bool = True
     #: What takes its records, if it is asynchronous; then ``records`` has those that were taken, and :data:`DRY`.
     fed: Fed | None = None
+    #: The names of its columns, if it says so itself.
+    names: tuple[str, ...] | None = None
+
+    def begun(self) -> Source:
+        """The source with its first line read, once; of a table with the names of its columns.
+
+        Those whose first line may be long in coming stay as they are: iterables, and what is written to a pipe.
+
+        Raises:
+            PipeqError: it cannot be read.
+        """
+        if self.kind == "iterable" or not (self.is_repeatable or self.kind in TABLES):
+            return self
+        records = self.records()
+        first = list(islice(records, 1))
+        names = first[0] if first else None
+        if self.kind not in TABLES or not isinstance(names, _Header | dict):
+            names = None
+        return replace(self, records=lambda: chain(first, records), names=None if names is None else tuple(names))
+
+
+class _Header(tuple[str, ...]):
+    """The names of the columns, where the first line of a table has them. It is no record."""
+
+    __slots__ = ()
+
+
+def is_record(found: Any) -> bool:
+    """Whether what a source yields is a record."""
+    return found is not NOTHING and type(found) is not _Header and not isinstance(found, PipeqError)
 
 
 def source(given: Any, kind: str | None = None, *, uploads: bool = False) -> Source:
@@ -97,7 +130,14 @@ def source(given: Any, kind: str | None = None, *, uploads: bool = False) -> Sou
             f"inputs is {shown.value(given)}, {_one(given)}, and takes a path, s3://bucket/key, an open "
             "file, or an iterable of rows"
         )
-    return Source(_one(given), "iterable", lambda: _of_iterable(given), not isinstance(given, Iterator))
+    names = getattr(given, "column_names", None)  # of a data set
+    return Source(
+        _one(given),
+        "iterable",
+        lambda: _of_iterable(given),
+        not isinstance(given, Iterator),
+        names=tuple(names) if isinstance(names, list) and all(isinstance(one, str) for one in names) else None,
+    )
 
 
 def _one(given: Any) -> str:
@@ -117,7 +157,7 @@ def _of_text(given: str, kind: str | None, *, uploads: bool) -> Source:
     found = kind or _kind_of(given)
     if found is None:
         checks.refuse(
-            f"inputs is {shown.line(given)}, and its name does not say what it holds: pass a format, one of "
+            f"inputs is {shown.value(given)}, and its name does not say what it holds: pass a format, one of "
             f"{', '.join(KINDS)}"
         )
     if not several and not scheme and not os.path.isfile(os.path.expanduser(given)):
@@ -164,7 +204,7 @@ def _of_iterable(given: Iterable[Any]) -> Iterator[Any]:
     except PipeqError:
         raise
     except Exception as error:  # it is the caller's code
-        sentence = f"inputs raised {shown.value(error, 300)} after {count} rows"
+        sentence = f"inputs raised {shown.value(error, 300)} after {shown.count(count, 'row')}"
         raise PipeqError(ErrorCode.INVALID_INPUT, sentence) from error
 
 
@@ -301,7 +341,8 @@ def _text(data: bytes) -> str | PipeqError:
 
 
 def _not_utf_8(at: int, byte: int) -> PipeqError:
-    sentence = f"it is not UTF-8 (byte {byte:#04x} after {at} others): convert the file first (iconv -t UTF-8)"
+    where = f"byte {byte:#04x} after {shown.count(at, 'other')}"
+    sentence = f"it is not UTF-8 ({where}): convert the file first (iconv -t UTF-8)"
     return PipeqError(ErrorCode.INVALID_INPUT, sentence)
 
 
@@ -327,10 +368,15 @@ def _csv(file: IO[Any], delimiter: str) -> Iterator[Any]:
         text.detach()  # whoever opened the file closes it
 
 
-def _rows(reader: Iterator[list[str]]) -> Iterator[Any]:
+def _rows(reader: Any) -> Iterator[Any]:
+    """The rows of a reader of CSV. Those of several lines are counted as such: each has the number of its first one."""
     csv.field_size_limit(LINE_BYTES)
     header: list[str] | None = None
+    before = 0
     while True:
+        for _ in range(before + 1, reader.line_num):
+            yield NOTHING
+        before = reader.line_num
         try:
             values = next(reader)
         except StopIteration:
@@ -340,13 +386,13 @@ def _rows(reader: Iterator[list[str]]) -> Iterator[Any]:
             continue
         if header is None:
             header = _header(values)
-            yield NOTHING
+            yield _Header(header)
         elif (wrong := _first_byte_that_is_not_utf_8(values)) is not None:
             yield wrong
         elif not values:
             yield NOTHING
         elif len(values) != len(header):
-            sentence = f"it has {len(values)} columns, and the first line names {len(header)}"
+            sentence = f"it has {shown.count(len(values), 'column')}, and the first line names {len(header)}"
             yield PipeqError(ErrorCode.INVALID_INPUT, sentence)
         else:
             yield dict(zip(header, values, strict=True))

@@ -21,7 +21,7 @@ from pipeq.jobs.local_rows import LocalRows
 from pipeq.jobs.producing import Plan, produce
 from pipeq.jobs.readers import Source, source
 from pipeq.local_inputs import Store
-from pipeq.protocol import Steps
+from pipeq.protocol import Run, Steps
 from pipeq.read_allow import ReadAllow
 
 #: Most rows of a job that may wait or run by default, and most that a caller may ask for.
@@ -156,6 +156,8 @@ class SubmitCalls:
     ) -> Steps[str]:
         if about["output"] is not None:
             self._allow.remember(about["output"])
+        from_ = yield Run(from_.begun)
+        chosen.check(from_.names)
         most_rows = pack_rows or packing.most_rows((yield from self._registered(pipeline, check=check)))
         plan = Plan(job_id, pipeline, chosen, most_rows, self._max_message_bytes, **about)
         yield from self._make(plan, from_, files)

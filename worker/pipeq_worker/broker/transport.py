@@ -416,7 +416,7 @@ class Channel(kombu_redis.Channel):
 
     def _give_up(self, one: Reserved, deaths: int) -> None:
         """Ends a message that workers die of. It is not parsed, because that may be what they die of."""
-        reason = f"{deaths} workers died while they had this message in their hands, without having begun its task"
+        reason = f"{shown.count(deaths, 'worker')} died with this message in hand, without having begun its task"
         self._bury(one, first_id(one.raw), PipeqError(ErrorCode.WORKER_LOST, reason), deaths)
 
     def _bury(self, one: Reserved, task_id: str | None, error: PipeqError, attempts: int = 0) -> None:

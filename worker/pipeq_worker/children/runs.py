@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic
 
+from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 
 from pipeq_worker.children import protocol
@@ -337,7 +338,7 @@ class Runs(Generic[T]):
     def _start_alone(self, item: Item[T], life: int) -> None:
         task = item.task
         if task.deaths >= self._device.max_deaths:
-            sentence = f"{task.deaths} workers died while they had this task in a batch"
+            sentence = f"{shown.count(task.deaths, 'worker')} died with this task in a batch"
             task.fail(PipeqError(ErrorCode.WORKER_LOST, sentence))
         elif not task.needs_no_device:
             if not self._device.lone.enter(task, partial(is_wanted, item), partial(self._device.again, item)):

@@ -144,9 +144,10 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     model = found["model"]
     yield f"{found['pipeline']}: {model['id']} for {found['task']} on {model['device']}, {model['dtype']}"
     batched, alone = found["seconds_batched"], found["seconds_alone"]
+    largest = shown.count(found["largest_batch"], "item")
     yield (
-        f"{found['inputs']} inputs in {found['batches']} batches, {found['largest_batch']} items in the largest: "
-        f"{batched:.2f} s; one by one: {alone:.2f} s"
+        f"inputs: {found['inputs']}; batches: {found['batches']}, the largest of {largest}: {batched:.2f} s; one by "
+        f"one: {alone:.2f} s"
     )
     for at, why in found["failed"].items():
         yield f"input {at} failed: {why}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from pipeq.contract import shown
+
 from pipeq_worker.observe.observer import Ended, Observer
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ class Log(Observer):
         logger.error(
             "%s; %s; starting another one",
             reason,
-            f"it was working on {len(task_ids)} tasks, which run alone now"
+            f"it was working on {shown.count(len(task_ids), 'task')}, each of which runs alone now"
             if task_ids
             else "it was working on no task",
             extra={"action": "child_died", "tasks": task_ids[:100]},

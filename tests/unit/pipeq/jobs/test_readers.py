@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from pipeq.contract.errors import PipeqError
-from pipeq.jobs.readers import NOTHING, source
+from pipeq.jobs.readers import is_record, source
 
 
 def records(path: Path, text: bytes, kind: str | None = None) -> list[Any]:
     path.write_bytes(text)
-    return [record for record in source(str(path), kind).records() if record is not NOTHING]
+    found = source(str(path), kind).records()
+    return [record for record in found if is_record(record) or isinstance(record, PipeqError)]
 
 
 @pytest.mark.parametrize(
@@ -77,3 +78,42 @@ def test_standard_input_that_is_closed_is_said(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(PipeqError, match="standard input is closed"):
         source("-")
+
+
+def test_a_row_of_several_lines_has_the_number_of_its_first_one(tmp_path: Path) -> None:
+    text = b'id,text\r\n1,one\r\n\r\n2,"two\r\nlines, and\nthree"\n3,x,y\n"4\n",four\n5,"never closed\n'
+    (tmp_path / "a.csv").write_bytes(text)
+    found = {
+        number: record["text"] if is_record(record) else record.message.partition(":")[0]
+        for number, record in enumerate(source(str(tmp_path / "a.csv")).records(), 1)
+        if is_record(record) or isinstance(record, PipeqError)
+    }
+    assert found == {
+        2: "one",
+        4: "two\r\nlines, and\nthree",
+        7: "it has 3 columns, and the first line names 2",
+        8: "four",
+        10: "it is no row of CSV",
+    }
+
+
+def test_one_column_is_not_several(tmp_path: Path) -> None:
+    (error,) = records(tmp_path / "a.csv", b"id,text\n1\n")
+    assert error.message == "it has 1 column, and the first line names 2"
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_the_columns_of_a_table_are_known_before_its_rows(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    path.write_text("id,text\n1,one\n".replace(",", "," if kind == "csv" else "\t"))
+    begun = source(str(path)).begun()
+    assert begun.names == ("id", "text")
+    assert [one for one in begun.records() if is_record(one)] == [{"id": "1", "text": "one"}]
+    path.write_text("")
+    assert source(str(path)).begun().names is None
+
+
+@pytest.mark.parametrize("given", ["", "  ", "a\x00b", "."])
+def test_a_path_that_is_none_is_said(given: str) -> None:
+    with pytest.raises(PipeqError, match=r"inputs is '.*', and its name does not say what it holds"):
+        source(given)

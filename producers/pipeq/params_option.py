@@ -1,4 +1,7 @@
-"""PARAMS: the JSON of ``--params`` -> parameters; what is no JSON object is answered with what to write instead."""
+"""PARAMS OPTION: the JSON of ``--params`` -> parameters; what is no JSON object is answered with what to write instead.
+
+For all commands that have ``--params``.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ import shlex
 from typing import Any
 
 import click
-
-from pipeq.cli.show import as_json
 
 
 def parse_params(_: click.Context, __: click.Parameter, text: str) -> dict[str, Any]:
@@ -33,4 +34,4 @@ def _write_params(text: str) -> str:
         value = json.loads(assigned[2])
     except (ValueError, RecursionError):
         value = {"True": True, "False": False, "None": None}.get(assigned[2], assigned[2])
-    return f"write --params {shlex.quote(as_json({assigned[1]: value}))}"
+    return f"write --params {shlex.quote(json.dumps({assigned[1]: value}, ensure_ascii=False))}"

@@ -1,0 +1,55 @@
+"""JOB OPTIONS: what several commands of jobs take beside rows, and the wait that several end with. Used by job."""
+
+from __future__ import annotations
+
+import click
+
+from pipeq.cli.group import NOT_FINISHED, OK, TASK_FAILED
+from pipeq.client import Client
+from pipeq.contract.errors import WaitTimeoutError
+from pipeq.contract.job import JobState
+from pipeq.jobs.display import Display
+
+no_check_option = click.option("--no-check", is_flag=True, help="Submit even if no worker has ever served PIPELINE.")
+job_id_option = click.option(
+    "--job-id", metavar="ID", help="A name of your own: a submit that broke off is repeated with it."
+)
+results_option = click.option("--results", metavar="FILE", help="Then write results there: a path or s3:// URI.")
+errors_option = click.option(
+    "--errors", metavar="FILE", help="Write errors there instead of among the results; needs --results."
+)
+order_option = click.option(
+    "--order", type=click.Choice(["input", "completed"]), default="input", show_default=True,
+    help="Of the rows; completed: the order in which they ended.",
+)  # fmt: skip
+
+
+def check_errors(results: str | None, errors: str | None) -> None:
+    """Checks that a file of errors has one of results beside it.
+
+    Raises:
+        click.UsageError: it has none.
+    """
+    if errors is not None and results is None:
+        raise click.UsageError("--errors needs --results")
+
+
+def waited(
+    client: Client,
+    job_id: str,
+    display: Display,
+    timeout: float | None,
+    results: str | None,
+    errors: str | None,
+    order: str,
+) -> int:
+    """Waits for a job, and writes its files. Returns the command's exit code."""
+    try:
+        found = client.jobs.wait(job_id, timeout, progress=display.show)
+    except WaitTimeoutError:
+        display.show(client.jobs.status(job_id), is_last=True)
+        return NOT_FINISHED
+    display.show(found, is_last=True)
+    if results is not None:
+        client.jobs.save(job_id, results, errors, order=order)
+    return OK if found.state is JobState.COMPLETED and not found.failed else TASK_FAILED
