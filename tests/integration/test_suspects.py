@@ -19,9 +19,12 @@ from pipeq_worker.leases.leases import Leases
 from pipeq_worker.leases.line import Line
 from pipeq_worker.leases.reserved import Reserved, taken
 from pipeq_worker.leases.server import Server
+from redis.backoff import NoBackoff
 from redis.connection import Connection as RedisConnection
+from redis.retry import Retry
 
 from tests.integration.test_transport import NAME, consumer, drain, publish, wanted
+from tests.proxy import proxy
 
 
 @pytest.fixture
@@ -93,6 +96,42 @@ def test_who_has_it_in_hand_is_charged_and_nobody_else(db: redis.Redis, leases: 
     leases.hold("", instead_of=second.tag)
     assert sorted(text[: text.index("{")] for text in db.lrange("q", 0, -1)) == [" \t\t", " \t\t"]
     assert db.hlen(keys.UNACKED) == 0
+
+
+@pytest.mark.parametrize("lost", ["taking", "letting go"])
+def test_a_death_is_charged_once_if_the_answer_was_lost(db: redis.Redis, url: str, lost: str) -> None:
+    """redis-py sends the call again by itself. Of three deaths that one message is charged with, it would be two."""
+    with proxy(url) as (between, through):
+        client = lambda: redis.Redis.from_url(through, retry=Retry(NoBackoff(), 1))  # noqa: E731
+        leases = Leases(Server(through, "", client), 1000, 1000)
+        db.lpush("q", ' \t\t\r{"a": 1}')
+        one = leases.reserve_one(wanted("q"))
+        assert one is not None
+        leases.hold("")  # the script is known from now on
+        for step in ("taking", "letting go"):
+            between.answers_left = 0 if step == lost else None
+            leases.hold(*((one.tag,) if step == "taking" else ("", one.tag)))
+            assert between.answers_left is None
+            (entry,) = db.hvals(keys.UNACKED)
+            assert entry.count("\r") == (2 if step == "taking" else 1)
+        leases.close()
+
+
+def test_what_may_be_charged_is_let_go_of_when_it_goes_back(db: redis.Redis, url: str) -> None:
+    with proxy(url) as (between, through):
+        leases = Leases(
+            Server(through, "", lambda: redis.Redis.from_url(through, retry=Retry(NoBackoff(), 0))), 1000, 1000
+        )
+        db.lpush("q", ' \t{"a": 1}')
+        one = leases.reserve_one(wanted("q"))
+        assert one is not None
+        leases.hold("")
+        between.answers_left = 0
+        leases.hold(one.tag)
+        assert db.hvals(keys.UNACKED)[0].count("\r") == 1
+        leases.requeue([one.tag])
+        assert front(db) == " \t"
+        leases.close()
 
 
 def test_while_a_suspect_is_received_redis_knows(url: str, db: redis.Redis) -> None:

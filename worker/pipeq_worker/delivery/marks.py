@@ -48,8 +48,7 @@ class Marks:
 
     def _begin_some(self, lane: str, deliveries: list[Delivery], alone: bool) -> None:
         now, steady = time.time(), time.monotonic()
-        leases = next((delivery.leases.key for delivery in deliveries if delivery.leases is not None), keys.LEASES)
-        redis_keys = [keys.RUNNING, leases, *(keys.record_key(delivery.id) for delivery in deliveries)]
+        redis_keys = [keys.RUNNING, _leases_key(deliveries), *(keys.record_key(delivery.id) for delivery in deliveries)]
         args: list[str | float] = [self._worker, now, keys.worker_key(""), int(alone), lane]
         for delivery in deliveries:
             about = (delivery.id, delivery.attempts_before, delivery.tag, _as_json(before_batch(delivery, steady)))
@@ -78,7 +77,7 @@ class Marks:
             delivery.lost = with_lost(list(delivery.lost), [lost])
             tries, ended = delivery.attempts_before + delivery.deaths, delivery.lost
             mark = Mark.back_on_its_queue(since=time.time(), deaths=delivery.deaths, attempt=tries, lost=ended)
-            marks.append((delivery.id, mark.encode()))
+            marks.append((delivery, mark.encode()))
         self._put_back(marks)
 
     def look(self, deliveries: Iterable[Delivery]) -> None:
@@ -109,15 +108,21 @@ class Marks:
                 mark = Mark.back_on_its_queue(
                     since=since, deaths=delivery.deaths, attempt=tries, lost=delivery.lost
                 ).encode()
-            marks.append((delivery.id, mark))
+            marks.append((delivery, mark))
         self._put_back(marks)
 
-    def _put_back(self, marks: list[tuple[str, str]]) -> None:
+    def _put_back(self, marks: list[tuple[Delivery, str]]) -> None:
         """Replaces marks, or removes those that become empty; the records do not say any more that the tasks run."""
         for start in range(0, len(marks), MARKS_PER_CALL):
             some = marks[start : start + MARKS_PER_CALL]
-            names = [keys.RUNNING, *(keys.record_key(task_id) for task_id, _ in some)]
-            self._back(keys=names, args=[text for one in some for text in one])
+            names = [keys.RUNNING, _leases_key(one for one, _ in some), *(keys.record_key(one.id) for one, _ in some)]
+            args = [text for one, mark in some for text in (one.id, one.tag, mark)]
+            self._back(keys=names, args=[self._worker, *args])
+
+
+def _leases_key(deliveries: Iterable[Delivery]) -> str:
+    """Where the leases of these are; without any, a key that a restricted Redis user may use."""
+    return next((one.leases.key for one in deliveries if one.leases is not None), keys.LEASES)
 
 
 def _as_json(times: dict[str, float]) -> str:

@@ -20,16 +20,16 @@ from typing import Any, Protocol
 from kombu.asynchronous import get_event_loop
 from pipeq.contract import keys
 from pipeq.contract.errors import PipeqError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from pipeq_worker.leases import celery_internals, lua
-from pipeq_worker.leases.history import history_of
+from pipeq_worker.leases.history import History, history_of
 from pipeq_worker.leases.renewing import Renewing
 from pipeq_worker.leases.reserved import Reserved, Wanted, taken
 from pipeq_worker.leases.server import Server
 from pipeq_worker.leases.sharing import MARK_S, Sharing
 from pipeq_worker.observe.observer import Observer
-from pipeq_worker.observe.outage import is_wrong_type, outage
+from pipeq_worker.observe.outage import outage
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +43,15 @@ MESSAGES_PER_CALL = 1000
 UNMOVE_CALLS = 200
 #: A reply that takes longer than this counts as a broken connection, in seconds.
 TIMEOUT_S = 5.0
+_NONE = History(0, 0)
 
 
 @dataclass
 class _Held:
     queue: str
     nbytes: int
-    #: Whether a host died while it had this message; and whether nobody had it before, and its task waited.
-    is_suspect: bool = False
+    #: What it went through before; and whether nobody had it before, and its task waited.
+    history: History = _NONE
     is_new: bool = False
     #: Whether its result is being stored. Only the script that stores it finds out whether the lease was still ours.
     is_ending: bool = False
@@ -135,9 +136,9 @@ class Leases:
         #: Tags of messages that Redis knows to be in this process's hands alone.
         self._in_hand: set[str] = set()
         self._redis = server.connect()
-        self._reserve, self._renew, self._requeue, self._postpone, self._unmove, self._hold = (
+        self._reserve, self._renew, self._requeue, self._postpone, self._unmove, self._hold, self._bury = (
             self._redis.register_script(lua.source(name))
-            for name in ("reserve", "renew", "requeue", "postpone", "unmove", "hold")
+            for name in ("reserve", "renew", "requeue", "postpone", "unmove", "hold", "bury")
         )
         self._tags, self._batch = os.urandom(6).hex(), count()
         self._renewing = Renewing(self, lease_s, sweep_s)
@@ -179,8 +180,9 @@ class Leases:
         """Adds messages that were taken; their leases are renewed from now on."""
         with self.changed:
             for one in reserved:
-                is_suspect = one.raw.startswith(b" ") and history_of(one.raw).lapses > 0
-                self._held[one.tag] = _Held(one.queue, len(one.raw), is_suspect, one.is_new)
+                # One that nobody had may begin with a tab, too.
+                history = history_of(one.raw) if one.raw.startswith(b" ") else _NONE
+                self._held[one.tag] = _Held(one.queue, len(one.raw), history, one.is_new)
                 self._tasks[one.queue] = self._tasks.get(one.queue, 0) + 1
                 self._bytes[one.queue] = self._bytes.get(one.queue, 0) + len(one.raw)
         self.start()
@@ -199,8 +201,15 @@ class Leases:
             tag: the message; empty for none.
             instead_of: the message that it lets go of; empty for none.
         """
+        args: list[Any] = []
+        with self.changed:
+            # Also if the answer is lost: then it may be so, and is let go of when it goes back.
+            self._in_hand.update({tag} & self._held.keys())
+            for one in (instead_of, tag):
+                held = self._held.get(one)
+                args += ("", 0) if held is None else (one, held.history.charged)
         try:
-            self._hold(keys=[self.unacked_key, self.key], args=[instead_of, tag])
+            self._hold(keys=[self.unacked_key, self.key], args=args)
         except RedisError as error:
             # A death would then be charged to nobody, or one too many to the message that was not let go of.
             outage.noticed("hold", error)
@@ -208,13 +217,11 @@ class Leases:
         outage.over("hold")
         with self.changed:
             self._in_hand.discard(instead_of)
-            if tag in self._held:
-                self._in_hand.add(tag)
 
     def is_suspect(self, tag: str) -> bool:
         """Whether a host died while it had this message, which this process has now."""
         held = self._held.get(tag)
-        return held is not None and held.is_suspect
+        return held is not None and held.history.lapses > 0
 
     def is_new(self, tag: str) -> bool:
         """Whether nobody had this message before this process, and its task waited when this process took it."""
@@ -373,20 +380,11 @@ class Leases:
         self.release([tag])
 
     def bury(self, tag: str, dead_letter_key: str, letter: str, most: int) -> None:
-        """Moves an unreadable message to a dead-letter list of at most ``most`` entries."""
+        """Moves an unreadable message to a dead-letter list of at most ``most`` entries, if it is still ours."""
         key = self.server.prefix + dead_letter_key
-        with self._redis.pipeline() as pipe:
-            pipe.lpush(key, letter)
-            pipe.ltrim(key, 0, most - 1)
-            pipe.zrem(self.key, tag)
-            pipe.hdel(self.unacked_key, tag)
-            try:
-                pipe.execute()
-            except ResponseError as error:
-                # The transaction has executed its other three commands.
-                if not is_wrong_type(error):
-                    raise
-                logger.warning("a dead letter is lost: %s: %s", key, error, extra={"action": "dead_letter"})
+        problem = self._bury(keys=[self.unacked_key, self.key, key], args=[tag, letter, most]).decode()
+        if problem:
+            logger.warning("a dead letter is lost: %s: %s", key, problem, extra={"action": "dead_letter"})
         self.release([tag])
 
     def renew(self, tags: list[str]) -> set[str]:
