@@ -225,6 +225,80 @@ def test_deaths_are_not_forgotten_for_a_retry(
     assert client.status(task_id).state is State.SUCCEEDED
 
 
+def dies_with_it(db: redis.Redis, host: Host, valkey_url: str) -> None:
+    """Another worker has the next task in a batch, and dies."""
+    other = Host(valkey_url, PIPELINE)
+    other.take()
+    other.hands.begin(other.hands.tasks[0])
+    assert not other.hands.tasks or other.hands.tasks[0].is_marked
+    db.zadd(keys.LEASES, dict.fromkeys(other.die(), 1))
+    db.delete(keys.worker_key(other.name))
+    host.sweep()
+
+
+@pytest.mark.parametrize("how", ["retry", "failure", "timeout"])
+def test_deaths_are_known_of_a_task_that_ends_before_it_begins_again(
+    client: Client, db: redis.Redis, host: Host, valkey_url: str, how: str
+) -> None:
+    """Its mark ends with this try, and only the mark knows of them."""
+    task_id = client.submit(PIPELINE, "x", check=False)
+    dies_with_it(db, host, valkey_url)
+    host.take()
+    (one,) = host.hands.tasks
+    codes = {"retry": AWAY.code, "failure": "invalid_input", "timeout": "timeout"}
+    one.fail(AWAY if how == "retry" else PipeqError(codes[how], "no", False))
+    host.hands.end(one)
+    status = client.status(task_id)
+    assert (status.state is State.RETRYING, status.attempts) == (how == "retry", 2)
+    assert [found.code for found in status.history] == ["worker_lost", codes[how]]
+    if how == "retry":
+        all_due(db, host)
+        for _ in range(2):
+            dies_with_it(db, host, valkey_url)
+        host.take()
+        host.hands.begin(host.hands.tasks[0])
+        status = client.status(task_id)
+        assert status.error is not None
+        assert (status.error.code, status.attempts) == ("worker_lost", 4)
+
+
+def test_deaths_are_known_of_a_task_with_which_a_process_dies_before_it_begins_again(
+    client: Client, db: redis.Redis, host: Host, valkey_url: str
+) -> None:
+    """Two hosts died with it in a batch; now a process that prepares it dies, and that is the third death."""
+    task_id = client.submit(PIPELINE, "x", check=False)
+    for _ in range(2):
+        dies_with_it(db, host, valkey_url)
+    host.take()
+    (one,) = host.hands.tasks
+    host.hands.child_died(one)
+    status = client.status(task_id)
+    assert (status.state, status.attempts) == (State.FAILED, 3)
+    assert [found.code for found in status.history] == ["worker_lost"] * 3
+    assert one.deaths == 3
+
+
+def test_a_retry_takes_along_what_its_message_was_charged_with(client: Client, db: redis.Redis, host: Host) -> None:
+    """Of the two hosts that died, one had just this message in its hands. It is the same message to its next host."""
+    task_id = client.submit(PIPELINE, "x", check=False)
+    db.lset(PIPELINE, 0, b" \t\t\r" + (db.lindex(PIPELINE, 0) or b""))
+    for _ in range(2):
+        host.take()
+        (one,) = host.hands.tasks
+        one.fail(AWAY)
+        host.hands.end(one)
+        all_due(db, host)
+        (message,) = db.lrange(PIPELINE, 0, -1)
+        assert message.startswith(b" \t\r{")
+    # One more, and it is given up, unread.
+    db.lset(PIPELINE, 0, message.replace(b"\t\r", b"\t\t\r\r"))
+    host.take()
+    assert host.hands.tasks == []
+    status = client.status(task_id)
+    assert status.error is not None
+    assert (status.state, status.error.code) == (State.FAILED, "worker_lost")
+
+
 def test_a_message_is_not_lost_if_a_take_is_sent_again_after_its_answer_was_lost(
     client: Client, db: redis.Redis, valkey_url: str
 ) -> None:

@@ -55,6 +55,8 @@ def delivery(task_id: str = "a") -> Any:
         given_at=None,
         lane="text-classification",
         was_lost=False,
+        before=None,
+        lost=(),
     )
 
 

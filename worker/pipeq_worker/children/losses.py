@@ -85,6 +85,7 @@ class Losses(Generic[T]):
             if task.split():
                 pass  # the death is one row's, and that will show
             elif task is late:
+                task.is_ended_by_death = task.error is None
                 task.fail(PipeqError(ErrorCode.TIMEOUT, death.reason))
             elif task.deaths >= self._max_deaths:
                 sentence = f"{task.deaths} processes died while they worked on this task"

@@ -17,13 +17,14 @@ from celery.worker import state as celery_state
 from kombu.exceptions import OperationalError
 from pipeq.contract import keys, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
-from pipeq.contract.record import OPEN_MAX_BYTES, Before
+from pipeq.contract.record import Before
 from redis.exceptions import RedisError
 
 from pipeq_worker.delivery.backend import Annotation, Backend, Buffer, annotation
 from pipeq_worker.delivery.dead_letter import letter_of
 from pipeq_worker.delivery.delivery import Delivery
 from pipeq_worker.delivery.fitness import Fitness
+from pipeq_worker.delivery.marks import Marks
 from pipeq_worker.delivery.messages import drop, let_go, put_back, tell, tell_put_off, tell_success
 from pipeq_worker.delivery.packs import Packs
 from pipeq_worker.delivery.part import part_of
@@ -54,12 +55,13 @@ class Deliverer:
         settings: Settings,
         retries: Retries,
         client: redis.Redis,
+        marks: Marks,
         observer: Observer,
         fitness: Fitness,
     ) -> None:
         self._app = app
         self._fitness = fitness
-        self._redis = client
+        self._marks = marks
         self._observer = observer
         self._plain = Plain(app)
         self._tracing = Tracing(retries, settings.results.inline_max_bytes)
@@ -251,20 +253,12 @@ class Deliverer:
         return leases if leases is not None and leases.server.place == self.server else None
 
     def _read_records(self, deliveries: list[Delivery]) -> None:
-        """Reads the records of the tasks that never reached a batch; those of the others were read there."""
-        unread = [delivery for delivery in deliveries if delivery.before is None]
-        if not unread:
-            return
+        """Reads what is known of the tasks that never reached a batch; of the others it was read there."""
         try:
-            with self._redis.pipeline(transaction=False) as pipe:
-                for delivery in unread:
-                    pipe.getrange(keys.record_key(delivery.id), 0, OPEN_MAX_BYTES)
-                # For a key that does not hold a string, the reply is an error.
-                records = pipe.execute(raise_on_error=False)
+            self._marks.learn(deliveries)
         except RedisError:
-            records = [None] * len(unread)
-        for delivery, record in zip(unread, records, strict=True):
-            delivery.before = Before.read(record)
+            for delivery in deliveries:
+                delivery.before = delivery.before or Before()
 
     def _give_up(self, delivery: Delivery, cause: Exception) -> None:
         """Fails a task that Celery cannot end because of its message; its links and callbacks do not run."""

@@ -127,12 +127,6 @@ class Delivery(Task):
         is_none = not self.counts or (is_counted and self.deaths)
         return self.attempts_before + self.deaths + (0 if is_none else 1)
 
-    @property
-    def is_ended_by_death(self) -> bool:
-        """Whether its last try took too long and was ended with its process, so that it is one of the deaths."""
-        is_late = self.error is not None and self.error.code == ErrorCode.TIMEOUT
-        return is_late and self.deaths > self.past_deaths and self.started_at is None
-
     def is_expired(self) -> bool:
         """Whether the task has expired."""
         return self.expiry < time.time()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 import redis
@@ -30,7 +30,8 @@ class Marks:
     def __init__(self, client: redis.Redis, worker: str) -> None:
         self._redis = client
         self._worker = worker
-        self._begin = Direct(client, lua.source("begin", LUA + events.LUA))
+        self._begin = Direct(client, lua.source("begin", LUA + events.LUA + lua.source("deaths")))
+        self._past = client.register_script(lua.source("past", LUA + lua.source("deaths")))
         self._back = client.register_script(lua.source("back", LUA + events.LUA))
         self._look = client.register_script(lua.source("look", LUA))
 
@@ -69,8 +70,25 @@ class Marks:
         for place, lost in zip(reply[len(told) :: 2], reply[len(told) + 1 :: 2], strict=True):
             deliveries[place - 1].lost = json_value(lost)
 
-    def died(self, deliveries: Iterable[Delivery]) -> None:
+    def learn(self, deliveries: Iterable[Delivery]) -> None:
+        """Reads the records of tasks that did not begin here, and what workers have died with them before."""
+        unread = [one for one in deliveries if one.before is None]
+        for start in range(0, len(unread), MARKS_PER_CALL):
+            some = unread[start : start + MARKS_PER_CALL]
+            args = [text for one in some for text in (one.id, one.past_deaths)]
+            names = [keys.RUNNING, *(keys.record_key(one.id) for one in some)]
+            reply = self._past(keys=names, args=[self._worker, keys.worker_key(""), *args])
+            for one, record, deaths, lost in zip(some, reply[::3], reply[1::3], reply[2::3], strict=True):
+                one.before = Before.read(record)
+                one.was_lost = one.was_lost or deaths > one.past_deaths
+                one.deaths += deaths - one.past_deaths
+                if lost:
+                    one.lost = with_lost(json_value(lost), one.lost)
+
+    def died(self, deliveries: Sequence[Delivery]) -> None:
         """Notes the deaths of tasks with which a process of this worker has died, also for the next worker."""
+        # A mark that is there already, of a worker that died with it, is replaced.
+        self.learn(deliveries)
         marks = []
         for delivery in deliveries:
             lost = attempt(self._worker, delivery.last_started_at, time.time(), _LOST, delivery.timing_ms)

@@ -125,7 +125,8 @@ class Retries:
             "properties": {**frame["properties"], "delivery_tag": str(uuid.uuid4())},
         }
         key = keys.list_key(delivery.queue or delivery.pipeline.name, _priority(frame["properties"]))
-        member = json.dumps({"list": key, "message": json.dumps(message)})
+        front = "" if delivery.leases is None else delivery.leases.front(delivery.tag)
+        member = json.dumps({"list": key, "message": front + json.dumps(message)})
         return Retry(due, keys.waiting_key(delivery.pipeline.name), member)
 
     def _others(self, name: str, refused_by: Iterable[str]) -> bool:

@@ -126,7 +126,7 @@ class Runtime:
         self._lose, self._deliver = lose, deliver
         self._marks = Marks(client, self.hostname)
         self._beginning = Beginning(self._marks)
-        self.deliverer = Deliverer(app, settings, retries, client, self.observer, self.fitness)
+        self.deliverer = Deliverer(app, settings, retries, client, self._marks, self.observer, self.fitness)
         outage.tell(self.observer)
         self.dispatcher.start()
         receiving = Receiving(

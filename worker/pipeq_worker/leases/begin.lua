@@ -13,19 +13,11 @@
 -- record before that (empty for none). Then, for tasks with deaths alone, in turn: its place (1 for the first) and the
 -- tries that ended with a death, as JSON.
 --
--- Names in capitals that are not set here, and the functions `object` and `has_ended`, are in the lines that stand above
--- this text: pipeq.contract.record.LUA.
+-- Names in capitals that are not set here, and the functions `object`, `has_ended`, `count` and `deaths_of`, are in the
+-- lines that stand above this text: pipeq.contract.record.LUA and deaths.lua.
 --
 -- Any client may have written anything under these keys. A value that is no record or no mark counts as absent, and
 -- affects only its own task.
--- More retries or deaths than any worker counts.
-local MOST = 1e6
-
-local function count(value)
-  local number = tonumber(value)
-  -- Comparisons with NaN are always false.
-  return number and number >= 0 and number <= MOST and math.floor(number) or 0
-end
 
 local ids, retries, tags, times, known, records = {}, {}, {}, {}, {}, {}
 for i = 3, #KEYS do
@@ -52,31 +44,10 @@ for i, id in ipairs(ids) do
     end
     reply[#reply + 1] = -1
   else
-    local deaths, lost = known[i], nil
-    if marks[i] then
-      local left = object(marks[i])
-      -- If the mark's worker is alive, the message was delivered twice, and nobody died. A mark must name a worker.
-      local worker = left[MARK_WORKER]
-      local lives = type(worker) ~= 'string' or worker == ARGV[1] or redis.call('EXISTS', ARGV[3] .. worker) == 1
-      deaths = math.max(deaths, count(left[MARK_DEATHS])) + (lives and 0 or 1)
-      lost = type(left[MARK_LOST_TRIES]) == 'table' and left[MARK_LOST_TRIES] or {}
-      if #lost > HISTORY_MAX then
-        lost = {} -- no worker wrote that
-      end
-      if not lives and worker ~= '' then
-        lost[#lost + 1] = {
-          [LOST_WORKER] = worker, [LOST_STARTED] = tonumber(left[MARK_SINCE]), [LOST_CODE[1]] = LOST_CODE[2],
-        }
-      end
-      if #lost > HISTORY_MAX then
-        table.remove(lost, 1)
-      end
-      if #lost > 0 then
-        lost_tries[#lost_tries + 1] = i
-        lost_tries[#lost_tries + 1] = cjson.encode(lost)
-      else
-        lost = nil
-      end
+    local deaths, lost = deaths_of(marks[i], known[i], ARGV[1], ARGV[3])
+    if lost then
+      lost_tries[#lost_tries + 1] = i
+      lost_tries[#lost_tries + 1] = cjson.encode(lost)
     end
     if deaths == 0 or ARGV[4] == '1' then
       running[#running + 1] = id

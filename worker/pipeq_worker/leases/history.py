@@ -35,3 +35,8 @@ def history_of(raw: bytes) -> History:
     found = _FRONT.match(raw)
     assert found is not None
     return History(len(found[1]), len(found[2]))
+
+
+def front_of(charged: int) -> str:
+    """The front of a message that so many hosts have died of, and nothing else; empty for none."""
+    return f" {charged * chr(9)}{charged * chr(13)}" if charged else ""

@@ -23,7 +23,7 @@ from pipeq.contract.errors import PipeqError
 from redis.exceptions import RedisError
 
 from pipeq_worker.leases import celery_internals, lua
-from pipeq_worker.leases.history import History, history_of
+from pipeq_worker.leases.history import History, front_of, history_of
 from pipeq_worker.leases.renewing import Renewing
 from pipeq_worker.leases.reserved import Reserved, Wanted, taken
 from pipeq_worker.leases.server import Server
@@ -222,6 +222,14 @@ class Leases:
         """Whether a host died while it had this message, which this process has now."""
         held = self._held.get(tag)
         return held is not None and held.history.lapses > 0
+
+    def front(self, tag: str) -> str:
+        """What a message goes on with that its next try takes along: the deaths that it was charged with.
+
+        Those that it shared with others prove nothing, and this try has come further.
+        """
+        held = self._held.get(tag)
+        return "" if held is None else front_of(held.history.charged)
 
     def is_new(self, tag: str) -> bool:
         """Whether nobody had this message before this process, and its task waited when this process took it."""

@@ -83,6 +83,8 @@ class Task:
     began: float | None = None
     #: How many processes died while they worked on it. A task with deaths runs alone.
     deaths: int = 0
+    #: Whether its last try took too long and was ended with its process, so that it is one of the deaths.
+    is_ended_by_death: bool = False
     #: Whether a worker's host died while it had the message.
     is_suspect: bool = False
     #: Whether its first batch runs already, and its mark is being written.
