@@ -1,9 +1,13 @@
 -- What becomes of jobs and their packs when tasks end. Below the lines of pipeq.contract.record, which say how a record
 -- is read, and those of pipeq.contract.job.lua(), which set the names in capitals.
 
--- The job that a task may be a pack of, and its field there.
+-- The job that a task may be a pack of, and its field there. Any task may have any id, and each end looks at one: the
+-- field, which is behind the last hyphen, is found before its digits are, so that no id takes long.
 local function pack_of(id)
-  return string.match(id, '^(.+)%-(%d+%.?%d*)$')
+  local job, field = string.match(id, '^(.+)%-([^-]*)$')
+  if job and #field <= FIELD_CHARS and string.find(field, '^%d+%.?%d*$') then
+    return job, field
+  end
 end
 
 -- Ends a job whose rows have all been submitted and have all ended.

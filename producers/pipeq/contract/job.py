@@ -229,6 +229,7 @@ def _number(value: bytes | None) -> float | None:
 
 #: The id of a pack's task: that of its job, and its field there.
 _PACK: Final = re.compile(r"(.+)-(\d{1,15}(?:\.\d{1,15})?)", re.DOTALL)
+_FIELD_CHARS: Final = 31
 
 
 def pack_of(task_id: str) -> tuple[str, str] | None:
@@ -303,6 +304,7 @@ def lua() -> str:
     """What every script needs that ends tasks, below the lines of :data:`pipeq.contract.record.LUA`."""
     names = {
         "JOB_TTL_S": TTL_S,
+        "FIELD_CHARS": _FIELD_CHARS,
         "JOB_CODE": f"'{CODE}'",
         "JOB": f"'{job_key('')}'",
         "JOB_PACKS": f"'{open_key('')}'",
