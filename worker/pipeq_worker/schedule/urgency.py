@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
-from pipeq_worker.schedule.turns import Turns
+from pipeq_worker.schedule.turns import SPARE, Turns
 
 #: What has no deadline is due so long after its arrival, in seconds.
 PATIENCE_S = 10.0
@@ -65,12 +65,16 @@ class _Tenant(Generic[U]):
     #: front.
     heap: list[tuple[float, int, Waiting[U]]] = field(default_factory=list)
     count: int = 0
+    #: Its place among the tenants: its time, and its first one's due and number. It may be later than that by now.
+    place: tuple[float, float, int, Hashable] | None = None
 
 
 @dataclass(eq=False)
 class _Priority(Generic[U]):
     tenants: dict[Hashable, _Tenant[U]] = field(default_factory=dict)
     turns: Turns[Hashable] = field(default_factory=Turns)
+    #: The places of the tenants. Those that are none any more are dropped when they come to the front.
+    places: list[tuple[float, float, int, Hashable]] = field(default_factory=list)
     #: How often a more urgent one came first while it waited.
     passed_over: int = 0
 
@@ -92,6 +96,12 @@ class Urgency(Generic[U]):
         priority.turns.join(name)
         heapq.heappush(tenant.heap, (one.due, one.order, one))
         tenant.count += 1
+        if tenant.heap[0][-1] is one:
+            tenant.place = (priority.turns.time(name), one.due, one.order, name)
+            heapq.heappush(priority.places, tenant.place)
+            if len(priority.places) > SPARE + 2 * len(priority.tenants):
+                priority.places = [other.place for other in priority.tenants.values() if other.place is not None]
+                heapq.heapify(priority.places)
 
     def add_all(self, some: Sequence[Waiting[U]]) -> None:
         """Adds several of one priority and tenant, which are due at the same time."""
@@ -115,9 +125,7 @@ class Urgency(Generic[U]):
         if len(priority.tenants) == 1:
             (only,) = priority.tenants.values()
             return _first(only)[-1]
-        times = priority.turns.time
-        _, (*_, head) = min((times(name), _first(tenant)) for name, tenant in priority.tenants.items())
-        return head
+        return _first(_next(priority))[-1]
 
     @property
     def is_of_one(self) -> bool:
@@ -171,6 +179,27 @@ class Urgency(Generic[U]):
         for priority in self._priorities.values():
             for tenant in priority.tenants.values():
                 yield from (one for *_, one in tenant.heap if not one.is_taken)
+
+
+def _next(priority: _Priority[U]) -> _Tenant[U]:
+    """The tenant whose turn it is; of two with the same time, the one whose first one is due first.
+
+    As many tenants as producers like may wait, so they are not all compared. A tenant's place becomes earlier only when
+    something is added, and then it is a new one.
+    """
+    places = priority.places
+    while True:
+        *_, name = place = places[0]
+        tenant = priority.tenants.get(name)
+        if tenant is None or tenant.place is not place:
+            heapq.heappop(places)
+            continue
+        due, order, _ = _first(tenant)
+        now = (priority.turns.time(name), due, order, name)
+        if now == place:
+            return tenant
+        tenant.place = now
+        heapq.heapreplace(places, now)
 
 
 def _first(tenant: _Tenant[U]) -> tuple[float, int, Waiting[U]]:
