@@ -6,6 +6,7 @@ Real hosts (tests/host.py) against a real Valkey, without a device: what ends a 
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import subprocess
 import time
@@ -20,7 +21,7 @@ import pytest
 import redis
 from celery.worker import state as celery_state
 from pipeq import Client
-from pipeq.contract import job, keys
+from pipeq.contract import events, job, keys, record
 from pipeq.contract.errors import PipeqError, RedisUnavailableError
 from pipeq.contract.job import JobState
 from pipeq.demo import embedded
@@ -28,6 +29,7 @@ from pipeq_worker.children.protocol import PackEnd
 
 from tests.host import Host
 from tests.packs import PacksOf
+from tests.proxy import proxy
 
 PIPELINE = "it"
 AWAY = PipeqError("input_unavailable", "the store is away", True)
@@ -444,3 +446,65 @@ def test_workers_that_do_not_know_jobs_get_none(client: Client, db: redis.Redis,
         client.jobs.submit("older", ["a"])
     story.host.beat()
     assert client.jobs.submit(PIPELINE, ["a"], output="file:///somewhere/", job_id="known") == "known"
+
+
+def test_a_job_is_whole_whichever_answer_is_lost(db: redis.Redis, valkey_url: str, tmp_path: Path) -> None:
+    """The client sends again what it got no answer to, or its user submits again what broke off."""
+    for left in itertools.count():
+        db.flushdb()
+        with proxy(valkey_url) as (between, through), Client(through) as client:
+            client.status("connects")
+            between.answers_left = left
+
+            def submit(client: Client = client) -> None:
+                client.jobs.submit(
+                    PIPELINE,
+                    ["a", "b"],
+                    check=False,
+                    pack_rows=1,
+                    job_id="mine",
+                    results=f"file://{tmp_path}/out.jsonl",
+                )
+
+            try:
+                submit()
+            except RedisUnavailableError:
+                between.answers_left = None
+                submit()
+            is_over = between.answers_left is not None
+        status = client_status(db)
+        assert (status.submitted, status.is_sealed, status.pipeline) == (2, True, PIPELINE), left
+        assert status.results, left
+        assert db.llen(keys.list_key(PIPELINE, 6)) == 2
+        assert db.hlen(job.open_key("mine")) == 2
+        assert db.zscore(job.JOBS, "mine") is not None
+        assert db.sismember(job.OPEN, "mine")
+        assert db.ttl(job.job_key("mine")) > 0
+        if is_over:
+            break
+
+
+def client_status(db: redis.Redis) -> job.JobStatus:
+    status = job.read("mine", db.hgetall(job.job_key("mine")))  # type: ignore[arg-type]
+    assert status is not None
+    return status
+
+
+def test_no_id_of_a_task_keeps_redis_busy_when_it_ends(db: redis.Redis) -> None:
+    """Whether a task may be a pack is asked of its id, which any producer chooses: it took 15 ms for each of these."""
+    script = db.register_script(
+        record.LUA + events.LUA + job.lua() + "for _ = 1, 500 do pack_of(ARGV[1]) end return {pack_of(ARGV[1])}"
+    )
+    for task_id, found in {
+        "a-" + "1" * 997 + "x": [],
+        "a" * 1000: [],
+        "-" * 1000: [],
+        "1-" * 500: [],
+        "job-12": [b"job", b"12"],
+        "a-job-12.3": [b"a-job", b"12.3"],
+        "job-1.2.3": [],
+        "-1": [],
+    }.items():
+        began = time.monotonic()
+        assert script(args=[task_id]) == found
+        assert time.monotonic() - began < 1, task_id[:10]

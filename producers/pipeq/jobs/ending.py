@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from redis.exceptions import WatchError
@@ -37,7 +36,7 @@ def end_if_done(job_id: str, *, is_stopped: bool = False) -> Steps[None]:
         job_id: the job.
         is_stopped: whether none of its rows goes on, whatever the counts say: somebody may have removed its keys.
     """
-    while not (yield from twice(partial(_session, _end_if_done(job_id, is_stopped)))):
+    while not (yield from twice(lambda: _session(_end_if_done(job_id, is_stopped)))):
         pass
 
 

@@ -155,7 +155,7 @@ def finalize(job_id: str, read: Read, token: str | None = None) -> Steps[bool]:
 
 def _close(job_id: str, state: str | None = None, error: str = "") -> Steps[None]:
     """Ends a job whose files are there, or cannot be written."""
-    while not (yield from twice(partial(_session, _closed(job_id, state, error)))):
+    while not (yield from twice(lambda: _session(_closed(job_id, state, error)))):
         pass
     yield said_ended(job_id)
 
@@ -229,7 +229,8 @@ def recover(job_id: str) -> Steps[int]:
     for search in range(SEARCHES):
         if search:
             yield Sleep(BETWEEN_S)
-        found = yield from cancelling.ids_of(before.pipeline)
+        # A set: a million messages may wait there, and thousands of packs be open.
+        found = set((yield from cancelling.ids_of(before.pipeline)))
         lost = {name for name in lost if f"{job_id}-{name}" not in found}
         still = set((yield from store.open_fields(job_id)))
         lost &= still

@@ -13,8 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from redis.exceptions import WatchError
 
@@ -26,6 +25,7 @@ from pipeq.envelope import Envelope, new_id
 from pipeq.jobs.ending import all_done, end_if_done, hset
 from pipeq.protocol import Command, Session, Steps, single, twice
 
+_T = TypeVar("_T")
 #: Fields that one call reads of those that came.
 DONE_FIELDS = 1000
 
@@ -66,18 +66,32 @@ def create(job_id: str, fields: Mapping[str, Any]) -> Steps[bool]:
     Its state is ``validating`` until it ends: that rows are queued, or that it is to stop, other fields say, so that
     nobody overwrites what somebody else has said.
     """
+    # Again, if somebody else makes it at this moment.
+    while (is_new := (yield from twice(lambda: _session(_create(job_id, fields))))) is None:
+        pass
+    return is_new
+
+
+def _create(job_id: str, fields: Mapping[str, Any]) -> Steps[bool | None]:
+    """Its fields come with its state: an answer may be lost, or the process be killed, between any two steps."""
     key, now = job.job_key(job_id), time.time()
-    if not (yield from single("HSETNX", key, "state", str(JobState.VALIDATING))):
+    yield from single("WATCH", key)
+    (state,) = yield from single("HMGET", key, "state")
+    if state is not None:
+        yield from single("UNWATCH")
         return False
-    yield from all_done(
-        [
-            hset(key, {"created_at": now, **fields}),
-            ("EXPIRE", key, job.TTL_S),
-            ("ZADD", job.JOBS, now, job_id),
-            ("SADD", job.OPEN, job_id),
-            ("ZREMRANGEBYSCORE", job.JOBS, 0, now - 2 * job.TTL_S),
-        ]
-    )
+    try:
+        yield from all_done(
+            [
+                hset(key, {"state": str(JobState.VALIDATING), "created_at": now, **fields}),
+                ("EXPIRE", key, job.TTL_S),
+                ("ZADD", job.JOBS, now, job_id),
+                ("SADD", job.OPEN, job_id),
+                ("ZREMRANGEBYSCORE", job.JOBS, 0, now - 2 * job.TTL_S),
+            ]
+        )
+    except WatchError:
+        return None
     return True
 
 
@@ -129,11 +143,11 @@ def put(job_id: str, before: Cursor, parcel: Parcel) -> Steps[bool]:
 
     It may be sent twice, because the cursor says whether it was done.
     """
-    return (yield from twice(partial(_session, _put(job_id, before, parcel))))
+    return (yield from twice(lambda: _session(_put(job_id, before, parcel))))
 
 
-def _session(steps: Steps[bool]) -> Steps[bool]:
-    found: bool = yield Session(steps)
+def _session(steps: Steps[_T]) -> Steps[_T]:
+    found: _T = yield Session(steps)
     return found
 
 
