@@ -21,10 +21,11 @@ from typing import Any
 import torch
 import transformers
 from pipeq.contract.errors import ErrorCode, PipeqError
-from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers import ContinuousBatchingConfig
 
 from pipeq_worker.models import finite
 from pipeq_worker.models.call import Call
+from pipeq_worker.models.continuous_manager import Manager, can_run_by_rows
 from pipeq_worker.models.continuous_params import choice, refused
 from pipeq_worker.models.quirks.generation import Generates
 from pipeq_worker.models.running import Row
@@ -76,6 +77,8 @@ class ContinuousStream(Stream):
         self, name: str, pipe: transformers.Pipeline, quirks: Generates, slots: int, cache_bytes: int | None
     ) -> None:
         self.slots = slots
+        #: Whether each row attends to its own tokens alone. The trial takes it back for a model that cannot.
+        self.by_rows = can_run_by_rows(pipe.model)
         self._name, self._pipe, self._quirks, self._cache_bytes = name, pipe, quirks, cache_bytes
         self._vocabulary = pipe.model.get_output_embeddings().weight.shape[0]
         self._numbers = itertools.count()
@@ -123,12 +126,8 @@ class ContinuousStream(Stream):
         )
         config.num_blocks = self._blocks(config)
         self._capacity = config.num_blocks * config.page_size
-        manager = model.init_continuous_batching(
-            # A copy: the manager sets an end token in it.
-            generation_config=GenerationConfig(do_sample=True, eos_token_id=-1),
-            continuous_batching_config=config,
-        )
-        self._sampling = manager.logit_processor = Sampling(self._vocabulary, self._bad.update)
+        self._sampling = Sampling(self._vocabulary, self._bad.update)
+        manager = Manager(model, config, self._sampling, by_rows=self.by_rows)
         manager.start()
         self._manager = manager
         name = self._name
@@ -141,8 +140,12 @@ class ContinuousStream(Stream):
             most = CACHE_BYTES
             if model.device.type == "cuda":
                 most = int(torch.cuda.mem_get_info(model.device)[0] * CACHE_SHARE)
-        # Beside each token's keys and values, attention has a mask of it for each token of a step.
-        token_bytes = max(1, self._quirks.footprint.kept + config.max_batch_tokens * model.dtype.itemsize)
+        kept = self._quirks.footprint.kept
+        # Beside each token's keys and values, attention has a mask of it for each token of a step, or a copy of those
+        # of a layer.
+        layers = model.config.get_text_config().num_hidden_layers
+        beside = kept / layers if self.by_rows else config.max_batch_tokens * model.dtype.itemsize
+        token_bytes = max(1, kept + beside)
         tokens = min(int(most / token_bytes), self.slots * min(self._quirks.limit or ROW_TOKENS, ROW_TOKENS))
         return max(1, tokens // config.page_size)
 

@@ -45,6 +45,32 @@ def make_stream(pipeline: TransformersPipeline) -> ContinuousStream:
 
 def _try(pipeline: TransformersPipeline, stream: ContinuousStream) -> None:
     """Compares the stream's answer to a tiny text with that of ``generate``."""
+    cause = _fault(pipeline, stream)
+    if cause is not None and stream.by_rows:
+        # A model may ask of attention what ours has not (continuous_rows.py); then transformers' own runs it, slower.
+        logger.info("%s: runs with transformers' attention: %s", pipeline.name, cause, extra={"action": "load"})
+        stream.by_rows = False
+        cause = _fault(pipeline, stream)
+    if cause is None:
+        return
+    if not isinstance(cause, _OtherAnswerError):
+        reason = f"{type(cause).__name__}: {cause}".partition("\n")[0]
+        raise SettingsError(f"pipeline {pipeline.name!r}: its model cannot generate continuously: {reason}") from cause
+    if pipeline.model.dtype == "float32":
+        raise SettingsError(f"pipeline {pipeline.name!r}: {cause}: remove `continuous`")
+    # In half precision, two tokens are often equally probable.
+    logger.warning("%s: %s", pipeline.name, cause, extra={"action": "load", "pipeline": pipeline.name})
+
+
+class _OtherAnswerError(Exception):
+    """The stream answers otherwise than ``generate``."""
+
+    def __str__(self) -> str:
+        return "its model answers otherwise with `continuous` than without"
+
+
+def _fault(pipeline: TransformersPipeline, stream: ContinuousStream) -> BaseException | None:
+    """Why the stream does not give the answer of ``generate``; None if it does."""
     params = {"max_new_tokens": TRIAL_TOKENS, "do_sample": False}
     call = pipeline.call({**pipeline.settings.params, **params})
     (features,) = pipeline.preprocess("warm up", call)
@@ -54,18 +80,13 @@ def _try(pipeline: TransformersPipeline, stream: ContinuousStream) -> None:
         stream.start()
         stream.submit(features, call, Row(), outcomes.put)
         outcome = outcomes.get(timeout=TRIAL_S)
-        cause = outcome if isinstance(outcome, PipeqError) else getattr(outcome, "__cause__", None)
     except Exception as error:
-        cause, outcome = error, None
+        return error
     finally:
         stream.stop()
-    if cause is not None or not isinstance(outcome, Mapping):
-        reason = f"{type(cause).__name__}: {cause}".partition("\n")[0]
-        raise SettingsError(f"pipeline {pipeline.name!r}: its model cannot generate continuously: {reason}") from cause
+    if isinstance(outcome, BaseException):
+        return outcome.__cause__ or outcome
+    assert isinstance(outcome, Mapping)  # nobody has stopped it
     if isinstance(known, PipeqError) or torch.equal(outcome["generated_sequence"], known["generated_sequence"].cpu()):
-        return
-    sentence = "its model answers otherwise with `continuous` than without"
-    if pipeline.model.dtype == "float32":
-        raise SettingsError(f"pipeline {pipeline.name!r}: {sentence}: remove `continuous`")
-    # In half precision, two tokens are often equally probable.
-    logger.warning("%s: %s", pipeline.name, sentence, extra={"action": "load", "pipeline": pipeline.name})
+        return None
+    return _OtherAnswerError()
