@@ -207,6 +207,24 @@ def test_the_model_gets_its_attention_back(running: Callable[[str], Transformers
     assert config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("model", ["stretched_dynamic", "stretched_longrope"])
+def test_rows_whose_length_would_change_how_others_are_read_are_refused(tiny: Path, model: str) -> None:
+    pipeline = load(tiny, model)
+    params = {**PARAMS, "max_new_tokens": 10}
+    expected = alone(pipeline, "hello world", params)
+    stream_of(pipeline).start()
+    answers = Answers()
+    try:
+        answers.ask(pipeline, "short", "hello world", **params)
+        answers.ask(pipeline, "long", "fox " * 40, **params)
+        found = answers.wait(2)
+    finally:
+        stream_of(pipeline).stop()
+    assert found["short"] == expected
+    assert found["long"].code == "invalid_input"
+    assert "only without `continuous`" in found["long"].message
+
+
 #: What is private to transformers and overridden or called here, with its parameters.
 OWN_PARTS: list[tuple[Any, list[str]]] = [
     (ContinuousBatchingManager.switch_to_cb_friendly_attn, ["self", "model", "auto_switch_to_flash"]),

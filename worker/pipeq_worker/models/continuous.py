@@ -181,8 +181,12 @@ class ContinuousStream(Stream):
             return "the text is empty, and this model has no token to begin with"
         if new < 1:
             return f"the prompt is {prompt} tokens, which leaves none of max_length to generate"
-        limit = self._quirks.limit
-        for most, whose in ((limit, "the model's positions"), (self._capacity, "the cache (`max_cache_bytes`)")):
+        for most, whose in (
+            (self._quirks.limit, "the model's positions"),
+            # Beyond them, the longest row of a step decides how the positions of all its rows are read.
+            (self._quirks.rope.limit, "the positions that rows beside each other may have (only without `continuous`)"),
+            (self._capacity, "the cache (`max_cache_bytes`)"),
+        ):
             if most is not None and prompt + new > most:
                 return (
                     f"the prompt is {prompt} tokens, with max_new_tokens={new} beyond the {most} of {whose}: set "
