@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -200,31 +201,79 @@ def test_a_row_that_cannot_fit_is_refused_and_the_others_are_not(tiny: Path) -> 
     assert all(isinstance(found[at], list) for at in range(8))
 
 
-def test_nan_fails_a_row_that_is_alone_and_breaks_the_stream_of_several(llama: TransformersPipeline) -> None:
-    """Attention takes all rows at once, so that the values of one can spoil the others."""
-    bad = llama.pipe().tokenizer("z")["input_ids"][-1]
+@contextmanager
+def spoilt(pipeline: TransformersPipeline) -> Iterator[None]:
+    """The model makes NaN of the token of "z"."""
+    bad = pipeline.pipe().tokenizer("z")["input_ids"][-1]
 
     def spoil(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
         return output.masked_fill((args[0] == bad).unsqueeze(-1), float("nan"))
 
-    handle = llama._pipe.model.get_input_embeddings().register_forward_hook(spoil)
-    answers = Answers()
+    handle = pipeline._pipe.model.get_input_embeddings().register_forward_hook(spoil)
     try:
-        answers.ask(llama, "good", "hello world", max_new_tokens=400, do_sample=False, eos_token_id=None)
-        answers.ask(llama, "bad", "z", max_new_tokens=10, do_sample=True)
-        found = answers.wait(2)
-        assert all(isinstance(one, StreamLostError) for one in found.values())
-        for name, text in (("good alone", "hello world"), ("bad alone", "z")):
-            stream_of(llama).stop()
-            stream_of(llama).start()
-            answers.ask(llama, name, text, max_new_tokens=10, do_sample=False)
-            answers.wait(len(found) + 1)
+        yield
     finally:
         handle.remove()
+
+
+def test_nan_fails_a_row_that_is_alone_and_breaks_the_stream_of_several(llama: TransformersPipeline) -> None:
+    """Attention takes all rows at once, so that the values of one can spoil the others."""
+    stream, answers = stream_of(llama), Answers()
+    by_rows = stream.by_rows
+    stream.stop()
+    stream.by_rows = False
+    stream.start()
+    try:
+        with spoilt(llama):
+            answers.ask(llama, "good", "hello world", max_new_tokens=400, do_sample=False, eos_token_id=None)
+            answers.ask(llama, "bad", "z", max_new_tokens=10, do_sample=True)
+            found = answers.wait(2)
+            assert all(isinstance(one, StreamLostError) for one in found.values())
+            for name, text in (("good alone", "hello world"), ("bad alone", "z")):
+                stream.stop()
+                stream.start()
+                answers.ask(llama, name, text, max_new_tokens=10, do_sample=False)
+                answers.wait(len(found) + 1)
+    finally:
+        stream.stop()
+        stream.by_rows = by_rows
     assert isinstance(found["good alone"], list)
-    assert isinstance(found["bad alone"], PipeqError)
-    assert found["bad alone"].code == "inference_failed"
-    assert "NaN" in found["bad alone"].message
+    assert_is_nan(found["bad alone"])
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU, attention takes all rows at once")
+def test_nan_fails_only_its_row_where_each_attends_alone(llama: TransformersPipeline) -> None:
+    answers, params = Answers(), {"max_new_tokens": 400, "do_sample": False, "eos_token_id": None}
+    answers.ask(llama, "alone", "hello world", **params)
+    expected = answers.wait(1)["alone"]
+    with spoilt(llama):
+        for at in range(3):
+            answers.ask(llama, f"good {at}", "hello world", **params)
+        answers.ask(llama, "bad", "z", **{**params, "do_sample": True})
+        found = answers.wait(5)
+    assert [found[f"good {at}"] for at in range(3)] == [expected] * 3
+    assert_is_nan(found["bad"])
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU, attention takes all rows at once")
+def test_nan_in_several_rows_breaks_the_stream_because_one_may_be_the_reason(llama: TransformersPipeline) -> None:
+    answers, params = Answers(), {"max_new_tokens": 400, "do_sample": False, "eos_token_id": None}
+    handle = llama._pipe.model.get_output_embeddings().register_forward_hook(
+        lambda module, args, output: torch.full_like(output, torch.nan) if output.shape[1] > 1 else None
+    )
+    try:
+        for at in range(2):
+            answers.ask(llama, at, "hello world", **params)
+        found = answers.wait(2)
+    finally:
+        handle.remove()
+    assert all(isinstance(found[at], StreamLostError) for at in range(2))
+
+
+def assert_is_nan(error: Any) -> None:
+    assert isinstance(error, PipeqError)
+    assert error.code == "inference_failed"
+    assert "NaN" in error.message
 
 
 def test_a_stream_that_breaks_gives_its_rows_back_and_starts_again(llama: TransformersPipeline) -> None:

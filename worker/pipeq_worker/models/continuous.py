@@ -231,12 +231,13 @@ class ContinuousStream(Stream):
             self._tick(manager)
 
     def _is_broken(self, manager: Any) -> bool:
-        """Whether the rows inside have to start again: the manager's thread has failed, or there is NaN.
+        """Whether the rows inside have to start again: the manager's thread has failed, or there is NaN in several.
 
-        NaN among the values of one row reaches the others: attention takes all rows at once, and a weight of 0 for a
-        value of NaN is NaN, too.
+        Where attention takes all rows at once, NaN among the values of one row reaches the others: a weight of 0 for a
+        value of NaN is NaN, too. Where each row attends alone, NaN in a single row is its own.
         """
-        is_spoilt = bool(self._bad) and len(self._inside) > 1
+        bad = sum(request in self._inside for request in tuple(self._bad))
+        is_spoilt = bad > int(self.by_rows) and len(self._inside) > 1
         return is_spoilt or not manager.is_running() or manager.background_thread_status.local_status != 0
 
     def _end_row(self, result: Any) -> None:
@@ -264,6 +265,8 @@ class ContinuousStream(Stream):
     def _tick(self, manager: Any) -> None:
         """Ends rows that nobody wants any more, and counts the tokens of the others."""
         with self._changed:
+            # A row whose end is under way may still be found bad once more.
+            self._bad.intersection_update(self._inside)
             over = {request: one for request, one in self._inside.items() if one.row.is_over or request in self._bad}
             for request in over:
                 if request not in self._bad:
