@@ -17,3 +17,24 @@ def until(met: Callable[[], object], within_s: float = 60, every_s: float = 0.02
         assert time.monotonic() - began < within_s, f"not within {within_s:g} s"
         time.sleep(every_s)
     return time.monotonic() - began
+
+
+def promptly(met: Callable[[], object], within_s: float, every_s: float = 0.02) -> tuple[float, float]:
+    """Waits until `met()` is true, for something that has a limit in time, on a machine that may be busy.
+
+    This thread notes how much longer it slept than it asked for. The others wait for the machine, too, and several
+    threads after each other, so that they get thrice as much more.
+
+    Returns:
+        For how long, and how much of that was the machine's, in seconds.
+
+    Raises:
+        AssertionError: it was not true within that time.
+    """
+    began, late_s = time.monotonic(), 0.0
+    while not met():
+        now = time.monotonic()
+        assert now - began - 3 * late_s < within_s, f"not within {within_s:g} s, and {late_s:.2f} s of the machine"
+        time.sleep(every_s)
+        late_s += time.monotonic() - now - every_s
+    return time.monotonic() - began, late_s

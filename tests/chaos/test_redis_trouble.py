@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,19 +16,17 @@ from pipeq.demo import embedded
 from tests.chaos.account import Account
 from tests.chaos.redis_server import server
 from tests.proxy import proxy
+from tests.waiting import promptly, until
 from tests.worker_process import WorkerProcess, worker
 
 #: Seconds of silence; `make chaos` uses the longer one.
 SILENCE_S = 30 if int(os.environ.get("KILLS", "0")) >= 100 else 8
 
 
-def until(account: Account, more: int, within_s: float, process: WorkerProcess) -> float:
-    """Waits until ``count`` more tasks have ended, and returns the seconds that this took."""
-    began, wanted = time.monotonic(), account.done() + more
-    while account.done() < wanted:
-        assert time.monotonic() - began < within_s, process.text()
-        time.sleep(0.01)
-    return time.monotonic() - began
+def ended(account: Account, more: int) -> Callable[[], bool]:
+    """Whether so many tasks more have ended."""
+    wanted = account.done() + more
+    return lambda: account.done() >= wanted
 
 
 def said(process: WorkerProcess) -> tuple[int, int]:
@@ -40,18 +39,18 @@ def test_redis_is_killed_and_comes_back(tmp_path: Path) -> None:
             with Account(valkey.url) as account:
                 process.wait_ready(account.client, "constant")
                 account.submit(3000, seconds=0.05)
-                until(account, 100, 30, process)
+                until(ended(account, 100))
             # Publishes while the counting connection is down cannot be counted, so a new count is opened.
             ids = account.ids
             valkey.kill()
             time.sleep(3)
             valkey.start()
             with Account(valkey.url) as again:
-                took = until(again, 64, 5, process)
+                took, _ = promptly(ended(again, 64), 5)
                 print(f"working again {took:.1f} s after Redis")
                 again.ids = ids
-                ended = {status.state for status in again.client.as_completed(ids, timeout_s=90)}
-                assert ended == {State.SUCCEEDED}
+                states = {status.state for status in again.client.as_completed(ids, timeout_s=90)}
+                assert states == {State.SUCCEEDED}
         assert said(process) == (1, 1), process.text()
         assert process.process.returncode == 0
 
@@ -61,11 +60,11 @@ def test_redis_falls_silent(tmp_path: Path) -> None:
         with Account(url) as account, worker(tmp_path, through, "constant", lease_s=3, sweep_s=1) as process:
             process.wait_ready(account.client, "constant")
             account.submit(3000, seconds=0.1)
-            until(account, 100, 30, process)
+            until(ended(account, 100))
             between.is_silent = True
             time.sleep(SILENCE_S)
             between.is_silent = False
-            took = until(account, 64, 5 + 5, process)
+            took, _ = promptly(ended(account, 64), 5 + 5)
             print(f"working again {took:.1f} s after the silence")
             assert set(account.settle()) == {State.SUCCEEDED}
         assert said(process)[0] <= 1, process.text()
@@ -105,8 +104,5 @@ def test_redis_is_full(tmp_path: Path) -> None:
             process.wait_ready(account.client, "constant")
             account.submit(100)
             assert set(account.settle()) == {State.SUCCEEDED}
-            deadline = time.monotonic() + 10
-            while said(process) != (1, 1):
-                assert time.monotonic() < deadline, process.text()
-                time.sleep(0.1)
+            until(lambda: said(process) == (1, 1), 10)
         assert process.process.returncode == 0
