@@ -79,6 +79,8 @@ def test_a_worker_without_credentials_beside_a_good_one(
         states = Counter(client.wait(task, timeout_s=300).state for task in ids)
         print(f"{TASKS} tasks took {time.monotonic() - began:.1f} s")
         assert states == {State.SUCCEEDED: TASKS}
+        # The client may have been told before the listener.
+        wait_for(lambda: len(published) >= TASKS)
         thread.stop()
         thread.join()
         assert sorted(published.values()) == [1] * TASKS
@@ -127,6 +129,8 @@ def test_a_worker_that_gets_its_credentials_late(redis_url: str, tmp_path: Path,
         assert Counter(client.wait(task, timeout_s=120).state for task in more) == {State.SUCCEEDED: 100}
         wait_for(lambda: not client.queues()[0].deaf)
         assert bad.text().count("no messages are taken from constant: 5 tasks in a row failed by a fault of") == 1
+        # It says so to Redis first, and then in its log.
+        wait_for(lambda: "messages are taken from constant again" in bad.text())
         assert bad.text().count("messages are taken from constant again") == 1
 
 

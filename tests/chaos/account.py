@@ -15,6 +15,8 @@ import redis
 from pipeq import Client, State
 from pipeq.contract import keys
 
+from tests.waiting import until
+
 #: The channel that ends the count.
 _END = "end-of-account"
 _FINAL = {"SUCCESS", "FAILURE", "REVOKED"}
@@ -91,12 +93,11 @@ class Account:
         ended = Counter(status.state for status in self.client.as_completed(self.ids, timeout_s=timeout_s))
         assert sum(ended.values()) == len(self.ids), ended
         assert set(ended) <= {State.SUCCEEDED, State.FAILED}, ended
-        deadline = time.monotonic() + 10
         with redis.Redis.from_url(self._url) as db:
-            while db.hlen("pipeq:unacked") or db.zcard("pipeq:leases") or db.llen(self._pipeline):
-                assert time.monotonic() < deadline, "messages are left over"
-                time.sleep(0.05)
+            until(lambda: not (db.hlen(keys.UNACKED) or db.zcard(keys.LEASES) or db.llen(self._pipeline)), 10)
             assert db.hlen(keys.RUNNING) == 0
+        # Its own listener may hear of an end later than the client, and of a second one later still.
+        until(lambda: len(self._published) >= len(set(self.ids)), 30)
         time.sleep(0.2)
         twice = {task: times for task, times in self._published.items() if times != 1}
         assert twice == {}, f"published more than once: {twice}"

@@ -41,14 +41,17 @@ def test_a_broken_connection_is_made_again(url: str, db: redis.Redis) -> None:
 
 
 def test_an_error_of_the_script_leaves_the_connection_as_it_was(url: str, db: redis.Redis) -> None:
-    script = Direct(connect(url), "return redis.call(ARGV[1], KEYS[1])")
+    def connections() -> list[str]:
+        return [one["id"] for one in db.client_list() if one["name"] == "script"]
+
+    script = Direct(connect(f"{url}?client_name=script"), "return redis.call(ARGV[1], KEYS[1])")
     db.set("text", "a")
     assert script(keys=["text"], args=["GET"]) == b"a"
-    before = db.info("clients")["connected_clients"]
+    (before,) = connections()
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         script(keys=["text"], args=["LLEN"])
     assert script(keys=["text"], args=["GET"]) == b"a"
-    assert db.info("clients")["connected_clients"] == before
+    assert connections() == [before]
 
 
 def test_an_answer_that_comes_too_late_is_nobodys(url: str, db: redis.Redis) -> None:

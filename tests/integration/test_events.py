@@ -19,6 +19,7 @@ from pipeq.contract import keys
 
 from tests import both_clients
 from tests.proxy import Proxy
+from tests.waiting import until
 
 PIPELINE = "text-classification"
 
@@ -123,20 +124,20 @@ def test_a_reader_chooses(client: Client) -> None:
             client.events(**wrong)
 
 
-def test_what_happens_from_now_on_arrives_at_once(client: Client) -> None:
+def test_what_happens_from_now_on_arrives_at_once(client: Client, db: redis.Redis) -> None:
     client.keep_events(1000)
     submit(client, 5)
     found: list[tuple[str, float]] = []
 
     def read() -> None:
-        for one in client.events(timeout_s=3):
+        for one in client.events(timeout_s=20):
             found.append((one.task_id, time.time() - one.at))
             if len(found) == 3:
                 return
 
     reader = threading.Thread(target=read)
     reader.start()
-    time.sleep(0.5)
+    until(lambda: any("b" in one["flags"] for one in db.client_list()))  # it waits in XREAD
     tasks = submit(client, 3)
     reader.join(20)
     assert [task for task, _ in found] == tasks

@@ -91,6 +91,8 @@ RACER = """
 import sys
 from pipeq import Client
 with Client(sys.argv[1]) as client:
+    client.ping()
+    print("ready", flush=True)
     sys.stdin.readline()
     for round in range(20):
         print(client.submit(sys.argv[2], round, idempotency_key=f"round/{round}"))
@@ -106,7 +108,9 @@ def test_many_keys_from_several_processes_are_one_task_each(db: redis.Redis, val
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
         for _ in range(4)
     ]
-    time.sleep(1.5)  # they import, and then start together
+    for racer in racers:  # they import, and then start together
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
     said = [racer.communicate("\n", timeout=120)[0] for racer in racers]
     assert [racer.returncode for racer in racers] == [0] * 4
     assert len(set(said)) == 1, "all were told the same ids"

@@ -16,9 +16,10 @@ class Own(Observer):
     """Notes its calls, and the threads; its first one waits until it may return."""
 
     def __init__(self) -> None:
-        self.may_return, self.told = threading.Event(), list[tuple[int, str]]()
+        self.is_called, self.may_return, self.told = threading.Event(), threading.Event(), list[tuple[int, str]]()
 
     def batch_began(self, pipeline: str, size: int) -> None:
+        self.is_called.set()
         self.may_return.wait(60)
         self.told.append((size, threading.current_thread().name))
 
@@ -78,7 +79,8 @@ def test_one_that_is_slow_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytes
     aside = Aside("Mine")
     call = aside.later(own.batch_began)
     call("x", 1)
-    time.sleep(0.2)
+    assert own.is_called.wait(30)
+    time.sleep(0.06)
     call("x", 2)
     call("x", 3)
     assert [one.getMessage() for one in caplog.records] == [

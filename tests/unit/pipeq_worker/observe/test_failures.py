@@ -13,6 +13,8 @@ from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq_worker.observe.failures import Failures
 from pipeq_worker.observe.log import JsonFormatter, TextFormatter
 
+from tests.waiting import until
+
 
 def fail(
     failures: Failures, task_id: str | None = "id-1", code: str = "timeout", message: str = "it took long"
@@ -53,16 +55,19 @@ def test_the_traceback_is_below_the_line(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_of_many_some_are_logged_and_the_others_counted(caplog: pytest.LogCaptureFixture) -> None:
-    failures = Failures(span_s=0.3, most=5)
+    failures = Failures(span_s=1, most=5)
     for number in range(20):
         fail(failures, f"id-{number}")
         fail(failures, f"id-{number}", "internal")
     assert len(lines(caplog)) == 10
-    time.sleep(0.6)
-    summaries = [line for line in lines(caplog) if "more tasks" in line]
-    assert sorted(summaries) == [
-        "15 more tasks failed with internal within 0 s, the last one was id-19: `pipeq dead list --code internal`",
-        "15 more tasks failed with timeout within 0 s, the last one was id-19: `pipeq dead list --code timeout`",
+
+    def summaries() -> list[str]:
+        return sorted(line for line in lines(caplog) if "more tasks" in line)
+
+    until(lambda: len(summaries()) == 2)
+    assert summaries() == [
+        "15 more tasks failed with internal within 1 s, the last one was id-19: `pipeq dead list --code internal`",
+        "15 more tasks failed with timeout within 1 s, the last one was id-19: `pipeq dead list --code timeout`",
     ]
     # A new span begins.
     fail(failures, "later")
