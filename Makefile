@@ -3,8 +3,9 @@
 PYTHON ?= python3
 # More arguments for pip, for instance an index of CPU-only torch wheels: make install PIP_ARGS="--extra-index-url URL"
 PIP_ARGS ?=
-# How many test processes run side by side; a file's tests stay together.
-JOBS ?= 3
+# How many test processes run side by side; a file's tests stay together. Two a core, for two cores: a test that starts
+# workers waits half of its time.
+JOBS ?= 4
 KILLS ?= 1000
 CHILD_KILLS ?= 200
 MINUTES ?= 60
@@ -54,13 +55,13 @@ chaos: install ## Kill workers KILLS times (1000), their processes CHILD_KILLS t
 soak: install ## Mixed traffic for SOAK_MINUTES (60), while all processes are killed, Redis restarts, the store is away; see build/soak.
 	SOAK_MINUTES=$(SOAK_MINUTES) SOAK_FOLDER=build/soak SEED=$(SEED) $(PYTEST) -s tests/chaos/test_soak.py $(PYTEST_ARGS)
 
-long: install ## Run an hour of audio (MINUTES), a store away for OUTAGE_S (120), 100,000 texts (TASKS), a job of 200,000 rows under kills (JOB_ROWS), 10,000 of each failure (FAILURES), 2,000 lives (EXAMPLES), all parameters and bounds, and all members of sets of which `make test` runs some.
+long: install ## Run an hour of audio (MINUTES), a store away for OUTAGE_S (120), 100,000 texts (TASKS), a job of 200,000 rows under kills (JOB_ROWS), 10,000 of each failure (FAILURES), 2,000 lives (EXAMPLES), all parameters and bounds, all task types through two prepare processes, and all members of sets of which `make test` runs some.
 	$(LONG) $(PYTEST) -s \
 		tests/acceptance/test_long_audio.py \
 		tests/acceptance/test_bounds_lifted.py tests/acceptance/test_blame.py tests/acceptance/test_store_outage.py \
 		tests/acceptance/test_mixed_parameters.py tests/acceptance/test_failures_leave_nothing.py \
 		tests/integration/test_continuous.py tests/integration/test_fair_reserve.py \
-		tests/acceptance/test_life.py \
+		tests/acceptance/test_life.py tests/acceptance/test_every_task_type.py \
 		tests/integration/test_generation_parity.py tests/integration/test_model_state.py \
 		tests/integration/test_params.py tests/integration/test_parity.py tests/integration/test_stopping.py $(PYTEST_ARGS)
 	$(LONG) $(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder -m long $(PYTEST_ARGS)

@@ -18,7 +18,9 @@ from pipeq.demo import embedded
 
 HERE = Path(__file__).parent
 #: Folders in the order in which they run. What takes longest comes first, so that no process has it left at the end.
-ORDER = ("chaos", "fuzz", "gpu", "acceptance", "integration", "unit")
+#: Those of an entry run by the names of their files: chaos tests wait most of the time, and wait beside others that do
+#: not.
+ORDER = (("acceptance", "chaos", "fuzz", "gpu"), ("integration",), ("unit",))
 #: What the shared S3 server has.
 BUCKETS = ("inputs", "results")
 
@@ -27,8 +29,15 @@ gc.disable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sorts tests by their folders."""
-    items.sort(key=lambda item: ORDER.index(folder) if (folder := item.path.relative_to(HERE).parts[0]) in ORDER else 0)
+    """Sorts test files by their folders."""
+    items.sort(key=lambda item: _place(item.path))
+
+
+def _place(path: Path) -> tuple[int, str]:
+    folder = path.relative_to(HERE).parts[0]
+    place = next((at for at, folders in enumerate(ORDER) if folder in folders), 0)
+    # Otherwise as pytest found them.
+    return place, path.name if place == 0 else ""
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

@@ -12,7 +12,7 @@ from xdist.scheduler import LoadFileScheduling
 
 ROOT = Path(__file__).parents[1]
 #: What a file imports whose tests use that worker (tests/acceptance/conftest.py).
-SHARING = "from tests.acceptance.conftest import Service"
+SHARING = "from tests.acceptance.conftest import"
 
 
 class Scheduling(LoadFileScheduling):  # type: ignore[misc]
@@ -20,9 +20,10 @@ class Scheduling(LoadFileScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return SHARING if _shares(file) else file
+        return SHARING if shares(file) else file
 
 
 @cache
-def _shares(file: str) -> bool:
+def shares(file: str) -> bool:
+    """Whether the tests of a file use that worker."""
     return SHARING in (ROOT / file).read_text()

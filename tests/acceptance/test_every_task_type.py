@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,8 +34,9 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module")
 def zoo(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
-    # With two prepare processes; the other tests run all of it in one.
-    with running(tiny, tmp_path_factory.mktemp("zoo"), prepare_processes=2) as served:
+    # With a prepare process; the other tests run all of it in one. `make long` has two, whatever the task type is.
+    preparers = 2 if os.environ.get("LIFTED") == "all" else 1
+    with running(tiny, tmp_path_factory.mktemp("zoo"), prepare_processes=preparers) as served:
         yield served
 
 

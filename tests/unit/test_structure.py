@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from tests.scheduling import shares
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"pipeq": ROOT / "producers/pipeq", "pipeq_worker": ROOT / "worker/pipeq_worker"}
@@ -43,10 +46,15 @@ def modules() -> dict[str, Path]:
     }
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path) -> set[str]:
     """The modules that a module imports, also under TYPE_CHECKING and inside functions."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -129,13 +137,13 @@ def test_importing_pipeq_loads_nothing_heavy(statement: str) -> None:
 
 def test_modules_say_what_they_are() -> None:
     for name, path in modules().items():
-        assert ast.get_docstring(ast.parse(path.read_text())), name
+        assert ast.get_docstring(tree(path)), name
 
 
 def test_no_hidden_globals() -> None:
     """No module rebinds its own names while it runs, or checks whether an object has an attribute yet."""
     for name, path in modules().items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             assert not isinstance(node, ast.Global), f"{name}: {ast.unparse(node)}"
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "hasattr":
                 whose = ast.unparse(node.args[0]).split(".")[-1]
@@ -145,7 +153,7 @@ def test_no_hidden_globals() -> None:
 def test_the_leases_are_told_once_whom_to_call() -> None:
     callbacks = {"on_lost", "on_stalled", "on_unusable"}
     for name, path in modules().items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef) and name.startswith("pipeq_worker.broker"):
                 attributes = [one for one in ast.walk(node) if isinstance(one, ast.Attribute)]
                 set_here = {one.attr for one in attributes if isinstance(one.ctx, ast.Store)}
@@ -173,3 +181,9 @@ def test_a_child_imports_neither_broker_nor_torch() -> None:
     ]
     done = subprocess.run([sys.executable, "-c", "; ".join(lines)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_test_files_that_share_a_worker_run_in_one_process() -> None:
+    """A process that ran one of them alone would start that worker once more."""
+    for path in (ROOT / "tests/acceptance").glob("test_*.py"):
+        assert ("service: Service" in path.read_text()) <= shares(str(path.relative_to(ROOT))), path.name

@@ -18,7 +18,7 @@ MOST_WORDS = 90
 #: With fewer passages than this the batches would be small, so docstrings are added.
 ENOUGH = 200
 #: Most passages; more would only make the demo longer.
-AT_MOST = 600
+AT_MOST = 300
 
 _HEADING = re.compile(r"#{1,6}\s+(.*)")
 _FENCE = re.compile(r"\s*(```|~~~)")
@@ -62,7 +62,7 @@ class Match:
 
 
 def collect() -> list[Passage]:
-    """The passages of pipeq's documents, and those of its docstrings if the documents are few; at most 600."""
+    """The passages of pipeq's documents, and those of its docstrings if the documents are few; at most 300."""
     passages = [passage for document in documents() for passage in cut(document)]
     if len(passages) < ENOUGH:
         passages += [passage for document in docstrings() for passage in cut(document)]
