@@ -82,8 +82,14 @@ def place(request: pytest.FixtureRequest, server: ObjectServer, monkeypatch: pyt
 
 def lead(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leads the three libraries to a server, and to no account of the computer that runs the tests."""
+    from adlfs.spec import AzureBlobFileSystem
+    from gcsfs.core import GCSFileSystem
     from huggingface_hub import constants
 
+    # A client reads results through instances that fsspec keeps: one that knows the server of an earlier test would ask
+    # for a minute and more whoever listens at its port now, if anybody does.
+    for kind in (AzureBlobFileSystem, GCSFileSystem):
+        kind.clear_instance_cache()
     # What FSSPEC_GS_TOKEN and FSSPEC_HF_ENDPOINT say, where they are set before Python starts.
     for name in ("gs", "gcs"):
         monkeypatch.setitem(fsspec.config.conf, name, {"token": "anon"})
