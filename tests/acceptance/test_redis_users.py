@@ -139,7 +139,7 @@ def test_the_users_of_the_file_can_do_their_work(
         one = app.signature("pipeq.infer", kwargs={"pipeline": QUEUE, "inputs": 1}, queue=QUEUE, immutable=True)
         joined = chord([one, one])(one)
         assert joined.get(timeout=120) == "constant"
-        assert app.control.inspect(timeout=2).ping()
+        assert app.control.inspect(timeout=10, limit=1).ping()
         assert refused(db) == []
         del joined
         gc.collect()

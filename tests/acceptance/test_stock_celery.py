@@ -118,7 +118,7 @@ def test_celery_features(service: Service) -> None:
 
 
 def test_inspect(service: Service) -> None:
-    inspect = stock_app(service.client.redis_url).control.inspect(timeout=3)
+    inspect = stock_app(service.client.redis_url).control.inspect(timeout=10, limit=1)
     stats = next(iter(inspect.stats().values()))
     assert stats["pool"]["processes"] == [service.process.process.pid]
     assert stats["pool"]["pipelines"]["text-embedding"]["device"] == DEVICE

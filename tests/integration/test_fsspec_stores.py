@@ -150,7 +150,7 @@ def test_a_missing_bucket(place: Place) -> None:
 def test_answers_of_a_store(place: Place, status: int, code: str, retryable: bool) -> None:
     place.server.status = status
     # Libraries try again for a minute and more: the deadline of a fetch ends that.
-    error = failure(place.fetcher(max_fetch_s=3), Ref(place.uri("a.bin")))
+    error = failure(place.fetcher(max_fetch_s=1 if retryable else 30), Ref(place.uri("a.bin")))
     assert (error.code, error.retryable) == (code, retryable), error.message
     assert place.uri("a.bin") in error.message
 
@@ -158,7 +158,7 @@ def test_answers_of_a_store(place: Place, status: int, code: str, retryable: boo
 def test_a_server_that_is_not_there(place: Place) -> None:
     place.server.shutdown()
     place.server.server_close()
-    error = failure(place.fetcher(max_fetch_s=3), Ref(place.uri("a.bin")))
+    error = failure(place.fetcher(max_fetch_s=1), Ref(place.uri("a.bin")))
     assert (error.code, error.retryable) == (ErrorCode.INPUT_UNAVAILABLE, True)
 
 
@@ -265,7 +265,7 @@ def test_a_result_that_is_not_taken(
     place = Place(scheme, server)
     server.status = status
     with pytest.raises(PipeqError) as error:
-        place.writer(max_write_s=3).put(place.uri("results/a"), b"{}", "application/json")
+        place.writer(max_write_s=1 if retryable else 30).put(place.uri("results/a"), b"{}", "application/json")
     assert (error.value.code, error.value.retryable) == (ErrorCode.OUTPUT_FAILED, retryable), error.value.message
     assert server.objects == {}
 

@@ -22,6 +22,7 @@ from pipeq.demo.embedded import S3Server
 from pipeq_worker.process import startup
 from pipeq_worker.process.cli import worker as command
 
+from tests.waiting import until
 from tests.worker_process import worker
 
 PIPELINE = "text-classification"
@@ -212,12 +213,13 @@ def test_a_worker_that_could_not_load_is_not_loading(db: redis.Redis, valkey_url
         client.submit(PIPELINE, "x")
 
 
-#: In the child only: it takes as long to load as if it imported torch.
+#: In the child only: it has loaded when the test says so.
 LATE = """
-import sys, time
+import os, sys, time
 
 if "pipeq_worker.children.main" in sys.orig_argv:
-    time.sleep(3)
+    while not os.path.exists(os.environ["MAY_LOAD"]):
+        time.sleep(0.01)
 """
 
 
@@ -227,14 +229,13 @@ def test_a_real_worker_says_that_it_loads(db: redis.Redis, valkey_url: str, tmp_
     config = tmp_path / "pipelines.toml"
     config.write_text(f'[pipelines.{PIPELINE}]\ntask = "constant"\n')
     with (
-        worker(tmp_path, valkey_url, "--config", config, PYTHONPATH=path) as process,
+        worker(tmp_path, valkey_url, "--config", config, PYTHONPATH=path, MAY_LOAD=tmp_path / "go") as process,
         Client(valkey_url) as client,
     ):
-        deadline = time.monotonic() + 60
-        while not db.exists(keys.loading_key(PIPELINE)) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: db.exists(keys.loading_key(PIPELINE)))
         with pytest.warns(NoLiveWorkerWarning, match="is loading"):
             task = client.submit(PIPELINE, "hello")
+        (tmp_path / "go").touch()
         assert client.result(task, timeout_s=90)
         assert process.process.poll() is None
 
