@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from pipeq_worker.children.loop import Loop
 from pipeq_worker.children.packs import end_of, group_of, said_of_rows
 from pipeq_worker.children.preparers import preparers_of
 from pipeq_worker.children.slab import Slabs, Where
+from pipeq_worker.models import identity
 from pipeq_worker.models.absent_pipeline import Absent
 from pipeq_worker.models.loading import dump_ends, load_ends, load_pipeline, make_room, needs_torch
 from pipeq_worker.models.pipeline import Pipeline
@@ -55,6 +56,14 @@ Load = Callable[[str, Settings], Pipeline]
 def load(name: str, settings: Settings) -> Pipeline:
     """Loads a pipeline of the settings."""
     return load_pipeline(name, settings.pipelines[name], settings.device, settings.s3, settings.param_limits)
+
+
+def _same(settings: Settings, revisions: Mapping[str, str]) -> Settings:
+    """The settings with which models of the Hub are those that they were, whatever was pushed there since."""
+    sections = settings.pipelines
+    return settings.model_copy(
+        update={"pipelines": {name: identity.pinned(one, revisions.get(name)) for name, one in sections.items()}}
+    )
 
 
 class Child:
@@ -120,6 +129,7 @@ class Child:
                 self._is_preparer = message.is_preparer
                 self._begin()
             case protocol.Load() if self._made is None:
+                self._settings = _same(self._settings, message.revisions)
                 self._load(message.pipelines, again=message.again)
             case protocol.Load():
                 self._move(message.pipelines, self._load_again)

@@ -69,7 +69,7 @@ class Crew:
             )
             return made
 
-        self.device = keeper(0, lambda: protocol.Load(names, again=bool(self.device.served)))
+        self.device = keeper(0, lambda: self._load_again() if self.device.served else protocol.Load(names))
         self.preparers = [keeper(number, self._load_ends) for number in range(1, preparers_of(settings) + 1)]
 
     def __iter__(self) -> Iterator[Keeper]:
@@ -139,6 +139,11 @@ class Crew:
         """Ends the children, and starts no others."""
         for one in self:
             one.close()
+
+    def _load_again(self) -> protocol.ToChild:
+        known = {name: one.identity.get("revision") for name, one in self.device.served.items()}
+        revisions = {name: revision for name, revision in known.items() if revision is not None}
+        return protocol.Load(self._names, again=True, revisions=revisions)
 
     def _load_ends(self) -> protocol.ToChild | None:
         if len(self._ends) < len(self._names):

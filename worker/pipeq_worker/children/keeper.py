@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.contract.unlike import differences
 
 from pipeq_worker.children import board, protocol
 from pipeq_worker.children.deaths import Death
@@ -232,8 +233,17 @@ class Keeper:
     def _note(self, loaded: protocol.Loaded) -> None:
         # First, because what may run has to be known when the child serves.
         self._heard([loaded])
+        served = Served.of(loaded)
         with self._changed:
-            self.served[loaded.name] = Served.of(loaded)
+            before, self.served[loaded.name] = self.served.get(loaded.name), served
+        how = None if before is None else differences(before.identity, served.identity)
+        if how is not None:
+            logger.warning(
+                "%s is not what it was before it was loaded again: %s; its answers may be others from now on",
+                loaded.name,
+                how,
+                extra={"action": "load", "pipeline": loaded.name},
+            )
         self._has(loaded.name)
 
     def _note_absent(self, absent: protocol.Absent) -> None:

@@ -43,6 +43,8 @@ class Load(msgspec.Struct, tag="load", array_like=True, frozen=True):
     pipelines: list[str]
     #: Whether a process before this one had loaded them. One that cannot be loaded is absent then, and no failure.
     again: bool = False
+    #: Pipeline -> the revision that it was loaded from then, if its model is from the Hub.
+    revisions: dict[str, str] = {}
 
 
 class Unload(msgspec.Struct, tag="unload", array_like=True, frozen=True):

@@ -72,12 +72,37 @@ def of_settings(
     return found
 
 
-def commit_of(model: Any) -> str | None:
-    """The commit on the Hub that a model was loaded from; None if it is not known, or was none."""
-    if (known := getattr(model.config, "_commit_hash", None)) is not None:
-        return str(known)
-    found = _SNAPSHOT.search(str(getattr(model, "name_or_path", "")))
-    return None if found is None else found[1]
+def commit_of(model: str, settings: PipelineSettings) -> str | None:
+    """The commit on the Hub that a model is loaded from now; None if it is from elsewhere, or if that is not known.
+
+    Args:
+        model: its name on the Hub, or a folder; perhaps one of the Hub's cache.
+        settings: its pipeline's section of the settings.
+    """
+    # Where a worker loads no model of transformers, this module must not import it.
+    from huggingface_hub import ResolvedRevision
+    from transformers.utils.hub import resolve_revision
+
+    if os.path.isdir(model):
+        found = _SNAPSHOT.search(model + "/")
+        return None if found is None else found[1]
+    more = {name: settings.model_kwargs[name] for name in ("token", "cache_dir") if name in settings.model_kwargs}
+    revision = resolve_revision(model, settings.revision, **more)
+    return revision.resolved if isinstance(revision, ResolvedRevision) else None
+
+
+def pinned(settings: PipelineSettings, commit: str | None) -> PipelineSettings:
+    """The settings that load the same files of the Hub again, whatever was pushed there since.
+
+    Args:
+        settings: a pipeline's section of the settings.
+        commit: the commit that it was loaded from; None if that is not known.
+    """
+    # Where parts have names of their own, the revision would be looked for in all of their repositories.
+    parts = (settings.tokenizer, settings.image_processor, settings.feature_extractor, settings.processor)
+    if commit is None or settings.model is None or os.path.isdir(settings.model) or any(parts):
+        return settings
+    return settings.model_copy(update={"revision": commit})
 
 
 def fingerprint(folder: Path) -> str:

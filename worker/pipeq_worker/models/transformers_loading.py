@@ -54,26 +54,33 @@ def load_transformers_pipeline(
             task = task_type_of(name, model, settings)
         task_type = find(task)
         _check_packages(name, task_type)
+        # From the same commit until the worker ends, whatever is pushed in the meantime.
+        commit = None if model is None else identity.commit_of(model, settings)
+        same = identity.pinned(settings, commit)
         with weights.watched() as reports, pickles.refused(settings.allow_pickle):
-            pipe = _build(task, task_type, model, settings, device)
+            pipe = _build(task, task_type, model, same, device)
         _check_weights(name, task_type, settings, pipe, reports)
         with pickles.refused(settings.allow_pickle):
             pipeline = TransformersPipeline(name, task_type, settings, pipe, limits)
         loaded = time.monotonic()
-        pipeline.identity = identity.of_settings(
-            settings,
-            task if task.startswith(task_type.name) else task_type.name,  # an alias means the same
-            pipeline.model.id,
-            model,
-            identity.commit_of(pipe.model),
-        )
+
+        if settings.revision is None:
+            pipeline.model = pipeline.model.model_copy(update={"revision": commit})
+
+        def identify() -> None:
+            kind = task if task.startswith(task_type.name) else task_type.name  # an alias means the same
+            pipeline.identity = identity.of_settings(settings, kind, pipeline.model.id, model, commit)
+
+        identify()
         pipeline.warm_up()
         pipeline.first_passes = seeding.measured(pipeline, time.monotonic() - loaded)
         _check_padding(pipeline)
 
         def rebuild() -> transformers.Pipeline:
             with weights.watched(), pickles.refused(settings.allow_pickle):
-                return _build(task, task_type, model, settings, device)
+                pipe = _build(task, task_type, model, same, device)
+            identify()  # the files of a folder may be others by now
+            return pipe
 
         pipeline.rebuild = rebuild
         pipeline.settle()

@@ -73,7 +73,7 @@ class TransformersPipeline(Pipeline):
         self.device = torch.device(pipe.device)
         self.model = ModelInfo(
             id=str(settings.model or pipe.model.name_or_path),
-            revision=settings.revision or getattr(pipe.model.config, "_commit_hash", None),
+            revision=settings.revision,
             dtype=str(pipe.model.dtype).removeprefix("torch."),
             device=_devices(pipe),
         )
