@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from pipeq_worker.host import health as module
 from pipeq_worker.host.health import Health
+
+
+@pytest.fixture(autouse=True)
+def passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets so many seconds pass, on a clock of the test: that of a busy machine runs on between two lines of it."""
+    now = [1000.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    return wait
 
 
 def serving(**options: object) -> Health:
@@ -40,9 +53,9 @@ def test_loading_then_starting_then_ready() -> None:
 
 
 @pytest.mark.parametrize("part", ["loop", "heartbeat"])
-def test_a_loop_that_does_not_turn(part: str) -> None:
+def test_a_loop_that_does_not_turn(part: str, passes: Callable[[float], None]) -> None:
     health = serving()
-    time.sleep(0.15)
+    passes(0.15)
     other = {"loop": health.heartbeat, "heartbeat": health.loop}[part]
     other.turned()
     health.redis.turned()
@@ -67,10 +80,10 @@ def test_a_part_that_hangs() -> None:
     assert health.dead() == health.not_ready() == ["the device does not answer"]
 
 
-def test_a_loop_that_waits_for_redis_does_not_hang() -> None:
+def test_a_loop_that_waits_for_redis_does_not_hang(passes: Callable[[float], None]) -> None:
     away = [0.0]
     health = serving(quiet_s=lambda: away[0])
-    time.sleep(0.15)
+    passes(0.15)
     assert health.dead() == []
     away[0] = 0.05
     assert health.dead() == []
@@ -78,13 +91,13 @@ def test_a_loop_that_waits_for_redis_does_not_hang() -> None:
     assert len(health.dead()) == 2
 
 
-def test_redis_away_is_not_ready_and_live(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_away_is_not_ready_and_live(monkeypatch: pytest.MonkeyPatch, passes: Callable[[float], None]) -> None:
     monkeypatch.setattr(module, "REDIS_S", 0.05)
     health = Health([], 60)
     health.serves()
     turn(health)
     assert health.not_ready() == []
-    time.sleep(0.06)
+    passes(0.06)
     assert (health.dead(), health.not_ready()) == ([], ["Redis does not answer"])
 
 
@@ -101,11 +114,11 @@ def test_it_is_not_ready_only_if_no_queue_is_taken_from() -> None:
     assert health.dead() == []
 
 
-def test_stopping_is_not_ready_and_live_until_it_takes_too_long() -> None:
+def test_stopping_is_not_ready_and_live_until_it_takes_too_long(passes: Callable[[float], None]) -> None:
     health = serving()
     health.watch(lambda: "its thread has ended")
     health.stops(0.05)
     health.stops(1000)
     assert (health.is_stopping, health.dead(), health.not_ready()) == (True, [], ["the worker is stopping"])
-    time.sleep(0.06)
+    passes(0.06)
     assert health.dead() == ["the worker should have ended 0 s ago"]

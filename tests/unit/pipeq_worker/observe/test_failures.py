@@ -7,9 +7,11 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq_worker.observe import failures as module
 from pipeq_worker.observe.failures import Failures
 from pipeq_worker.observe.log import JsonFormatter, TextFormatter
 
@@ -76,12 +78,16 @@ def test_of_many_some_are_logged_and_the_others_counted(caplog: pytest.LogCaptur
     assert len(lines(caplog)) == 13
 
 
-def test_a_span_that_ends_with_the_next_failure_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    failures = Failures(span_s=0.05, most=1)
+def test_a_span_that_ends_with_the_next_failure_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    failures = Failures(span_s=60, most=1)
     for _ in range(3):
         fail(failures)
     failures._timer.cancel()  # type: ignore[union-attr]
-    time.sleep(0.1)
+    now[0] += 61
     fail(failures)
     assert [("2 more" in line) for line in lines(caplog)] == [False, True, False]
 
