@@ -154,6 +154,20 @@ def test_each_row_has_its_own_parameters(llama: TransformersPipeline) -> None:
     assert len({str(found[at]) for at in range(1, 12, 2)}) == 6
 
 
+def test_rows_that_draw_keep_their_own_parameters_among_others(llama: TransformersPipeline) -> None:
+    """Of one token there is nothing to draw. A prompt that takes several steps has no token in the first of them."""
+    answers, params = Answers(), {"max_new_tokens": 8, "temperature": 50.0}
+    kinds = [{"do_sample": False}, {"do_sample": True, "top_k": 0}, {"do_sample": True, "top_k": 1}]
+    answers.ask(llama, "first", "fox " * 150, **params, **kinds[2])
+    for at in range(12):
+        answers.ask(llama, at, "hello world", **params, **kinds[at % 3])
+    answers.ask(llama, "last", "fox " * 150, **params, **kinds[0])
+    found = answers.wait(14)
+    assert len({str(found[at]) for at in range(12) if at % 3 != 1}) == 1
+    assert len({str(found[at]) for at in range(1, 12, 3)}) == 4
+    assert found["first"] == found["last"]
+
+
 def test_a_short_answer_does_not_wait_for_a_long_one(llama: TransformersPipeline) -> None:
     answers = Answers()
     for at in range(7):

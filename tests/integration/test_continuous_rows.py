@@ -54,7 +54,9 @@ def pipelines(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     settings = PipelineSettings(task="text-generation", model=str(folder), continuous=True, max_batch_size=5)
     shared = load_pipeline("it", settings, DEVICE)
     assert isinstance(shared, TransformersPipeline)
-    return {"gpt2": load(tiny, "writer"), "llama": load(tiny, "writer_padded"), "shared heads": shared}
+    found = {"gpt2": load(tiny, "writer"), "llama": load(tiny, "writer_padded"), "shared heads": shared}
+    assert all(stream_of(pipeline).by_rows for pipeline in found.values())
+    return found
 
 
 @pytest.fixture
@@ -79,19 +81,26 @@ def alone(pipeline: TransformersPipeline, text: str, params: dict[str, Any]) -> 
 
 @pytest.mark.parametrize(
     ("model", "group_bytes"),
-    [("gpt2", continuous_rows.GROUP_BYTES), ("llama", 0), ("shared heads", 0), ("shared heads", 2**40)],
+    [
+        ("gpt2", continuous_rows.GROUP_BYTES),
+        ("llama", 0),
+        ("shared heads", 0),
+        ("shared heads", 2**40),
+        ("llama", None),
+    ],
 )
 def test_rows_of_any_length_answer_beside_each_other_as_alone(
     pipelines: dict[str, TransformersPipeline],
     running: Callable[[str], TransformersPipeline],
     monkeypatch: pytest.MonkeyPatch,
     model: str,
-    group_bytes: int,
+    group_bytes: int | None,
 ) -> None:
+    """In groups of any kind, and with transformers' own attention, which other models have (None)."""
     monkeypatch.setattr(continuous_rows, "GROUP_BYTES", group_bytes)
+    monkeypatch.setattr(stream_of(pipelines[model]), "by_rows", group_bytes is not None)
     expected = [alone(pipelines[model], text, PARAMS) for text in TEXTS]
     pipeline, answers = running(model), Answers()
-    assert stream_of(pipeline).by_rows
     # The second half enters when rows of the first have left their pages.
     for half in range(2):
         for at, text in enumerate(TEXTS):

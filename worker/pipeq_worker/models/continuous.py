@@ -32,6 +32,8 @@ from pipeq_worker.models.running import Row
 from pipeq_worker.models.sampling import Sampling
 from pipeq_worker.models.stream import Done, Outcome, Stream, StreamLostError
 
+#: Where the manager logs.
+LOGGER = "ContinuousBatchingLogger"
 #: How often rows are asked whether they are still wanted, in seconds; a token takes about as long.
 TICK_S = 0.05
 #: How long a step may still take when the stream stops, in seconds.
@@ -113,7 +115,7 @@ class ContinuousStream(Stream):
     def start(self) -> None:
         """Starts the manager's thread, with a new cache."""
         # It tells of its settings at every start, at a level of its own.
-        logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
+        logging.getLogger(LOGGER).setLevel(logging.ERROR)
         model = self._pipe.model
         config = ContinuousBatchingConfig(
             page_size=PAGE_TOKENS.get(model.device.type, PAGE_TOKENS_ACCELERATOR),

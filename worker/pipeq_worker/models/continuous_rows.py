@@ -92,6 +92,7 @@ class RowInputs(ContinuousBatchingIOs):
         #: Request of the last step -> its blocks, and their pages.
         self._known: dict[str, tuple[list[int], list[int]]] = {}
         self._arguments: dict[str, Any] = {}
+        self._numbers = torch.arange(self.cache.max_tokens_read)
         self._no_mask = torch.zeros(1, 1, 1, 1, dtype=self.model_dtype)
 
     def prepare_batch_tensors(
@@ -184,7 +185,7 @@ class RowInputs(ContinuousBatchingIOs):
         width = max(len(pages) for _, pages in rows)
         # Page 0 is never given to a row, and holds zeros.
         pages = torch.tensor([pages + [0] * (width - len(pages)) for _, pages in rows]).flatten()
-        beyond = torch.arange(width * self._pages.tokens) >= torch.tensor(lengths).unsqueeze(1)
+        beyond = self._numbers[: width * self._pages.tokens] >= torch.tensor(lengths).unsqueeze(1)
         bias = torch.zeros(beyond.shape, dtype=self.model_dtype).masked_fill_(beyond, -torch.inf)
         places = None if part is None else torch.tensor([start for start, _ in rows])
         return _Group(places, pages, width, bias[:, None, None])

@@ -9,7 +9,7 @@ from queue import SimpleQueue
 import torch
 from pipeq.contract.errors import PipeqError, SettingsError
 
-from pipeq_worker.models.continuous import ContinuousStream
+from pipeq_worker.models.continuous import LOGGER, ContinuousStream
 from pipeq_worker.models.quirks.generation import Generates
 from pipeq_worker.models.running import Row
 from pipeq_worker.models.stream import Outcome
@@ -78,6 +78,8 @@ def _fault(pipeline: TransformersPipeline, stream: ContinuousStream) -> BaseExce
     outcomes: SimpleQueue[Outcome] = SimpleQueue()
     try:
         stream.start()
+        # What breaks here is told below, in a sentence.
+        logging.getLogger(LOGGER).setLevel(logging.CRITICAL)
         stream.submit(features, call, Row(), outcomes.put)
         outcome = outcomes.get(timeout=TRIAL_S)
     except Exception as error:
