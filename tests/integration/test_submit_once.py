@@ -379,8 +379,8 @@ class Lazy:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"task_ids": ["a"]}, "task_ids has 1 values for 3 inputs"),
-        ({"task_ids": Lazy("a")}, "task_ids ends after 1 values, and inputs goes on"),
+        ({"task_ids": ["a"]}, "task_ids has 1 value for 3 inputs"),
+        ({"task_ids": Lazy("a")}, "task_ids ends after 1 value, and inputs goes on"),
         ({"idempotency_keys": Lazy("abcd")}, "idempotency_keys goes on, and inputs ends after 3"),
         ({"params": [{}, {}]}, "params has 2 values for 3 inputs"),
         ({"task_ids": "abc"}, "task_ids is 'abc', a str, but takes a list"),
