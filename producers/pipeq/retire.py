@@ -102,11 +102,11 @@ def _end(kind: str, key: str, texts: list[bytes], pipeline: str) -> Steps[int]:
     """Takes messages off their place, and ends their tasks. Returns how many were still there."""
     ids = [_task_id(text, kind, key) for text in texts]
     names = [keys.record_key(task_id or "") for task_id in ids]
-    records = yield from single("MGET", *names)
+    marks, records = yield from replies(("HMGET", keys.RUNNING, *(one or "" for one in ids)), ("MGET", *names))
     args: list[Any] = [kind, keys.RESULT_TTL_S, time.time()]
-    for text, task_id, before in zip(texts, ids, records, strict=True):
+    for text, task_id, before, mark in zip(texts, ids, records, marks or [None] * len(ids), strict=True):
         args += (hashlib.sha1(text, usedforsecurity=False).hexdigest(), task_id or "")
-        args.append(record.purged(task_id, before, pipeline) if task_id else "")
+        args.append(record.purged(task_id, before, pipeline, mark) if task_id else "")
     (removed,) = yield from scripts(source("purge"), [([key, keys.RUNNING, *names], args)])
     if isinstance(removed, Exception):
         raise removed

@@ -262,6 +262,27 @@ def test_deaths_are_known_of_a_task_that_ends_before_it_begins_again(
         assert (status.error.code, status.attempts) == ("worker_lost", 4)
 
 
+@pytest.mark.parametrize("how", ["cancel", "purge", "expiry"])
+def test_deaths_are_known_of_a_task_that_somebody_else_ends(
+    client: Client, db: redis.Redis, host: Host, valkey_url: str, how: str
+) -> None:
+    task_id = client.submit(PIPELINE, "x", expires_s=8 if how == "expiry" else None, check=False)
+    for _ in range(2):
+        dies_with_it(db, host, valkey_url)
+    if how == "cancel":
+        client.cancel(task_id)
+    elif how == "purge":
+        client.purge(PIPELINE)
+    else:
+        time.sleep(max(0.0, (client.status(task_id).expires_at or 0.0) - time.time()) + 0.01)
+        host.take()
+        assert b"REVOKED" in (db.get(keys.record_key(task_id)) or b"")
+    status = client.status(task_id)
+    assert (status.state, status.attempts) == (State.EXPIRED if how == "expiry" else State.CANCELLED, 2)
+    assert len(status.history) == 2
+    assert status.history[0].code == "worker_lost"
+
+
 def test_deaths_are_known_of_a_task_with_which_a_process_dies_before_it_begins_again(
     client: Client, db: redis.Redis, host: Host, valkey_url: str
 ) -> None:

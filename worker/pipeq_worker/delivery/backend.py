@@ -165,7 +165,8 @@ class Backend(RedisBackend):
         by_celery = note is None and state in (states.REVOKED, states.FAILURE)
         if by_celery and revoked_reason(meta) == ErrorCode.EXPIRED:
             _tell_expired(task_id, request)
-        complete(meta, task_id, note.part if note else None, self._before(key) if by_celery else None)
+        before, mark = self._before(key, task_id) if by_celery else (None, None)
+        complete(meta, task_id, note.part if note else None, before, mark)
         record = _text(self.encode(meta))
         is_noted, note = note is not None, note or Annotation(Part())
         entry = _Entry(
@@ -277,11 +278,17 @@ class Backend(RedisBackend):
             expires = self.prepare_expires(self.app.conf.result_failure_expires)
         return int(expires or 0)
 
-    def _before(self, key: str) -> bytes | None:
-        try:
-            return self.client.getrange(key, 0, OPEN_MAX_BYTES)
-        except ResponseError:  # the key does not hold a string
-            return None
+    def _before(self, key: str, task_id: str) -> tuple[bytes | None, bytes | None]:
+        """The record and the mark of a task, as far as keys of these names hold such."""
+        with self.client.pipeline(transaction=False) as pipe:
+            pipe.getrange(key, 0, OPEN_MAX_BYTES)
+            pipe.hget(keys.RUNNING, task_id)
+            record, mark = pipe.execute(raise_on_error=False)
+        # An error: the key does not hold a string, or a hash.
+        return (
+            None if isinstance(record, ResponseError) else record,
+            None if isinstance(mark, ResponseError) else mark,
+        )
 
 
 def _event(entry: _Entry) -> str:

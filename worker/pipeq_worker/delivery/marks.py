@@ -30,8 +30,8 @@ class Marks:
     def __init__(self, client: redis.Redis, worker: str) -> None:
         self._redis = client
         self._worker = worker
-        self._begin = Direct(client, lua.source("begin", LUA + events.LUA + lua.source("deaths")))
-        self._past = client.register_script(lua.source("past", LUA + lua.source("deaths")))
+        self._begin = Direct(client, lua.source("begin", LUA + events.LUA + lua.source("blame")))
+        self._past = client.register_script(lua.source("past", LUA + lua.source("blame")))
         self._back = client.register_script(lua.source("back", LUA + events.LUA))
         self._look = client.register_script(lua.source("look", LUA))
 

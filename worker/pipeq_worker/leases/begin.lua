@@ -14,7 +14,7 @@
 -- tries that ended with a death, as JSON.
 --
 -- Names in capitals that are not set here, and the functions `object`, `has_ended`, `count` and `deaths_of`, are in the
--- lines that stand above this text: pipeq.contract.record.LUA and deaths.lua.
+-- lines that stand above this text: pipeq.contract.record.LUA and blame.lua.
 --
 -- Any client may have written anything under these keys. A value that is no record or no mark counts as absent, and
 -- affects only its own task.

@@ -7,7 +7,7 @@
 -- (empty for none).
 --
 -- Names in capitals that are not set here, and the functions `count` and `deaths_of`, are in the lines that stand above
--- this text: pipeq.contract.record.LUA and deaths.lua.
+-- this text: pipeq.contract.record.LUA and blame.lua.
 local reply = {}
 for i = 2, #KEYS do
   local at = 2 * i - 1

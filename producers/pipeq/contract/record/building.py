@@ -95,24 +95,21 @@ def cancelled(
         reason: what the revocation says: ``expired`` if its job has expired.
     """
     fields = json_object(before) or {}
-    running = running_of(mark)
-    ran: dict[str, Any] = {name: running[name] for name in ("worker", "attempts", "started_at") if name in running}
-    if lost := lost_of(mark):
-        ran["history"] = with_lost(part_of(fields).get("history"), lost)
-    mark_fields = readable_object(mark) if running.get("worker") else None
-    return _revoked(task_id, reason, fields, _ended_now(part_of(fields) | ran, mark_fields))
+    return _revoked(task_id, reason, fields, _ended_now(part_of(fields), mark))
 
 
-def purged(task_id: str, before: bytes | str | None, pipeline: str) -> str:
+def purged(task_id: str, before: bytes | str | None, pipeline: str, mark: bytes | str | None = None) -> str:
     """Returns the record of a task that waited on a queue when an operator emptied it.
 
     Args:
         task_id: the task's id.
         before: the record before that; None if there was none.
         pipeline: the queue's pipeline.
+        mark: its running mark, which says of deaths before that; None if there is none.
     """
     fields = json_object(before) or {}
-    return _revoked(task_id, ErrorCode.PURGED, fields, {**_ended_now(part_of(fields)), **_purged_part(pipeline)})
+    ended = _ended_now(part_of(fields), mark)
+    return _revoked(task_id, ErrorCode.PURGED, fields, {**ended, **_purged_part(pipeline)})
 
 
 @lru_cache(maxsize=1)
@@ -173,7 +170,13 @@ def revived(task_id: str, before: bytes | str | None, *, pipeline: str, attempts
     return text.replace(QUEUED_HEAD.replace(" ,", ","), QUEUED_HEAD, 1)
 
 
-def complete(record: dict[str, Any], task_id: str, part: Part | None, before: bytes | None = None) -> None:
+def complete(
+    record: dict[str, Any],
+    task_id: str,
+    part: Part | None,
+    before: bytes | None = None,
+    mark: bytes | None = None,
+) -> None:
     """Adds the id and pipeq's part to a record that Celery's result backend has made.
 
     Args:
@@ -181,19 +184,25 @@ def complete(record: dict[str, Any], task_id: str, part: Part | None, before: by
         task_id: the task's id.
         part: pipeq's part; None if Celery itself ended the task before its batch (revoked, expired).
         before: only used without a ``part``: the task's present record, whose part is kept.
+        mark: the same, its running mark.
     """
     record["task_id"] = task_id
     if part is not None:
         record["pipeq"] = part.fields()
     elif kept := part_of(json_object(before) or {}):
-        record["pipeq"] = _ended_now(kept)
+        record["pipeq"] = _ended_now(kept, mark)
 
 
-def _ended_now(part: Mapping[str, Any], mark: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    now = time.time()
+def _ended_now(part: Mapping[str, Any], raw_mark: bytes | str | None = None) -> dict[str, Any]:
+    """The part of a task that somebody ends now who does not run it; what its mark says of its tries counts."""
+    now, running = time.time(), running_of(raw_mark)
+    ran: dict[str, Any] = {name: running[name] for name in ("worker", "attempts", "started_at") if name in running}
+    if lost := lost_of(raw_mark):
+        ran["history"] = with_lost(part.get("history"), lost)
+    part = {**part, **ran}
     # The error of an earlier try does not explain this end, and its times are not those of this one.
     found = {name: value for name, value in part.items() if name not in ("error", "timing_ms")} | {"finished_at": now}
-    mark = mark or {}
+    mark = (readable_object(raw_mark) if running.get("worker") else None) or {}
     began_at, before = mark.get("since"), mark.get("timing_ms")
     timing_ms = times.of_ended_by_client(part.get("submitted_at"), part.get("due_at"), now, began_at, before)
     return found if timing_ms is None else {**found, "timing_ms": timing_ms}

@@ -321,7 +321,10 @@ def test_scripts_have_the_names_of_fields_from_here() -> None:
     assert {names[f"MARK_{one.name.upper()}"] for one in fields(Mark)} == {f"'{one.name}'" for one in fields(Mark)}
     used = set()
     theirs_too = ROOT / "producers/pipeq"
-    paths = [*(SCRIPTS / f"{name}.lua" for name in ("begin", "finish", "look")), *theirs_too.glob("*.lua")]
+    paths = [
+        *(SCRIPTS / f"{name}.lua" for name in ("back", "begin", "blame", "finish", "look", "past")),
+        *theirs_too.glob("*.lua"),
+    ]
     functions = re.sub(r"^local \w+ = .*$", "", records.LUA, flags=re.M)
     for text in [functions, *(path.read_text() for path in paths)]:
         code = re.sub(r"--.*", "", text)
