@@ -38,6 +38,7 @@ PRODUCERS = {
 }
 
 
+@cache
 def modules() -> dict[str, Path]:
     return {
         ".".join((package, *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__"): path
@@ -51,15 +52,16 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def imports(path: Path) -> frozenset[str]:
     """The modules that a module imports, also under TYPE_CHECKING and inside functions."""
-    found = set()
+    found = set[str]()
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 def district(name: str) -> str:
