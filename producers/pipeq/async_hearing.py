@@ -111,9 +111,11 @@ class AsyncListener:
                 for ear in self._channels.take(reply):
                     if isinstance(ear, AsyncEar):
                         ear.awake.set()
-        except (ConnectionError, TimeoutError, ResponseError) as error:
+        except Exception as error:
+            # Whatever it is: nobody reads any more, and those who wait must be told.
+            is_known = isinstance(error, ConnectionError | TimeoutError | ResponseError)
             if connection is self._connection:
-                await self._lose(error)
+                await self._lose(error if is_known else ConnectionError(f"{type(error).__name__}: {error}"))
 
     async def _lose(self, error: Exception) -> None:
         connection, self._connection = self._connection, None

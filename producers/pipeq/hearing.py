@@ -12,6 +12,7 @@ from typing import Any
 import redis
 from redis.exceptions import (
     ConnectionError,  # noqa: A004
+    RedisError,
     ResponseError,
     TimeoutError,  # noqa: A004
 )
@@ -138,6 +139,8 @@ class Listener:
                 reply = _next(connection)
         except (ConnectionError, TimeoutError, ResponseError) as raised:
             error = raised
+        except RedisError as raised:  # what is no answer of Redis
+            error = ConnectionError(f"{type(raised).__name__}: {raised}")
         except (OSError, TypeError, ValueError):
             # What a socket says that another thread has closed. That thread has told all who hear.
             if connection is self._connection:

@@ -246,6 +246,56 @@ def test_a_call_that_is_cancelled_disturbs_no_other(db: redis.Redis, valkey_url:
     run(valkey_url, main)
 
 
+def test_what_is_no_answer_of_redis_costs_no_wait_its_hearing(
+    valkey_url: str, db: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something between garbles one answer. The task that reads ended, and nobody heard anything any more."""
+    read, garbled = redis.asyncio.Connection.read_response, [1]
+
+    async def garble(self: redis.asyncio.Connection, *args: Any, **kwargs: Any) -> Any:
+        found = await read(self, *args, **kwargs)
+        if kwargs.get("push_request") and garbled:
+            garbled.pop()
+            raise redis.exceptions.InvalidResponse("no answer of Redis")
+        return found
+
+    monkeypatch.setattr(redis.asyncio.Connection, "read_response", garble)
+
+    async def main(client: AsyncClient) -> None:
+        task_id = await client.submit(PIPELINE, "x")
+        wait = asyncio.create_task(client.result(task_id, timeout_s=20))
+        deadline = time.monotonic() + 10
+        while (garbled or db.pubsub_numsub(keys.record_key(task_id))[0][1] == 0) and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        await asyncio.to_thread(finish, db, task_id)
+        began = time.monotonic()
+        assert await wait == task_id
+        assert time.monotonic() - began < 5
+
+    run(valkey_url, main)
+
+
+def test_threads_survive_it_too(client: Client, db: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    read, garbled = redis.Connection.read_response, [1]
+
+    def garble(self: redis.Connection, *args: Any, **kwargs: Any) -> Any:
+        found = read(self, *args, **kwargs)
+        if kwargs.get("push_request") and garbled:
+            garbled.pop()
+            raise redis.exceptions.InvalidResponse("no answer of Redis")
+        return found
+
+    task_id = client.submit(PIPELINE, "x")
+    monkeypatch.setattr(redis.Connection, "read_response", garble)
+    with ThreadPoolExecutor(1) as pool:
+        wait = pool.submit(client.result, task_id, 20)
+        until(lambda: not garbled and db.pubsub_numsub(keys.record_key(task_id))[0][1] > 0)
+        finish(db, task_id)
+        assert wait.result(5) == task_id
+
+
 def test_other_tasks_run_while_one_waits(valkey_url: str, db: redis.Redis) -> None:
     async def main(client: AsyncClient) -> int:
         task = await client.submit(PIPELINE, "x")
