@@ -56,7 +56,7 @@ class ReadAllow:
         # Some servers resolve dot segments, and some libraries drop characters; both then read another place than was
         # checked.
         strange = not uri.isprintable() or any(char in bucket + key for char in schemes.SCHEMES[scheme].reserved)
-        if not bucket or not key or strange or any(part in (".", "..") for part in key.split("/")):
+        if not bucket or not key or strange or schemes.has_dots(uri):
             raise _forbidden(f"{shown.uri(uri)} is no plain {scheme}://bucket/key")
         if not any(_below(uri, entry) for entry in self._all(f"{scheme}://")):
             raise _not_allowed(uri, f"{scheme}://{bucket}/")
@@ -112,6 +112,8 @@ def _checked(entry: object) -> str:
             raise SettingsError(f"{problem}: it is not absolute")
     elif not entry.partition("://")[2].partition("/")[0]:
         raise SettingsError(f"{problem}: it names no {scheme.first}")
+    elif schemes.has_dots(entry):
+        raise SettingsError(f"{problem}: '.' or '..' is a part of its path")
     return entry
 
 

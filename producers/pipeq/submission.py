@@ -154,16 +154,21 @@ class Submissions:
     def _check_known(self, pipeline: str) -> Steps[None]:
         if (yield from self._submitter.is_known(pipeline)):
             return
-        known = sorted((yield from self._pipelines()))
-        meant = get_close_matches(pipeline, known, 1)
-        hint = f"did you mean {shown.line(meant[0])!r}? " if meant else ""
-        names = ", ".join(shown.line(name, 100) for name in known[:NAMES_SHOWN]) or "none yet"
-        more = f" and {len(known) - NAMES_SHOWN} more" if len(known) > NAMES_SHOWN else ""
-        raise PipeqError(
-            ErrorCode.UNKNOWN_PIPELINE,
-            f"no worker has ever served {pipeline!r} (known: {names}{more}): {hint}start one with "
-            f"`pipeq worker {pipeline}`, or pass check=False (--no-check) to queue it anyway",
-        )
+        raise unknown_pipeline(pipeline, (yield from self._pipelines()))
+
+
+def unknown_pipeline(pipeline: str, known: Iterable[str]) -> PipeqError:
+    """The error of a submit to a pipeline that is none of the known ones."""
+    known = sorted(known)
+    meant = get_close_matches(pipeline, known, 1)
+    hint = f"did you mean {shown.line(meant[0])!r}? " if meant else ""
+    names = ", ".join(shown.line(name, 100) for name in known[:NAMES_SHOWN]) or "none yet"
+    more = f" and {len(known) - NAMES_SHOWN} more" if len(known) > NAMES_SHOWN else ""
+    return PipeqError(
+        ErrorCode.UNKNOWN_PIPELINE,
+        f"no worker has ever served {pipeline!r} (known: {names}{more}): {hint}start one with "
+        f"`pipeq worker {pipeline}`, or pass check=False (--no-check) to queue it anyway",
+    )
 
 
 def _flush(call: Call, uploads: Uploads) -> Steps[None]:

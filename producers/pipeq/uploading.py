@@ -41,6 +41,8 @@ class Upload:
             raise SettingsError(
                 f"upload: {shown.value(prefix)} is no prefix like s3://inputs/ or file:///data/inputs/ (it ends in '/')"
             )
+        if schemes.has_dots(prefix):
+            raise SettingsError(f"upload: {shown.uri(prefix)} has '.' or '..' as a part of its path: write the place")
         require(scheme)
         self._prefix = prefix
         # Made at the first write: it takes a while, and most clients upload nothing.

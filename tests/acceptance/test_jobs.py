@@ -197,7 +197,7 @@ def test_a_wrong_argument_is_named(served: Served) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"inputs": 5}, "inputs"), ({"inputs": {"a": 1}}, "inputs"), ({"inputs": b"x"}, "inputs"),
         ({"inputs": "https://x/y.jsonl"}, "inputs"), ({"inputs": "no/such.jsonl"}, "no/such.jsonl"),
-        ({"inputs": str(served.folder)}, "format"), ({"format": "xls"}, "format"), ({"field": 5}, "field"),
+        ({"inputs": str(served.folder)}, "inputs"), ({"format": "xls"}, "format"), ({"field": 5}, "field"),
         ({"field": {"a": 1}}, "field"), ({"id": 5}, "id"), ({"params": 5}, "params"),
         ({"params_columns": "x"}, "params_columns"), ({"job_id": ""}, "job_id"), ({"job_id": "x" * 201}, "job_id"),
         ({"output": "s3://results/x"}, "output"), ({"priority": 10}, "priority"), ({"fair_key": ""}, "fair_key"),
@@ -560,3 +560,31 @@ def wait_for(client: Client, rows: int) -> None:
             pass
         time.sleep(0.005)
     raise AssertionError("the job does not go on")
+
+
+def test_ids_of_jobs_come_from_standard_input_and_the_first_error_is_shown(served: Served) -> None:
+    path = served.folder / "wide.csv"
+    path.write_text("a,b\n1,2\n3\n")
+    options = ["--field", "b", "--job-id", "wide", "--wait", "--redis-url", served.url]
+    told = CliRunner().invoke(main, ["job", "submit", "constant", str(path), *options])
+    assert told.exit_code == 1
+    assert "line 3: it has 1 column, and the first line names 2" in told.stderr
+    listed = CliRunner().invoke(main, ["job", "status", "-", "--redis-url", served.url], input='wide\n{"id": "wide"}\n')
+    assert [line.split()[:2] for line in listed.stdout.splitlines()] == [["wide", "completed"]] * 2
+
+
+def test_a_folder_is_said_to_be_one(served: Served) -> None:
+    (served.folder / "photos [1]").mkdir()
+    with pytest.raises(PipeqError, match=r"photos \[1\]', a folder: end it in '/'"):
+        served.client.jobs.submit("constant", served.folder / "photos [1]")
+    (served.folder / "photos [1]" / "ü b.bin").touch()
+    job_id = served.client.jobs.submit("constant", f"{served.folder}/photos [1]/")
+    assert [one[2] for one in done(served, job_id)] == ["constant"]
+
+
+def test_what_libraries_log_is_not_shown_beside_the_sentence(served: Served) -> None:
+    """Without a network, gcsfs logs the traceback of each try."""
+    script = "import logging, sys; from pipeq.cli.options import connected\n" \
+        "with connected(sys.argv[1]): logging.getLogger('gcsfs').error('out of retries')"  # fmt: skip
+    found = subprocess.run([sys.executable, "-c", script, served.url], capture_output=True, text=True, check=True)
+    assert (found.stdout, found.stderr) == ("", "")

@@ -88,11 +88,12 @@ def test_a_wrong_command_line_is_said(tmp_path: Path) -> None:
     table.write_text("text,id\na,1\n")
     for arguments, code, says in (
         (["constant", str(tmp_path / "none.jsonl"), str(out)], 6, "there is no file"),
-        (["constant", str(tmp_path), str(out)], 6, "format"),
+        (["constant", str(tmp_path), str(out)], 6, "a folder: end it in"),
         (["constant", "-", str(out)], 2, "IN must be a file"),
         (["constant", str(inputs), str(out), "--params", "{"], 2, "no JSON"),
         (["constant", str(inputs), str(out), "--field", "a", "--field", "b=c"], 2, "FIELD=COLUMN"),
         (["constant", str(inputs), str(tmp_path / "no" / "out.jsonl")], 1, "cannot write"),
+        (["constant", str(inputs), "s3://b/out.csv"], 2, "a file of this machine"),
         (["constant", str(inputs), str(tmp_path / "out.xyz")], 6, "out.xyz, and the end of its name does not say what"),
         (["constant", str(inputs), str(tmp_path / "out.csv.gz")], 6, "files of a job are not compressed"),
         (["constant", str(table), str(out), "--field", "txt"], 6, "no column 'txt'; it has text, id; did you mean 'te"),

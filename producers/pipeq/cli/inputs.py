@@ -9,7 +9,6 @@ Before: the command. After: submitting, in chunks.
 
 from __future__ import annotations
 
-import glob
 import json
 import mimetypes
 import os
@@ -27,6 +26,7 @@ from pipeq.cli.streams import Paused, Stream
 from pipeq.contract import schemes, shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import Ref
+from pipeq.local_paths import is_pattern, matching
 from pipeq.s3_listing import WILDCARDS, listed
 
 #: How the content of a file, or of stdin, becomes inputs; ``auto``: a file is a reference, and a line of stdin is read
@@ -167,7 +167,7 @@ class Reader:
 
     def _has_wildcards(self, argument: str) -> bool:
         """Whether an argument names files on this machine by wildcards."""
-        if schemes.of(argument) or WILDCARDS.search(argument) is None or os.path.exists(argument):
+        if schemes.of(argument) or not is_pattern(argument):
             return False
         if self.form == "auto" and not self.files and _json(argument) is not None:
             return False
@@ -188,9 +188,7 @@ class Reader:
         if not self._has_wildcards(argument):
             yield self._file(argument)
             return
-        found = sorted(
-            path for path in glob.iglob(os.path.expanduser(argument), recursive=True) if os.path.isfile(path)
-        )
+        found = matching(argument)
         if not found:
             raise click.UsageError(
                 f"{shown.line(argument)!r} was taken for {self._wanted} by wildcards: no file matches"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import chain
 
 import click
 
 from pipeq.cli.group import OK, UNKNOWN_ID, say
+from pipeq.cli.ids import in_chunks
 from pipeq.cli.job_options import check_errors, errors_option, order_option, results_option, waited
 from pipeq.cli.job_submit import retry, submit
 from pipeq.cli.options import allow_option, connected, example, json_lines, redis_url_option, timeout_option
@@ -30,7 +32,7 @@ job.add_command(submit)
 def _each(ids: tuple[str, ...], call: Callable[[str], JobStatus], *, in_json: bool) -> int:
     """Prints the status of each job that there is; the others are said. Returns the exit code."""
     code = OK
-    for one in ids:
+    for one in chain.from_iterable(in_chunks(ids)):
         try:
             found = call(one)
         except PipeqError as error:
@@ -49,7 +51,7 @@ def _each(ids: tuple[str, ...], call: Callable[[str], JobStatus], *, in_json: bo
 @redis_url_option
 @click.pass_context
 def status(ctx: click.Context, ids: tuple[str, ...], *, in_json: bool, redis_url: str | None) -> None:
-    """Show how far jobs are."""
+    """Show how far jobs are. - stands for ids on standard input."""
     with connected(redis_url) as client:
         ctx.exit(_each(ids, client.jobs.status, in_json=in_json))
 
@@ -130,7 +132,7 @@ def results(
 @redis_url_option
 @click.pass_context
 def cancel(ctx: click.Context, ids: tuple[str, ...], *, in_json: bool, redis_url: str | None) -> None:
-    """Cancel the rows of jobs that have not ended."""
+    """Cancel the rows of jobs that have not ended. - stands for ids on standard input."""
     with connected(redis_url) as client:
         ctx.exit(_each(ids, client.jobs.cancel, in_json=in_json))
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from itertools import islice
+
 import click
 
 from pipeq.cli.group import NOT_FINISHED, OK, TASK_FAILED
 from pipeq.client import Client
-from pipeq.contract.errors import WaitTimeoutError
+from pipeq.contract.errors import ReadError, WaitTimeoutError
 from pipeq.contract.job import JobState
 from pipeq.jobs.display import Display
+
+#: Rows that are looked at for one that has failed, to say why: a job may have millions.
+LOOKED_AT = 2000
 
 no_check_option = click.option("--no-check", is_flag=True, help="Submit even if no worker has ever served PIPELINE.")
 job_id_option = click.option(
@@ -52,4 +58,7 @@ def waited(
     display.show(found, is_last=True)
     if results is not None:
         client.jobs.save(job_id, results, errors, order=order)
+    elif found.failed:
+        with suppress(ReadError):  # where this client may not read, only the counts are known
+            display.show_first_error(islice(client.jobs.results(job_id, order="completed"), LOOKED_AT))
     return OK if found.state is JobState.COMPLETED and not found.failed else TASK_FAILED

@@ -15,6 +15,7 @@ from pipeq.cli.group import say
 from pipeq.client import Client
 from pipeq.contract import shown, variables
 from pipeq.contract.errors import PipeqError, RedisUrlError, SettingsError
+from pipeq.warn import no_logs_of_libraries
 
 
 def example(*lines: str) -> str:
@@ -95,6 +96,7 @@ def connected(redis_url: str | None, allow: tuple[str, ...] = (), upload: str | 
             option, variable, given = "--upload", "PIPEQ_CLIENT_UPLOAD", upload is not None
         hint = option if given else variable
         raise click.BadParameter(error.message, param_hint=hint) from error
+    no_logs_of_libraries()
     with client, _warnings_as_lines():
         yield client
 

@@ -52,8 +52,11 @@ def check(uri: str) -> None:
     """Checks the fields of an output's URI.
 
     Raises:
-        ValueError: a brace of no field, an unknown field, one in front of the first folder, or no ``{id}``.
+        ValueError: a brace of no field, an unknown field, one in front of the first folder, or no ``{id}``; or a part
+            of its path is ``.`` or ``..``.
     """
+    if schemes.has_dots(uri):
+        raise ValueError(f"{shown.uri(uri)!r} has '.' or '..' as a part of its path: write the place that is meant")
     if not has_fields(uri):
         return
     names, known = _FIELD.findall(uri), ", ".join(f"{{{name}}}" for name in FIELDS)

@@ -66,6 +66,11 @@ def of(uri: str) -> str:
     return scheme if is_uri else ""
 
 
+def has_dots(uri: str) -> bool:
+    """Whether a part of a URI's path is ``.`` or ``..``: nobody follows these, and no key of a store has them."""
+    return any(part in (".", "..") for part in uri.partition("://")[2].split("/"))
+
+
 def is_known(name: str) -> bool:
     """Whether references may have a scheme: it is one of pipeq's own, or an installed package registers it."""
     return name in SCHEMES or name in registered()

@@ -46,6 +46,13 @@ MOMENTS = 1000
 JOB = "run"
 
 
+def _local(_: click.Context, __: click.Parameter, value: str) -> Path:
+    if schemes.of(value):
+        there = f"copy it to {shown.uri(value)} then"
+        raise click.BadParameter(f"outcomes are gathered in a file of this machine: name one, and {there}")
+    return Path(os.path.expanduser(value))
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -56,7 +63,7 @@ Examples:
 )
 @click.argument("task", metavar="TASK[=MODEL]")
 @click.argument("inputs", metavar="IN")
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("out", metavar="OUT", callback=_local)
 @read_options
 @click.option("--errors", metavar="FILE", help="Write errors there instead of among the results.")
 @click.option("--no-columns", is_flag=True, help="Do not write the columns of IN beside the results.")
@@ -87,7 +94,7 @@ def run(
     whose files are the inputs. OUT is .jsonl, .csv, .tsv or .parquet. After Ctrl-C, or whatever ended it, the same
     command goes on with what is missing.
     """
-    places.check(str(out), errors, inputs)
+    places.check(str(out), errors, inputs, name="OUT")
     from_ = source(inputs, rows["format"])
     if not from_.is_repeatable:
         raise click.UsageError("IN must be a file, which can be read again: write what comes from a pipe to one first")
@@ -100,7 +107,8 @@ def run(
             partial.forget_failed()
         if len(partial):
             _say(f"{_there(partial)} from an earlier run")
-        work = _Run(task, inputs, partial, rows, Display(in_json=in_json))
+        display = Display(in_json=in_json)
+        work = _Run(task, inputs, partial, rows, display)
         try:
             arguments = [*(("--config", config) if config else ()), *_allowed(inputs, allow, config)]
             work.run(arguments)
@@ -117,10 +125,15 @@ def run(
         with OutcomeFiles(str(out), errors, beside) as files:
             for outcomes in partial.in_order():
                 files.write(outcomes)
+        if files.failed:
+            display.show_first_error(one for outcomes in partial.in_order() for one in outcomes)
     partial.path.unlink(missing_ok=True)
     if plot is not None:
         title = f"{task}, {shown.count(files.succeeded + files.failed, 'row')}"
-        Path(plot).write_text(svg(title, work.moments), encoding="utf-8")
+        try:
+            Path(plot).write_text(svg(title, work.moments), encoding="utf-8")
+        except OSError as error:
+            places.cannot(plot, error)
     counts = f"{shown.count(files.succeeded, 'result')} and {shown.count(files.failed, 'error')}"
     _say(f"{counts} are in {out}{f' and {errors}' if errors else ''}")
     ctx.exit(1 if files.failed else 0)

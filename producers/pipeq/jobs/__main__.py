@@ -11,11 +11,13 @@ from pipeq.client import Client
 from pipeq.contract import shown
 from pipeq.contract.errors import PipeqError
 from pipeq.jobs.kept import keep
+from pipeq.warn import no_logs_of_libraries
 
 
 def main() -> int:
     """Takes the step. Returns the exit code."""
     step, job_id, token = sys.argv[1:]
+    no_logs_of_libraries()
     with Client() as client:
         try:
             keep(client, step, job_id, token)

@@ -35,12 +35,16 @@ class CsvRows:
     def write(self, row: dict[str, Any]) -> None:
         """Adds a row."""
         if not self._names:
-            self._names = dict.fromkeys(row)
-            self._add(list(self._names))
+            self.name(list(row))
         elif not row.keys() <= self._names.keys():
             self._names |= dict.fromkeys(row)
             self._is_short = True
         self._add(["" if (value := row.get(name)) is None else _cell(value) for name in self._names])
+
+    def name(self, columns: Sequence[str]) -> None:
+        """Says which columns there are, before the first row or in its place."""
+        self._names = dict.fromkeys(columns)
+        self._add(columns)
 
     def _add(self, cells: Sequence[Any]) -> None:
         self._file.write(self._line(cells))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import click
 
@@ -34,6 +36,12 @@ class Display:
     def is_due(self) -> bool:
         """Whether a status would be shown now."""
         return time.monotonic() >= self._next_at
+
+    def show_first_error(self, outcomes: Iterable[Mapping[str, Any]]) -> None:
+        """Shows what was wrong with the first of these rows that has failed, to people: often it is so with all."""
+        error = next((one for one in outcomes if "error" in one), None)
+        if error is not None and not self._in_json:
+            click.echo(f"line {error.get('line')}: {shown.line(str(error['error'].get('message')), 500)}", err=True)
 
     def show(self, status: JobStatus, *, is_last: bool = False) -> None:
         """Shows a status, unless the last one is too young."""

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
@@ -25,7 +25,8 @@ from pipeq.envelope import new_id
 from pipeq.jobs import places
 from pipeq.jobs.csv_rows import LAST, CsvRows
 from pipeq.jobs.parquet import ParquetRows
-from pipeq.jobs.readers import NOTHING, Source, is_record
+from pipeq.jobs.readers import Source
+from pipeq.jobs.records import NOTHING, Header, is_record
 
 
 class Beside:
@@ -63,6 +64,8 @@ class Beside:
     def _names(self) -> dict[str, Any]:
         for number, record in self._records:
             self._ahead.append((number, record))
+            if type(record) is Header:
+                return dict.fromkeys(record)
             if is_record(record):
                 return dict.fromkeys(_columns(record))
         return {}
@@ -114,6 +117,8 @@ class _Format(Protocol):
 
     def write(self, row: dict[str, Any]) -> None: ...
 
+    def name(self, columns: Sequence[str]) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -127,6 +132,9 @@ class _JsonLines:
         except (TypeError, ValueError):  # columns of the input that JSON has no form for
             text = json.dumps(row, default=str).encode()
         self._file.write(text + b"\n")
+
+    def name(self, columns: Sequence[str]) -> None:
+        """Has no columns."""
 
     def close(self) -> None:
         """Has nothing left."""
@@ -225,6 +233,8 @@ class OutcomeFile:
 
     def _finish(self) -> None:
         try:
+            if self._is_flat and not self.rows:
+                self._format.name(list(self._row({})))  # a table has the names of its columns also without rows
             self._format.close()
             self._file.flush()
             if self._part is not None and self._path is not None:

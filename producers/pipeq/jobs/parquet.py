@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from typing import IO, Any
 
 from pipeq.contract.errors import ErrorCode, MissingPackageError, PipeqError
@@ -45,6 +46,10 @@ class ParquetRows:
         self._rows.append(row)
         if len(self._rows) >= ROWS:
             self._flush()
+
+    def name(self, columns: Sequence[str]) -> None:
+        """Says which columns there are, where no rows are."""
+        self._begin(self._fields(dict.fromkeys(columns)))
 
     def close(self) -> None:
         """Writes the rest."""

@@ -60,13 +60,14 @@ def is_stream(path: str) -> bool:
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
-def check(results: str, errors: str | None = None, inputs: object = None) -> None:
+def check(results: str, errors: str | None = None, inputs: object = None, name: str = "results") -> None:
     """Finds out whether files of this machine can be written, as far as that can be told in advance.
 
     Args:
         results: the file of results.
         errors: the file of errors; None for none.
         inputs: what is read meanwhile, which must not be replaced.
+        name: what the caller calls the file of results.
 
     Raises:
         PipeqError: one cannot be written, or two of them are the same file.
@@ -75,16 +76,16 @@ def check(results: str, errors: str | None = None, inputs: object = None) -> Non
     given = inputs if isinstance(inputs, str) and not schemes.of(inputs) and inputs != "-" else None
     if given is not None:
         seen[os.path.realpath(os.path.expanduser(given))] = "the input"
-    for name, place in (("results", results), ("errors", errors)):
+    for called, place in ((name, results), ("errors", errors)):
         if place is None:
             continue
         path = local_path(place)
-        if (other := seen.setdefault(path or place, name)) is not name and not (path and is_stream(path)):
-            checks.refuse(f"{name} is {shown.uri(place)}, which is {other}, too: choose another file")
+        if (other := seen.setdefault(path or place, called)) is not called and not (path and is_stream(path)):
+            checks.refuse(f"{called} and {other} are the same file, {shown.uri(place)}: choose another one")
         if path is not None:
             _check_path(place, path)
         if path is None or not is_stream(path):
-            check_name(name, place)
+            check_name(called, place)
 
 
 def _check_path(place: str, path: str) -> None:

@@ -21,7 +21,8 @@ from pipeq.jobs.columns import Columns
 from pipeq.jobs.ending import status_of
 from pipeq.jobs.local_rows import LocalRows
 from pipeq.jobs.packing import Line
-from pipeq.jobs.readers import DRY, TEXT_KINDS, Source, is_record
+from pipeq.jobs.readers import TEXT_KINDS, Source
+from pipeq.jobs.records import DRY, is_record
 from pipeq.jobs.store import Cursor, Parcel
 from pipeq.protocol import Run, Sleep, Steps
 from pipeq.wanted import Fed

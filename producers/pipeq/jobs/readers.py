@@ -8,8 +8,6 @@ what is wrong with the source itself (it is not there, or is no Parquet) ends th
 from __future__ import annotations
 
 import codecs
-import csv
-import glob
 import io
 import os
 import sys
@@ -23,9 +21,12 @@ from typing import IO, Any, Final
 
 from pipeq import checks
 from pipeq.contract import schemes, shown
-from pipeq.contract.errors import ErrorCode, MissingPackageError, PipeqError
+from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import Ref
 from pipeq.contract.reading import UnreadableError, json_value
+from pipeq.jobs.records import DRY, LINE_BYTES, NOTHING, Header, not_utf_8, refuse_utf_16
+from pipeq.jobs.tables import csv_rows, parquet_rows
+from pipeq.local_paths import is_pattern, matching
 from pipeq.s3_client import s3_client
 from pipeq.s3_listing import WILDCARDS, listed
 from pipeq.wanted import Fed
@@ -41,14 +42,6 @@ KINDS: Final = ("jsonl", "csv", "tsv", "parquet", "lines", "refs")
 TEXT_KINDS: Final = ("csv", "tsv")
 #: Those whose rows all have the same columns.
 TABLES: Final = (*TEXT_KINDS, "parquet")
-#: A line that is no record: blank, the names of columns, or a further line of the record before. It only counts.
-NOTHING: Final = object()
-#: No record: what was taken of an asynchronous input is used up, and more must be taken of it first.
-DRY: Final = object()
-#: Longest line that is kept, in bytes; of a longer one only its error.
-LINE_BYTES = 8 * 2**20
-#: Rows of Parquet that are read at once.
-PARQUET_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -80,20 +73,9 @@ class Source:
         records = self.records()
         first = list(islice(records, 1))
         names = first[0] if first else None
-        if self.kind not in TABLES or not isinstance(names, _Header | dict):
+        if self.kind not in TABLES or not isinstance(names, Header | dict):
             names = None
         return replace(self, records=lambda: chain(first, records), names=None if names is None else tuple(names))
-
-
-class _Header(tuple[str, ...]):
-    """The names of the columns, where the first line of a table has them. It is no record."""
-
-    __slots__ = ()
-
-
-def is_record(found: Any) -> bool:
-    """Whether what a source yields is a record."""
-    return found is not NOTHING and type(found) is not _Header and not isinstance(found, PipeqError)
 
 
 def source(given: Any, kind: str | None = None, *, uploads: bool = False) -> Source:
@@ -151,10 +133,12 @@ def _of_text(given: str, kind: str | None, *, uploads: bool) -> Source:
         return _standard_input(kind or "jsonl")
     if scheme and scheme != "s3":
         checks.refuse(f"inputs is {shown.uri(given)}: a job reads files of this machine, s3:// and standard input")
-    several = WILDCARDS.search(given) is not None or given.endswith("/")
+    several = given.endswith("/") or (WILDCARDS.search(given) is not None if scheme else is_pattern(given))
     if kind == "refs" or (kind is None and several and _kind_of(given) is None):
         return Source(given, "refs", lambda: _refs(given, bool(scheme), uploads=uploads))
     found = kind or _kind_of(given)
+    if found is None and not scheme and os.path.isdir(os.path.expanduser(given)):
+        checks.refuse(f"inputs is {shown.value(given)}, a folder: end it in '/' to submit each of its files")
     if found is None:
         checks.refuse(
             f"inputs is {shown.value(given)}, and its name does not say what it holds: pass a format, one of "
@@ -180,12 +164,13 @@ def _kind_of(name: str) -> str | None:
 
 
 def _paths(given: str) -> Iterator[str]:
-    found = sorted(path for path in glob.iglob(os.path.expanduser(given), recursive=True) if os.path.isfile(path))
-    if not found and given.endswith("/"):
-        found = sorted(one.path for one in os.scandir(os.path.expanduser(given)) if one.is_file())
-    if not found:
+    if not (found := matching(given)):
         raise PipeqError(ErrorCode.INPUT_NOT_FOUND, f"no file matches {shown.line(given)}")
     yield from found
+
+
+def _whole(name: str) -> Any:
+    return io.BytesIO(_s3_body(name).read()) if schemes.of(name) == "s3" else os.path.expanduser(name)
 
 
 def _refs(given: str, is_remote: bool, *, uploads: bool) -> Iterator[Any]:
@@ -217,7 +202,7 @@ def _of_fed(fed: Fed) -> Iterator[Any]:
 def _of_files(names: Iterator[str], kind: str) -> Iterator[Any]:
     for name in names:
         if kind == "parquet":
-            yield from _parquet(name)
+            yield from parquet_rows(_whole(name), name)
         else:
             with _opened(name) as file:
                 yield from _of_file(file, kind, name)
@@ -237,9 +222,9 @@ def _of_file(file: IO[Any], kind: str, name: str) -> Iterator[Any]:
 
 def _records(file: IO[Any], kind: str) -> Iterator[Any]:
     if kind == "parquet":
-        yield from _parquet(file)
+        yield from parquet_rows(file, "it")
     elif kind in ("csv", "tsv"):
-        yield from _csv(file, "\t" if kind == "tsv" else ",")
+        yield from csv_rows(file, "\t" if kind == "tsv" else ",")
     else:
         for text in _lines(file):
             if isinstance(text, PipeqError):
@@ -317,7 +302,7 @@ def _lines(file: IO[Any]) -> Iterator[bytes | PipeqError]:
             return
         data = line.encode("utf-8", "surrogateescape") if isinstance(line, str) else line
         if mark:  # Windows' editors begin a file with it
-            _refuse_utf_16(data)
+            refuse_utf_16(data)
             data, mark = data.removeprefix(mark), b""
         if len(data) > LINE_BYTES and not data.endswith(b"\n"):
             while (more := file.readline(LINE_BYTES)) and not more.endswith(b"\n" if isinstance(more, bytes) else "\n"):
@@ -327,23 +312,11 @@ def _lines(file: IO[Any]) -> Iterator[bytes | PipeqError]:
         yield data.rstrip(b"\r\n")
 
 
-def _refuse_utf_16(data: bytes) -> None:
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        sentence = "it is written in UTF-16, and is read as UTF-8: convert it first (iconv -f UTF-16 -t UTF-8)"
-        raise PipeqError(ErrorCode.INVALID_INPUT, sentence)
-
-
 def _text(data: bytes) -> str | PipeqError:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        return _not_utf_8(error.start, data[error.start])
-
-
-def _not_utf_8(at: int, byte: int) -> PipeqError:
-    where = f"byte {byte:#04x} after {shown.count(at, 'other')}"
-    sentence = f"it is not UTF-8 ({where}): convert the file first (iconv -t UTF-8)"
-    return PipeqError(ErrorCode.INVALID_INPUT, sentence)
+        return not_utf_8(error.start, data[error.start])
 
 
 def _json(text: bytes) -> Any:
@@ -354,85 +327,3 @@ def _json(text: bytes) -> Any:
     except UnreadableError as error:
         sentence = f"{error}: {shown.line(text.decode('utf-8', 'replace'), 60)!r}"
         return PipeqError(ErrorCode.INVALID_INPUT, sentence)
-
-
-def _csv(file: IO[Any], delimiter: str) -> Iterator[Any]:
-    if isinstance(file.read(0), str):
-        yield from _rows(csv.reader(file, delimiter=delimiter, strict=True))
-        return
-    text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
-    try:
-        # Strict: else a quote that is never closed takes the rest of the file into its cell.
-        yield from _rows(csv.reader(text, delimiter=delimiter, strict=True))
-    finally:
-        text.detach()  # whoever opened the file closes it
-
-
-def _rows(reader: Any) -> Iterator[Any]:
-    """The rows of a reader of CSV. Those of several lines are counted as such: each has the number of its first one."""
-    csv.field_size_limit(LINE_BYTES)
-    header: list[str] | None = None
-    before = 0
-    while True:
-        for _ in range(before + 1, reader.line_num):
-            yield NOTHING
-        before = reader.line_num
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield PipeqError(ErrorCode.INVALID_INPUT, f"it is no row of CSV: {error}")
-            continue
-        if header is None:
-            header = _header(values)
-            yield _Header(header)
-        elif (wrong := _first_byte_that_is_not_utf_8(values)) is not None:
-            yield wrong
-        elif not values:
-            yield NOTHING
-        elif len(values) != len(header):
-            sentence = f"it has {shown.count(len(values), 'column')}, and the first line names {len(header)}"
-            yield PipeqError(ErrorCode.INVALID_INPUT, sentence)
-        else:
-            yield dict(zip(header, values, strict=True))
-
-
-def _header(names: list[str]) -> list[str]:
-    """Checks the names of the columns."""
-    _refuse_utf_16("".join(names).encode("utf-8", "surrogateescape"))
-    if (wrong := _first_byte_that_is_not_utf_8(names)) is not None:
-        raise wrong
-    if (twice := next((name for at, name in enumerate(names) if name and name in names[:at]), None)) is not None:
-        sentence = f"the first line names the column {shown.line(twice, 80)!r} twice: give one another name"
-        raise PipeqError(ErrorCode.INVALID_INPUT, sentence)
-    return names
-
-
-def _first_byte_that_is_not_utf_8(values: list[str]) -> PipeqError | None:
-    if (text := ",".join(values)).isascii():
-        return None
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return _not_utf_8(len(text[: error.start].encode()), ord(text[error.start]) & 0xFF)
-    return None
-
-
-def _parquet(given: str | IO[bytes]) -> Iterator[Any]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        sentence = "Parquet needs the package pyarrow, which is not installed: pip install 'pipeq[parquet]'"
-        raise MissingPackageError(sentence) from error
-    name = given if isinstance(given, str) else "it"
-    try:
-        if isinstance(given, str) and schemes.of(given) == "s3":
-            given = io.BytesIO(_s3_body(given).read())
-        file = parquet.ParquetFile(os.path.expanduser(given) if isinstance(given, str) else given)
-        for batch in file.iter_batches(PARQUET_ROWS):
-            yield from batch.to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
-        raise PipeqError(
-            ErrorCode.INVALID_INPUT, f"{shown.uri(str(name))} is no Parquet: {shown.line(str(error))}"
-        ) from error

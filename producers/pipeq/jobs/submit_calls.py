@@ -23,6 +23,7 @@ from pipeq.jobs.readers import Source, source
 from pipeq.local_inputs import Store
 from pipeq.protocol import Run, Steps
 from pipeq.read_allow import ReadAllow
+from pipeq.submission import unknown_pipeline
 
 #: Most rows of a job that may wait or run by default, and most that a caller may ask for.
 BACKLOG, MOST_BACKLOG = 50_000, 10**9
@@ -175,10 +176,7 @@ class SubmitCalls:
         """The task type of a pipeline, as its workers have registered it."""
         known = yield from self._pipelines()
         if check and pipeline not in known:
-            served = ", ".join(sorted(known)) or "none"
-            raise PipeqError(
-                ErrorCode.UNKNOWN_PIPELINE, f"no worker has ever served {pipeline!r} (served were: {served})"
-            )
+            raise unknown_pipeline(pipeline, known)
         about = known.get(pipeline)
         if check and about is not None and about.get("jobs") != VERSION:
             raise PipeqError(

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from pipeq.contract.errors import PipeqError
 from pipeq.jobs import places
+from pipeq.jobs.csv_rows import LAST
 from pipeq.jobs.files import Beside, OutcomeFile, OutcomeFiles
 from pipeq.jobs.partial import PartialFile
 from pipeq.jobs.readers import source
@@ -103,9 +104,9 @@ def test_standard_output_is_written_to_though_its_pipe_has_no_path(tmp_path: Pat
         ("folder", None, "it is a folder: name a file"),
         ("folder/", None, "it is a folder: name a file"),
         ("out.jsonl", "none/e.jsonl", "there is no folder .*none"),
-        ("out.jsonl", "folder/../out.jsonl", "which is results, too"),
-        ("in.csv", None, "which is the input, too"),
-        ("out.jsonl", "in.csv", "which is the input, too"),
+        ("out.jsonl", "folder/../out.jsonl", "errors and results are the same file"),
+        ("in.csv", None, "and the input are the same file"),
+        ("out.jsonl", "in.csv", "and the input are the same file"),
         ("https://host/out", None, "neither a path"),
     ],
 )
@@ -205,3 +206,20 @@ def test_a_table_goes_to_a_pipe_when_its_columns_are_known(tmp_path: Path) -> No
     write(tmp_path / "pipe.csv", *outcomes, beside=beside)
     reader.join()
     assert list(csv.DictReader(found[0].splitlines(keepends=True))) == WHOLE
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.tsv", "out.parquet"])
+@pytest.mark.parametrize("given", [None, "id,text\n", ""])
+def test_a_table_without_rows_has_the_names_of_its_columns(tmp_path: Path, name: str, given: str | None) -> None:
+    if name == "out.parquet":
+        pytest.importorskip("pyarrow")
+    (tmp_path / "in.csv").write_text(given or "")
+    write(tmp_path / name, beside=None if given is None else Beside(source(str(tmp_path / "in.csv"))))
+    expected = [*(["line", "custom_id"] if given is None else ["id", "text"] if given else []), *LAST]
+    if name == "out.parquet":
+        from pyarrow import parquet
+
+        table = parquet.read_table(tmp_path / name)
+        assert (table.column_names, table.num_rows) == (expected, 0)
+    else:
+        assert (tmp_path / name).read_text().strip().split("\t" if name == "out.tsv" else ",") == expected
