@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers as hf
 from pipeq.contract.errors import PipeqError
-from pipeq_worker.models import continuous_manager, continuous_rows
+from pipeq_worker.models import continuous, continuous_manager, continuous_rows
 from pipeq_worker.models.continuous_manager import Manager, can_run_by_rows
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.sampling import Sampling
@@ -107,6 +107,25 @@ def test_rows_of_any_length_answer_beside_each_other_as_alone(
             answers.ask(pipeline, (half, at), text, **PARAMS)
         found = answers.wait((half + 1) * len(TEXTS))
     assert [found[half, at] for half in range(2) for at in range(len(TEXTS))] == expected * 2
+
+
+@pytest.mark.parametrize("by_rows", [True, False])
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_a_prompt_of_several_steps_runs_when_nothing_is_beside_it(
+    pipelines: dict[str, TransformersPipeline],
+    running: Callable[[str], TransformersPipeline],
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    by_rows: bool,
+) -> None:
+    """Its first steps end in no token."""
+    monkeypatch.setattr(stream_of(pipelines[model]), "by_rows", by_rows)
+    params, text = {**PARAMS, "max_new_tokens": 5}, "user hello " * 110
+    expected = alone(pipelines[model], text, params)
+    pipeline, answers = running(model), Answers()
+    assert len(pipeline.pipe().tokenizer(text)["input_ids"]) > continuous.STEP_TOKENS["cpu"]
+    answers.ask(pipeline, "it", text, **params)
+    assert answers.wait(1)["it"] == expected
 
 
 def test_a_row_that_was_left_out_of_a_step_finds_its_pages_as_they_were(

@@ -134,7 +134,8 @@ class RowInputs(ContinuousBatchingIOs):
             "position_ids": torch.tensor([positions]),
             # Models leave a mask of four dimensions as it is. None looks at this one.
             "attention_mask": self._no_mask,
-            "logits_indices": torch.tensor(ends),
+            # None at all while a prompt that is alone takes more than one step.
+            "logits_indices": torch.tensor(ends, dtype=torch.long),
             "logits_processor_args": storage,
             "cache": Step(self._pages, torch.tensor(writes), groups, spans),
             "use_cache": False,
