@@ -74,8 +74,9 @@ class Columns:
         ):
             for name in wanted:
                 if name not in names:
-                    close = get_close_matches(name[:200], names, 1)
-                    meant = f"; did you mean {shown.line(close[0], 40)!r}?" if close else ""
+                    folded = {one.strip().casefold(): one for one in names}
+                    close = get_close_matches(name[:200].strip().casefold(), folded, 1)
+                    meant = f"; did you mean {shown.line(folded[close[0]], 40)!r}?" if close else ""
                     checks.refuse(f"{argument}: {_no_column(name, names)}{meant}")
 
     def line(self, number: int, record: Any, most_bytes: int) -> Line:

@@ -133,10 +133,16 @@ def _of_text(given: str, kind: str | None, *, uploads: bool) -> Source:
         return _standard_input(kind or "jsonl")
     if scheme and scheme != "s3":
         checks.refuse(f"inputs is {shown.uri(given)}: a job reads files of this machine, s3:// and standard input")
+    if scheme and not given.partition("://")[2].partition("/")[0]:
+        checks.refuse(
+            f"inputs is {shown.uri(given)}, which names no bucket: write s3://bucket/key or s3://bucket/prefix/"
+        )
     several = given.endswith("/") or (WILDCARDS.search(given) is not None if scheme else is_pattern(given))
     if kind == "refs" or (kind is None and several and _kind_of(given) is None):
         return Source(given, "refs", lambda: _refs(given, bool(scheme), uploads=uploads))
     found = kind or _kind_of(given)
+    if found is None and scheme and "/" not in given.partition("://")[2]:
+        checks.refuse(f"inputs is {shown.value(given)}, a bucket: end it in '/' to submit each of its objects")
     if found is None and not scheme and os.path.isdir(os.path.expanduser(given)):
         checks.refuse(f"inputs is {shown.value(given)}, a folder: end it in '/' to submit each of its files")
     if found is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from pipeq.contract.errors import PipeqError
+from pipeq.jobs.columns import columns
 from pipeq.jobs.readers import source
 from pipeq.jobs.records import is_record
 
@@ -112,6 +113,18 @@ def test_the_columns_of_a_table_are_known_before_its_rows(tmp_path: Path, kind: 
     assert [one for one in begun.records() if is_record(one)] == [{"id": "1", "text": "one"}]
     path.write_text("")
     assert source(str(path)).begun().names is None
+
+
+@pytest.mark.parametrize(("given", "says"), [("s3://", "no bucket"), ("s3:///a/", "no bucket"), ("s3://b", "a bucket")])
+def test_a_uri_that_names_no_object_is_said(given: str, says: str) -> None:
+    with pytest.raises(PipeqError, match=f"inputs is .*{given}.*{says}"):
+        source(given)
+
+
+@pytest.mark.parametrize("name", ["TEXT", " text", "txt"])
+def test_the_column_that_was_meant_is_said(name: str) -> None:
+    with pytest.raises(PipeqError, match="did you mean 'Text'"):
+        columns(name, None, None).check(("id", "Text"))
 
 
 @pytest.mark.parametrize("given", ["", "  ", "a\x00b"])
