@@ -56,7 +56,9 @@ class Slow(Stream):
         with self._lock:
             if done not in self._inside:
                 return
-            if features == "bad company" and self.starts < 2 and len(self._inside) < 2:
+            # It waits for company, which does not leave before: on a busy machine, timers run out in any order.
+            is_early = len(self._inside) < 2 if features == "bad company" else "bad company" in self._inside.values()
+            if self.starts < 2 and is_early:
                 threading.Timer(0.03, self._end, (features, row, done)).start()
                 return
             ended = {done: self._inside.pop(done)}
