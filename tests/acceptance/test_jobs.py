@@ -518,36 +518,43 @@ with open("/proc/self/status") as file:
 """
 
 
-def test_a_job_survives_its_producer_and_its_workers(served: Served, tmp_path: Path) -> None:
+def test_a_job_survives_its_producer_and_its_workers(tmp_path: Path) -> None:
     """Lines of which some are bad, the producer killed twice and a worker twice: all results, in order, and once."""
-    client, path, bad = served.client, tmp_path / "lines.jsonl", max(20, ROWS // 1000)
+    path, bad = tmp_path / "lines.jsonl", max(20, ROWS // 1000)
     wrong = {at * (ROWS // bad) + 57 for at in range(bad)}
     with path.open("w") as file:
         for at in range(ROWS):
             file.write("{broken\n" if at + 1 in wrong and at % 2 else json.dumps(
                 {"inputs": f"text {at}", "custom_id": str(at), **({"params": {"n": 1}} if at + 1 in wrong else {})}
             ) + "\n")  # fmt: skip
-    served.process.stop()
-    arguments = [sys.executable, "-c", PRODUCER, served.url, str(path), str(ROWS // 4)]
+    with embedded.valkey() as url, Client(url) as client:
+        results, errors = killed_and_saved(client, url, path, len(wrong))
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [one["line"] for one in lines] == [at for at in range(1, ROWS + 1) if at not in wrong]
+    assert all(one["custom_id"] == str(one["line"] - 1) for one in lines)
+    assert [json.loads(line)["line"] for line in errors.read_text().splitlines()] == sorted(wrong)
+
+
+def killed_and_saved(client: Client, url: str, path: Path, wrong: int) -> tuple[Path, Path]:
+    """Kills a producer and a worker twice while a job runs, and returns its files of results and errors."""
+    folder = path.parent
+    arguments = [sys.executable, "-c", PRODUCER, url, str(path), str(ROWS // 4)]
     for share in (0.15, 0.5):
-        with worker(tmp_path, served.url, "constant", lease_s=2, sweep_s=0.5) as process:
+        with worker(folder, url, "constant", lease_s=2, sweep_s=0.5) as process:
             process.wait_ready(client, "constant")
             with subprocess.Popen(arguments, stdout=subprocess.PIPE) as producer:
                 wait_for(client, int(ROWS * share))
                 producer.kill()
             process.process.send_signal(signal.SIGKILL)
-    with worker(tmp_path, served.url, "constant", lease_s=2, sweep_s=0.5) as process:
+    with worker(folder, url, "constant", lease_s=2, sweep_s=0.5) as process:
         process.wait_ready(client, "constant")
         ended = subprocess.run(arguments, capture_output=True, check=True, text=True)
         status = client.jobs.wait("killed", 120 + ROWS / 500)
         assert int(ended.stdout) < 150 * 1024, "the producer's memory, in KiB"
-        assert (status.succeeded, status.failed) == (ROWS - len(wrong), len(wrong))
-        results, errors = tmp_path / "results.jsonl", tmp_path / "errors.jsonl"
+        assert (status.succeeded, status.failed) == (ROWS - wrong, wrong)
+        results, errors = folder / "results.jsonl", folder / "errors.jsonl"
         client.jobs.save("killed", str(results), str(errors))
-    lines = [json.loads(line) for line in results.read_text().splitlines()]
-    assert [one["line"] for one in lines] == [at for at in range(1, ROWS + 1) if at not in wrong]
-    assert all(one["custom_id"] == str(one["line"] - 1) for one in lines)
-    assert [json.loads(line)["line"] for line in errors.read_text().splitlines()] == sorted(wrong)
+    return results, errors
 
 
 def wait_for(client: Client, rows: int) -> None:

@@ -175,7 +175,7 @@ WRONG = {
     "{prefix}{stem}.json": ("has no {id}", "invalid_message"),
     "{prefix}{stem}-{id}": ("the task's inputs have 2 references", "invalid_message"),
     "{prefix}{custom_id}-{id}": ("the task has no custom_id", "invalid_message"),
-    "{prefix}../{id}": ("has an empty part, or dots as one", "invalid_message"),
+    "{prefix}../{id}": ("has '.' or '..' as a part of its path", "invalid_message"),
     "{elsewhere}{pipeline}/{id}": ("do not allow", "input_forbidden"),
 }
 
