@@ -1,7 +1,8 @@
 """A forward pass of 32 texts in a busy worker, against the same pass alone in this process while the worker idles.
 
 The worker's is the time of the stage ``infer`` of full batches, while it works off a full queue: what everything else
-in the worker takes from the device. The model is that of the benchmark of texts of one length.
+in the worker takes from the device. Alone, the pass runs through pipeq's own pipeline, and through transformers' own,
+whose linear layers may be slower (docs/decisions/linear-layers.md). The model is that of the texts of one length.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from pipeq.demo.embedded import valkey
 from benchmarks import workers
 from benchmarks.one_length import BATCH_SIZE, LAYERS, PIPELINE, WIDTH, config, texts
 from benchmarks.report import Options, Result, against, alternate
+
+PLAIN = "alone, transformers"
 
 
 def in_worker(client: Client, count: int) -> float:
@@ -40,12 +44,22 @@ def alone(pipeline: Any, passes: int) -> float:
     """Returns the median time of the same pass through pipeq's own pipeline, in milliseconds."""
     call = pipeline.merge({})
     items = [prepared.features for text in texts(BATCH_SIZE) for prepared in pipeline.prepare(text, call)]
-    times = []
-    for _ in range(passes):
+    return _median_ms(lambda: pipeline.forward(items, call), passes)
+
+
+def in_transformers(pipe: Any, passes: int) -> float:
+    """Returns the median time of the same pass through transformers' own pipeline, in milliseconds."""
+    batch = pipe.tokenizer(texts(BATCH_SIZE), padding=True, truncation=True, return_tensors="pt")
+    return _median_ms(lambda: pipe.forward(batch), passes)
+
+
+def _median_ms(act: Callable[[], Any], times: int) -> float:
+    found = []
+    for _ in range(times):
         began = time.perf_counter()
-        pipeline.forward(items, call)
-        times.append((time.perf_counter() - began) * 1000)
-    return statistics.median(times)
+        act()
+        found.append((time.perf_counter() - began) * 1000)
+    return statistics.median(found)
 
 
 def main(options: Options) -> list[Result]:
@@ -55,7 +69,7 @@ def main(options: Options) -> list[Result]:
 
     with tempfile.TemporaryDirectory() as name, valkey() as url:
         folder = workers.classifier(Path(name), layers=LAYERS, width=WIDTH)
-        workers.plain_pipeline(folder)  # one torch thread here, as in the worker
+        pipe = workers.plain_pipeline(folder)  # it sets one torch thread here, as in the worker
         section = PipelineSettings(model=str(folder), max_batch_size=BATCH_SIZE)
         pipeline = load_pipeline(PIPELINE, section, workers.DEVICE, S3Settings(), ParamLimits())
         with workers.worker(url, config(folder)) as process, Client(url) as client:
@@ -66,6 +80,7 @@ def main(options: Options) -> list[Result]:
             found = alternate(
                 {
                     "alone": partial(alone, pipeline, passes),
+                    PLAIN: partial(in_transformers, pipe, passes),
                     "in the worker": partial(in_worker, client, passes * BATCH_SIZE),
                 },
                 options.rounds,
@@ -76,7 +91,10 @@ def main(options: Options) -> list[Result]:
             "A forward pass in the worker, against alone",
             "ms for 32 texts",
             found,
-            [against("in the worker / alone", found["in the worker"], found["alone"], "<= 1.15")],
+            [
+                against("in the worker / alone", found["in the worker"], found["alone"], "<= 1.15"),
+                against(f"in the worker / {PLAIN}", found["in the worker"], found[PLAIN], ""),
+            ],
             f"{LAYERS} layers of width {WIDTH}, one torch thread; medians of about {passes} passes.",
         )
     ]

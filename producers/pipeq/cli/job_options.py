@@ -8,15 +8,16 @@ from itertools import islice
 import click
 
 from pipeq.cli.group import NOT_FINISHED, OK, TASK_FAILED
+from pipeq.cli.options import allow_option, json_lines, redis_url_option, timeout_option, upload_option
 from pipeq.client import Client
 from pipeq.contract.errors import ReadError, WaitTimeoutError
 from pipeq.contract.job import JobState
 from pipeq.jobs.display import Display
+from pipeq.jobs.options import all_of
 
 #: Rows that are looked at for one that has failed, to say why: a job may have millions.
 LOOKED_AT = 2000
 
-no_check_option = click.option("--no-check", is_flag=True, help="Submit even if no worker has ever served PIPELINE.")
 job_id_option = click.option(
     "--job-id", metavar="ID", help="A name of your own: a submit that broke off is repeated with it."
 )
@@ -28,6 +29,19 @@ order_option = click.option(
     "--order", type=click.Choice(["input", "completed"]), default="input", show_default=True,
     help="Of the rows; completed: the order in which they ended.",
 )  # fmt: skip
+#: Of the commands that make a job: whether to wait for it, and where its results go then.
+sending_options = all_of(
+    click.option("--no-check", is_flag=True, help="Submit even if no worker has ever served PIPELINE."),
+    click.option("--wait", is_flag=True, help="Wait until all rows have ended; implied by --results."),
+    results_option,
+    errors_option,
+    order_option,
+    timeout_option,
+    allow_option,
+    upload_option,
+    json_lines,
+    redis_url_option,
+)
 
 
 def check_errors(results: str | None, errors: str | None) -> None:

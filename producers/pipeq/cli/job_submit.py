@@ -6,25 +6,9 @@ from typing import Any
 
 import click
 
-from pipeq.cli.job_options import (
-    check_errors,
-    errors_option,
-    job_id_option,
-    no_check_option,
-    order_option,
-    results_option,
-    waited,
-)
+from pipeq.cli.job_options import check_errors, job_id_option, sending_options, waited
 from pipeq.cli.names import check_params, registered
-from pipeq.cli.options import (
-    allow_option,
-    connected,
-    example,
-    json_lines,
-    redis_url_option,
-    timeout_option,
-    upload_option,
-)
+from pipeq.cli.options import connected, example
 from pipeq.jobs import places
 from pipeq.jobs.display import Display
 from pipeq.jobs.options import row_options
@@ -46,16 +30,7 @@ from pipeq.jobs.options import row_options
     "--worker-writes", is_flag=True,
     help="Do not wait: a worker writes --results and --errors, s3:// or file:// URIs, when all rows have ended.",
 )  # fmt: skip
-@no_check_option
-@click.option("--wait", is_flag=True, help="Wait until all rows have ended; implied by --results.")
-@results_option
-@errors_option
-@order_option
-@timeout_option
-@allow_option
-@upload_option
-@json_lines
-@redis_url_option
+@sending_options
 @click.pass_context
 def submit(
     ctx: click.Context,
@@ -122,16 +97,7 @@ def submit(
 @click.option("--code", "codes", multiple=True, metavar="CODE", help="Only rows with this error; may be repeated.")
 @row_options
 @job_id_option
-@no_check_option
-@click.option("--wait", is_flag=True, help="Wait until all rows have ended; implied by --results.")
-@results_option
-@errors_option
-@order_option
-@timeout_option
-@allow_option
-@upload_option
-@json_lines
-@redis_url_option
+@sending_options
 @click.pass_context
 def retry(
     ctx: click.Context,

@@ -48,7 +48,9 @@ def _limit(_: click.Context, option: click.Parameter, value: float | None) -> fl
         raise click.BadParameter(error.message) from error
 
 
-def _all(*options: Callable[[Any], Any]) -> Callable[[_F], _F]:
+def all_of(*options: Callable[[Any], Any]) -> Callable[[_F], _F]:
+    """Options of a command, in the order in which its help has them."""
+
     def decorate(command: _F) -> _F:
         for option in reversed(options):
             command = option(command)
@@ -58,7 +60,7 @@ def _all(*options: Callable[[Any], Any]) -> Callable[[_F], _F]:
 
 
 #: How rows are read.
-read_options = _all(
+read_options = all_of(
     click.option(
         "--field", multiple=True, callback=_fields, metavar="COLUMN",
         help="The column that is the input; FIELD=COLUMN, several times, where the pipeline takes several fields.",
@@ -75,7 +77,7 @@ read_options = _all(
     ),
 )  # fmt: skip
 #: How they are sent, too.
-row_options = _all(
+row_options = all_of(
     read_options,
     click.option(
         "--output", metavar="URI",
