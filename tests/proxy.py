@@ -79,7 +79,10 @@ class Proxy:
         with contextlib.suppress(OSError, ValueError):
             while True:
                 if not (isinstance(source, ssl.SSLSocket) and source.pending()):
-                    select.select([source], [], [])
+                    # Not select, which takes no descriptor from 1024 on: a long test may have as many.
+                    poll = select.poll()
+                    poll.register(source, select.POLLIN)
+                    poll.poll()
                 data = source.recv(65536)
                 if not data:
                     break
