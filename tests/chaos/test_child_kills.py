@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from pipeq import State
 from pipeq.demo import embedded
-from pipeq_worker.children.main import PREPARE_NICE
+from pipeq_worker.children.priority import HOST_NICE, PREPARE_NICE
 
 from tests import tiny_models
 from tests.chaos import light
@@ -115,10 +115,20 @@ class Killed:
             time.sleep(0.02)
 
 
-def niceness(process: WorkerProcess, role: str) -> set[int]:
-    """Of all threads of the processes with a role."""
-    threads = [one.name for pid in process.roles()[role] for one in Path(f"/proc/{pid}/task").iterdir()]
-    return {os.getpriority(os.PRIO_PROCESS, int(one)) for one in threads}
+def niceness(*pids: int) -> Counter[int]:
+    """How many threads of these processes have each niceness."""
+    threads = [one.name for pid in pids for one in Path(f"/proc/{pid}/task").iterdir()]
+    return Counter(os.getpriority(os.PRIO_PROCESS, int(one)) for one in threads)
+
+
+def check_niceness(process: WorkerProcess) -> None:
+    """The others step back behind the device process: the host with all threads but the one that starts children."""
+    own, roles = os.getpriority(os.PRIO_PROCESS, 0), process.roles()
+    assert set(niceness(*roles["device"])) == {own}
+    assert set(niceness(*roles["prepare"])) == {min(own + PREPARE_NICE, 19)}
+    host = niceness(process.process.pid)
+    assert host.pop(own) == 1
+    assert set(host) == {min(own + HOST_NICE, 19)}
 
 
 @pytest.mark.timeout(max(240, KILLS * 25))
@@ -142,8 +152,7 @@ def test_nothing_is_lost_and_nobody_is_charged_twice(
         worker(tmp_path, redis_url, named, prepare_processes=PREPARERS, log_format="json", **env) as process,
     ):
         process.wait_ready(account.client, pipeline)
-        (own,) = niceness(process, "device")
-        assert niceness(process, "prepare") == {min(own + PREPARE_NICE, 19)}
+        check_niceness(process)
         killed = Killed(process, account, inputs)
         killed.submit(range(len(inputs)))
         want = [account.client.result(one, timeout_s=60) for one in account.ids]
@@ -166,7 +175,14 @@ def test_nothing_is_lost_and_nobody_is_charged_twice(
                 # Whoever read a row or an output that another process had overwritten would give another answer.
                 assert_same(status.result, want[at])
                 assert status.attempts <= 2
+        check_niceness(process)
         # The host has stayed, and no lease has lapsed.
         assert process.process.poll() is None
         assert process.text().count("ready: serving") == 1
         assert "leases are gone" not in process.text()
+
+
+def test_a_host_without_a_model_does_not_step_back(redis_url: str, tmp_path: Path) -> None:
+    with worker(tmp_path, redis_url, "constant") as process, Account(redis_url) as account:
+        process.wait_ready(account.client, "constant")
+        assert set(niceness(process.process.pid)) == {os.getpriority(os.PRIO_PROCESS, 0)}

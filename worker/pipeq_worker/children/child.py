@@ -29,7 +29,7 @@ from pipeq_worker.children.preparers import preparers_of
 from pipeq_worker.children.slab import Slabs, Where
 from pipeq_worker.models import identity
 from pipeq_worker.models.absent_pipeline import Absent
-from pipeq_worker.models.loading import dump_ends, load_ends, load_pipeline, make_room, needs_torch
+from pipeq_worker.models.loading import any_needs_torch, dump_ends, load_ends, load_pipeline, make_room
 from pipeq_worker.models.pipeline import Pipeline
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stages.device import Ran
@@ -161,7 +161,7 @@ class Child:
     def _begin(self) -> None:
         """Imports what takes long. A prepare process does so while the device process loads the weights."""
         settings = self._settings
-        if any(needs_torch(name, one) for name, one in settings.pipelines.items()):
+        if any_needs_torch(settings.pipelines):
             with self._steps.step(Stage.LOAD, 0):
                 # One thread in a prepare process: the others belong to the device process.
                 import_torch(settings, 1 if self._is_preparer else settings.torch_threads)

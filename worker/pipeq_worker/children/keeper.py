@@ -97,7 +97,6 @@ class Keeper:
 
     def start(self) -> None:
         """Starts the child, and its watch. Returns at once."""
-        # The kernel ends a child with the *thread* that started it, so that must be one that stays.
         self._begin()
         self._watcher.start()
 

@@ -18,9 +18,6 @@ import threading
 
 #: How long a thread of a child keeps Python's lock while another one waits for it, in seconds.
 SWITCH_S = 0.001
-#: By how much a prepare process steps back if there are fewer cores than work: the device must not wait for one, and a
-#: batch that is prepared later waits for nothing else.
-PREPARE_NICE = 5
 #: A child's exit code after ``lost``.
 EXIT_LOST = 75
 #: How long the reason may take to get out then, in seconds.
@@ -36,6 +33,7 @@ def main() -> None:
     from pipeq_worker.children.allocator import bound_kernels, keep_freed_memory
     from pipeq_worker.children.child import Child
     from pipeq_worker.children.link import Link
+    from pipeq_worker.children.priority import PREPARE_NICE
     from pipeq_worker.children.slab import Slabs
     from pipeq_worker.observe import log
     from pipeq_worker.settings.read import Settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from pipeq_worker.models.loading import needs_torch
+from pipeq_worker.models.loading import any_needs_torch
 from pipeq_worker.settings.read import Settings
 
 #: Most prepare processes where the settings say "auto": each takes memory for torch and transformers.
@@ -13,7 +13,7 @@ MOST_PREPARERS = 4
 
 def preparers_of(settings: Settings) -> int:
     """Number of prepare processes of a worker."""
-    if not any(needs_torch(name, section) for name, section in settings.pipelines.items()):
+    if not any_needs_torch(settings.pipelines):
         return 0  # their ends are so cheap that going to another process costs more
     if settings.prepare_processes != "auto":
         return settings.prepare_processes

@@ -18,12 +18,13 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from pipeq_worker.children import board, protocol
+from pipeq_worker.children import board, priority, protocol
 from pipeq_worker.children.link import GONE, Link
 from pipeq_worker.settings.read import Settings
 
@@ -100,10 +101,13 @@ class ChildProcess:
         # -P: the folder that the worker was started in may hold a stranger's modules with the names of ours.
         command = [sys.executable, "-P", "-m", "pipeq_worker.children.main"]
         arguments = [theirs.fileno(), self._board, os.getpid(), number, *slabs]
-        self._process = subprocess.Popen(
-            [*command, *map(str, arguments)],
-            pass_fds=(theirs.fileno(), self._board, *slabs),
-            stdin=subprocess.DEVNULL,
+        self._process = priority.started(
+            partial(
+                subprocess.Popen,
+                [*command, *map(str, arguments)],
+                pass_fds=(theirs.fileno(), self._board, *slabs),
+                stdin=subprocess.DEVNULL,
+            )
         )
         theirs.close()
         self._link = Link(ours, f"child-{self._process.pid}")

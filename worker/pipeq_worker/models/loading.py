@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeq.contract.errors import ErrorCode, PipeqError
 
@@ -16,6 +16,11 @@ def needs_torch(name: str, settings: PipelineSettings) -> bool:
     """Whether loading this pipeline imports torch and transformers, which takes seconds."""
     task = settings.task or name
     return not is_task_type(task) or find(task).has_model
+
+
+def any_needs_torch(pipelines: Mapping[str, PipelineSettings]) -> bool:
+    """Whether one of these pipelines has a model."""
+    return any(needs_torch(name, section) for name, section in pipelines.items())
 
 
 def load_pipeline(

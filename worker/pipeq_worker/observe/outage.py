@@ -13,6 +13,10 @@ from pipeq_worker.observe.observer import Observer
 
 logger = logging.getLogger(__name__)
 
+#: After an outage, connections that broke in it may be found broken, and Redis may still be busy. What fails within so
+#: many seconds belongs to the outage that was told, unless it lasts longer.
+SETTLE_S = 2.0
+
 
 class Episodes:
     """Logs once when something goes wrong with a name, and once when it is right again. For use by one thread.
@@ -46,7 +50,9 @@ class Outage:
         self._lock = threading.Lock()
         self._who: set[str] = set()
         self._observer = Observer()
-        self._over_at = float("-inf")
+        self._over_at = self._told_over_at = float("-inf")
+        #: Whether this outage was logged.
+        self._is_told = False
 
     def quiet_s(self) -> float:
         """For how many seconds Redis has not been away; 0 while it is, and infinite if it never was."""
@@ -57,16 +63,22 @@ class Outage:
         self._observer = observer
 
     def noticed(self, who: str, error: BaseException) -> None:
-        """Notes that a command for ``who`` failed; the first one is logged."""
+        """Notes that a command for ``who`` failed; the first one is logged, and of an echo the first that lasts."""
         with self._lock:
-            first = not self._who
             self._who.add(who)
-        if first:
-            reason = f"{type(error).__name__}: {error}"
-            if isinstance(error, NoPermissionError):
-                reason += " (deploy/redis-users.acl has the rights that a worker needs)"
+            if self._is_told:
+                return
+            self._is_told = is_first = time.monotonic() - self._told_over_at >= SETTLE_S
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, NoPermissionError):
+            reason += " (deploy/redis-users.acl has the rights that a worker needs)"
+        if is_first:
             logger.warning("Redis does not serve (%s): %s; trying on", who, reason, extra={"action": "redis_away"})
             self._observer.worker_could_not("redis", reason)
+        else:
+            logger.info(
+                "Redis came back, but did not yet serve %s: %s; trying on", who, reason, extra={"action": "redis_echo"}
+            )
 
     def over(self, who: str) -> None:
         """Notes that Redis serves ``who`` again; the last one is logged."""
@@ -74,9 +86,13 @@ class Outage:
             return
         with self._lock:
             self._who.discard(who)
-            last = not self._who
+            if self._who:
+                return
             self._over_at = time.monotonic()
-        if last:
+            was_told, self._is_told = self._is_told, False
+            if was_told:
+                self._told_over_at = self._over_at
+        if was_told:
             logger.warning("Redis serves again", extra={"action": "redis_back"})
             self._observer.worker_can_again("redis")
 

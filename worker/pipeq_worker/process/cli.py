@@ -104,8 +104,12 @@ def run(settings: Settings) -> int:
     # for cycles after every 700 allocations, takes an eighth of the time of a no-op task. Searching rarely is safe only
     # if nothing large waits for the collector: see observe/frames.py.
     gc.set_threshold(50_000, 10, 10)
+    from pipeq_worker.children import priority
+    from pipeq_worker.models.loading import any_needs_torch
     from pipeq_worker.observe import log
 
+    if any_needs_torch(settings.pipelines):
+        priority.step_back()
     log.set_up(settings.log_level, settings.log_format)
     from celery.exceptions import SecurityWarning
 

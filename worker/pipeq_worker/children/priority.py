@@ -1,0 +1,38 @@
+"""PRIORITY: who waits where there are fewer cores than work: never the device process, if another one can.
+
+    device process 0, host +5, prepare processes +10, to the niceness with which the worker was started
+
+A batch that is prepared, or an end that is stored, a moment later delays nothing as long as the device has work; a
+forward pass that waits for a core is lost time. (A worker without a model has none to wait for, and its host stays.) On
+Linux each thread has a niceness of its own, and what it starts inherits it. Nobody but root may take it back, so
+children are started by a thread that has never stepped back.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+#: By how much the host, and a prepare process, step back.
+HOST_NICE, PREPARE_NICE = 5, 10
+
+T = TypeVar("T")
+
+#: Lives as long as the process: the kernel ends a child with the thread that has started it.
+_starter = ThreadPoolExecutor(1, "start")
+
+
+def step_back() -> None:
+    """Has the calling thread, and all that it starts from now on, step back as the host. Call it once."""
+    if sys.platform != "linux":  # elsewhere the whole process would, and all children with it
+        return
+    _starter.submit(int).result()  # its thread starts here, before
+    os.nice(HOST_NICE)
+
+
+def started(start: Callable[[], T]) -> T:
+    """Starts a child: calls ``start`` on the thread that has not stepped back."""
+    return _starter.submit(start).result()
