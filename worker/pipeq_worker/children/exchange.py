@@ -63,15 +63,19 @@ class Exchange:
 
     def outputs(self, message: protocol.Outputs, items: Iterable[Item]) -> dict[int, Any]:
         """Reads the outputs of items, and gives the places of all items of the message back."""
-        found = {item.number: self._read(message.items[item.number], item.task) for item in items}
-        self.give_back(message.items)
-        return found
+        chosen = list(items)
+        outputs = [message.items[item.number] for item in chosen]
 
-    def _read(self, output: Where | protocol.Error, task: Task) -> Any:
-        if isinstance(output, protocol.Error):
-            return output.error()
-        # Copied, because the device process writes other outputs there soon.
-        return self._slabs.copied(output, task.originals)
+        def read(at: int) -> Any:
+            output = outputs[at]
+            if isinstance(output, protocol.Error):
+                return output.error()
+            # Copied, because the device process writes other outputs there soon.
+            return self._slabs.copied(output, chosen[at].task.originals)
+
+        found = self._slabs.get_all(outputs, read)
+        self.give_back(message.items)
+        return {item.number: output for item, output in zip(chosen, found, strict=True)}
 
     # -- in the device process ----------------------------------------------------------------------------------------
 
@@ -79,7 +83,11 @@ class Exchange:
         """Makes items of the rows of a batch; their tensors are views of the slabs."""
         pipeline = self._pipelines(message.pipeline)
         task = Task(id="", pipeline=pipeline, call=self._call(message.pipeline, message.params), alone=message.alone)
-        items = [self._row(task, row) for row in message.rows]
+        items = [Item(task, 0, 0, None, None, row.cost, 0) for row in message.rows]
+        wheres = [row.where for row in message.rows]
+        features = self._slabs.get_all(wheres, lambda at: self._features(items[at], wheres[at]))
+        for item, one in zip(items, features, strict=True):
+            item.features = one
         with self._lock:
             self._running[message.number] = items
         return items
@@ -102,14 +110,13 @@ class Exchange:
                 said.append(protocol.FarRows(number, rows))
         return said
 
-    def _row(self, task: Task, row: protocol.Row) -> Item:
-        if not row.where.marked:
-            return Item(task, 0, 0, self._slabs.get(row.where), None, row.cost, 0)
-        features, seen, objects = self._slabs.get_marked(row.where)
-        item = Item(task, 0, 0, features, None, row.cost, 0)
+    def _features(self, item: Item, where: Where) -> Any:
+        if not where.marked:
+            return self._slabs.get(where)
+        features, seen, objects = self._slabs.get_marked(where)
         with self._lock:
             self._seen[id(item)] = seen, objects
-        return item
+        return features
 
     def answers(self, ran: Ran, items: list[Item]) -> list[Where | protocol.Error]:
         """Puts the outputs of a batch where the prepare processes can read them."""

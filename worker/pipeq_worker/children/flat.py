@@ -60,6 +60,22 @@ def unflattened(head: bytes, buffer: Any, start: int = 0) -> Any:
     return build(named)
 
 
+def unflattened_all(head: bytes, rows: Sequence[bytes]) -> list[Any]:
+    """Mappings of one head, in memory of their own: one tensor holds those of all of them, and each has a view."""
+    import torch
+
+    build, shapes = _read_head(head)
+    data, each, start, columns = bytearray().join(rows), len(rows[0]), 0, []
+    for _, dtype, shape, _, size in shapes:
+        whole = torch.frombuffer(data, dtype=dtype)
+        strides = [each, *(dtype.itemsize * math.prod(shape[at:]) for at in range(1, len(shape) + 1))]
+        places = [one // dtype.itemsize for one in (start, *strides)]
+        columns.append(whole.as_strided((len(rows), *shape), places[1:], places[0]).unbind())
+        start += size
+    names = [name for name, *_ in shapes]
+    return [build(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
+
+
 def aligned(size: int) -> int:
     """Bytes that an array of this many takes."""
     return -(-size // ALIGN) * ALIGN

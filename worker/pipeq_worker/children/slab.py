@@ -15,13 +15,13 @@ import os
 import pickle
 import threading
 from bisect import insort
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
 
 import msgspec
 
-from pipeq_worker.children.flat import aligned, flattened, joined, unflattened
+from pipeq_worker.children.flat import aligned, flattened, joined, unflattened, unflattened_all
 
 #: Bytes of address space of a slab. Memory is taken as it is used, and given back.
 SIZE = 2**29
@@ -142,6 +142,26 @@ class Slabs:
             buffers.append(view[at : at + length])
             at += aligned(length)
         return pickle.loads(where.head, buffers=buffers)  # noqa: S301 - written by a process of this worker
+
+    def get_all(self, wheres: Sequence[Any], read: Callable[[int], Any]) -> list[Any]:
+        """Reads many values at once.
+
+        Args:
+            wheres: their places. Small mappings of tensors of one shape are read together, in less than half the time.
+            read: reads each of the others; gets its position.
+        """
+        found: list[Any] = [None] * len(wheres)
+        alike: dict[bytes, list[int]] = {}
+        for at, where in enumerate(wheres):
+            if isinstance(where, Where) and where.is_flat and where.slab < 0:
+                alike.setdefault(where.head, []).append(at)
+            else:
+                found[at] = read(at)
+        for head, places in alike.items():
+            rows = unflattened_all(head, [wheres[at].data for at in places])
+            for at, row in zip(places, rows, strict=True):
+                found[at] = row
+        return found
 
     def copied(self, where: Where, originals: Mapping[int, Any] = _NONE) -> Any:
         """Reads a value into memory of its own, with the very objects that were marked in :meth:`put`."""

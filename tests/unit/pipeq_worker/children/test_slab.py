@@ -99,6 +99,49 @@ def test_all_else_is_pickled(value: Any) -> None:
     assert same(reader.get(where), value)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_values_that_are_read_together_come_out_in_their_order(seed: int) -> None:
+    """Of all shapes, types and classes, among values that are no mappings, or lie in a slab, or are no places."""
+    rng, (writer, reader) = random.Random(seed), pair()
+    kinds = (torch.int64, torch.float32, torch.float16, torch.bool, torch.uint8, torch.float64, torch.complex64)
+
+    def mapping() -> Any:
+        kind = rng.choice([dict, BatchEncoding, SequenceClassifierOutput])
+        shapes = rng.choice([((1, 3), ()), ((1, 7), (2, 1, 5)), ((4,), (3, 2)), ((1, 900), (1,))])
+        dtypes = rng.choice(kinds), rng.choice(kinds[:3])
+        made = [(torch.rand(shape) * 100).to(dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+        return kind(dict(zip(("logits", "hidden_states"), made, strict=True)))
+
+    values = [rng.choice([mapping, lambda: rng.choice(list(VALUES.values()))])() for _ in range(200)]
+    wheres: list[Any] = [writer.put(one, 10**6) for one in values]
+    for at in rng.sample(range(200), 20):
+        wheres[at] = values[at] = f"no place {at}"
+
+    def read(at: int) -> Any:
+        return wheres[at] if isinstance(wheres[at], str) else reader.get(wheres[at])
+
+    found = reader.get_all(wheres, read)
+    assert len(found) == len(values)
+    for one, value in zip(found, values, strict=True):
+        assert type(one) is type(value) or isinstance(value, torch.nn.Parameter)
+        assert same(dict(one), dict(value)) if isinstance(value, BatchEncoding) else same(one, value)
+        if isinstance(value, dict | BatchEncoding):
+            assert all(part.is_contiguous() for part in one.values() if isinstance(part, torch.Tensor))
+
+
+def test_a_row_that_is_changed_changes_no_other() -> None:
+    writer, reader = pair()
+    wheres = [writer.put({"a": torch.full((1, 3), at), "b": torch.full((2,), at / 2)}) for at in range(4)]
+    found = reader.get_all(wheres, lambda at: None)
+    for at, one in enumerate(found):
+        one["a"] += 10
+        one["b"].fill_(at)
+    for at, one in enumerate(found):
+        assert one["a"].tolist() == [[at + 10] * 3]
+        assert one["b"].tolist() == [at] * 2
+    assert same(reader.get(wheres[1]), {"a": torch.full((1, 3), 1), "b": torch.full((2,), 0.5)})
+
+
 def test_what_does_not_fit_goes_into_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
     writer, reader = pair()
     writer._rooms = Rooms(10_000)
