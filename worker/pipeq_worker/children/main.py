@@ -33,7 +33,7 @@ def main() -> None:
     from pipeq_worker.children.allocator import bound_kernels, keep_freed_memory
     from pipeq_worker.children.child import Child
     from pipeq_worker.children.link import Link
-    from pipeq_worker.children.priority import PREPARE_NICE
+    from pipeq_worker.children.priority import PREPARE_NICE, step_back
     from pipeq_worker.children.slab import Slabs
     from pipeq_worker.observe import log
     from pipeq_worker.settings.read import Settings
@@ -42,7 +42,7 @@ def main() -> None:
     end, board_fd, parent, own, *slabs = map(int, sys.argv[1:])
     _end_with(parent)
     if own != 0:
-        os.nice(PREPARE_NICE)  # before it has other threads, which it holds for as well
+        step_back(PREPARE_NICE)
     # The host decides when this process ends; Ctrl-C and systemd send their signals to all processes of a group.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)

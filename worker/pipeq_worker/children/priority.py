@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 #: By how much the host, and a prepare process, step back.
@@ -25,12 +26,18 @@ T = TypeVar("T")
 _starter = ThreadPoolExecutor(1, "start")
 
 
-def step_back() -> None:
-    """Has the calling thread, and all that it starts from now on, step back as the host. Call it once."""
-    if sys.platform != "linux":  # elsewhere the whole process would, and all children with it
+def step_back(by: int) -> None:
+    """Has the calling thread step back, and all that it starts from now on: call it before there are other threads."""
+    with suppress(OSError):  # a sandbox may refuse it; the worker is slower then
+        os.nice(by)
+
+
+def host_steps_back() -> None:
+    """The same for the host, without the children of :func:`started`."""
+    if sys.platform != "linux":  # elsewhere the whole process would, and the device process with it
         return
     _starter.submit(int).result()  # its thread starts here, before
-    os.nice(HOST_NICE)
+    step_back(HOST_NICE)
 
 
 def started(start: Callable[[], T]) -> T:

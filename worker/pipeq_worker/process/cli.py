@@ -109,7 +109,7 @@ def run(settings: Settings) -> int:
     from pipeq_worker.observe import log
 
     if any_needs_torch(settings.pipelines):
-        priority.step_back()
+        priority.host_steps_back()
     log.set_up(settings.log_level, settings.log_format)
     from celery.exceptions import SecurityWarning
 
