@@ -320,6 +320,27 @@ def test_a_retry_takes_along_what_its_message_was_charged_with(client: Client, d
     assert (status.state, status.error.code) == (State.FAILED, "worker_lost")
 
 
+@pytest.mark.parametrize("inputs", ["x", "x" * 200_000])
+def test_a_message_that_was_given_up_unread_can_be_sent_again(
+    client: Client, db: redis.Redis, host: Host, inputs: str
+) -> None:
+    task_id = client.submit(PIPELINE, inputs, check=False)
+    db.lset(PIPELINE, 0, b" \t\t\t\r\r\r" + (db.lindex(PIPELINE, 0) or b""))
+    host.take()
+    assert host.hands.tasks == []
+    assert client.status(task_id).state is State.FAILED
+    (letter,) = client.dead(ids=[task_id])
+    assert (letter.code, letter.pipeline, letter.inputs, letter.obstacle) == ("worker_lost", PIPELINE, inputs, None)
+    (handled,) = client.dead(ids=[task_id]).retry()
+    assert handled.refused is None
+    assert list(client.dead(ids=[task_id])) == []
+    host.take()
+    (one,) = host.hands.tasks
+    assert one.deaths == 0
+    host.hands.end(one)
+    assert client.status(task_id).state is State.SUCCEEDED
+
+
 def test_a_message_is_not_lost_if_a_take_is_sent_again_after_its_answer_was_lost(
     client: Client, db: redis.Redis, valkey_url: str
 ) -> None:

@@ -50,7 +50,8 @@ class Letter:
     #: Where the cause of the error was raised, if it was in a library: files, lines and types, but no values.
     traceback: str | None = None
     #: The message: Celery's frame, whose ``body`` is the list ``[args, kwargs, embed]`` instead of its base64 if it is
-    #: JSON. Of a message that cannot be read, its beginning, as text.
+    #: JSON. Of a message that workers died of before they had read it, its text; of one that cannot be read, its
+    #: beginning.
     message: Any
 
     def encode(self) -> str:
@@ -116,6 +117,8 @@ def read(raw: bytes, queue: str) -> DeadLetter:
     """Reads an entry of a dead-letter list. Never raises."""
     entry = readable_object(raw) or {}
     frame = entry.get("message")
+    if isinstance(frame, str):  # no worker has read it, as it may be what they died of
+        frame = readable_object(frame) or frame
     message, obstacle = _judged(frame, entry.get("id"))
     sent = message or {}
     output = sent.get("output")

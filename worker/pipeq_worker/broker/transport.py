@@ -412,16 +412,17 @@ class Channel(kombu_redis.Channel):
 
     def _refuse(self, one: Reserved, message: Unreadable) -> None:
         reason = f"the message cannot be read: {message.reason}"
-        self._bury(one, message.task_id, PipeqError(ErrorCode.INVALID_MESSAGE, reason))
+        self._bury(one, message.task_id, PipeqError(ErrorCode.INVALID_MESSAGE, reason), one.raw[:LETTER_CHARS])
 
     def _give_up(self, one: Reserved, deaths: int) -> None:
         """Ends a message that workers die of. It is not parsed, because that may be what they die of."""
         reason = f"{shown.count(deaths, 'worker')} died with this message in hand, without having begun its task"
-        self._bury(one, first_id(one.raw), PipeqError(ErrorCode.WORKER_LOST, reason), deaths)
+        # All of it, so that it can be sent again.
+        self._bury(one, first_id(one.raw), PipeqError(ErrorCode.WORKER_LOST, reason), one.raw, deaths)
 
-    def _bury(self, one: Reserved, task_id: str | None, error: PipeqError, attempts: int = 0) -> None:
+    def _bury(self, one: Reserved, task_id: str | None, error: PipeqError, raw: bytes, attempts: int = 0) -> None:
         """Stores an error under the id of a message's task; without an id, the message as a dead letter."""
-        text = one.raw[:LETTER_CHARS].decode("utf-8", "backslashreplace")
+        text = raw.decode("utf-8", "backslashreplace")
         if task_id is not None and self.leases.on_unusable(one, task_id, error, text, attempts):
             return
         worker = self.leases.worker
