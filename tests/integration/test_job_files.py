@@ -72,6 +72,11 @@ def until_it_is_final(client: Client, job_id: str, keeper: JobKeeper) -> Any:
     return status
 
 
+def due(keeper: JobKeeper, job_id: str) -> str | None:
+    (seen,) = [one for one in keeper._jobs(job.OPEN) if one.id == job_id]
+    return keeper._due(seen)
+
+
 def test_a_worker_writes_the_files_and_the_job_ends(client: Client, keeper: JobKeeper, tmp_path: Path) -> None:
     out, errors = tmp_path / "was übrig ist.jsonl", tmp_path / "errors.csv"
     job_id = ended(client, results=out.as_uri(), errors=f"file://{errors}")
@@ -82,6 +87,49 @@ def test_a_worker_writes_the_files_and_the_job_ends(client: Client, keeper: JobK
     rows = list(csv.reader(errors.read_text().splitlines()))
     assert [row[:2] for row in rows] == [["line", "custom_id"], *([str(at + 1), f"c{at}"] for at in range(10))]
     assert set(tmp_path.iterdir()) == {errors, out}
+
+
+def test_what_is_no_job_keeps_nobody_from_the_files_of_others(
+    client: Client, db: redis.Redis, keeper: JobKeeper, tmp_path: Path
+) -> None:
+    """Producers can write into these sets. An id may be any text."""
+    out = tmp_path / "out.jsonl"
+    job_id = ended(client, results=f"file://{out}", job_id="--help \0 \U0001f98a")
+    strange = [f"none-{at}" for at in range(500)]
+    strange += ["text", "list", "ended", "long state", b"\xff\xfe", b"x" * 2**20, b""]
+    db.set(job.job_key("text"), "x")
+    db.rpush(job.job_key("list"), "x")
+    db.set(job.open_key("ended"), "x")
+    about = {"pipeline": PIPELINE, "last_at": "1", "results": out.as_uri()}
+    for one, state in (("ended", "completed"), ("long state", "x" * 2**20), (b"\xff\xfe", "finalizing")):
+        db.hset(b"pipeq:job:" + (one if isinstance(one, bytes) else one.encode()), mapping={**about, "state": state})
+    for key in (job.OPEN, job.FINAL):
+        db.sadd(key, *strange)
+    until = time.monotonic() + 60
+    while (status := client.jobs.status(job_id)).state is not JobState.COMPLETED or db.scard(job.OPEN):
+        assert time.monotonic() < until, (status, db.scard(job.OPEN))
+        if not keeper._is_busy():
+            keeper._look_at_open_at = 0.0
+            keeper._look()
+    assert out.exists()
+    while db.scard(job.FINAL):
+        keeper._jobs(job.FINAL)
+
+
+@pytest.mark.parametrize("key", [job.OPEN, job.FINAL])
+def test_sets_of_jobs_that_are_something_else_are_no_outage(db: redis.Redis, keeper: JobKeeper, key: str) -> None:
+    db.set(key, "x")
+    keeper._look()
+
+
+def test_a_worker_holds_no_field_that_is_longer_than_what_it_needs(db: redis.Redis, keeper: JobKeeper) -> None:
+    about = {"state": "in_progress", "pipeline": PIPELINE, "results": "x" * 2**20, "more": "x" * 2**20}
+    db.hset(job.job_key("it"), mapping=about)
+    db.hset(job.open_key("it"), mapping={"0": "1:[]", "1": "1:[]"})
+    db.sadd(job.OPEN, "it")
+    (seen,) = keeper._jobs(job.OPEN)
+    assert (seen.id, seen.packs) == ("it", 2)
+    assert seen.fields == {b"state": b"in_progress", b"pipeline": PIPELINE.encode()}
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -271,11 +319,11 @@ def test_messages_that_somebody_has_removed_end_as_lost(
     assert raw is not None
     keep(client, "recover", job_id)
     assert client.jobs.status(job_id).codes == {"worker_lost": 1}
-    assert keeper._due(job_id) is None
+    assert due(keeper, job_id) is None
     monkeypatch.setattr("pipeq_worker.host.jobs.QUIET_S", 0.0)
-    assert keeper._due(job_id) is None, "while messages wait, it takes longer"
+    assert due(keeper, job_id) is None, "while messages wait, it takes longer"
     db.delete(keys.list_key(PIPELINE, 6))
-    assert keeper._due(job_id) == "recover"
+    assert due(keeper, job_id) == "recover"
     keep(client, "recover", job_id)
     assert client.jobs.status(job_id).codes == {"worker_lost": 2}
     keep(client, "recover", job_id)
@@ -290,7 +338,7 @@ def test_a_pack_that_is_lost_while_messages_wait_is_found_within_a_time(
     job_id = client.jobs.submit(PIPELINE, ["a", "b", "c"], check=False, pack_rows=1)
     assert db.rpop(keys.list_key(PIPELINE, 6)) is not None
     time.sleep(0.2)
-    assert keeper._due(job_id) is None, "its packs are probably among those that wait"
+    assert due(keeper, job_id) is None, "its packs are probably among those that wait"
     monkeypatch.setattr("pipeq_worker.host.jobs.BUSY_S", 0.2)
     monkeypatch.setattr("pipeq_worker.host.jobs.MESSAGE_S", 0.0)
     monkeypatch.setattr("pipeq_worker.host.jobs.LOOK_AT_OPEN_S", 0.0)
@@ -303,7 +351,7 @@ def test_a_pack_that_is_lost_while_messages_wait_is_found_within_a_time(
     assert found.codes == {"worker_lost": 1}
     assert found.searched_at is not None
     monkeypatch.setattr("pipeq_worker.host.jobs.BUSY_S", 60.0)
-    assert keeper._due(job_id) is None, "it was searched a moment ago"
+    assert due(keeper, job_id) is None, "it was searched a moment ago"
     while keeper._is_busy():
         time.sleep(0.05)
     assert not db.exists(job.claim_key(job_id)), "others may have the next step"

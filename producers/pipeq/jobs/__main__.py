@@ -1,10 +1,12 @@
 """A step of one job, for a worker that has seen that it is due: ``python -m pipeq.jobs STEP JOB TOKEN``. See keeping.
 
-Redis is where PIPEQ_REDIS_URL says; outcomes are read below the prefixes of PIPEQ_CLIENT_ALLOW.
+JOB is the job's id in JSON: any text may be one. Redis is where PIPEQ_REDIS_URL says; outcomes are read below the
+prefixes of PIPEQ_CLIENT_ALLOW.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 
 from pipeq.client import Client
@@ -16,7 +18,7 @@ from pipeq.warn import no_logs_of_libraries
 
 def main() -> int:
     """Takes the step. Returns the exit code."""
-    step, job_id, token = sys.argv[1:]
+    step, job_id, token = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
     no_logs_of_libraries()
     with Client() as client:
         try:

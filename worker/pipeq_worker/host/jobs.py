@@ -13,6 +13,7 @@ anew when the claim has lapsed.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
@@ -22,13 +23,14 @@ import threading
 import time
 from collections.abc import Container
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 from pipeq.contract import job, keys, shown
 from pipeq.contract.errors import PipeqError
 from redis.exceptions import RedisError
 
+from pipeq_worker.leases import lua
 from pipeq_worker.observe.outage import outage
 from pipeq_worker.settings.read import Settings
 from pipeq_worker.stores.allow import AllowList
@@ -44,6 +46,24 @@ QUIET_S = 120.0
 BUSY_S, MESSAGE_S = 600.0, 0.01
 #: How long a step may take, in seconds.
 STEP_S = 4 * 3600.0
+#: Most jobs of one look, and most bytes of what it reads of each field: the places of files are the longest.
+MOST_JOBS, MOST_BYTES = 100, 16 * 2**10
+#: What it reads.
+FIELDS = "state stop rows sealed pipeline last_at searched_at expires_at results errors".split()
+
+
+class _Seen(NamedTuple):
+    """What a look has found of one job."""
+
+    id: str
+    #: Packs that have not ended.
+    packs: int
+    #: Its fields of :data:`FIELDS`, as they stand in Redis.
+    fields: dict[bytes, bytes]
+
+    def text(self, name: str) -> str:
+        """One of them; empty if it has none."""
+        return self.fields.get(name.encode(), b"").decode("utf-8", "replace")
 
 
 class JobKeeper:
@@ -57,6 +77,7 @@ class JobKeeper:
 
     def __init__(self, client: redis.Redis, settings: Settings, pipelines: Container[str]) -> None:
         self._redis = client
+        self._read = client.register_script(lua.source("jobs", job.lua()))
         self._settings = settings
         self._pipelines = pipelines
         self._stop = threading.Event()
@@ -118,31 +139,40 @@ class JobKeeper:
         if (now := time.monotonic()) < self._look_at_open_at:
             return
         self._look_at_open_at = now + LOOK_AT_OPEN_S
-        for job_id in self._ids(job.OPEN):
-            if (step := self._due(job_id)) is not None and self._step(step, job_id):
+        for seen in self._jobs(job.OPEN):
+            if (step := self._due(seen)) is not None and self._step(step, seen.id):
                 return
 
     def _write_files(self) -> bool:
         """Begins to write the files of a job. Returns whether it does."""
-        return any(self._may_write(job_id) and self._step("finalize", job_id) for job_id in self._ids(job.FINAL))
+        return any(self._may_write(seen) and self._step("finalize", seen.id) for seen in self._jobs(job.FINAL))
 
-    def _ids(self, key: str) -> list[str]:
-        found: Any = self._redis.srandmember(key, 100)
-        return [one.decode("utf-8", "replace") for one in found] if isinstance(found, list) else []
+    def _jobs(self, key: str) -> list[_Seen]:
+        """Some jobs of a set, drawn at random. What is no job leaves the set, or nobody would come to the others."""
+        found: list[_Seen] = []
+        rows: Any = self._read(keys=[key], args=[MOST_JOBS, keys.TASK_ID_MAX_BYTES, MOST_BYTES, *FIELDS])
+        for job_id, packs, *values in rows:
+            fields = {name.encode(): value for name, value in zip(FIELDS, values, strict=True) if value}
+            try:
+                found.append(_Seen(job_id.decode(), packs, fields))
+            except UnicodeDecodeError:
+                self._redis.srem(key, job_id)
+        return found
 
-    def _may_write(self, job_id: str) -> bool:
+    def _may_write(self, seen: _Seen) -> bool:
         """Whether this worker's settings allow the files of a job. If they do not, the job has failed."""
-        found: list[Any] = self._redis.hmget(job.job_key(job_id), "results", "errors", "pipeline")
-        *files, pipeline = [None if one is None else one.decode("utf-8", "replace") for one in found]
-        if pipeline not in self._pipelines:
+        if seen.text("state") != job.JobState.FINALIZING:
+            self._redis.srem(job.FINAL, seen.id)
+            return False
+        if seen.text("pipeline") not in self._pipelines:
             return False  # those who serve it may have other settings
         allow = AllowList(self._settings.results.allow, "[results] allow")
-        for place in filter(None, files):
+        for place in filter(None, (seen.text("results"), seen.text("errors"))):
             try:
                 allow.check(place)
             except (StoreError, PipeqError) as error:
                 sentence = str(error.of_output() if isinstance(error, StoreError) else error)
-                self._fail(job_id, f"its files cannot be written: {sentence}")
+                self._fail(seen.id, f"its files cannot be written: {sentence}")
                 return False
         return True
 
@@ -156,20 +186,27 @@ class JobKeeper:
             self._redis.publish(job.job_key(job_id), "failed")
         logger.warning("the job %s has failed: %s", shown.line(job_id), sentence, extra={"action": "jobs"})
 
-    def _due(self, job_id: str) -> str | None:
+    def _due(self, seen: _Seen) -> str | None:
         """What is due for a job that has not ended."""
-        status = job.read(job_id, self._redis.hgetall(job.job_key(job_id)))  # type: ignore[arg-type]
+        status = job.read(seen.id, seen.fields)
         if status is None or status.state.is_final:
-            self._redis.srem(job.OPEN, job_id)
+            self._redis.srem(job.OPEN, seen.id)
             return None
         now = time.time()
         if status.expires_at is not None and status.expires_at < now:
             return "expire"
         quiet_s = now - max(status.last_at or now, status.searched_at or 0.0)
-        if status.pipeline not in self._pipelines or quiet_s < QUIET_S or not self._redis.hlen(job.open_key(job_id)):
+        if status.pipeline not in self._pipelines or quiet_s < QUIET_S or not seen.packs:
             return None
-        waiting = sum(int(self._redis.llen(name)) for name in keys.list_keys(status.pipeline))
+        waiting = self._waiting(status.pipeline)
         return None if waiting and quiet_s < BUSY_S + MESSAGE_S * waiting else "recover"
+
+    def _waiting(self, pipeline: str) -> int:
+        """Number of messages of a pipeline; a key of another type has none."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name in keys.list_keys(pipeline):
+                pipe.llen(name)
+            return sum(one for one in pipe.execute(raise_on_error=False) if isinstance(one, int))
 
     def _step(self, step: str, job_id: str) -> bool:
         """Begins a step, unless somebody takes one for this job, or has just done so. Returns whether it did."""
@@ -178,7 +215,8 @@ class JobKeeper:
             return False
         self._process = subprocess.Popen(
             # -P: the folder that this runs in may hold a stranger's modules with the names of ours.
-            [sys.executable, "-P", "-m", "pipeq.jobs", step, job_id, token],
+            # The id in JSON: it may hold what no argument can.
+            [sys.executable, "-P", "-m", "pipeq.jobs", step, json.dumps(job_id), token],
             env={**os.environ, **self._environment()},
             stdin=subprocess.DEVNULL,
         )
