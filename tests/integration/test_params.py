@@ -426,6 +426,8 @@ def objects(rules: dict[str, Rule]) -> list[str]:
         ("zero-shot-classification", "nli", {**LABELS, "hypothesis_template": "{:>9000000000}"}, "one {} in it"),
         ("zero-shot-classification", "nli", {"candidate_labels": ["fox", " "]}, "there is nothing in it"),
         ("text-generation", "llama", {"num_beams": 2, "length_penalty": 10**12}, "not -100 to 100"),
+        ("text-generation", "llama", {"do_sample": True, "temperature": 1e-300}, "not 1e-09 to 1000"),
+        ("text-generation", "llama", {"do_sample": True, "repetition_penalty": 1e-300}, "not 1e-09 to 1000"),
         ("text-generation", "llama", {"encoder_no_repeat_ngram_size": 10**9}, "not 0 to 256"),
         ("text-generation", "llama", {"pad_token_id": 10**6}, "(the model's last token)"),
         ("text-generation", "llama", {"max_new_tokens": 10**9}, "`max_new_tokens` in [param_limits]"),

@@ -78,6 +78,10 @@ class Sampling(ContinuousBatchingLogitsProcessorList):
             drawing, arguments = [drawing[at] for at in kept], arguments[:, kept]
         if drawing:
             rows = torch.tensor(drawing, device=logits.device)
-            scores = super().__call__(rows, logits[rows], arguments)
-            tokens[rows] = torch.multinomial(scores.softmax(-1), num_samples=1).squeeze(-1)
+            shares = super().__call__(rows, logits[rows], arguments).softmax(-1)
+            # What is divided by a tiny temperature may become infinite, and its whole row is NaN then.
+            if bool((lost := shares[:, 0].isnan()).any()):
+                self._on_bad([self._requests[drawing[at]] for at in lost.nonzero().flatten().tolist()])
+                shares.nan_to_num_(1.0)
+            tokens[rows] = torch.multinomial(shares, num_samples=1).squeeze(-1)
         return tokens

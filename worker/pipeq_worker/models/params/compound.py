@@ -84,7 +84,7 @@ class Either(Rule):
     @property
     def words(self) -> str:
         """The words of all rules, joined."""
-        return " or ".join(rule.words for rule in self.rules)
+        return " or ".join(dict.fromkeys(rule.words for rule in self.rules))
 
     def check(self, value: Any, bounds: Bounds, where: str) -> Any:
         fitting = [rule for rule in self.rules if rule.fits_type(value)]

@@ -39,6 +39,9 @@ TOKENIZER: dict[str, Rule] = {
 _TOKENIZER_FIELDS = Fields(TOKENIZER, TOKENIZER_REFUSED)
 
 _SIDE = Whole(1, "max_image_side")
+#: What logits are divided by. Still less makes infinity of them, and nothing can be drawn from that: the forward pass
+#: raises, and on CUDA the process is unusable afterwards.
+_DIVISOR = Number(1e-9, 1000)
 _SIZE = Either(
     (
         _SIDE,
@@ -73,7 +76,7 @@ GENERATION: dict[str, Rule] = {
     "do_sample": Flag(),
     "num_beams": Whole(1, "max_beams"),
     "use_cache": Flag(),
-    "temperature": Number(0, 1000, above=True),
+    "temperature": _DIVISOR,
     "top_k": Whole(0, 2**20),
     "top_p": _SHARE,
     "min_p": _SHARE,
@@ -81,8 +84,8 @@ GENERATION: dict[str, Rule] = {
     "typical_p": Number(0, 1, above=True),
     "epsilon_cutoff": _SHARE,
     "eta_cutoff": _SHARE,
-    "repetition_penalty": Number(0, 1000, above=True),
-    "encoder_repetition_penalty": Number(0, 1000, above=True),
+    "repetition_penalty": _DIVISOR,
+    "encoder_repetition_penalty": _DIVISOR,
     "length_penalty": Number(-100, 100),
     "no_repeat_ngram_size": _NGRAM,
     "encoder_no_repeat_ngram_size": _NGRAM,
@@ -112,12 +115,14 @@ GENERATION: dict[str, Rule] = {
     "eos_token_id": Either((_TOKEN, ListOf(_TOKEN, "max_list_items", least=1))),
     "decoder_start_token_id": _TOKEN,
 }
+#: Whisper takes the most probable tokens at 0.
+_HEAT = (Number(0, 0), _DIVISOR)
 _WHISPER: dict[str, Rule] = {
     "language": _LANGUAGE,
     "task": Choice(("transcribe", "translate")),
     "condition_on_prev_tokens": Flag(),
     # The temperatures to fall back to, one after the other, if a segment looks hallucinated.
-    "temperature": Either((Number(0, 1000), ListOf(Number(0, 1000), 16, least=1))),
+    "temperature": Either((*_HEAT, ListOf(Either(_HEAT), 16, least=1))),
     "compression_ratio_threshold": Number(0, 1000),
     "logprob_threshold": Number(-1000, 0),
     "no_speech_threshold": _SHARE,
@@ -130,8 +135,8 @@ _OMNI: dict[str, Rule] = {
     "talker_do_sample": Flag(),
     "talker_top_k": Whole(1, 2**20),
     "talker_top_p": _SHARE,
-    "talker_temperature": Number(0, 1000, above=True),
-    "talker_repetition_penalty": Number(0, 1000, above=True),
+    "talker_temperature": _DIVISOR,
+    "talker_repetition_penalty": _DIVISOR,
 }
 #: In text-to-audio: parameters of the model's own ``generate``, or of its forward pass if it has none.
 SPEECH: dict[str, Rule] = {
