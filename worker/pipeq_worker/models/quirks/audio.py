@@ -51,6 +51,9 @@ class SpeechRecognition(Generates):
             and getattr(config, "feat_extract_norm", None) == "layer"
             and hasattr(pipe.model, "_get_feat_extract_output_lengths")
         )
+        tokenizer = pipe.tokenizer
+        #: Tokens after the end of a text that are not read as part of it.
+        self.fillers = {None} if tokenizer is None else {None, tokenizer.pad_token_id, tokenizer.eos_token_id}
         #: The fewest samples that give one frame.
         self.least = least_samples(pipe) if self.ctc else 0
 
@@ -139,6 +142,8 @@ class SpeechRecognition(Generates):
         settings = self.in_force(forward) if self.generates else {}
         if settings.get("num_return_sequences", 1) > 1:
             return SOLO  # the pipeline takes each sequence for an item
+        if settings.get("pad_token_id") not in self.fillers:
+            return SOLO  # nothing shows where a text ended, as Whisper takes the end's token off
         if isinstance(settings.get("temperature"), list | tuple):
             # In a batch, one item's second try skips another item's window, and ends the beam search of all items in
             # the next one.
