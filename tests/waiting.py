@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 def until(met: Callable[[], object], within_s: float = 60, every_s: float = 0.02) -> float:
@@ -38,3 +40,30 @@ def promptly(met: Callable[[], object], within_s: float, every_s: float = 0.02) 
         time.sleep(every_s)
         late_s += time.monotonic() - now - every_s
     return time.monotonic() - began, late_s
+
+
+@contextmanager
+def within(limit_s: float) -> Iterator[None]:
+    """Checks that a block takes no longer, as :func:`promptly` does: for a call that waits by itself.
+
+    Another thread notes how late it is each time that it sleeps. After a block that raised, nothing is checked.
+    """
+    began, late_s, is_over = time.monotonic(), 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal late_s
+        while True:
+            now = time.monotonic()
+            if is_over.wait(0.02):
+                return
+            late_s += time.monotonic() - now - 0.02
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield
+        took_s = time.monotonic() - began
+    finally:
+        is_over.set()
+        watching.join()
+    assert took_s - 3 * late_s < limit_s, f"{took_s:.2f} s, not {limit_s:g} s, and {late_s:.2f} s of the machine"

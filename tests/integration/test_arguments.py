@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests import both_clients
 from tests.commands import run
 from tests.integration.conftest import PIPELINE
 from tests.odd import ODD
+from tests.waiting import until
 
 #: The kinds of values that each argument takes; other kinds are refused, and the argument is named.
 TAKES: dict[str, set[str]] = {
@@ -222,6 +224,23 @@ def test_an_id_that_another_task_has_is_refused(client: Client, db: redis.Redis)
 # -- Redis goes away --------------------------------------------------------------------------------------------------
 
 
+def answers(db: redis.Redis) -> bool:
+    """Whether Redis has been started."""
+    with suppress(redis.RedisError):
+        return bool(db.ping())
+    return False
+
+
+@contextmanager
+def a_wait_begins(url: str, task: str) -> Iterator[None]:
+    """The block begins a wait for a task, which has got its first answer at the end: before, it would give up soon."""
+    with redis.Redis.from_url(url) as db:
+        db.config_resetstat()
+        yield
+        until(lambda: db.pubsub_numsub(names.record_key(task))[0][1])
+        until(lambda: "cmdstat_mget" in db.info("commandstats"))
+
+
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[tuple[str, Any, Any]]:
     """A Valkey on its own port that can be stopped, and started again with its data."""
@@ -233,13 +252,7 @@ def own_server(tmp_path: Path) -> Iterator[tuple[str, Any, Any]]:
     def start() -> None:
         running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
         with redis.Redis(port=port) as db:
-            deadline = time.monotonic() + 30
-            while time.monotonic() < deadline:
-                try:
-                    db.ping()
-                    break
-                except redis.RedisError:
-                    time.sleep(0.05)
+            until(lambda: answers(db))
 
     def stop() -> None:
         running[-1].send_signal(signal.SIGTERM)
@@ -261,8 +274,8 @@ def test_a_wait_goes_on_while_redis_restarts(
         task = client.submit(PIPELINE, "x", check=False)
         got: list[Any] = []
         waiting = threading.Thread(target=lambda: got.append(client.result(task, timeout_s=60)))
-        waiting.start()
-        time.sleep(0.5)
+        with a_wait_begins(url, task):
+            waiting.start()
         stop()
         time.sleep(1.5)
         assert waiting.is_alive()
@@ -290,8 +303,8 @@ def test_a_wait_goes_on_while_redis_restarts(
         monkeypatch.setattr("pipeq.waiting.OUTAGE_S", 0.5)
         task = client.submit(PIPELINE, "z", check=False)
         waiting = threading.Thread(target=lambda: got.append(refused_by_redis(client, task)))
-        waiting.start()
-        time.sleep(0.5)
+        with a_wait_begins(url, task):
+            waiting.start()
         stop()
         waiting.join(30)
         assert got[-1] == "redis_unavailable"

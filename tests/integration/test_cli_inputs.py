@@ -9,7 +9,8 @@ import resource
 import select
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeq_worker.models.task_types import TASK_TYPES
 from tests.commands import run
 from tests.integration.conftest import PIPELINE
 from tests.integration.test_cli import Worker, finish
+from tests.waiting import within
 
 PIPEQ = [sys.executable, "-m", "pipeq"]
 
@@ -255,11 +257,10 @@ def test_a_wait_says_what_it_waited_for_in_vain(
 
 def test_a_timeout_is_for_all_ids_together(client: Client) -> None:
     queued = client.submit_many(PIPELINE, map(str, range(1100)))
-    began = time.monotonic()
-    done = run("wait", "-", "--timeout", "0.5", stdin="\n".join(queued))
+    with within(5):
+        done = run("wait", "-", "--timeout", "0.5", stdin="\n".join(queued))
     assert done.exit_code == 3
     assert len(done.stdout.splitlines()) == 1100
-    assert time.monotonic() - began < 5
 
 
 def test_what_is_no_id_is_said_with_its_line(db: redis.Redis) -> None:
@@ -278,6 +279,13 @@ def test_commands_join_by_pipes(db: redis.Redis) -> None:
     assert (done.returncode, done.stdout) == (1, '{"got": "a"}\nnull\n{"got": "b"}\n')
 
 
+def all_of(terminal: int) -> Iterator[bytes]:
+    """What a program has written to a terminal, after its end."""
+    with suppress(OSError):  # the end, on Linux
+        while data := os.read(terminal, 2**16):
+            yield data
+
+
 def test_progress_on_a_terminal_and_results_in_a_pipe(client: Client, db: redis.Redis) -> None:
     """A real terminal as stderr: the bar is there, and stdout has the results alone."""
     ids = client.submit_many(PIPELINE, ["a", "never"])
@@ -289,7 +297,7 @@ def test_progress_on_a_terminal_and_results_in_a_pipe(client: Client, db: redis.
         assert process.stdout is not None
         out = process.stdout.read().decode()
         assert process.wait(30) == 3
-    drawn = os.read(shown, 2**16).decode()
+    drawn = b"".join(all_of(shown)).decode()
     os.close(shown)
     assert out == f"{ids[0]}  succeeded\n{ids[1]}  queued\n"
     assert "waiting" in drawn

@@ -37,7 +37,7 @@ from pipeq.waiting import RECHECK_S
 
 from tests import both_clients
 from tests.integration.conftest import PIPELINE, New
-from tests.waiting import until
+from tests.waiting import until, within
 
 
 @pytest.fixture(params=both_clients.KINDS)
@@ -517,10 +517,12 @@ def test_status_many_keeps_the_order(client: Client, db: redis.Redis) -> None:
 
 def test_a_queued_task_expires_without_a_worker(client: Client) -> None:
     task_id = client.submit(PIPELINE, "x", expires_s=0.3)
-    assert client.status(task_id).state is State.QUEUED
-    begun = time.monotonic()
-    assert client.wait(task_id, timeout_s=10).state is State.EXPIRED
-    assert time.monotonic() - begun < 2
+    status = client.status(task_id)
+    assert status.expires_at is not None
+    # A busy machine may read it later.
+    assert status.state is State.QUEUED or time.time() >= status.expires_at
+    with within(2):
+        assert client.wait(task_id, timeout_s=10).state is State.EXPIRED
     with pytest.raises(PipeqError) as caught:
         client.result(task_id)
     assert caught.value.code == ErrorCode.EXPIRED
@@ -542,10 +544,10 @@ class after:  # noqa: N801 - reads as a word: with after(0.3, ...)
 def test_a_wait_is_woken_by_the_result(client: Client, db: redis.Redis) -> None:
     task_id = client.submit(PIPELINE, "x")
     begun = time.monotonic()
-    with after(0.3, lambda: finish(db, task_id, result={"label": "POSITIVE"})):
+    with within(RECHECK_S - 1), after(0.3, lambda: finish(db, task_id, result={"label": "POSITIVE"})):
         status = client.wait(task_id, timeout_s=30)
     assert (status.state, status.result) == (State.SUCCEEDED, {"label": "POSITIVE"})
-    assert 0.25 < time.monotonic() - begun < RECHECK_S - 1, "woken, not by looking again"
+    assert time.monotonic() - begun > 0.25
 
 
 def test_a_wait_for_what_has_ended_returns_at_once(client: Client, db: redis.Redis) -> None:
@@ -599,9 +601,9 @@ def test_a_wait_that_ends_too_early_says_for_what(client: Client, db: redis.Redi
     done, slow = client.submit_many(PIPELINE, ["a", "b"])
     finish(db, done)
     begun = time.monotonic()
-    with pytest.raises(WaitTimeoutError, match=f"1 of 2 .* {slow}") as caught:
+    with within(2), pytest.raises(WaitTimeoutError, match=f"1 of 2 .* {slow}") as caught:
         list(client.as_completed([done, slow], timeout_s=0.3))
-    assert 0.2 < time.monotonic() - begun < 2
+    assert time.monotonic() - begun > 0.2
     assert caught.value.code == ErrorCode.TIMEOUT
     assert isinstance(caught.value, TimeoutError)
     assert client.status(slow).state is State.QUEUED, "it goes on"
@@ -808,11 +810,10 @@ def test_objects_of_a_result_are_read_wherever_they_are(
 
 def test_calls_of_other_threads_end_with_the_client(client: Client, db: redis.Redis) -> None:
     ids = client.submit_many(PIPELINE, ["a", "b"])
-    calls: list[Callable[[], Any]] = [lambda: client.result(ids[0]), lambda: list(client.as_completed(ids))]
+    calls: list[Callable[[], Any]] = [lambda: client.result(ids[0]), lambda: list(client.as_completed(ids[1:]))]
     with ThreadPoolExecutor() as threads:
         waits = [threads.submit(call) for call in calls]
-        while len(db.pubsub_channels()) < 2:
-            time.sleep(0.01)
+        until(lambda: all(count for _, count in db.pubsub_numsub(*map(names.record_key, ids))))
         client.close()
         for wait in waits:
             with pytest.raises(SettingsError, match="was closed"):

@@ -26,6 +26,7 @@ from pipeq_worker.settings.sections import PipelineSettings
 from tests import samples, tiny_models
 from tests.device import DEVICE
 from tests.integration.test_generation_parity import VALUES
+from tests.waiting import until
 
 torch.set_num_threads(1)
 
@@ -183,10 +184,7 @@ def test_a_stopped_row_leaves_and_its_neighbours_do_not_notice(llama: Transforme
     before = answers.wait(1)["before"]
     stopped = answers.ask(llama, "stopped", "the dog", max_new_tokens=3000, **params)
     late = answers.ask(llama, "late", "user", Row(deadline=time.monotonic() + 0.3), max_new_tokens=3000, **params)
-    until = time.monotonic() + 30
-    while not stopped.done:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    until(lambda: stopped.done)
     answers.ask(llama, "beside", "the fox", max_new_tokens=60, **params)
     stopped.stop = True
     found = answers.wait(4)
@@ -323,8 +321,7 @@ def test_a_stream_without_steps_is_seen(llama: TransformersPipeline) -> None:
     stream, answers = stream_of(llama), Answers()
     assert stream.still_s() < 0.5
     answers.ask(llama, "a", "the fox", **GREEDY)
-    time.sleep(1)
-    assert stream.still_s() > 0.5
+    until(lambda: stream.still_s() > 0.5)
     handle.remove()
     hangs.set()
     answers.wait(1)

@@ -16,10 +16,11 @@ from pipeq import Client, Event, EventsTrimmedError, PipeqError, State
 from pipeq.cli import main
 from pipeq.contract import events as contract
 from pipeq.contract import keys
+from pipeq.events import WAIT_S
 
 from tests import both_clients
 from tests.proxy import Proxy
-from tests.waiting import until
+from tests.waiting import until, within
 
 PIPELINE = "text-classification"
 
@@ -135,16 +136,19 @@ def test_what_happens_from_now_on_arrives_at_once(client: Client, db: redis.Redi
             if len(found) == 3:
                 return
 
-    reader = threading.Thread(target=read)
+    def blocked() -> set[str]:
+        return {one["id"] for one in db.client_list() if "b" in one["flags"]}
+
+    reader, before = threading.Thread(target=read), blocked()
     reader.start()
-    until(lambda: any("b" in one["flags"] for one in db.client_list()))  # it waits in XREAD
-    tasks = submit(client, 3)
-    reader.join(20)
+    until(lambda: blocked() - before)  # it waits in XREAD
+    with within(2):
+        tasks = submit(client, 3)
+        reader.join(20)
     assert [task for task, _ in found] == tasks
-    assert max(late for _, late in found) < 2
-    began = time.monotonic()
-    assert list(client.events(timeout_s=0.3)) == []
-    assert time.monotonic() - began < 10
+    assert max(late for _, late in found) < WAIT_S
+    with within(10):
+        assert list(client.events(timeout_s=0.3)) == []
 
 
 def test_a_slow_reader_is_told_how_many_it_missed(client: Client, db: redis.Redis) -> None:
@@ -252,9 +256,7 @@ def test_a_reader_outlives_a_broken_connection(valkey_url: str, client: Client) 
         reader = threading.Thread(target=read)
         reader.start()
         tasks = submit(client, 2)
-        deadline = time.monotonic() + 30
-        while len(found) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: len(found) == 2)
         proxy.cut()
         tasks += submit(client, 2)
         reader.join(90)

@@ -22,6 +22,7 @@ from pipeq_worker.leases.server import Server, place
 
 from tests import both_clients
 from tests.commands import run
+from tests.waiting import until
 
 QUEUE, OTHER = "text-classification", "summarization"
 LISTS = keys.list_keys(QUEUE)
@@ -154,6 +155,7 @@ def test_a_worker_that_takes_messages_meanwhile_keeps_them(client: Client, db: r
 
     thread = threading.Thread(target=take)
     thread.start()
+    until(lambda: taken)
     purged = client.purge(QUEUE)
     stop.set()
     thread.join()

@@ -158,10 +158,20 @@ def test_windows_of_a_long_audio_are_counted_together(loaded: Loaded) -> None:
     assert row.total is None
 
 
+class Late(Row):
+    """A row whose time is over once the pass has come some way, however long that takes."""
+
+    @property
+    def is_over(self) -> bool:
+        if self.done >= 3:
+            self.deadline = time.monotonic()
+        return super().is_over
+
+
 def test_a_deadline_stops_a_pass(loaded: Loaded) -> None:
     pipeline = loaded("text-generation", "gpt2")
     features, call = fullest(pipeline, ["hello"], {"max_new_tokens": 400, "do_sample": False, "eos_token_id": None})
-    row = Row(deadline=time.monotonic() + 0.05)
+    row = Late()
     with pytest.raises(AllStoppedError):
         run(pipeline, features, call, [row])
     assert row.is_late

@@ -29,6 +29,7 @@ from redis.connection import Connection
 from tests import both_clients
 from tests.commands import run
 from tests.integration.conftest import PIPELINE
+from tests.waiting import until
 
 
 @pytest.fixture(params=both_clients.KINDS)
@@ -202,9 +203,11 @@ def test_a_producer_that_is_killed_leaves_whole_tasks(db: redis.Redis, valkey_ur
     chance = random.Random(11)
     command = [sys.executable, "-c", KILLED, valkey_url, PIPELINE]
     for _ in range(4):
+        before = db.llen(PIPELINE)
         with subprocess.Popen(command, stdout=subprocess.PIPE, env=dict(os.environ)) as racer:
             assert racer.stdout is not None
             racer.stdout.readline()
+            until(lambda before=before: db.llen(PIPELINE) > before)  # type: ignore[misc]
             time.sleep(chance.uniform(0.05, 0.5))
             racer.send_signal(signal.SIGKILL)
     there = queued(db)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from pipeq_worker.observe import aside as module
 from pipeq_worker.observe.aside import Aside
 from pipeq_worker.observe.observer import Observer, Observers
+
+from tests.waiting import until
 
 
 class Own(Observer):
@@ -42,10 +45,7 @@ def test_one_that_does_not_return_stops_neither_the_worker_nor_another_one() -> 
     for size in range(100):
         observers.batch_began("x", size)
     assert time.monotonic() - began < 5
-    deadline = time.monotonic() + 30
-    while len(other.told) < 100:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    until(lambda: len(other.told) == 100)
     assert stuck.told == []
     began = time.monotonic()
     observers.close(0.2)
@@ -74,17 +74,18 @@ def test_what_is_left_out_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: 
 
 
 def test_one_that_is_slow_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(module, "SLOW_S", 0.05)
+    now = [100.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     own = Own()
     aside = Aside("Mine")
     call = aside.later(own.batch_began)
     call("x", 1)
     assert own.is_called.wait(30)
-    time.sleep(0.06)
+    now[0] += module.SLOW_S + 1
     call("x", 2)
     call("x", 3)
     assert [one.getMessage() for one in caplog.records] == [
-        "the observer Mine has not returned from a call for 0 s, and its events wait"
+        "the observer Mine has not returned from a call for 61 s, and its events wait"
     ]
     own.may_return.set()
     aside.close(30)

@@ -32,9 +32,9 @@ def running(steps: Steps, stage: Stage, *, alone: bool = False) -> Iterator[thre
 
 
 def begins(steps: Steps, stage: Stage, *, alone: bool = False) -> bool:
-    """Whether a step begins at once."""
+    """Whether a step begins, although none of those that run ends meanwhile."""
     with running(steps, stage, alone=alone) as begun:
-        return begun.wait(0.15)
+        return begun.wait(10)
 
 
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.FORWARD, Stage.FINISH])
@@ -62,6 +62,7 @@ def note(steps: Steps, stage: Stage, alone: bool, begun: list[Stage]) -> None:
 
 def test_a_suspects_read_is_beside_others_but_beside_no_suspects_step(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Steps()
+    monkeypatch.setattr(steps_module, "STORE_ALONE_S", 1000)
     with running(steps, Stage.FETCH, alone=True) as begun:
         assert begun.wait(10)
         assert begins(steps, Stage.PREPARE)
@@ -76,11 +77,11 @@ def test_a_suspects_read_is_beside_others_but_beside_no_suspects_step(monkeypatc
     assert begins(steps, Stage.PREPARE, alone=True)
 
     monkeypatch.setattr(steps_module, "STORE_ALONE_S", 0.2)
+    began = time.monotonic()
     with running(steps, Stage.FETCH, alone=True) as begun:
         assert begun.wait(10)
-        began = time.monotonic()
         with steps.step(Stage.FORWARD, 2, alone=True):
-            assert 0.05 < time.monotonic() - began < 5, "a slow store does not hold the device"
+            assert 0.2 <= time.monotonic() - began < 5, "a slow store does not hold the device"
         with steps.step(Stage.FORWARD, 2, alone=True):
             pass
 
