@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -62,6 +63,14 @@ def db(valkey_url: str, pipelines: tuple[str, ...], monkeypatch: pytest.MonkeyPa
             # A heartbeat of now would be too old before a test on a slow machine ends.
             db.zadd(keys.workers_key(name), {"w1": time.time() + 3600})
         yield db
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port of 127.0.0.1 on which nobody listens, and on which no server that starts meanwhile will: it is bound."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ from pipeq.cli import main
 from pipeq.contract import keys
 from pipeq.contract.job import VERSION
 from pipeq.dead import DeadLetters
-from pipeq.demo import embedded
 from pipeq.jobs.async_jobs import AsyncJobs
 from pipeq.jobs.jobs import Jobs
 
@@ -213,12 +212,11 @@ def failed(which: str, url: str, call: str, folder: Path) -> PipeqError | None:
 
 
 @pytest.mark.parametrize("which", both_clients.KINDS)
-def test_redis_is_away(tmp_path: Path, which: str) -> None:
-    [port] = embedded.free_ports(1)
+def test_redis_is_away(tmp_path: Path, closed_port: int, which: str) -> None:
     for call in CALLS.keys() - {"Client.close", "Client.read", "Client.dead"}:
-        error = failed(which, f"redis://:secret@127.0.0.1:{port}/0", call, tmp_path)
+        error = failed(which, f"redis://:secret@127.0.0.1:{closed_port}/0", call, tmp_path)
         assert isinstance(error, RedisUnavailableError | SubmitUnavailableError), call
-        assert f"127.0.0.1:{port}" in error.message
+        assert f"127.0.0.1:{closed_port}" in error.message
         assert "secret" not in error.message
         assert error.retryable
 
@@ -387,12 +385,11 @@ def test_a_command_ends_with_a_code_whatever_it_is_given(
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_says_that_redis_is_away_or_refuses(
-    db: redis.Redis, valkey_url: str, tmp_path: Path, name: str
+    db: redis.Redis, valkey_url: str, tmp_path: Path, closed_port: int, name: str
 ) -> None:
     (tmp_path / "rows.txt").write_text("x\n")
     arguments = [made(one, tmp_path) for one in COMMANDS[name]]
-    [port] = embedded.free_ports(1)
-    away = f"redis://:secret@127.0.0.1:{port}/0"
+    away = f"redis://:secret@127.0.0.1:{closed_port}/0"
     for url in (away, valkey_url.replace("redis://", "redis://nobody:secret@")):
         done = run(*name.split(), *arguments, "--redis-url", url)
         assert done.exit_code == 5, done.output

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from pipeq.contract.errors import ErrorCode
 from pipeq.contract.message import Ref
-from pipeq.demo import embedded
 from pipeq.demo.embedded import S3Server
 from pipeq_worker.settings.sections import InputSettings, S3Settings
 from pipeq_worker.stages.fetch import Fetcher
@@ -179,9 +178,8 @@ def test_no_credentials(s3: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no AWS credentials" in error.message
 
 
-def test_an_endpoint_where_nobody_listens(s3_env: S3Server) -> None:
-    [port] = embedded.free_ports(1)
-    fetcher = Fetcher(InputSettings(allow=("s3://talks/",)), S3Settings(endpoint_url=f"http://127.0.0.1:{port}"))
+def test_an_endpoint_where_nobody_listens(s3_env: S3Server, closed_port: int) -> None:
+    fetcher = Fetcher(InputSettings(allow=("s3://talks/",)), S3Settings(endpoint_url=f"http://127.0.0.1:{closed_port}"))
     error = failure(fetcher, Ref("s3://talks/a.bin"))
     assert (error.code, error.retryable) == (ErrorCode.INPUT_UNAVAILABLE, True)
     fetcher.close()

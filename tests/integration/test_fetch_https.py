@@ -16,7 +16,6 @@ import pytest
 import trustme
 from pipeq.contract.errors import ErrorCode, SettingsError
 from pipeq.contract.message import Ref
-from pipeq.demo import embedded
 from pipeq_worker.settings.sections import InputSettings, S3Settings
 from pipeq_worker.stages.fetch import Fetcher
 
@@ -308,11 +307,10 @@ def test_a_certificate_of_an_unknown_authority(make: Make, web: WebServer) -> No
     assert web.requests == []
 
 
-def test_a_web_server_that_is_away(make: Make, web: WebServer, dns: Dns) -> None:
-    [port] = embedded.free_ports(1)
-    fetcher = make(allow=(f"https://store.example:{port}/", "https://gone.example/", "https://a..b/"))
+def test_a_web_server_that_is_away(make: Make, web: WebServer, dns: Dns, closed_port: int) -> None:
+    fetcher = make(allow=(f"https://store.example:{closed_port}/", "https://gone.example/", "https://a..b/"))
     for uri in (
-        f"https://store.example:{port}/a?s=secret",
+        f"https://store.example:{closed_port}/a?s=secret",
         "https://gone.example/a?s=secret",
         "https://a..b/?s=secret",
     ):

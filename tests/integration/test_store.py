@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.pack import PackMessage, PackOf, PackRow
-from pipeq.demo import embedded
 from pipeq.demo.embedded import S3Server
 from pipeq_worker.models.constant_pipeline import load_constant_pipeline
 from pipeq_worker.settings.sections import PipelineSettings, ResultSettings, S3Settings
@@ -161,9 +160,8 @@ def test_wrong_credentials(store: Writer, monkeypatch: pytest.MonkeyPatch) -> No
     assert "refused this worker's credentials" in error.message
 
 
-def test_an_endpoint_where_nobody_listens(s3_env: S3Server) -> None:
-    [port] = embedded.free_ports(1)
-    store = Writer(ResultSettings(store="s3://results/"), S3Settings(endpoint_url=f"http://127.0.0.1:{port}"))
+def test_an_endpoint_where_nobody_listens(s3_env: S3Server, closed_port: int) -> None:
+    store = Writer(ResultSettings(store="s3://results/"), S3Settings(endpoint_url=f"http://127.0.0.1:{closed_port}"))
     error = failure(store, "s3://results/a.json")
     assert (error.code, error.retryable) == (ErrorCode.OUTPUT_FAILED, True)
     store.close()

@@ -318,13 +318,14 @@ def test_of_many_messages_and_elsewhere_nobody_looks(db: redis.Redis, leases: Le
     [({}, False), ({"retries": 1}, True), ({"past_attempts": 1}, True), ({"put_off": 1}, True), ({"rows": 1}, True)],
 )
 def test_only_what_was_new_a_moment_ago_runs_before_it_is_marked(
-    db: redis.Redis, leases: Leases, about: dict[str, int], must_be_known: bool
+    db: redis.Redis, leases: Leases, monkeypatch: pytest.MonkeyPatch, about: dict[str, int], must_be_known: bool
 ) -> None:
+    monkeypatch.setattr("pipeq_worker.delivery.delivery.KNOWN_S", 60)
     leases.sees_records = True
     db.lpush("q", MESSAGE)
     tag = reserved_one(leases).tag
     assert delivery_of(leases, tag, **about).must_be_known() is must_be_known
-    assert delivery_of(leases, tag, **about, arrived=time.monotonic() - 1).must_be_known()
+    assert delivery_of(leases, tag, **about, arrived=time.monotonic() - 61).must_be_known()
     assert delivery_of(None).must_be_known(), "another transport delivered it"
 
 

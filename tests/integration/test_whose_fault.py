@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from pipeq.contract.errors import Blame, ErrorCode, PipeqError
 from pipeq.contract.message import Ref
-from pipeq.demo import embedded
 from pipeq.demo.embedded import S3Server
 from pipeq_worker.children import protocol
 from pipeq_worker.models.constant_pipeline import ConstantPipeline
@@ -50,8 +49,11 @@ def no_file_handles() -> Iterator[None]:
 class Place:
     """What a case may change, and what it is asked about."""
 
-    def __init__(self, server: S3Server, monkeypatch: pytest.MonkeyPatch, folder: Path, web: WebServer) -> None:
+    def __init__(
+        self, server: S3Server, monkeypatch: pytest.MonkeyPatch, folder: Path, web: WebServer, closed_port: int
+    ) -> None:
         self.server, self.monkeypatch, self.folder, self.web = server, monkeypatch, folder, web
+        self.closed_port = closed_port
         self.s3 = S3Settings()
         self.uri = "s3://inputs/blame/a.bin"
 
@@ -80,8 +82,7 @@ class Place:
 
 
 def nobody_listens(place: Place) -> None:
-    [port] = embedded.free_ports(1)
-    place.endpoint(f"http://127.0.0.1:{port}")
+    place.endpoint(f"http://127.0.0.1:{place.closed_port}")
 
 
 #: What is wrong with S3, and whose fault it is.
@@ -104,11 +105,11 @@ S3_CASES: dict[str, tuple[Callable[[Place], None], Blame]] = {
 
 
 @pytest.fixture
-def place(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Place]:
+def place(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, closed_port: int) -> Iterator[Place]:
     s3_server.client().put_object(Bucket="inputs", Key="blame/a.bin", Body=b"abc")
     use_s3(s3_server, monkeypatch, tmp_path)
     for web in serve(WebServer()):
-        yield Place(s3_server, monkeypatch, tmp_path, web)
+        yield Place(s3_server, monkeypatch, tmp_path, web, closed_port)
 
 
 def fetched(place: Place, uri: str | None = None) -> PipeqError:

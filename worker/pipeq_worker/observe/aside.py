@@ -45,13 +45,11 @@ class Aside:
                 self._start()
             since = self._since
             if not self._is_said and since is not None and time.monotonic() - since > SLOW_S:
-                self._say(f"has not returned from a call for {time.monotonic() - since:.0f} s, and its events wait")
+                self._has_waited(time.monotonic() - since)
             if self._calls.qsize() < MOST:
                 self._calls.put((function, args))
-                return
-            if not self._left_out:
-                self._say(f"is slower than its events: {MOST} wait, and further ones are left out")
-            self._left_out += 1
+            else:
+                self._leave_out()
 
         return call
 
@@ -78,8 +76,24 @@ class Aside:
                 self._has_caught_up()
         self._has_caught_up()
 
+    # What is said and counted is so under the lock: else two threads say the same, or what is left out while the
+    # observer catches up is never said.
+
+    def _has_waited(self, seconds: float) -> None:
+        with self._lock:
+            if not self._is_said:
+                self._say(f"has not returned from a call for {seconds:.0f} s, and its events wait")
+
+    def _leave_out(self) -> None:
+        with self._lock:
+            if not self._left_out:
+                self._say(f"is slower than its events: {MOST} wait, and further ones are left out")
+            self._left_out += 1
+
     def _has_caught_up(self) -> None:
-        if self._is_said:
+        with self._lock:
+            if not self._is_said:
+                return
             left_out, self._left_out, self._is_said = self._left_out, 0, False
             logger.warning(
                 "the observer %s is told of events again; %d were left out",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.message import Ref, TaskMessage
-from pipeq_worker.children import feeding, looking
+from pipeq_worker.children import feeding, looking, runs
 from pipeq_worker.children.dispatcher import Dispatcher
 from pipeq_worker.children.hooks import Hooks
 from pipeq_worker.models.constant_pipeline import ConstantPipeline
@@ -27,6 +27,7 @@ from pipeq_worker.stages.prepare import least_items
 
 from tests.thread_child import starter
 from tests.unit.media import image_bytes, picture
+from tests.waiting import until
 
 
 def begin(tasks: list[Task], alone: bool) -> None:
@@ -169,10 +170,7 @@ def test_a_pipeline_whose_store_is_slow_holds_up_no_other(store: SlowStore) -> N
 
     submit("slow", 50)
     submit("quick", 50)
-    deadline = time.monotonic() + 20
-    while len(done) < 50:
-        assert time.monotonic() < deadline, f"{len(done)} of 50"
-        time.sleep(0.01)
+    until(lambda: len(done) == 50)
     assert {task.lane for task in done} == {"quick"}
     assert not any(task.error for task in done)
     store.answers.set()
@@ -339,18 +337,16 @@ class Gate(ConstantPipeline):
 def test_what_has_not_begun_can_be_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever it is: in the host, being prepared, or ready for the device. The rest is done, and it can come again."""
     monkeypatch.setattr(feeding, "FEED", 2)
+    # Where a start takes long, as all does on a busy machine, the device gets more batches ahead.
+    monkeypatch.setattr(runs, "MOST_AHEAD", 2)
     pipeline = Gate("it")
     stages = Stages(pipeline)
     engine = stages.engine
     tasks = [stages.submit(str(at), 1) for at in range(10)]
-    deadline = time.monotonic() + 20
-    while not pipeline.runs:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(0.1)
+    # One that runs, and the next.
+    until(lambda: pipeline.runs and sum(task.started_at is not None for task in tasks) == 2)
     began = [task for task in tasks if task.started_at is not None]
     spare = engine.spare("it")
-    assert 0 < len(began) <= 2
     assert spare == [task for task in tasks if task not in began]
     assert engine.spare("other") == []
     # Tasks with which a process has died stay.

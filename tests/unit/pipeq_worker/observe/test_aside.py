@@ -73,6 +73,35 @@ def test_what_is_left_out_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: 
     ]
 
 
+def test_what_is_left_out_while_it_catches_up_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr(module, "MOST", 10)
+    own, aside = Own(), Aside("Mine")
+    call = aside.later(own.batch_began)
+
+    def catches_up(record: logging.LogRecord) -> bool:
+        """The log is slow, and meanwhile the observer is told of all that waits."""
+        if "is slower" in record.getMessage():
+            own.may_return.set()
+            until(lambda: len(own.told) == 11)
+            time.sleep(0.05)
+        return True
+
+    module.logger.addFilter(catches_up)
+    try:
+        call("x", 0)
+        assert own.is_called.wait(30)
+        for size in range(1, 12):
+            call("x", size)
+    finally:
+        module.logger.removeFilter(catches_up)
+    assert len(own.told) == 11
+    aside.close(30)
+    assert [one.getMessage().partition("; ")[2] for one in caplog.records[1:]] == ["1 were left out"]
+
+
 def test_one_that_is_slow_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     now = [100.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
