@@ -106,6 +106,15 @@ def test_a_row_that_kills_processes_fails_alone(served: Served) -> None:
     assert other.brief() == [f"beside {at}" for at in range(12)]
 
 
+def test_a_row_that_kills_while_others_could_be_prepared_fails_alone(served: Served) -> None:
+    """Rows go on alone from their first step on, not from their batch on."""
+    job, slow = served.job("deaths-while-preparing"), [f"prepare=0.3 {at}" for at in range(4)]
+    job.put(PIPELINE, [*slow[:2], "dies_in_prepare=/always", *slow[2:]])
+    job.seal()
+    job.wait()
+    assert job.brief() == [*slow[:2], "worker_lost", *slow[2:]]
+
+
 def test_a_store_that_is_away_delays_only_its_row(served: Served) -> None:
     job = served.job("away")
     once = served.folder / "once"

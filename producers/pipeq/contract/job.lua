@@ -125,7 +125,7 @@ local function end_pack(pack, id, now)
     return task_ended(id, other_rows(), now)
   end
   for _, one in ipairs(pack.alone) do
-    redis.call('HSET', JOB_PACKS .. about.job, one[5], one[6])
+    redis.call('HSET', JOB_PACKS .. about.job, one[3], one[4])
   end
   count_rows(about.job, about, pack.outcomes, now)
 end

@@ -134,8 +134,8 @@ class Delivery(Task):
     def must_be_known(self) -> bool:
         """Whether Redis may know something that keeps it from the device; not if it was new a moment ago."""
         is_new = self.leases is not None and self.leases.is_new(self.tag)
-        # A row of a pack that goes on alone, for instance, is new, and has a mark.
-        was_tried = self.attempts_before or self.put_off or self.rows
+        # A row of a pack that goes on alone, for instance, is new, and may have deaths.
+        was_tried = self.attempts_before or self.put_off or self.deaths or self.rows
         return not is_new or bool(was_tried) or time.monotonic() - self.arrived > KNOWN_S
 
     def withdraw(self) -> bool:

@@ -25,7 +25,6 @@ from pipeq.contract.asked import content
 from pipeq.contract.errors import PipeqError
 from pipeq.contract.pack import PackMessage, PackOf
 from pipeq.contract.reading import UnreadableError, json_value
-from pipeq.contract.record import Mark
 from pipeq.contract.writing import to_json
 
 from pipeq_worker.delivery.backend import PackStored, Retry
@@ -101,7 +100,7 @@ class Packs:
     def _alone(
         self, delivery: Delivery, rows: Iterable[int], retry: Retry | None, *, is_suspect: bool = False
     ) -> Iterable[list[Any]]:
-        """Messages that carry one row each: when it is due, the message, its id, its mark, and what its job keeps."""
+        """Messages that carry one row each: when it is due, the message, and what its job keeps."""
         rows = list(rows)
         if not rows:
             return
@@ -113,8 +112,8 @@ class Packs:
         else:
             entry = json.loads(retry.message)
             due, frame, list_name = retry.due, json.loads(entry["message"]), entry["list"]
-        # The next worker counts the death of the worker that the mark names: nobody's. So it runs the row alone.
-        mark = Mark.back_on_its_queue(since=time.time(), deaths=1, attempt=1).encode() if is_suspect else ""
+        # In the message, because the row is to be alone from its first step on; what is in Redis is read at its batch.
+        past = {keys.PAST_DEATHS_HEADER: 1} if is_suspect else {}
         for at in rows:
             row, alone = message.rows[at], PackOf(of.job, of.pack, at)
             one = replace(message, rows=(row,), of=alone)
@@ -123,7 +122,7 @@ class Packs:
             single = {
                 **frame,
                 "body": base64.b64encode(body.encode()).decode(),
-                "headers": {**frame["headers"], "id": row_id, "root_id": row_id},
+                "headers": {**frame["headers"], **past, "id": row_id, "root_id": row_id},
                 "properties": {
                     **frame["properties"],
                     "correlation_id": row_id,
@@ -132,7 +131,7 @@ class Packs:
                 },
             }
             entry_text = json.dumps({"list": list_name, "message": json.dumps(single)})
-            yield [due, entry_text, row_id, mark, alone.field, job.rows_text([(row.line, row.custom_id)])]
+            yield [due, entry_text, alone.field, job.rows_text([(row.line, row.custom_id)])]
 
 
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}

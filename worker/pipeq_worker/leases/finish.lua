@@ -11,8 +11,7 @@
 --          list in JSON (empty: what its record says). Then of each pack whose rows were read, in turn: its place among
 --          the tasks; what is counted, in JSON (see pipeq/contract/job.lua, which stands above this text, too); its
 --          outcomes in JSON; and the waiting messages of rows that go on alone, as a list of lists in JSON: when it is
---          due, the message, the row's id, its running mark (empty for none), and its field and its text among the
---          packs that have not ended
+--          due, the message, and its field and its text among the packs that have not ended
 -- Reply: for each task 1 if it was stored, 2 if it was stored but its dead letter was refused, 0 if it had ended before,
 -- -1 if its lease is gone, -2 if it cannot wait for its next try; with -1 and -2 nothing was done.
 -- Then 1 if events are kept, otherwise 0: they need not be given then.
@@ -49,9 +48,6 @@ local function rows_wait(pack)
   for _, one in ipairs(pack.alone) do
     if refused(redis.pcall('ZADD', pack.waiting, one[1], one[2])) then
       return false
-    end
-    if one[4] ~= '' then
-      redis.pcall('HSET', KEYS[1], one[3], one[4])
     end
   end
   return true
