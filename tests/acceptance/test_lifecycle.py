@@ -17,6 +17,8 @@ from pipeq.contract import keys
 from pipeq.demo import embedded
 
 from tests import slow_worker, tiny_models
+from tests.chaos.redis_server import server
+from tests.ports import refusing
 from tests.worker_process import WorkerProcess, worker
 
 CONSTANT, GENERATION = "constant", "text-generation"
@@ -44,9 +46,7 @@ def test_a_cancel_survives_with_no_worker_up(redis_url: str, tmp_path: Path) -> 
 
 
 def test_an_unreachable_store_is_retried_until_it_is_back(redis_url: str, tmp_path: Path) -> None:
-    (port,) = embedded.free_ports(1)
     env = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "x",
         "AWS_SECRET_ACCESS_KEY": "y",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -54,19 +54,22 @@ def test_an_unreachable_store_is_retried_until_it_is_back(redis_url: str, tmp_pa
         "max_attempts": 3,
         "inputs__allow": "s3://inputs/",
     }
-    with slow_worker.serving(tmp_path, redis_url, **env) as process, Client(redis_url) as client:
+    with (
+        refusing() as port,
+        slow_worker.serving(tmp_path, redis_url, AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}", **env) as process,
+        Client(redis_url) as client,
+    ):
         process.wait_ready(client, slow_worker.PIPELINE)
+        client.keep_events(1000)
         task = client.submit(slow_worker.PIPELINE, Ref("s3://inputs/a.txt"))
         good = client.submit(slow_worker.PIPELINE, "fox")
-        seen = set()
-        while not (status := client.status(task)).is_final:
-            seen.add(status.state)
-            time.sleep(0.02)
-        assert State.RETRYING in seen
+        status = client.wait(task, timeout_s=120)
+        seen = [one.state for one in client.events("0", timeout_s=0) if one.task_id == task]
+        assert seen == [State.QUEUED, State.RETRYING, State.RETRYING, State.FAILED]
         assert status.error is not None
         assert (status.error.code, status.error.retryable) == ("input_unavailable", True)
         assert status.attempts == 3
-        assert client.status(good).state is State.SUCCEEDED
+        assert client.wait(good, timeout_s=60).state is State.SUCCEEDED
 
 
 #: Takes its time without a model: batches of 8, each of which runs for so long, in seconds.
@@ -165,32 +168,26 @@ def test_a_hurried_stop_loses_nothing(signals: tuple[signal.Signals, ...], relay
 
 def test_redis_is_restarted_under_load(tmp_path: Path) -> None:
     """Redis restarts with its append-only file: the worker reconnects, and every task ends."""
-    (port,) = embedded.free_ports(1)
-    options = ["--appendonly", "yes", "--appendfsync", "always", "--save", "", "--dir", str(tmp_path)]
-    command = [str(embedded._valkey_program()), "--port", str(port), "--bind", "127.0.0.1", *options]
-    url = f"redis://127.0.0.1:{port}/0"
     config = tmp_path / "pipelines.toml"
     config.write_text(SLOW_BATCHES)
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        with worker(tmp_path, url, "--config", config) as process, Client(url) as client:
-            process.wait_ready(client, CONSTANT)
-            ids = client.submit_many(CONSTANT, range(300), params={"seconds": 0.1}, priority=0)
-            while sum(status.is_final for status in client.status_many(ids)) < 20:
-                time.sleep(0.05)
-            server.terminate()
-            server.wait(30)
-            time.sleep(3)
-            server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-            # Messages that were unacknowledged when the connection broke come back after the visibility timeout of the
-            # stock Redis transport, unless the worker still held them; then they end all the same.
-            states = Counter(status.state for status in client.as_completed(ids, timeout_s=90))
-            assert states == {State.SUCCEEDED: 300}
-            assert process.process.poll() is None, process.text()
-            assert client.result(client.submit(CONSTANT, "fox"), timeout_s=30)
-    finally:
-        server.kill()
-        server.wait()
+    with (
+        server(tmp_path) as valkey,
+        worker(tmp_path, valkey.url, "--config", config) as process,
+        Client(valkey.url) as client,
+    ):
+        process.wait_ready(client, CONSTANT)
+        ids = client.submit_many(CONSTANT, range(300), params={"seconds": 0.1}, priority=0)
+        while sum(status.is_final for status in client.status_many(ids)) < 20:
+            time.sleep(0.05)
+        valkey.stop()
+        time.sleep(3)
+        valkey.start()
+        # Messages that were unacknowledged when the connection broke come back after the visibility timeout of the
+        # stock Redis transport, unless the worker still held them; then they end all the same.
+        states = Counter(status.state for status in client.as_completed(ids, timeout_s=90))
+        assert states == {State.SUCCEEDED: 300}
+        assert process.process.poll() is None, process.text()
+        assert client.result(client.submit(CONSTANT, "fox"), timeout_s=30)
 
 
 def test_a_forward_pass_that_hangs_ends_its_process(redis_url: str, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pipeq.contract import keys
 from pipeq.demo import embedded
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.ports import consecutive
 from tests.waiting import until
 from tests.worker_process import WorkerProcess, worker
 
@@ -56,25 +57,6 @@ import sys, time
 if "pipeq_worker.children.main" in sys.orig_argv:
     time.sleep(2)
 """
-
-
-def free_port(count: int = 1) -> int:
-    """The first of some consecutive ports that are free now."""
-    while True:
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            port: int = one.getsockname()[1]
-        if port + count < 65535 and all(_is_free(port + at) for at in range(count)):
-            return port
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as one:
-        try:
-            one.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
 
 
 class Page:
@@ -115,7 +97,7 @@ def server_pid(url: str) -> int:
 
 @pytest.fixture
 def config(tmp_path: Path) -> tuple[Path, Page]:
-    page = Page(free_port(2))
+    page = Page(consecutive(2))
     path = tmp_path / "pipelines.toml"
     path.write_text(CONFIG.format(port=page.port))
     return path, page
@@ -124,7 +106,7 @@ def config(tmp_path: Path) -> tuple[Path, Page]:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, WorkerProcess, Page]]:
     """One worker, which the tests take through its life in their order."""
-    folder, page = tmp_path_factory.mktemp("served"), Page(free_port(2))
+    folder, page = tmp_path_factory.mktemp("served"), Page(consecutive(2))
     path = folder / "pipelines.toml"
     path.write_text(CONFIG.format(port=page.port))
     (folder / "sitecustomize.py").write_text(LATE)

@@ -15,6 +15,7 @@ from pipeq.contract import keys
 from pipeq.demo import embedded
 
 from tests.frames import frame
+from tests.ports import refusing
 from tests.worker_process import WorkerProcess, worker
 
 BATCH = 8
@@ -30,20 +31,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WorkerPro
     """A worker whose batches have eight items, and its Redis."""
     folder = tmp_path_factory.mktemp("neighbours")
     config = folder / "pipelines.toml"
-    (port,) = embedded.free_ports(1)
     config.write_text(
         '[results]\nallow = ["s3://gone/"]\ndead_letter_max = 100\n'
         f"[pipelines.{QUEUE}]\nmax_batch_size = {BATCH}\nmax_wait_ms = 100\n"
     )
-    env = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "y",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
+    keys_of_nobody = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REGION": "us-east-1"}
     with (
+        refusing() as port,
         embedded.valkey() as url,
-        worker(folder, url, "--config", config, **env) as process,
+        worker(
+            folder, url, "--config", config, AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}", **keys_of_nobody
+        ) as process,
         Client(url) as client,
     ):
         process.wait_ready(client, QUEUE)

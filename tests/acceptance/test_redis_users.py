@@ -93,7 +93,7 @@ def test_the_users_of_the_file_can_do_their_work(
         assert len(operator.jobs.list()) == 4
         assert client.status(ids[0]).state is State.SUCCEEDED
         for _ in range(2):
-            assert client.submit(QUEUE, 1, delay_s=60, task_id="own") == "own"
+            assert client.submit(QUEUE, 1, delay_s=3600, task_id="own") == "own"
         assert client.cancel("own").state is State.CANCELLED
         # While the record of an ended task lives, its id cannot be reused.
         assert client.result(client.submit(QUEUE, 1, task_id="mine"), timeout_s=120) == "constant"
@@ -116,10 +116,10 @@ def test_the_users_of_the_file_can_do_their_work(
         assert client.wait(broken, timeout_s=120).attempts == 2
         assert [one.refused for one in maintainer.dead().drop()] == [None]
         assert maintainer.purge(QUEUE) == 1  # the one that was cancelled
-        later = client.submit(QUEUE, 1, delay_s=60)
+        later = client.submit(QUEUE, 1, delay_s=3600)
         assert maintainer.purge(QUEUE) == 1
         assert maintainer.cancel(later).state is State.CANCELLED
-        later = client.submit(QUEUE, 1, delay_s=60)
+        later = client.submit(QUEUE, 1, delay_s=3600)
         assert [(one.id, one.state) for one in maintainer.cancel_pipeline(QUEUE)] == [(later, State.CANCELLED)]
         found = list(operator.events("0", timeout_s=0))
         assert {(one.task_id, one.state) for one in found} >= {

@@ -18,6 +18,8 @@ from tests.acceptance.test_dev import PIPEQ, children_of, is_alive, server_of, u
 from tests.commands import run
 
 ROWS = 3000
+#: Of each batch of 64 rows: seconds remain of a run when a test has seen that it is on its way, and ends it.
+TAKES_TIME = '{"seconds": 0.1}'
 
 
 def begin(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
@@ -41,7 +43,7 @@ def test_whatever_ends_it_the_same_command_goes_on_and_the_rows_are_whole(tmp_pa
         for at in range(ROWS):
             writer.writerow(["only one cell"] if at in (7, ROWS - 1) else [f"text {at}, ü", f"n{at}"])
     arguments = ["constant", "rows.csv", "out.csv", "--field", "text", "--id", "name", "--plot", "speed.svg",
-        "--params", '{"seconds": 0.002}', "--errors", "errors.csv"]  # fmt: skip
+        "--params", TAKES_TIME, "--errors", "errors.csv"]  # fmt: skip
     partial, log = folder / "out.csv.partial", folder / "log"
     for ending, code, share in ((signal.SIGINT, 130, 0.1), (signal.SIGKILL, -9, 0.3)):
         process = begin(folder, *arguments)
@@ -112,7 +114,7 @@ def test_a_wrong_command_line_is_said(tmp_path: Path) -> None:
 
 def test_a_run_whose_redis_dies_says_so_and_goes_on_later(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("".join(f"text {at}\n" for at in range(2000)))
-    arguments = ["constant", "in.txt", "out.csv", "--params", '{"seconds": 0.005}']
+    arguments = ["constant", "in.txt", "out.csv", "--params", TAKES_TIME]
     partial, log = tmp_path / "out.csv.partial", tmp_path / "log"
     process = begin(tmp_path, *arguments)
     until(lambda: done(partial) > 0 or process.poll() is not None)

@@ -47,8 +47,9 @@ class Outage:
 
     def __init__(self, server: embedded.S3Server) -> None:
         self._target = urlsplit(server.endpoint_url).port or 0
-        self._proxy = Proxy(self._target)
-        self._port = self._proxy.port
+        # One that nobody gets by chance while the store is away.
+        (self._port,) = embedded.free_ports(1)
+        self._proxy = Proxy(self._target, listen=self._port)
         self.url = f"http://127.0.0.1:{self._port}"
 
     def refuse(self) -> None:
