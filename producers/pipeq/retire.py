@@ -63,14 +63,16 @@ def forget(queue: QueueInfo, *, force: bool) -> Steps[None]:
     name = shown.line(queue.pipeline)
     if not (yield from single("HEXISTS", keys.PIPELINES, queue.pipeline)):
         raise PipeqError(ErrorCode.UNKNOWN_PIPELINE, f"no worker has ever served {name!r}, or it is forgotten already")
-    needs = {
-        "workers serve it": queue.workers,
-        "workers load it": queue.loading,
-        "messages wait (`pipeq purge` ends them)": queue.depth + queue.waiting,
-        "dead letters lie there (`pipeq dead`)": queue.dead,
-    }
-    if (why := ", ".join(f"{count} {what}" for what, count in needs.items() if count)) and not force:
-        raise PipeqError(ErrorCode.IN_USE, f"{name!r} is still needed: {why}; force it to take it off the list anyway")
+    needs = (
+        (queue.workers, "worker", "serving it"),
+        (queue.loading, "worker", "loading it"),
+        (queue.depth + queue.waiting, "message", "waiting (`pipeq purge` ends them)"),
+        (queue.dead, "dead letter", "there (`pipeq dead`)"),
+    )
+    if (why := ", ".join(f"{shown.count(count, what)} {how}" for count, what, how in needs if count)) and not force:
+        raise PipeqError(
+            ErrorCode.IN_USE, f"{name!r} is still needed: {why}; force (`--force`) takes it off the list anyway"
+        )
     named = (key(queue.pipeline) for key in (keys.workers_key, keys.loading_key, keys.idle_key))
     for reply in (yield from transaction((("HDEL", keys.PIPELINES, queue.pipeline), ("DEL", *named)))):
         if isinstance(reply, Exception):

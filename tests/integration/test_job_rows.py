@@ -246,3 +246,22 @@ def test_a_client_that_blocks_names_the_one_that_does_not(client: Client) -> Non
     job_id = client.jobs.submit(PIPELINE, ["x"], check=False)
     with pytest.raises(PipeqError, match=r"inputs is an async_generator, .* give a file, or a list"):
         client.jobs.save(job_id, "/tmp/never.jsonl", inputs=texts(1))
+
+
+# -- failed rows, again -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_all", [True, False])
+def test_an_input_that_lacks_lines_that_failed_is_warned_of(
+    client: Client, tmp_path: Path, recwarn: pytest.WarningsRecorder, has_all: bool
+) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text("no JSON\n" * 3)
+    client.jobs.submit(PIPELINE, str(path), job_id="night", check=False)
+    assert [line for line, *_ in failed(client, "night")] == [1, 2, 3]
+    path.write_text('"fine now"\n' * (3 if has_all else 1))
+    again = client.jobs.retry("night", str(path), check=False)
+    assert again is not None
+    assert client.jobs.status(again).submitted == (3 if has_all else 1)
+    said = [str(one.message) for one in recwarn if one.category is UserWarning]
+    assert said == [] if has_all else said[0].startswith("the input has only 1 of the 3 lines that failed in 'night'")

@@ -262,8 +262,8 @@ def bury(db: redis.Redis, client: Client) -> None:
     db.lpush(keys.dead_letter_key(QUEUE), "x")
 
 
-NEEDS: dict[Any, str] = {serve: "1 workers serve it", load: "1 workers load it"}
-NEEDS |= {queue_one: "1 messages wait", delay_one: "1 messages wait", bury: "1 dead letters lie there"}
+NEEDS: dict[Any, str] = {serve: "1 worker serving it", load: "1 worker loading it"}
+NEEDS |= {queue_one: "1 message waiting", delay_one: "1 message waiting", bury: "1 dead letter there"}
 
 
 @pytest.mark.parametrize("needs", [some for count in range(3) for some in itertools.combinations(NEEDS, count)])

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from pipeq.cli.group import OK, TASK_FAILED, UNKNOWN_ID, Group, say
+from pipeq.cli.names import parse_codes
 from pipeq.cli.options import connected, example, json_lines, parse_age, redis_url_option
 from pipeq.cli.results import worst
 from pipeq.cli.show import as_json, duration
@@ -19,6 +20,7 @@ from pipeq.client import Client
 from pipeq.contract import shown
 from pipeq.contract.dead_letter import DeadLetter
 from pipeq.dead import DeadLetters, Handled
+from pipeq.terminal import is_terminal
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 #: Most refusals that are shown one by one.
@@ -40,7 +42,14 @@ def dead() -> None:
 
 def _filters(command: _F) -> _F:
     options = (
-        click.option("--code", "codes", multiple=True, metavar="CODE", help="With this error code; may be repeated."),
+        click.option(
+            "--code",
+            "codes",
+            multiple=True,
+            callback=parse_codes,
+            metavar="CODE",
+            help="With this error code; may be repeated.",
+        ),
         click.option("--older-than", metavar="AGE", callback=parse_age, help="Failed so long ago: 90s, 15m, 2h, 7d."),
         click.option("--newer-than", metavar="AGE", callback=parse_age, help="Failed since: 90s, 15m, 2h, 7d."),
         json_lines,
@@ -212,7 +221,7 @@ def _print_table(letters: Iterable[DeadLetter]) -> None:
         texts = (one.task_id or "-", one.pipeline or one.queue, age, str(one.attempts), one.code, one.reason)
         table.add_row(one.letter, *(escape(shown.line(text, 100)) for text in texts))
     # A pipe has no width.
-    Console(width=None if sys.stdout.isatty() else 250, highlight=False).print(table)
+    Console(width=None if is_terminal(sys.stdout) else 250, highlight=False).print(table)
 
 
 def _block(letter: DeadLetter) -> str:

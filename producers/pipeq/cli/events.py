@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext, suppress
 from datetime import datetime
 
 import click
@@ -73,8 +74,9 @@ def events(
         found = client.events(
             after, pipelines=pipelines or None, states=states or None, timeout_s=None if follow else NO_WAIT_S
         )
-        for event in found:
-            click.echo(json.dumps(event.to_dict()) if in_json else _line(event))
+        with suppress(KeyboardInterrupt) if follow else nullcontext():
+            for event in found:
+                click.echo(json.dumps(event.to_dict()) if in_json else _line(event))
 
 
 def _line(event: Event) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeq import shadowed
+from pipeq import shadowed, terminal
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError, ReadError, RedisUnavailableError, WaitTimeoutError
 
@@ -33,6 +33,8 @@ NOT_FINISHED = 3
 UNKNOWN_ID = 4
 REDIS_UNREACHABLE = 5
 REFUSED = 6
+#: After Ctrl-C, as shells have it.
+INTERRUPTED = 130
 
 #: Most characters of a message that a line on stderr shows.
 MESSAGE_CHARS = 2000
@@ -48,6 +50,7 @@ Exit codes:
   4  no task or job of that id is known
   5  Redis cannot be reached, or refuses this user
   6  refused: unknown pipeline or parameter, input too large, nothing below a prefix, pipeline in use, missing package
+  130  interrupted by Ctrl-C
 Of several tasks, 4 goes before 1, and 1 before 3."""
 
 #: Short helps of commands from entry points, because listing commands must not import them.
@@ -138,13 +141,17 @@ class LazyGroup(Group):
         formatter.write(f"\n{(self.epilog or '').replace(chr(8) + chr(10), '')}\n")
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs a command, and turns a PipeqError into a line and an exit code."""
+        """Runs a command, and turns a PipeqError and Ctrl-C into a line and an exit code."""
+        terminal.escape_what_it_cannot_show()
         try:
             with self._missing_package_said(ctx, None):
                 return super().invoke(ctx)
         except PipeqError as error:
             say(error.code, error.message)
             ctx.exit(exit_code(error))
+        except KeyboardInterrupt:
+            say("interrupted", "ended by Ctrl-C")
+            ctx.exit(INTERRUPTED)
         except OSError as error:
             if error.errno not in _FULL:
                 raise

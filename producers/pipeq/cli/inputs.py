@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import mimetypes
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +35,12 @@ Form = Literal["auto", "lines", "jsonl", "document"]
 #: What a pipeline takes, as its worker registers it: where a plain text is the value itself, and where it is a URI.
 TEXT_KINDS = frozenset({"text", "texts", "chat"})
 BYTES_KINDS = frozenset({"image", "images", "audio", "video"})
+#: What an argument is taken for with a flag that says how files are read.
+_FILES: Mapping[Form, str] = {
+    "lines": "a file of texts",
+    "jsonl": "a file of JSON lines",
+    "document": "a file whose content is one input",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +217,7 @@ class Reader:
     @property
     def _wanted(self) -> str:
         if self.form != "auto":
-            return f"a file of {'texts' if self.form == 'lines' else self.form}"
+            return _FILES[self.form]
         kind = None if self.files else _A.get(self._kind or "")
         return "the name of a file" if kind is None else f"the file or URI of {kind}"
 

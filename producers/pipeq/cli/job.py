@@ -12,7 +12,7 @@ from pipeq.cli.group import OK, UNKNOWN_ID, say
 from pipeq.cli.ids import in_chunks
 from pipeq.cli.job_options import check_errors, errors_option, order_option, results_option, waited
 from pipeq.cli.job_submit import retry, submit
-from pipeq.cli.options import allow_option, connected, example, json_lines, redis_url_option, timeout_option
+from pipeq.cli.options import allow_option, connected, example, json_lines, redis_url_option, wait_timeout_option
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError
 from pipeq.contract.job import JobStatus
@@ -61,7 +61,7 @@ def status(ctx: click.Context, ids: tuple[str, ...], *, in_json: bool, redis_url
 @results_option
 @errors_option
 @order_option
-@timeout_option
+@wait_timeout_option
 @allow_option
 @json_lines
 @redis_url_option
@@ -146,5 +146,8 @@ job.add_command(retry)
 def list_jobs(*, in_json: bool, redis_url: str | None) -> None:
     """Show all jobs that are kept, the newest first."""
     with connected(redis_url) as client:
-        for found in client.jobs.list():
-            click.echo(json.dumps(found.to_json()) if in_json else line_of(found))
+        all_jobs = client.jobs.list()
+    for found in all_jobs:
+        click.echo(json.dumps(found.to_json()) if in_json else line_of(found))
+    if not all_jobs:
+        click.echo("No jobs.", err=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import islice
 
 import click
 
-from pipeq.cli.group import NOT_FINISHED, OK, TASK_FAILED
+from pipeq.cli.group import INTERRUPTED, NOT_FINISHED, OK, TASK_FAILED, say
 from pipeq.cli.options import allow_option, json_lines, redis_url_option, timeout_option, upload_option
+from pipeq.cli.results import say_broken_off
 from pipeq.client import Client
 from pipeq.contract.errors import ReadError, WaitTimeoutError
 from pipeq.contract.job import JobState
@@ -54,6 +57,19 @@ def check_errors(results: str | None, errors: str | None) -> None:
         raise click.UsageError("--errors needs --results")
 
 
+@contextmanager
+def resumable(display: Display) -> Iterator[None]:
+    """Says after Ctrl-C how a submit goes on, which has queued some rows."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if display.job_id is None:
+            raise
+        job_id = shlex.quote(display.job_id)
+        say("interrupted", f"the rows that are queued go on; the same submit with --job-id {job_id} queues the others")
+        raise click.exceptions.Exit(INTERRUPTED) from None
+
+
 def waited(
     client: Client,
     job_id: str,
@@ -66,8 +82,9 @@ def waited(
     """Waits for a job, and writes its files. Returns the command's exit code."""
     try:
         found = client.jobs.wait(job_id, timeout, progress=display.show)
-    except WaitTimeoutError:
+    except (WaitTimeoutError, KeyboardInterrupt) as error:
         display.show(client.jobs.status(job_id), is_last=True)
+        say_broken_off(error, f"the job goes on, and `pipeq job wait {shlex.quote(job_id)}` waits for it again")
         return NOT_FINISHED
     display.show(found, is_last=True)
     if results is not None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from pipeq.cli.job_options import check_errors, job_id_option, sending_options, waited
-from pipeq.cli.names import check_params, registered
+from pipeq.cli.job_options import check_errors, job_id_option, resumable, sending_options, waited
+from pipeq.cli.names import check_params, parse_codes, registered
 from pipeq.cli.options import connected, example
 from pipeq.jobs import places
 from pipeq.jobs.display import Display
@@ -63,20 +63,22 @@ def submit(
     if results is not None and not worker_writes:
         places.check(results, errors, input)
     with connected(redis_url, allow, upload) as client:
-        if rows["params"] and not no_check:
-            check_params(rows["params"], registered(client, pipeline), pipeline)
+        params = {**(rows["params"] or {}), **(rows["params_columns"] or {})}
+        if params and not no_check:
+            check_params(params, registered(client, pipeline), pipeline)
         display = Display(in_json=in_json)
-        found = client.jobs.submit(
-            pipeline,
-            input,
-            job_id=job_id,
-            results=results if worker_writes else None,
-            errors=errors if worker_writes else None,
-            order=order,
-            check=not no_check,
-            progress=display.show,
-            **rows,
-        )
+        with resumable(display):
+            found = client.jobs.submit(
+                pipeline,
+                input,
+                job_id=job_id,
+                results=results if worker_writes else None,
+                errors=errors if worker_writes else None,
+                order=order,
+                check=not no_check,
+                progress=display.show,
+                **rows,
+            )
         if not in_json:
             click.echo(found)
         if worker_writes:
@@ -94,7 +96,14 @@ def submit(
 )
 @click.argument("job", metavar="ID")
 @click.argument("input", metavar="INPUT")
-@click.option("--code", "codes", multiple=True, metavar="CODE", help="Only rows with this error; may be repeated.")
+@click.option(
+    "--code",
+    "codes",
+    multiple=True,
+    callback=parse_codes,
+    metavar="CODE",
+    help="Only rows with this error; may be repeated.",
+)
 @row_options
 @job_id_option
 @sending_options
@@ -128,15 +137,16 @@ def retry(
         places.check(results, errors, input)
     with connected(redis_url, allow, upload) as client:
         display = Display(in_json=in_json)
-        found = client.jobs.retry(
-            job,
-            input,
-            codes=codes or None,
-            new_job_id=job_id,
-            check=not no_check,
-            progress=display.show,
-            **rows,
-        )
+        with resumable(display):
+            found = client.jobs.retry(
+                job,
+                input,
+                codes=codes or None,
+                new_job_id=job_id,
+                check=not no_check,
+                progress=display.show,
+                **rows,
+            )
         if found is None:
             click.echo("no row failed so", err=True)
             return

@@ -10,6 +10,8 @@ from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any
 
+import click
+
 from pipeq.client import Client
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError, RedisUnavailableError
@@ -59,6 +61,17 @@ def check_params(params: Mapping[str, Any], about: Mapping[str, Any], pipeline: 
                 f"{shown.line(repr(pipeline), NAME_CHARS)} takes no parameter {shown.line(repr(name), NAME_CHARS)}"
                 f"{nearest(name, known)}; --no-check submits it anyway",
             )
+
+
+def parse_codes(_: click.Context, __: click.Parameter, codes: tuple[str, ...]) -> tuple[str, ...]:
+    """Codes of errors that choose something: an unknown one would choose nothing, and nobody would know why."""
+    known = [str(one) for one in ErrorCode]
+    for code in codes:
+        if code not in known:
+            raise click.BadParameter(
+                f"there is no error code {shown.line(repr(code), NAME_CHARS)}{nearest(code, known)}"
+            )
+    return codes
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from pipeq import checks
 from pipeq.cli.group import say
@@ -16,6 +18,8 @@ from pipeq.client import Client
 from pipeq.contract import shown, variables
 from pipeq.contract.errors import PipeqError, RedisUrlError, SettingsError
 from pipeq.warn import no_logs_of_libraries
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def example(*lines: str) -> str:
@@ -37,14 +41,14 @@ def _parse_timeout(_: click.Context, option: click.Parameter, value: float | Non
         raise click.BadParameter(error.message) from error
 
 
+def _timeout_option(says: str) -> Callable[[_F], _F]:
+    return click.option("--timeout", type=float, callback=_parse_timeout, metavar="S", help=says)
+
+
 wait_option = click.option("--wait", is_flag=True, help="Wait until every task has ended.")
-timeout_option = click.option(
-    "--timeout",
-    type=float,
-    callback=_parse_timeout,
-    metavar="S",
-    help="Wait at most this many seconds; implies --wait.",
-)
+timeout_option = _timeout_option("Wait at most this many seconds; implies --wait.")
+#: Of the commands that wait anyway.
+wait_timeout_option = _timeout_option("Wait at most this many seconds.")
 allow_option = click.option(
     "--allow",
     multiple=True,
@@ -89,7 +93,9 @@ def connected(redis_url: str | None, allow: tuple[str, ...] = (), upload: str | 
     try:
         client = Client(redis_url, allow=allow or None, upload=upload)
     except RedisUrlError as error:
-        raise click.BadParameter(error.message, param_hint="--redis-url") from error
+        source = click.get_current_context().get_parameter_source("redis_url")
+        hint = "PIPEQ_REDIS_URL" if source is ParameterSource.ENVIRONMENT else "--redis-url"
+        raise click.BadParameter(error.message, param_hint=hint) from error
     except SettingsError as error:
         option, variable, given = "--allow", "PIPEQ_CLIENT_ALLOW", bool(allow)
         if error.message.startswith("upload"):

@@ -23,7 +23,7 @@ PARAMS_SHOWN = 6
 @json_lines
 @redis_url_option
 def pipelines(names: tuple[str, ...], in_json: bool, redis_url: str | None) -> None:
-    r"""Show which pipelines are served, and how.
+    """Show which pipelines are served, and how.
 
     \b
     task        the task type
@@ -31,7 +31,7 @@ def pipelines(names: tuple[str, ...], in_json: bool, redis_url: str | None) -> N
     takes       what a plain input is: text, image, audio, video ...; object: named values
     workers     live ones, and those that are loading it
     parameters  of `--params`; all of them if you name PIPELINE
-    """
+    """  # noqa: D301 - click knows \b only as the backspace that it is here
     with connected(redis_url) as client:
         known = client.pipelines()
         for name in names:

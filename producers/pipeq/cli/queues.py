@@ -14,7 +14,7 @@ from pipeq.cli.show import as_json, print_queues
 @json_lines
 @redis_url_option
 def queues(in_json: bool, redis_url: str | None) -> None:
-    r"""Show every pipeline's queue.
+    """Show every pipeline's queue.
 
     \b
     depth      messages that wait to be taken
@@ -29,7 +29,7 @@ def queues(in_json: bool, redis_url: str | None) -> None:
 
     \b
     Below the table: the workers that take no messages, and why.
-    """
+    """  # noqa: D301 - click knows \b only as the backspace that it is here
     with connected(redis_url) as client:
         found = client.queues()
     if in_json:

@@ -61,14 +61,30 @@ def print_results(
                     codes.append(print_result(client, found[current], in_json, fetch=fetch))
                     current = next(left, None)
     except (WaitTimeoutError, KeyboardInterrupt) as error:
-        if isinstance(error, WaitTimeoutError):
-            say(error.code, error.message)
-        else:
-            say("interrupted", "the tasks go on")
+        say_broken_off(error)
         rest = [current, *left] if current is not None else []
         # The others are read once more, so that their ids are not lost; some may have ended behind a slow one.
         codes += [print_result(client, status, in_json, fetch=fetch) for status in client.status_many(rest)]
+        end_if_interrupted(error, codes)
     return worst(codes)
+
+
+def say_broken_off(error: WaitTimeoutError | KeyboardInterrupt, what: str = "the tasks go on") -> None:
+    """Says on stderr why a wait is over although not all has ended."""
+    if isinstance(error, WaitTimeoutError):
+        say(error.code, error.message)
+    else:
+        say("interrupted", what)
+
+
+def end_if_interrupted(error: BaseException, codes: Sequence[int]) -> None:
+    """Ends the command after Ctrl-C: nobody waits for the ids that are still on stdin.
+
+    Raises:
+        click.exceptions.Exit: with the exit code of what was printed.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        raise click.exceptions.Exit(worst(codes) or NOT_FINISHED)
 
 
 def print_result(client: Client, status: TaskStatus, in_json: bool, *, fetch: bool = True, null: bool = True) -> int:

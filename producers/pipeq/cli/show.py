@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pipeq.contract import shown
 from pipeq.contract.status import State, TaskStatus
 from pipeq.queue_info import QueueInfo
+from pipeq.terminal import is_terminal
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -156,7 +157,7 @@ def tell(made: Table, below: Iterable[str]) -> None:
     from rich.console import Console
 
     # A pipe has no width, and 80 columns would cut names that a script searches for.
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console = Console(width=None if is_terminal(sys.stdout) else 200, highlight=False)
     console.print(made)
     for line in below:
         console.print(line, markup=False, soft_wrap=True)
@@ -202,7 +203,7 @@ class LateProgress:
         self._timer.daemon = True
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        if is_terminal(sys.stderr):
             self._timer.start()
         return self
 
@@ -239,7 +240,7 @@ class LateProgress:
                 console=Console(stderr=True),
                 transient=True,
                 # Results that go into a pipe must stay there; on the same terminal they are printed above the bar.
-                redirect_stdout=sys.stdout.isatty(),
+                redirect_stdout=is_terminal(sys.stdout),
             )
             self._row = self._bar.add_task(self._title, total=self._total or None, completed=self._done)
             self._bar.start()

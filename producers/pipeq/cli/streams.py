@@ -20,6 +20,7 @@ import click
 
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError
+from pipeq.terminal import is_terminal
 
 #: If nothing comes from a pipe or a terminal for so long, what came before is dealt with first; in seconds.
 PAUSE_S = 0.1
@@ -62,7 +63,7 @@ class Stream:
         """
         if sys.stdin is None:
             raise click.UsageError("standard input is closed, and `-` reads it")
-        if sys.stdin.isatty():
+        if is_terminal(sys.stdin):
             click.echo("reading from the terminal; Ctrl-D ends it", err=True)
         return cls("stdin", sys.stdin.buffer)
 

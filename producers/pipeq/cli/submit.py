@@ -27,7 +27,7 @@ from pipeq.cli.results import print_results
 from pipeq.cli.show import LateProgress, status_json
 from pipeq.cli.streams import Paused
 from pipeq.client import Client
-from pipeq.contract import keys
+from pipeq.contract import keys, shown
 from pipeq.contract.errors import PipeqError, SubmitError
 from pipeq.params_option import parse_params
 from pipeq.submitting import CHUNK_BYTES, CHUNK_TASKS
@@ -199,9 +199,10 @@ def submit(
             with LateProgress(0, "submitted") as bar:
                 for number in _submit_all(client, pipeline, _chunks(reader, inputs, output), names, options, done):
                     bar.reach(number, 0)
-        except (PipeqError, click.UsageError):
+        except (PipeqError, click.UsageError, KeyboardInterrupt):
             if ids:
-                say("warning", f"queued before the error: {' '.join(ids)}")
+                say("warning", f"{shown.count(len(ids), 'task')} queued before the end, with the ids")
+                click.echo("\n".join(ids), err=True)  # all of them: nobody else knows them
             raise
         code = print_results(client, ids, timeout, in_json, fetch=output is None) if ids else OK
     click.get_current_context().exit(code)

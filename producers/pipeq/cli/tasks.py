@@ -18,8 +18,18 @@ from pipeq.cli.options import (
     redis_url_option,
     timeout_option,
     wait_option,
+    wait_timeout_option,
 )
-from pipeq.cli.results import ended, print_result, print_results, say_why, state_code, worst
+from pipeq.cli.results import (
+    end_if_interrupted,
+    ended,
+    print_result,
+    print_results,
+    say_broken_off,
+    say_why,
+    state_code,
+    worst,
+)
 from pipeq.cli.show import LateProgress, history_lines, status_block, status_json
 from pipeq.client import Client
 from pipeq.contract import shown
@@ -34,7 +44,7 @@ from pipeq.contract.status import State, TaskStatus
     )
 )
 @ids_argument
-@timeout_option
+@wait_timeout_option
 @json_lines
 @redis_url_option
 def wait(ids: tuple[str, ...], timeout: float | None, in_json: bool, redis_url: str | None) -> None:
@@ -54,10 +64,11 @@ def wait(ids: tuple[str, ...], timeout: float | None, in_json: bool, redis_url: 
                         seen.add(status.id)
                         progress.advance()
                         codes.append(_print_state(status, in_json))
-            except WaitTimeoutError as error:
-                say(error.code, error.message)
+            except (WaitTimeoutError, KeyboardInterrupt) as error:
+                say_broken_off(error)
                 rest = [one for one in dict.fromkeys(chunk) if one not in seen]
                 codes += [_print_state(status, in_json) for status in client.status_many(rest)]
+                end_if_interrupted(error, codes)
     click.get_current_context().exit(worst(codes))
 
 
@@ -123,8 +134,8 @@ def _waited_for(client: Client, task_id: str, timeout: float | None) -> TaskStat
     """Returns the status when the task has ended, or when the time for that is over."""
     try:
         return next(ended(client, [task_id], timeout))
-    except WaitTimeoutError as error:
-        say(error.code, error.message)
+    except (WaitTimeoutError, KeyboardInterrupt) as error:
+        say_broken_off(error)
         return client.status(task_id)
 
 

@@ -22,6 +22,7 @@ from pipeq.client import Client
 from pipeq.contract import shown
 from pipeq.contract.errors import RedisUnavailableError
 from pipeq.queue_info import QueueInfo
+from pipeq.terminal import is_terminal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,7 +58,7 @@ class Worker:
 @click.option("--json", "in_json", is_flag=True, help="Print JSON, one object a line for each look.")
 @redis_url_option
 def top(interval: float, once: bool, in_json: bool, redis_url: str | None) -> None:
-    r"""Show queues, workers, batches and failures live, until Ctrl-C.
+    """Show queues, workers, batches and failures live, until Ctrl-C.
 
     \b
     waiting   messages that wait to be taken, and for their next try
@@ -66,7 +67,7 @@ def top(interval: float, once: bool, in_json: bool, redis_url: str | None) -> No
     rate      tasks a second that the live workers manage while there is work
     device    share of the time that the devices work for it; of a worker, for all of its pipelines
     failed    tasks that failed at these workers since each of them started, by error code
-    """
+    """  # noqa: D301 - click knows \b only as the backspace that it is here
     with connected(redis_url) as client, _display(live=not once and not in_json) as show:
         queues = client.queues()
         with suppress(KeyboardInterrupt):
@@ -116,7 +117,7 @@ def workers_of(queues: list[QueueInfo]) -> list[Worker]:
 @contextmanager
 def _display(*, live: bool) -> Iterator[Callable[[list[QueueInfo]], None]]:
     """Yields a function that shows the queues: in place on a terminal, else as a block of plain lines."""
-    if not (live and sys.stdout.isatty()):
+    if not (live and is_terminal(sys.stdout)):
         yield _print
         return
     from rich.console import Console

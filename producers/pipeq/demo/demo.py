@@ -30,6 +30,7 @@ from pipeq.contract.status import State, TaskStatus
 from pipeq.demo.embedded import S3Server, minilm_path, s3, valkey
 from pipeq.demo.guarded import Child, guarded
 from pipeq.demo.passages import Match, Passage, collect, nearest
+from pipeq.terminal import is_terminal
 
 PIPELINE = "text-embedding"
 #: Downloaded from the Hub (91 MB), unless a wheel has brought it.
@@ -112,7 +113,7 @@ def demo(question: str | None) -> None:
     which passages answer QUESTION, or three questions of its own, best. Takes half a minute; everything is stopped and
     removed at the end.
     """
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console = Console(highlight=False, width=None if is_terminal(sys.stdout) else PIPE_WIDTH)
     try:
         with _services(console) as services:
             failed = _run(console, services, collect(), [question] if question else list(QUESTIONS))

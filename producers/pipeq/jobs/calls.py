@@ -21,6 +21,7 @@ from pipeq.jobs.submit_calls import SubmitCalls
 from pipeq.jobs.watching import Watch
 from pipeq.protocol import Give, Steps, Stream, given
 from pipeq.results import read_result
+from pipeq.warn import warn
 
 #: How long workers have to write the files of a job before a client does, in seconds.
 WORKERS_S = 30.0
@@ -45,7 +46,7 @@ class JobCalls(SubmitCalls):
 
         Args:
             job_id: the job; its rows must have ended.
-            inputs: the job's input.
+            inputs: the job's input. One that lacks lines that failed is warned of.
             codes: the codes of the errors that are meant; None for all.
             new_job_id: a name of your own for the new job: a retry that broke off may be repeated with it.
             options: those of :meth:`submit` that the job had, such as ``field``, ``id`` and ``params``.
@@ -63,7 +64,15 @@ class JobCalls(SubmitCalls):
         if not lines:
             return None
         again = new_job_id if new_job_id is not None else f"{job_id}-again-{new_id()[:8]}"
-        return (yield from self.submit(status.pipeline, inputs, job_id=again, lines=lines.__contains__, **options))
+        yield from self.submit(status.pipeline, inputs, job_id=again, lines=lines.__contains__, **options)
+        there = (yield from self.status(again)).submitted
+        if there < len(lines):
+            warn(
+                f"the input has only {there} of the {len(lines)} lines that failed in {shown.line(job_id)!r}: "
+                f"is it the job's input? {shown.line(again)!r} has those alone",
+                UserWarning,
+            )
+        return again
 
     def status(self, job_id: str) -> Steps[JobStatus]:
         """How far a job is.

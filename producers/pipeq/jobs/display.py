@@ -12,6 +12,7 @@ import click
 
 from pipeq.contract import shown
 from pipeq.contract.job import JobStatus
+from pipeq.terminal import is_terminal
 
 #: How often a plain line says how far a job is, in seconds; and a live one.
 LINE_S, LIVE_S = 5.0, 0.2
@@ -28,7 +29,9 @@ class Display:
 
     def __init__(self, *, in_json: bool = False) -> None:
         self._in_json = in_json
-        self._is_live = not in_json and sys.stderr.isatty()
+        self._is_live = not in_json and is_terminal(sys.stderr)
+        #: The id of the job that was shown last.
+        self.job_id: str | None = None
         self._next_at = 0.0
         self._said = ""
         self._width = 0
@@ -45,6 +48,7 @@ class Display:
 
     def show(self, status: JobStatus, *, is_last: bool = False) -> None:
         """Shows a status, unless the last one is too young."""
+        self.job_id = status.id
         now = time.monotonic()
         if now < self._next_at and not is_last:
             return

@@ -42,7 +42,7 @@ def trace_of(error: BaseException) -> str:
         while one is not None and len(chain) < 20 and one not in chain:
             chain.append(one)
             one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
-        foreign = [one for one in chain if not isinstance(one, PipeqError)][-MOST_CAUSES:]
+        foreign = [one for one in chain if not _says_all(one)][-MOST_CAUSES:]
         texts = (_lines(one) for one in reversed(foreign))
         return f"\n{_LED_TO}\n".join("\n".join(lines) for lines in texts)
     except Exception as problem:  # an exception whose own methods raise
@@ -61,6 +61,11 @@ def for_record(trace: str) -> str:
     lines = (line if line.startswith(" ") or line == _LED_TO else line.partition(":")[0] for line in trace.split("\n"))
     text = "\n".join(lines)
     return text if len(text) <= RECORD_CHARS else "...\n" + text[-RECORD_CHARS:].partition("\n")[2]
+
+
+def _says_all(error: BaseException) -> bool:
+    """Whether pipeq itself found the error, so that its sentence says all: where that was, says nothing to a user."""
+    return isinstance(error, PipeqError) or getattr(error, "is_found_by_pipeq", False) is True
 
 
 def _lines(error: BaseException) -> list[str]:

@@ -60,6 +60,9 @@ class StoreError(Exception):
         blame: whose fault it is, so far as that is known.
     """
 
+    #: Its cause, if there is one, has the traceback that counts (observe/traces.py).
+    is_found_by_pipeq = True
+
     def __init__(self, fault: Fault, sentence: str, code: str = "", blame: Blame = Blame.TASK) -> None:
         super().__init__(fault, sentence, code)
         self.fault = fault

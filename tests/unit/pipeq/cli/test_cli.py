@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,39 @@ def test_every_example_is_a_command_line_that_parses(command: str) -> None:
             if isinstance(found, click.Group):
                 found, rest = found.commands[rest[0]], rest[1:]
             found.make_context(name, rest)
+
+
+def _all_commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
+    for name in group.list_commands(click.Context(group)):
+        found = group.get_command(click.Context(group), name)
+        if isinstance(found, click.Group):
+            yield from _all_commands(found, (*path, name))
+        else:
+            yield (*path, name)
+
+
+@pytest.mark.parametrize("path", list(_all_commands(cli.main)), ids=" ".join)
+def test_help_is_laid_out_as_it_was_written(path: tuple[str, ...]) -> None:
+    shown = run(*path, "--help").output
+    assert not {"\\b", "\b"} & set(re.findall(r"\\b|\x08", shown))
+    # A line of a list (`name   what it is`) that was joined with the next one has a gap in its middle.
+    assert not re.findall(r"^ {2}(?! )(?:\S+ )+\S+ {2,}(?:\S+ )*\S+ {3,}\S", shown, re.MULTILINE)
+
+
+def test_a_command_that_waits_anyway_has_no_option_to_imply() -> None:
+    for path in _all_commands(cli.main):
+        shown = run(*path, "--help").output
+        assert ("implies --wait" in " ".join(shown.split())) == bool(re.search(r"^  --wait ", shown, re.MULTILINE)), (
+            path
+        )
+
+
+@pytest.mark.parametrize("command", ["dead list", "dead retry", "job retry night rows.csv"])
+def test_an_unknown_error_code_is_refused(command: str) -> None:
+    done = run(*command.split(), "--code", "tiemout")
+    assert done.exit_code == 2
+    assert "there is no error code 'tiemout'; did you mean 'timeout'?" in done.stderr
 
 
 @pytest.mark.parametrize("command", OURS)
@@ -472,7 +505,8 @@ def test_ids_are_not_lost_when_a_later_chunk_is_refused_while_waiting(monkeypatc
     done = run("submit", "asr", "a", "b", "--wait")
     assert done.exit_code == 6
     assert done.stderr == (
-        "pipeq: warning: queued before the error: early\npipeq: input_too_large: the message is too large\n"
+        "pipeq: warning: 1 task queued before the end, with the ids\nearly\n"
+        "pipeq: input_too_large: the message is too large\n"
     )
 
 

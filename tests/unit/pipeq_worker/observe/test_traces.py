@@ -9,6 +9,7 @@ import pytest
 from pipeq.contract.errors import PipeqError
 from pipeq_worker.observe import traces
 from pipeq_worker.observe.traces import RECORD_CHARS, for_record, internal, trace_of
+from pipeq_worker.stores.base import Fault, StoreError
 
 SECRET = "https://user:s3cret@h/a?X-Amz-Signature=abcdef012345"
 
@@ -62,6 +63,16 @@ def test_what_pipeq_found_itself_has_no_trace() -> None:
         except ValueError:
             raise PipeqError("invalid_input", "it is no text") from None
 
+    def is_not_allowed() -> None:
+        raise StoreError(Fault.REFUSED, "this worker's settings do not allow it")
+
+    def of_a_store() -> None:
+        try:
+            is_not_allowed()
+        except StoreError as error:
+            raise error.of_input() from error
+
+    assert trace_of(caught(of_a_store)) == trace_of(caught(is_not_allowed)) == ""
     assert trace_of(caught(refuses)) == trace_of(caught(hides)) == trace_of(PipeqError("internal", "x")) == ""
 
 
