@@ -106,11 +106,14 @@ def test_ids_are_not_lost(client: Client, start: Start) -> None:
     process = start("submit", NAME, "-", "--lines", "--wait")
     assert process.stdin is not None
     count = 60  # their ids are more than a line on stderr may have
-    process.stdin.write("x\n" * count)
-    process.stdin.flush()
-    until(lambda: client.queue(NAME).depth == count)
+    # Redis has tasks a moment before the process knows it; of the first ones, it knew when it read the next line.
+    for lines, depth in ((count, count), (1, count + 1)):
+        process.stdin.write("x\n" * lines)
+        process.stdin.flush()
+        until(lambda depth=depth: client.queue(NAME).depth == depth)
     code, _, err = interrupted(process)
     assert code == 130
     ids = re.findall(r"^[0-9a-f]{8}-[0-9a-f-]{27}$", err, re.MULTILINE)
-    assert [one.state for one in client.status_many(ids)] == ["queued"] * count
+    assert len(ids) >= count
+    assert {one.state for one in client.status_many(ids)} == {"queued"}
     assert err.splitlines()[-1] == "pipeq: interrupted: ended by Ctrl-C"
