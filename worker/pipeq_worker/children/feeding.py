@@ -21,6 +21,9 @@ from pipeq_worker.schedule.task_queue import TaskQueue
 FEED = 256
 #: What these take together, in seconds of each thread: so long may an urgent task wait for slow ones before it.
 FEED_S = 0.5
+#: Bytes of their messages from which on a child gets no more than its threads need. What was learned from short texts
+#: says nothing of long ones, of which each may take a second.
+FEED_BYTES = 2**18
 #: How much the last task counts in the average of what preparing takes.
 _SHARE = 0.1
 #: Packs of one pipeline that a child is preparing at most.
@@ -97,21 +100,28 @@ class Feeding(Generic[T]):
                 continue
             homes = self._homes(name)
             most = self.most(name)
-            rooms = [most - self._fed.count(name, one.number) for one in homes]
+            rooms = [self._room(name, one.number, most) for one in homes]
             given: list[list[protocol.ToChild]] = [[] for _ in homes]
             while queue and (room := max(rooms, default=0)) > 0:
                 at = rooms.index(room)
-                if queue.head().rows and (most - room >= FEED_PACKS or self._has_choice(name)):
+                number = homes[at].number
+                if queue.head().rows and (self._fed.count(name, number) >= FEED_PACKS or self._has_choice(name)):
                     break
-                rooms[at] -= 1
                 task = queue.pop()
-                task.child = homes[at].number
+                task.child = number
                 task.given()
-                self._fed.add(task.ticket, name, task.child)
+                self._fed.add(task.ticket, name, number, len(task.message))
+                rooms[at] = self._room(name, number, most)
                 given[at].append(_prepare(task, self._begins(task)))
             for home, messages in zip(homes, given, strict=True):
                 # Sent under the lock, so that a cancel that follows does not overtake it.
                 home.gather(*messages)
+
+    def _room(self, name: str, child: int, most: int) -> int:
+        """Number of tasks that a child may be given."""
+        if self._fed.nbytes(name, child) >= FEED_BYTES:
+            most = min(most, 2 * self._threads)
+        return most - self._fed.count(name, child)
 
     def _queue(self, task: T) -> TaskQueue[T]:
         return self._queues.setdefault(task.lane or "", TaskQueue())

@@ -16,7 +16,7 @@ def test_the_counts_are_those_of_a_set() -> None:
         if step < 0.5:
             # A ticket belongs to one pipeline, and one child has it.
             has = ("ab"[ticket % 2], ticket % 3)
-            fed.add(ticket, *has)
+            fed.add(ticket, *has, nbytes=ticket)
             plain[ticket] = has
         else:
             fed.discard(ticket)
@@ -24,3 +24,4 @@ def test_the_counts_are_those_of_a_set() -> None:
         held = list(plain.values())
         for lane, child in itertools.product("abc", range(3)):
             assert fed.count(lane, child) == held.count((lane, child))
+            assert fed.nbytes(lane, child) == sum(one for one, has in plain.items() if has == (lane, child))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from pipeq_worker.children import protocol
-from pipeq_worker.children.feeding import FEED, TOGETHER, Feeding
+from pipeq_worker.children.feeding import FEED, FEED_BYTES, FEED_PACKS, TOGETHER, Feeding
 from pipeq_worker.schedule.task import Place, Task
 
 
@@ -35,7 +35,7 @@ class House:
         tasks = []
         for _ in range(count):
             self._tickets += 1
-            tasks.append(Task(id="x", lane="it", message=b"{}", ticket=self._tickets, **{"priority": 6, **about}))
+            tasks.append(Task(id="x", lane="it", ticket=self._tickets, **{"message": b"{}", "priority": 6, **about}))
             self.feeding.add(tasks[-1])
         return tasks
 
@@ -105,6 +105,29 @@ def test_what_is_slow_to_prepare_is_given_in_small_numbers_so_that_what_is_urgen
     place.add(2 * FEED)
     place.feeding.feed()
     assert [len(got) for got in place.homes[0].got] == [most]
+
+
+def test_long_messages_are_given_in_small_numbers_though_those_before_were_quickly_prepared() -> None:
+    place = House(1)
+    place.feeding.learn("it", 0.0001)
+    tasks = place.add(40, message=b"x" * (FEED_BYTES // 3))
+    place.feeding.feed()
+    assert [len(got) for got in place.homes[0].got] == [4], "two for each thread"
+    (urgent,) = place.add(1, priority=0)
+    place.feeding.is_ready(tasks[0].ticket)
+    place.feeding.feed()
+    assert place.homes[0].got[1:] == [[urgent.ticket]]
+    for task in tasks[1:4]:
+        place.feeding.is_ready(task.ticket)
+    place.feeding.feed()
+    assert len(place.homes[0].got[2]) == 3
+
+
+def test_of_packs_a_child_has_no_more_than_it_may_whatever_their_bytes() -> None:
+    place = House(1)
+    place.add(5, rows=3, message=b"x" * FEED_BYTES)
+    place.feeding.feed()
+    assert [len(got) for got in place.homes[0].got] == [FEED_PACKS]
 
 
 def test_what_preparing_takes_is_learned_slowly() -> None:
