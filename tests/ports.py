@@ -25,7 +25,6 @@ def consecutive(count: int) -> int:
 @contextmanager
 def refusing() -> Iterator[int]:
     """A port that refuses connections: nobody listens there, and nobody else can."""
-    (port,) = embedded.free_ports(1)
     with socket.socket() as kept:
-        kept.bind(("127.0.0.1", port))  # without `listen`
-        yield port
+        kept.bind(("127.0.0.1", 0))  # without `listen`
+        yield kept.getsockname()[1]

@@ -11,8 +11,11 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
+
+import pytest
 
 from tests.acceptance.test_dev import PIPEQ, children_of, is_alive, server_of, until
 from tests.commands import run
@@ -22,12 +25,26 @@ ROWS = 3000
 TAKES_TIME = '{"seconds": 0.1}'
 
 
+_running: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def _none_is_left() -> Iterator[None]:
+    """A test that fails in the middle of a run does not make the next one fail, too."""
+    yield
+    while _running:
+        process = _running.pop()
+        process.kill()
+        process.wait()
+
+
 def begin(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     # A stranger's module in the folder where it runs.
     (folder / "json.py").write_text("raise SystemExit('not ours')")
     with (folder / "log").open("ab") as log:
         command = [*PIPEQ, "run", *arguments]
-        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        _running.append(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True))
+    return _running[-1]
 
 
 def done(path: Path) -> int:

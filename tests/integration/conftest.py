@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from pipeq_worker.settings.sections import PipelineSettings
 from redis.asyncio.connection import AbstractConnection as AsyncAbstractConnection
 from redis.connection import AbstractConnection
 
-from tests import both_clients, tiny_models
+from tests import both_clients, ports, tiny_models
 from tests.device import DEVICE
 
 #: The pipeline of most tests that need no worker.
@@ -68,9 +67,8 @@ def db(valkey_url: str, pipelines: tuple[str, ...], monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def closed_port() -> Iterator[int]:
     """A port of 127.0.0.1 on which nobody listens, and on which no server that starts meanwhile will: it is bound."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        yield sock.getsockname()[1]
+    with ports.refusing() as port:
+        yield port
 
 
 @pytest.fixture
