@@ -36,7 +36,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("packs")
-    with embedded.valkey() as url, Client(url) as client, serving(folder, url) as process:
+    with embedded.valkey() as url, Client(url) as client, serving(folder, url, prepare_threads=2) as process:
         process.wait_ready(client, PIPELINE)
         yield Served(client, url, folder, process)
 
