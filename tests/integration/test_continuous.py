@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 from pipeq.contract.errors import PipeqError
-from pipeq_worker.models import continuous
+from pipeq_worker.models import continuous, continuous_trial
 from pipeq_worker.models.continuous import ContinuousStream
 from pipeq_worker.models.continuous_params import KNOWN, WITHOUT_EFFECT, Choice, choice, refused
 from pipeq_worker.models.loading import load_pipeline
 from pipeq_worker.models.quirks.generation import RULES
 from pipeq_worker.models.running import Row
+from pipeq_worker.models.sampling import Sampling
 from pipeq_worker.models.stream import StreamLostError
 from pipeq_worker.models.transformers_pipeline import TransformersPipeline
 from pipeq_worker.settings.sections import PipelineSettings
@@ -365,6 +366,22 @@ def test_settings_that_cannot_be_followed_stop_the_start(tiny: Path) -> None:
         with pytest.raises(PipeqError, match=sentence) as caught:
             load_pipeline("it", PipelineSettings(continuous=True, **settings), DEVICE)
         assert caught.value.code == "invalid_settings"
+
+
+def test_a_model_that_can_run_only_one_text_at_a_time_is_refused_at_the_start(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Sampling.tokens
+
+    def one_at_a_time(self: Any, logits: torch.Tensor, arguments: torch.Tensor) -> torch.Tensor:
+        if len(self._requests) > 1:
+            raise RuntimeError("one at a time")
+        return real(self, logits, arguments)
+
+    monkeypatch.setattr(Sampling, "tokens", one_at_a_time)
+    monkeypatch.setattr(continuous_trial, "TRIAL_TOKENS", 60)  # long enough for them to meet on any machine
+    with pytest.raises(PipeqError, match="cannot generate continuously: RuntimeError: one at a time"):
+        load(tiny, "writer")
 
 
 def test_a_model_that_answers_otherwise_stops_the_start(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

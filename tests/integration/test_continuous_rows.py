@@ -217,6 +217,20 @@ def test_what_attention_does_not_know_is_an_error(name: str) -> None:
         continuous_rows.attend(None, one, one, one, None, cache=None, **{name: 1})  # type: ignore[arg-type]
 
 
+def test_a_model_that_adds_to_the_mask_runs_with_the_attention_of_transformers(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ALiBi does, and layers that leave out keys."""
+    real = continuous_rows.attend
+
+    def adds(module: Any, query: Any, key: Any, value: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
+        return real(module, query, key, value, mask + torch.zeros(1, 1, 1, key.shape[2]), *args, **kwargs)
+
+    monkeypatch.setitem(hf.AttentionInterface._global_mapping, continuous_manager.ATTENTION, adds)
+    pipeline = load(tiny, "writer")
+    assert not stream_of(pipeline).by_rows
+
+
 def test_a_window_of_attention_is_left_to_transformers(tiny: Path) -> None:
     model = hf.AutoModelForCausalLM.from_pretrained(tiny_models.build("writer_padded", tiny))
     assert can_run_by_rows(model)

@@ -132,7 +132,7 @@ class RowInputs(ContinuousBatchingIOs):
         self._arguments = {
             "input_ids": torch.tensor([ids]),
             "position_ids": torch.tensor([positions]),
-            # Models leave a mask of four dimensions as it is. None looks at this one.
+            # Models leave a mask of four dimensions as it is, unless they add something of their own.
             "attention_mask": self._no_mask,
             # None at all while a prompt that is alone takes more than one step.
             "logits_indices": torch.tensor(ends, dtype=torch.long),
@@ -210,7 +210,7 @@ def attend(
         query: ``[1, heads, tokens, width]``, of the rows of the step one after the other.
         key: ``[1, key heads, tokens, width]``.
         value: as ``key``.
-        attention_mask: not looked at.
+        attention_mask: the single 0 that :class:`RowInputs` gives to the model.
         scaling: of the products; None for the usual one.
         cache: what :class:`RowInputs` made for the step.
         kwargs: what else transformers or the model passes on.
@@ -223,6 +223,9 @@ def attend(
     """
     if unknown := [name for name in UNKNOWN if kwargs.get(name) is not None]:
         raise NotImplementedError(f"attention with {unknown[0]}")
+    if attention_mask is not None and attention_mask.numel() > 1:
+        # Positions added to it, or keys that a layer leaves out, maybe only in a long text.
+        raise NotImplementedError("attention with a mask of the model's own")
     queries, keys, values = (one[0].transpose(0, 1) for one in (query, key, value))
     key_tokens, value_tokens = cache.pages.flat[module.layer_idx]
     key_tokens.index_copy_(0, cache.writes, keys)

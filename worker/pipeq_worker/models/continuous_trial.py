@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from queue import SimpleQueue
+from typing import Any
 
 import torch
 from pipeq.contract.errors import PipeqError, SettingsError
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 #: Length of the trial, and the longest that it may take, in seconds.
 TRIAL_TOKENS = 8
+#: Texts of it, of two lengths, which run beside each other: some models can do this only with one.
+TRIAL_TEXTS = ("warm up", "warm up again")
 TRIAL_S = 300.0
 
 
@@ -44,7 +47,7 @@ def make_stream(pipeline: TransformersPipeline) -> ContinuousStream:
 
 
 def _try(pipeline: TransformersPipeline, stream: ContinuousStream) -> None:
-    """Compares the stream's answer to a tiny text with that of ``generate``."""
+    """Compares the stream's answers to tiny texts with those of ``generate``."""
     cause = _fault(pipeline, stream)
     if cause is not None and stream.by_rows:
         # A model may ask of attention what ours has not (continuous_rows.py); then transformers' own runs it, slower.
@@ -73,19 +76,24 @@ def _fault(pipeline: TransformersPipeline, stream: ContinuousStream) -> BaseExce
     """Why the stream does not give the answer of ``generate``; None if it does."""
     params = {"max_new_tokens": TRIAL_TOKENS, "do_sample": False}
     call = pipeline.call({**pipeline.settings.params, **params})
-    (features,) = pipeline.preprocess("warm up", call)
-    (known,) = pipeline.forward([features], call)
-    outcomes: SimpleQueue[Outcome] = SimpleQueue()
+    texts = [features for text in TRIAL_TEXTS for features in pipeline.preprocess(text, call)]
+    known = [one for features in texts for one in pipeline.forward([features], call)]
+    queues: list[SimpleQueue[Outcome]] = [SimpleQueue() for _ in texts]
     try:
         stream.start()
         # What breaks here is told below, in a sentence.
         logging.getLogger(LOGGER).setLevel(logging.CRITICAL)
-        stream.submit(features, call, Row(), outcomes.put)
-        outcome = outcomes.get(timeout=TRIAL_S)
+        for features, queue in zip(texts, queues, strict=True):
+            stream.submit(features, call, Row(), queue.put)
+        outcomes = [queue.get(timeout=TRIAL_S) for queue in queues]
     except Exception as error:
         return error
     finally:
         stream.stop()
+    return next(filter(None, map(_difference, outcomes, known)), None)
+
+
+def _difference(outcome: Outcome, known: Any) -> BaseException | None:
     if isinstance(outcome, BaseException):
         return outcome.__cause__ or outcome
     assert isinstance(outcome, Mapping)  # nobody has stopped it
