@@ -33,6 +33,9 @@ def times_of(delivery: Delivery, ended_at: float) -> dict[str, float]:
     last = "deliver" if delivery.error is None else next(reversed(times), "")
     if last and left > 0:
         times[last] = round(times.get(last, 0.0) + left, 3)
+    elif left < 0 and "queued" in times:
+        # Its two clocks were read a moment apart, so that this moment counted twice.
+        times["queued"] = max(round(times["queued"] + left, 3), 0.0)
     return times
 
 
