@@ -134,6 +134,7 @@ def test_a_worker_that_gets_its_credentials_late(redis_url: str, tmp_path: Path,
         assert bad.text().count("messages are taken from constant again") == 1
 
 
+@pytest.mark.timeout(600)  # it imports torch five times
 @pytest.mark.parametrize("prepare_processes", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_model_that_went_away(redis_url: str, tiny: Path, tmp_path: Path, prepare_processes: int) -> None:
     """When its process starts anew, the other pipeline is served on, and the tasks wait until the model is back."""

@@ -94,16 +94,20 @@ HOARDS, SOON = {"prefetch_s": 1000}, {"lease_s": 2, "sweep_s": 0.5}
 
 @pytest.mark.timeout(300)
 def test_a_late_second_worker_gets_its_share(fleet: Fleet) -> None:
-    fleet.has({})
-    began = time.time()
-    ids = fleet.submit(60, 0.5)
-    fleet.has({}, {})
-    late_s = time.time() - began
-    results = fleet.results(ids)
+    # On a busy machine a worker takes long to start: one that comes when most is done shows nothing.
+    for number in (60, 180):
+        fleet.has({})
+        began = time.time()
+        ids = fleet.submit(number, 0.5)
+        fleet.has({}, {})
+        late_s = time.time() - began
+        results = fleet.results(ids)
+        if late_s < number * 0.5 / 2:
+            break
     makespan_s = max(one.finished_at or 0 for one in results) - began
     # On a busy machine a task takes longer than it was to.
     each_s = sum((one.timing_ms or {})["infer"] for one in results) / 1000 / len(results)
-    ideal_s = (60 * each_s + late_s) / 2
+    ideal_s = (number * each_s + late_s) / 2
     first, second = shares(results)
     print(f"late by {late_s:.1f} s: shares {first} and {second}, {makespan_s:.1f} s, ideal {ideal_s:.1f} s")
     assert second >= 0.7 * (ideal_s - late_s) / each_s
