@@ -36,7 +36,7 @@ class OneDnnLinear(torch.nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002, the name that torch gives it
         """Shapes: ``(..., in_features)`` -> ``(..., out_features)``."""
-        if _pays(input, self.weight, self.in_features):
+        if _pays(input, self.weight, 1):
             return _one_dnn(input, self.weight, self.bias)
         return functional.linear(input, self.weight, self.bias)
 
@@ -46,7 +46,7 @@ class OneDnnConv1D(Conv1D):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Shapes: ``(..., nx)`` -> ``(..., nf)``."""
-        if _pays(x, self.weight, self.nx):
+        if _pays(x, self.weight, 0):
             return _one_dnn(x, self.weight.t(), self.bias)
         return cast(torch.Tensor, super().forward(x))
 
@@ -101,13 +101,16 @@ def _may(module: torch.nn.Module) -> bool:
         type(weight) is torch.nn.Parameter
         and weight.is_cpu
         and weight.dtype is torch.float32
+        and weight.layout is torch.strided  # others raise when they are asked for more
         and weight.is_contiguous()
         and weight.numel() > 0
     )
 
 
-def _pays(rows: torch.Tensor, weight: torch.Tensor, features: int) -> bool:
-    number = rows.numel() // features
+def _pays(rows: torch.Tensor, weight: torch.Tensor, axis: int) -> bool:
+    """Whether a layer takes oneDNN for these rows; ``axis`` is that of the weight's inputs."""
+    features = weight.shape[axis]
+    number = rows.numel() // max(1, features)
     return (
         number >= LEAST_ROWS
         and number * weight.numel() >= LEAST_WORK
@@ -117,6 +120,7 @@ def _pays(rows: torch.Tensor, weight: torch.Tensor, features: int) -> bool:
         and rows.is_cpu
         and weight.dtype is rows.dtype is torch.float32
         and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
     )
 
 

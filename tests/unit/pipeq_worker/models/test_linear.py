@@ -119,7 +119,28 @@ def test_little_work_a_gradient_and_other_numbers_take_the_usual_way(
             layer(torch.randn(64, 256).double())
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             layer(torch.randn(64, 128))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer(torch.randn(64, 256)).dtype is torch.bfloat16
     assert calls == []
+
+
+def test_a_weight_that_is_replaced_counts_by_its_own_shape(faster: None, calls: list[tuple[int, ...]]) -> None:
+    layer = quick(bias=False)
+    layer.weight = torch.nn.Parameter(torch.randn(512, 192))
+    with torch.inference_mode():
+        given = torch.randn(64, 192)
+        torch.testing.assert_close(layer(given), functional.linear(given, layer.weight), rtol=1e-5, atol=1e-4)
+        assert calls == [(64, 192)]
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            layer(torch.randn(64, 256))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("make", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, torch.Tensor.to_mkldnn])
+def test_a_weight_of_another_layout_is_left_alone(make: Any, faster: None) -> None:
+    layer = torch.nn.Linear(8, 8)
+    layer.weight = torch.nn.Parameter(make(torch.eye(8)), requires_grad=False)
+    assert quicken(pipe(layer)) == 0
 
 
 def test_other_layers_are_left_alone(faster: None) -> None:
