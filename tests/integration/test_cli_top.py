@@ -155,7 +155,7 @@ def on_a_terminal(*arguments: str, until: str, **env: str) -> tuple[str, int]:
     shown, terminal = pty.openpty()
     command = [*PIPEQ, *arguments]
     env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "160", "LINES": "40", **env}
-    drawn = ""
+    drawn = b""
     with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=env) as process:
         os.close(terminal)
         deadline = time.monotonic() + 60
@@ -163,15 +163,15 @@ def on_a_terminal(*arguments: str, until: str, **env: str) -> tuple[str, int]:
         while time.monotonic() < deadline:
             if select.select([shown], [], [], 0.2)[0]:
                 try:
-                    drawn += os.read(shown, 2**16).decode()
+                    drawn += os.read(shown, 2**16)  # which may end in the middle of a character
                 except OSError:  # its end, on Linux
                     break
-            if until in drawn and not sent:
+            if until.encode() in drawn and not sent:
                 process.send_signal(signal.SIGINT)
                 sent = True
         code = process.wait(30)
     os.close(shown)
-    return drawn, code
+    return drawn.decode(), code
 
 
 @pytest.mark.usefixtures("busy")

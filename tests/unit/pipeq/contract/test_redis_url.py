@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import pytest
 import redis
 from pipeq.contract.redis_url import connect, options, plain_url
 from redis.connection import URL_QUERY_ARGUMENT_PARSERS, parse_url
+
+from tests.waiting import until
 
 #: Every accepted option, each with a value.
 GOOD = {
@@ -144,10 +145,7 @@ def test_the_connections_end_with_the_client(valkey_url: str, query: str) -> Non
         client.ping()
         assert counted() == 1
         client.close()
-        deadline = time.monotonic() + 10
-        while counted():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: not counted())
 
 
 def test_a_limit_on_connections_waits() -> None:
