@@ -47,6 +47,9 @@ class Proxy:
                 client.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
+        # Otherwise the thread goes on to wait, and lets one more client in.
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
         self.cut()
 

@@ -90,6 +90,9 @@ class RawServer:
                     self._send(client)
 
     def close(self) -> None:
+        # Otherwise the thread goes on to wait, and lets one more client in.
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
 
 

@@ -159,7 +159,9 @@ def test_a_worker_that_takes_messages_meanwhile_keeps_them(client: Client, db: r
     purged = client.purge(QUEUE)
     stop.set()
     thread.join()
-    held = {json.loads(entry.partition(":")[2][len(QUEUE) :])["headers"]["id"] for entry in db.hvals(keys.UNACKED)}
+    entries = db.hvals(keys.UNACKED)
+    leases.close()  # its thread would sweep, in the tests that follow
+    held = {json.loads(entry.partition(":")[2][len(QUEUE) :])["headers"]["id"] for entry in entries}
     states = {status.id: status.state for status in client.status_many(ids)}
     assert held == {task for task, state in states.items() if state is State.QUEUED}
     assert len(held) + purged == len(ids)

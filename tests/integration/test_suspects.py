@@ -295,11 +295,11 @@ def test_a_message_is_new_if_nobody_had_it_and_its_task_waits(
         db.rpush(key, *stored)
     elif stored is not None:
         db.set(key, stored, ex=1000)
-    before = db.dump(key), db.ttl(key)
+    before = db.dump(key), db.pexpiretime(key)
     db.lpush("q", message)
     one = reserved_one(leases)
     assert leases.is_new(one.tag) is is_new
-    assert (db.dump(key), db.ttl(key)) == before, "nothing is changed"
+    assert (db.dump(key), db.pexpiretime(key)) == before, "nothing is changed"
 
 
 @pytest.mark.parametrize("sees_records", [True, False])
