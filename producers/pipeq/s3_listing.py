@@ -11,12 +11,10 @@ from collections.abc import Iterator
 
 from pipeq.contract import shown
 from pipeq.contract.errors import ErrorCode, PipeqError
-from pipeq.s3_client import s3_client
+from pipeq.s3_client import s3_client, s3_errors
 
 #: What makes a name stand for several.
 WILDCARDS = re.compile(r"[*?[]")
-#: Codes with which S3 refuses the credentials themselves.
-_REFUSED = frozenset({"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"})
 
 
 def listed(uri: str) -> Iterator[str]:
@@ -51,35 +49,12 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 
 def _keys(bucket: str, prefix: str, uri: str) -> Iterator[str]:
-    import botocore.exceptions as aws
     from botocore.config import Config
 
-    name = shown.uri(uri)
-    try:
+    with s3_errors(uri, "listed"):
         # By default it tries for minutes to reach a server that is not there.
         config = Config(connect_timeout=10, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 3})
         listing = s3_client(config=config).get_paginator("list_objects_v2")
         pages = listing.paginate(Bucket=bucket, Prefix=prefix)
         for page in pages:
             yield from (entry["Key"] for entry in page.get("Contents", ()))
-    except aws.ClientError as error:
-        raise _answered(error, name, bucket) from error
-    except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound) as error:
-        message = f"{name} cannot be listed: there are no AWS credentials here ({shown.line(str(error))})"
-        raise PipeqError(ErrorCode.INPUT_FORBIDDEN, message) from error
-    except (aws.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
-        message = f"{name} cannot be listed: {shown.line(str(error))}"
-        raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, message) from error
-
-
-def _answered(error: Exception, name: str, bucket: str) -> PipeqError:
-    answer = getattr(error, "response", {})
-    code = shown.line(str(answer.get("Error", {}).get("Code", "")), 60)
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if code == "NoSuchBucket":
-        return PipeqError(ErrorCode.INPUT_NOT_FOUND, f"{name} cannot be listed: there is no bucket {bucket!r}")
-    if status in (401, 403) or code in _REFUSED:
-        whose = "S3 refuses these AWS credentials" if code in _REFUSED else "these AWS credentials may not do that"
-        return PipeqError(ErrorCode.INPUT_FORBIDDEN, f"{name} cannot be listed: {whose} ({code})")
-    said = shown.line(str(answer.get("Error", {}).get("Message", "")))
-    return PipeqError(ErrorCode.INPUT_UNAVAILABLE, f"{name} cannot be listed: S3 answers {code or status}: {said}")

@@ -161,6 +161,35 @@ def test_what_cannot_be_listed_is_one_sentence(
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("uri", "env", "says"),
+    [
+        ("s3://inputs/no.jsonl", {}, "input_not_found: s3://inputs/no.jsonl cannot be read: there is no such object"),
+        ("s3://nobody/x.csv", {}, "input_not_found: s3://nobody/x.csv cannot be read: there is no bucket 'nobody'"),
+        (
+            "s3://inputs/x.csv",
+            {"AWS_SECRET_ACCESS_KEY": "wrong"},
+            "input_forbidden: s3://inputs/x.csv cannot be read: S3 refuses these AWS credentials "
+            "(SignatureDoesNotMatch)",
+        ),
+        (
+            "s3://inputs/x.csv",
+            {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"},
+            "input_forbidden: s3://inputs/x.csv cannot be read: there are no AWS credentials here",
+        ),
+    ],
+)
+def test_an_input_of_a_job_that_cannot_be_read_is_one_sentence(
+    db: redis.Redis, s3: S3Server, uri: str, env: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    done = run("job", "submit", PIPELINE, uri, "--field", "x", "--no-check")
+    assert (done.exit_code, done.stdout) == (6, "")
+    assert done.stderr.startswith(f"pipeq: {says}")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.usefixtures("kinds")
 def test_an_error_names_the_line_and_not_its_place_in_a_chunk(db: redis.Redis, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"

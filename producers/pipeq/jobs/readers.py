@@ -27,7 +27,7 @@ from pipeq.contract.reading import UnreadableError, json_value
 from pipeq.jobs.records import DRY, LINE_BYTES, NOTHING, Header, not_utf_8, refuse_utf_16
 from pipeq.jobs.tables import csv_rows, parquet_rows
 from pipeq.local_paths import is_pattern, matching
-from pipeq.s3_client import s3_client
+from pipeq.s3_client import s3_client, s3_errors
 from pipeq.s3_listing import WILDCARDS, listed
 from pipeq.wanted import Fed
 
@@ -262,18 +262,9 @@ def _opened(name: str) -> Iterator[IO[bytes]]:
 
 
 def _s3_body(uri: str) -> IO[bytes]:
-    from botocore.exceptions import BotoCoreError, ClientError
-
     bucket, _, key = uri.removeprefix("s3://").partition("/")
-    try:
+    with s3_errors(uri, "read"):
         body = s3_client().get_object(Bucket=bucket, Key=key)["Body"]
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        found = ErrorCode.INPUT_NOT_FOUND if code in ("NoSuchKey", "NoSuchBucket", "404") else ErrorCode.INPUT_FORBIDDEN
-        raise PipeqError(found, f"{shown.uri(uri)} cannot be read: S3 answers {shown.line(code, 60)}") from error
-    except (BotoCoreError, ValueError) as error:
-        sentence = f"{shown.uri(uri)} cannot be read: {shown.line(str(error))}"
-        raise PipeqError(ErrorCode.INPUT_UNAVAILABLE, sentence) from error
     return io.BufferedReader(_Readable(body), 2**20)
 
 

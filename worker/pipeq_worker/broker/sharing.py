@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from celery.worker import state as celery_state
+from pipeq.contract import shown
 from pipeq.contract.reading import number
 
 from pipeq_worker.children.dispatcher import Dispatcher
@@ -102,8 +103,9 @@ class PipelineSharing:
     def give_all_back(self, queue: str) -> None:
         """Gives back all that has not begun, because the worker is not able to do it. Called on any thread."""
         tasks = self._dispatcher.spare(queue)
-        back = self._give_back(tasks, len(tasks))
-        logger.info("%d tasks of %s go back, for other workers", len(back), queue, extra={"action": "give_back"})
+        if back := self._give_back(tasks, len(tasks)):
+            count = shown.count(len(back), "task")
+            logger.info("%s of %s go back, for other workers", count, queue, extra={"action": "give_back"})
 
     def _give_back(self, tasks: list[Delivery], most: int) -> list[Delivery]:
         back = self._dispatcher.give_back(tasks, most)

@@ -5,6 +5,7 @@ device process: load the weights -> ends -> prepare processes: load the ends
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
 from pipeq.contract.errors import PipeqError
@@ -17,6 +18,8 @@ from pipeq_worker.children.process import Starter
 from pipeq_worker.children.served import Served
 from pipeq_worker.models.pipeline import BatchLimits
 from pipeq_worker.settings.read import Settings
+
+logger = logging.getLogger(__name__)
 
 
 class Crew:
@@ -92,6 +95,9 @@ class Crew:
                 for one in self.preparers:
                     one.close()
                 self.preparers = []
+            if self.preparers:
+                # They step back behind what loads weights, so they may be long behind it.
+                logger.info("loading tokenizers and processors in prepare processes", extra={"action": "load"})
             for one in self.preparers:
                 one.wait_until_loaded()
         except PipeqError:
