@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ import redis
 from pipeq import Client, State
 from pipeq.contract import keys
 
+from tests.waiting import until
 from tests.worker_process import WorkerProcess, worker
 
 LINE = "stopping: 9 tasks go back on their queues, 1 that run have"
@@ -74,3 +79,34 @@ def test_the_wait_is_what_drain_s_says(redis_url: str, tmp_path: Path, drain_s: 
         assert [client.status(one).state for one in ids] == [State.QUEUED] * 10
         assert f"{LINE} {drain_s} s" in process.text()
         assert "1 tasks did not end in time and go back on their queues" in process.text()
+
+
+def children_of(pid: int) -> list[int]:
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # a thread that has just ended
+            found += map(int, path.read_text().split())
+    return found
+
+
+def is_child(pid: int) -> bool:
+    with suppress(OSError):
+        return b"pipeq_worker.children.main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
+def test_ctrl_c_while_the_children_start_is_one_line(valkey_url: str) -> None:
+    command = [sys.executable, "-m", "pipeq", "worker", "constant", "--redis-url", valkey_url]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A suite that runs in the background has it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        until(lambda: any(map(is_child, children_of(process.pid))), every_s=0.001)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "pipeq: interrupted: ended by Ctrl-C\n")

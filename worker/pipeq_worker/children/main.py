@@ -27,6 +27,11 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Runs the process."""
+    from pipeq_worker.children.priority import FOR_THE_HOST
+
+    for number in FOR_THE_HOST:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_HOST)  # one that came meanwhile is dropped
     # Here, so that the collector does not walk through what modules are made of: an eighth of the time of a start.
     gc.disable()
     from pipeq_worker.children import board, protocol
@@ -43,9 +48,6 @@ def main() -> None:
     _end_with(parent)
     if own != 0:
         step_back(PREPARE_NICE)
-    # The host decides when this process ends; Ctrl-C and systemd send their signals to all processes of a group.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
     link = Link(socket.socket(fileno=end), "host")
     messages = link.receive(protocol.for_child)
     start = messages[0]

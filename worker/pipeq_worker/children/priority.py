@@ -11,6 +11,7 @@ children are started by a thread that has never stepped back.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +21,19 @@ from typing import TypeVar
 #: By how much the host, and a prepare process, step back.
 HOST_NICE, PREPARE_NICE = 5, 10
 
+#: The host decides when its children end. Ctrl-C and systemd send these to all processes of a group.
+FOR_THE_HOST = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
+
 T = TypeVar("T")
 
+
+def _hold_back_signals() -> None:
+    """A child inherits what its starter blocks; so it need not hear of a signal before it can ignore it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_HOST)
+
+
 #: Lives as long as the process: the kernel ends a child with the thread that has started it.
-_starter = ThreadPoolExecutor(1, "start")
+_starter = ThreadPoolExecutor(1, "start", _hold_back_signals)
 
 
 def step_back(by: int) -> None:

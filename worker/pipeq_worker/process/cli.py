@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import warnings
@@ -85,6 +86,11 @@ def worker(
         ctx.exit(EXIT_SETTINGS)
 
 
+def _interrupted(*_: object) -> None:
+    os.write(2, b"pipeq: interrupted: ended by Ctrl-C\n")
+    os._exit(130)
+
+
 def _named(text: str) -> str:
     """``MODEL`` -> ``TASK=MODEL``; returns anything else unchanged."""
     if not text or "=" in text or is_task_type(text) or not ("/" in text or Path(text).is_dir()):
@@ -128,6 +134,9 @@ def run(settings: Settings) -> int:
     hostname = f"pipeq-{os.getpid()}-{secrets.token_hex(2)}@{socket.gethostname()}"
     seen = Seen(settings, hostname)
     observer = Observers([Log(), *seen.observers], own)
+    # Until Celery has its own handlers. KeyboardInterrupt may come between a lock and its release, for instance where a
+    # child is started, and then the process never ends. The children end with it, and what Redis has of it lapses.
+    signal.signal(signal.SIGINT, _interrupted)
     startup.wait_for_redis(settings.redis_url)
     rights.check(settings.redis_url, settings.pipelines)
     runtime = Runtime(settings, hostname, observer, seen)
