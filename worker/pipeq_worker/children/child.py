@@ -241,6 +241,7 @@ class Child:
         self._made.start()
         if not self._is_preparer:
             threading.Thread(target=self._say_far, name="far-rows", daemon=True).start()
+        fetcher.warm_up_soon()
         threading.Thread(target=self._warm_up, args=[fetcher], name="warm-up", daemon=True).start()
         # The loaded models stay until the end, so the collector is told not to walk through them and torch again.
         gc.collect()

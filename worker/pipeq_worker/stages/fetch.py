@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,8 @@ from pipeq_worker.stores.signed import Signatures, looks_like_result, sign_objec
 
 #: Bytes that one read asks for.
 _CHUNK = 2**20
+#: How long a read waits at most for the libraries of stores, in seconds.
+WARM_S = 60.0
 #: Largest result that a chain passes on to its next task; parsed JSON takes ten times as much memory.
 MOST_RESULT_BYTES = 64 * 2**20
 
@@ -55,6 +58,8 @@ class Fetcher:
         # A connection pool smaller than the number of threads would discard connections.
         self._stores = Stores(Access(inputs.timeout_s, threads, inputs, s3))
         self._gates = Gates()
+        self._warm = threading.Event()
+        self._warm.set()
         # The store of https checks its networks and certificates, which must be right even if nothing is allowed yet.
         for scheme in ("https", *self._allow.schemes):
             self._stores.get(scheme)
@@ -102,10 +107,21 @@ class Fetcher:
         except StoreError as error:
             raise error.of_input() from error
 
+    def warm_up_soon(self) -> None:
+        """Notes that :meth:`warm_up` will be called on another thread."""
+        self._warm.clear()
+
     def warm_up(self) -> None:
         """Prepares the stores of allowed schemes, so that the first task does not pay for it."""
-        for scheme in self._allow.schemes:
-            self._stores.get(scheme).warm_up()
+        try:
+            for scheme in self._allow.schemes:
+                self._stores.get(scheme).warm_up()
+        finally:
+            self._warm.set()
+
+    def wait_until_warm(self) -> None:
+        """Waits for that, so that a read takes no longer than it does: its time is limited, and a task pays for it."""
+        self._warm.wait(WARM_S)
 
     def close(self) -> None:
         """Closes the connections to the stores."""

@@ -170,7 +170,7 @@ class Preparation:
         task.given = message.inputs
         if self._fetching.has_results(task):
             task.times.reads()
-            self._lane(task).reading.submit(task, partial(self._guarded, task, self._fetch_results))
+            self._lane(task).reading.submit(task, partial(self._from_store, task, self._fetch_results))
         else:
             self._read(task)
 
@@ -179,7 +179,7 @@ class Preparation:
             task.times.enters("prepare")
             self._lane(task).preparing.submit(partial(self._guarded, task, self._read))
         else:
-            self._lane(task).reading.submit(task, partial(self._guarded, task, self._fetch_results))
+            self._lane(task).reading.submit(task, partial(self._from_store, task, self._fetch_results))
 
     def _read(self, task: Task) -> None:
         pipeline = task.pipeline
@@ -330,7 +330,10 @@ class Preparation:
     def _fetch_soon(self, task: Task) -> None:
         lane = self._lane(task)
         is_remote = any(slot.ref.uri is not None for one in task.inputs[task.fetched :] for slot in one.slots)
-        (lane.reading if is_remote else lane.unpacking).submit(task, partial(self._guarded, task, self._fetch))
+        if is_remote:
+            lane.reading.submit(task, partial(self._from_store, task, self._fetch))
+        else:
+            lane.unpacking.submit(task, partial(self._guarded, task, self._fetch))
 
     def _check_stores(self, task: Task, *, waits: bool = False) -> None:
         """Raises if the store that a task reads from next is known to be away. Most tasks use one store."""
@@ -343,6 +346,11 @@ class Preparation:
     def _submit(self, task: Task, stage: Callable[[Task], None]) -> None:
         """Runs a stage soon, in a step of its own."""
         self._lane(task).preparing.submit(partial(self._guarded, task, stage), light=task.is_light)
+
+    def _from_store(self, task: Task, stage: Callable[[Task], None]) -> None:
+        """Runs a stage that reads from a store. To load its library is no part of it."""
+        self._fetcher.wait_until_warm()
+        self._guarded(task, stage)
 
     def _guarded(self, task: Task, stage: Callable[[Task], None]) -> None:
         """Runs a stage as a step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import threading
@@ -20,10 +21,11 @@ from pipeq_worker.models.pipeline import Pipeline, Prepared
 from pipeq_worker.models.task_types import find
 from pipeq_worker.schedule.task import Task
 from pipeq_worker.settings.read import Settings
-from pipeq_worker.settings.sections import PipelineSettings
+from pipeq_worker.settings.sections import InputSettings, PipelineSettings, S3Settings
 from pipeq_worker.stages.accept import read_inputs
 from pipeq_worker.stages.fetch import Fetcher
 from pipeq_worker.stages.prepare import least_items
+from pipeq_worker.stages.steps import Stage
 
 from tests.thread_child import starter
 from tests.unit.media import image_bytes, picture
@@ -44,9 +46,18 @@ class SlowStore(Fetcher):
 
     def __init__(self) -> None:
         self.answers = threading.Event()
+        #: Set when its library is there.
+        self.is_there = threading.Event()
+        self.is_there.set()
+
+    def warm_up_soon(self) -> None:
+        pass
 
     def warm_up(self) -> None:
         pass
+
+    def wait_until_warm(self) -> None:
+        self.is_there.wait()
 
     def check(self, ref: Ref, *, waits: bool = False) -> None:
         """No store is known to be away."""
@@ -177,6 +188,33 @@ def test_a_pipeline_whose_store_is_slow_holds_up_no_other(store: SlowStore) -> N
     assert engine.drain(20) == []
     assert len(done) == 100
     assert not any(task.error for task in done)
+
+
+def test_the_library_of_a_store_is_no_part_of_a_read(store: SlowStore) -> None:
+    """The time of a read is limited, and that of an import on a busy machine is not the task's fault."""
+    store.is_there.clear()
+    stages = Stages(image_pipeline("it"), store)
+    far = stages.submit("a", {"uri": "s3://quick/a.png"})
+    near = stages.submit("b", {"base64": base64.b64encode(image_bytes(picture(8, 8), "PNG")).decode()})
+    stages.wait_for(near)
+    assert far not in stages.done
+    assert not any(step.stage is Stage.FETCH for step in stages.engine._crew.doing())
+    store.is_there.set()
+    stages.wait_for(far)
+    assert far.error is None
+    stages.engine.drain(5)
+
+
+def test_reads_wait_for_a_warm_up_and_for_none_that_failed() -> None:
+    fetcher, read = Fetcher(InputSettings(), S3Settings()), threading.Event()
+    fetcher.wait_until_warm()  # none was to come
+    fetcher.warm_up_soon()
+    threading.Thread(target=lambda: (fetcher.wait_until_warm(), read.set()), daemon=True).start()
+    assert not read.wait(0.1)
+    fetcher._allow = None  # type: ignore[assignment]
+    with pytest.raises(AttributeError):
+        fetcher.warm_up()
+    assert read.wait(20)
 
 
 def test_tasks_of_many_items_hold_up_nobody() -> None:
