@@ -31,6 +31,9 @@ class Files:
     def check(self, ref: Ref, *, waits: bool = False) -> None:
         """Never away."""
 
+    def wait_until_warm(self) -> None:
+        """It has no library."""
+
     def fetch(self, ref: Ref, reserve: Callable[[int], None]) -> bytes:
         assert ref.uri is not None
         data = self.files[ref.uri]

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from pipeq import State
 from pipeq.demo import embedded
-from pipeq_worker.children.priority import HOST_NICE, PREPARE_NICE
+from pipeq_worker.children.starting import HOST_NICE, PREPARE_NICE
 
 from tests import tiny_models
 from tests.chaos import light

@@ -27,7 +27,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Runs the process."""
-    from pipeq_worker.children.priority import FOR_THE_HOST
+    from pipeq_worker.children.starting import FOR_THE_HOST
 
     for number in FOR_THE_HOST:
         signal.signal(number, signal.SIG_IGN)
@@ -38,8 +38,8 @@ def main() -> None:
     from pipeq_worker.children.allocator import bound_kernels, keep_freed_memory
     from pipeq_worker.children.child import Child
     from pipeq_worker.children.link import Link
-    from pipeq_worker.children.priority import PREPARE_NICE, step_back
     from pipeq_worker.children.slab import Slabs
+    from pipeq_worker.children.starting import PREPARE_NICE, step_back
     from pipeq_worker.observe import log
     from pipeq_worker.settings.read import Settings
 

@@ -24,7 +24,7 @@ from typing import Protocol
 
 import msgspec
 
-from pipeq_worker.children import board, priority, protocol
+from pipeq_worker.children import board, protocol, starting
 from pipeq_worker.children.link import GONE, Link
 from pipeq_worker.settings.read import Settings
 
@@ -101,7 +101,7 @@ class ChildProcess:
         # -P: the folder that the worker was started in may hold a stranger's modules with the names of ours.
         command = [sys.executable, "-P", "-m", "pipeq_worker.children.main"]
         arguments = [theirs.fileno(), self._board, os.getpid(), number, *slabs]
-        self._process = priority.started(
+        self._process = starting.started(
             partial(
                 subprocess.Popen,
                 [*command, *map(str, arguments)],

@@ -110,12 +110,12 @@ def run(settings: Settings) -> int:
     # for cycles after every 700 allocations, takes an eighth of the time of a no-op task. Searching rarely is safe only
     # if nothing large waits for the collector: see observe/frames.py.
     gc.set_threshold(50_000, 10, 10)
-    from pipeq_worker.children import priority
+    from pipeq_worker.children import starting
     from pipeq_worker.models.loading import any_needs_torch
     from pipeq_worker.observe import log
 
     if any_needs_torch(settings.pipelines):
-        priority.host_steps_back()
+        starting.host_steps_back()
     log.set_up(settings.log_level, settings.log_format)
     from celery.exceptions import SecurityWarning
 
@@ -140,13 +140,13 @@ def run(settings: Settings) -> int:
     startup.wait_for_redis(settings.redis_url)
     rights.check(settings.redis_url, settings.pipelines)
     runtime = Runtime(settings, hostname, observer, seen)
-    with ExitStack() as starting:
-        loading = starting.enter_context(startup.Loading(settings.redis_url, hostname, settings.pipelines))
+    with ExitStack() as loads:
+        loading = loads.enter_context(startup.Loading(settings.redis_url, hostname, settings.pipelines))
         login = Login(settings)
         runtime.load()
         login.check()
         loading.claim(runtime.pipelines, strict=settings.strict)
-        runtime.on_serving = starting.pop_all().close
+        runtime.on_serving = loads.pop_all().close
     supervisor.end_with_parent()
     gc.collect()
     gc.freeze()

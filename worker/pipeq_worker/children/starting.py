@@ -1,4 +1,6 @@
-"""PRIORITY: who waits where there are fewer cores than work: never the device process, if another one can.
+"""STARTING: starts children, with the priority and the signals that they need, and has their host step back.
+
+Where there are fewer cores than work, the device process waits for none if another one can:
 
     device process 0, host +5, prepare processes +10, to the niceness with which the worker was started
 
