@@ -25,6 +25,9 @@ from tests.worker_process import WorkerProcess, worker
 #: Without an end token it goes on for all of them: many seconds on any machine.
 ENDLESS = {"max_new_tokens": 30_000, "do_sample": False, "eos_token_id": None}
 
+#: Ten minutes are 6,000 such chunks, which take many seconds, too.
+MANY_CHUNKS = {"chunk_length_s": 0.2, "stride_length_s": 0.05}
+
 #: The time of a task that goes on for longer.
 TIMEOUT_S = 2.5
 
@@ -125,8 +128,8 @@ def test_a_generation_whose_time_is_over_leaves_the_device(served: Served, pipel
 
 
 def test_an_audio_whose_time_is_over_leaves_before_its_next_chunk(served: Served) -> None:
-    client, params = served.client, {"chunk_length_s": 1.0, "stride_length_s": 0.2}
-    late = client.submit("automatic-speech-recognition", Ref(served.audio), params=params, timeout_s=2)
+    client = served.client
+    late = client.submit("automatic-speech-recognition", Ref(served.audio), params=MANY_CHUNKS, timeout_s=2)
     status = client.wait(late, timeout_s=20)
     assert status.error is not None
     assert status.error.code == "timeout"
@@ -138,9 +141,7 @@ def test_an_audio_whose_time_is_over_leaves_before_its_next_chunk(served: Served
 
 def test_a_cancelled_audio_leaves_before_its_next_chunk(served: Served) -> None:
     client = served.client
-    ref = Ref(served.audio)
-    params = {"chunk_length_s": 1.0, "stride_length_s": 0.2}
-    task = client.submit("automatic-speech-recognition", ref, params=params)
+    task = client.submit("automatic-speech-recognition", Ref(served.audio), params=MANY_CHUNKS)
     found = until(lambda: progress(client, task))
     assert (found.unit, found.done > 0) == ("chunks", True)
     client.cancel(task)
