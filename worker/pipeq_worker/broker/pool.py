@@ -184,10 +184,9 @@ class TaskPool(BasePool):
             for request in delivery.again:
                 try:
                     celery_state.task_ready(request)
-                    if delivery.is_lost:
-                        request.reject(requeue=True)  # the new lease of the message is valid
-                    else:
-                        request.acknowledge()
+                    # The record decides whether it has ended: the message may be of a new life (`dead retry`) that came
+                    # before this worker had done with the old one.
+                    request.reject(requeue=True)
                 except Exception:
                     logger.exception("task %s", delivery.id, extra={"action": "deliver", "task_id": delivery.id})
 
