@@ -93,6 +93,8 @@ class TaskPool(BasePool):
         if (delivery := self._inside.get(request.id)) is not None:
             # The broker delivers a message again that it considers lost, for instance after a broken connection.
             delivery.again.append(request)
+            if self._inside.get(request.id) is not delivery:
+                _send_back(delivery)  # let go of meanwhile, by the thread that delivers
             return None
         # The task's status is stored even if its producer wants no result.
         args[2]["ignore_result"] = False
@@ -181,14 +183,7 @@ class TaskPool(BasePool):
         for delivery in deliveries:
             self._deliveries.pop(delivery.number, None)
             self._inside.pop(delivery.id, None)
-            for request in delivery.again:
-                try:
-                    celery_state.task_ready(request)
-                    # The record decides whether it has ended: the message may be of a new life (`dead retry`) that came
-                    # before this worker had done with the old one.
-                    request.reject(requeue=True)
-                except Exception:
-                    logger.exception("task %s", delivery.id, extra={"action": "deliver", "task_id": delivery.id})
+            _send_back(delivery)
 
     def sharing(self, leases: Leases) -> PipelineSharing:
         """What the worker takes of its pipelines' queues, and gives back."""
@@ -271,6 +266,24 @@ class TaskPool(BasePool):
             "in-flight": self._runtime.dispatcher.in_flight(),
             "pipelines": {name: one.model.model_dump() for name, one in self._runtime.pipelines.items()},
         }
+
+
+def _send_back(delivery: Delivery) -> None:
+    """Puts the messages back that came while the task was inside. Called on several threads.
+
+    Whoever takes them asks the record whether the task has ended. They may be of its new life (``dead retry``), which
+    came before this worker had done with the old one.
+    """
+    while delivery.again:
+        try:
+            request = delivery.again.pop()
+        except IndexError:
+            return
+        try:
+            celery_state.task_ready(request)
+            request.reject(requeue=True)
+        except Exception:
+            logger.exception("task %s", delivery.id, extra={"action": "deliver", "task_id": delivery.id})
 
 
 def _accept(request: Any, number: int) -> bool:
