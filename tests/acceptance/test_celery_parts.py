@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -96,8 +95,6 @@ STOCK = {"transport": "", "backend": "", "pool": "threads", "consumer": "celery.
 def redis_url() -> Iterator[str]:
     with embedded.valkey() as url:
         yield url
-        # Celery's results unsubscribe when they are garbage collected, and would wait long for a stopped server.
-        gc.collect()
 
 
 @contextmanager
@@ -165,7 +162,6 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WorkerProc
     ):
         process.wait_ready(client, "constant")
         yield process, client
-        gc.collect()
 
 
 def importable(folder: Path) -> str:

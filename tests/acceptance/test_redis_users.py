@@ -5,7 +5,6 @@ They are a worker, a producer, an operator, who only reads, and a maintainer, wh
 
 from __future__ import annotations
 
-import gc
 import shutil
 import time
 from collections.abc import Iterator
@@ -141,8 +140,6 @@ def test_the_users_of_the_file_can_do_their_work(
         assert joined.get(timeout=120) == "constant"
         assert app.control.inspect(timeout=10, limit=1).ping()
         assert refused(db) == []
-        del joined
-        gc.collect()
     assert process.process.returncode == 0
     assert "NOPERM" not in process.text()
     with redis.Redis.from_url(urls["pipeq-worker"]) as own:
