@@ -303,8 +303,8 @@ class Host:
         self.app.backend.client.connection_pool.disconnect()
         # A process that dies closes those, too. Here they would wait for the collector, some hundred of them.
         for script in (self.runtime._marks._begin, vars(self.app.backend).get("_finish_script")):
-            if script is not None and (connection := getattr(script._here, "connection", None)) is not None:
-                connection.disconnect()
+            if script is not None and (mine := getattr(script._here, "mine", None)) is not None:
+                mine.connection.disconnect()
         self.app.close()
         # Celery keeps the tasks of a process in variables of its module, and other tests look there.
         celery_state.reset_state()

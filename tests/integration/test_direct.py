@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 
@@ -10,6 +11,8 @@ import redis
 from pipeq.contract.redis_url import connect
 from pipeq.demo import embedded
 from pipeq_worker.leases.direct import Direct
+
+from tests.waiting import until
 
 ECHO = "return {KEYS[1], ARGV[1]}"
 
@@ -24,6 +27,19 @@ def url() -> Iterator[str]:
 def db(url: str) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(url) as client:
         yield client
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """The garbage collector may not run for minutes."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def connections(db: redis.Redis) -> list[str]:
+    """The ids of those that are named ``script``."""
+    return [one["id"] for one in db.client_list() if one["name"] == "script"]
 
 
 def test_it_is_loaded_and_loaded_again(url: str, db: redis.Redis) -> None:
@@ -41,17 +57,14 @@ def test_a_broken_connection_is_made_again(url: str, db: redis.Redis) -> None:
 
 
 def test_an_error_of_the_script_leaves_the_connection_as_it_was(url: str, db: redis.Redis) -> None:
-    def connections() -> list[str]:
-        return [one["id"] for one in db.client_list() if one["name"] == "script"]
-
     script = Direct(connect(f"{url}?client_name=script"), "return redis.call(ARGV[1], KEYS[1])")
     db.set("text", "a")
     assert script(keys=["text"], args=["GET"]) == b"a"
-    (before,) = connections()
+    (before,) = connections(db)
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         script(keys=["text"], args=["LLEN"])
     assert script(keys=["text"], args=["GET"]) == b"a"
-    assert connections() == [before]
+    assert connections(db) == [before]
 
 
 def test_an_answer_that_comes_too_late_is_nobodys(url: str, db: redis.Redis) -> None:
@@ -76,6 +89,22 @@ def test_each_thread_has_its_connection(url: str, db: redis.Redis) -> None:
     for one in threads:
         one.join()
     assert sorted(found) == list(range(1, 201))
+
+
+@pytest.mark.parametrize("ends", ["thread", "script"])
+def test_a_connection_ends_with_its_thread_and_with_its_script(
+    url: str, db: redis.Redis, no_collector: None, ends: str
+) -> None:
+    script = Direct(connect(f"{url}?client_name=script"), ECHO)
+    if ends == "thread":
+        thread = threading.Thread(target=script, kwargs={"keys": ["a"], "args": [1]})
+        thread.start()
+        thread.join()
+    else:
+        script(keys=["a"], args=[1])
+        assert len(connections(db)) == 1
+        del script
+    until(lambda: not connections(db))
 
 
 def test_without_redis_it_raises_as_a_client_does(url: str, db: redis.Redis) -> None:

@@ -7,6 +7,7 @@ whether that is still alive, and puts it back. Connecting, authentication and pa
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,9 +36,10 @@ class Direct:
         Raises:
             redis.exceptions.RedisError: as a client does. If an answer was lost, the script may have run.
         """
-        connection: Any = getattr(self._here, "connection", None)
-        if connection is None:
-            connection = self._here.connection = self._pool.connection_class(**self._pool.connection_kwargs)
+        mine: _Mine | None = getattr(self._here, "mine", None)
+        if mine is None:
+            mine = self._here.mine = _Mine(self._pool.connection_class(**self._pool.connection_kwargs))
+        connection = mine.connection
         return connection.retry.call_with_retry(
             lambda: self._call(connection, (len(keys), *keys, *args)), lambda _: connection.disconnect()
         )
@@ -60,3 +62,11 @@ class Direct:
         except BaseException:
             connection.disconnect()  # whoever is next must not read this answer
             raise
+
+
+class _Mine:
+    """A thread's connection, closed with its thread or script: redis-py's own waits for the garbage collector."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        weakref.finalize(self, connection.disconnect).atexit = False
