@@ -204,6 +204,15 @@ class Host:
         self.app = build_app(self.runtime)
         worker_ready.receivers[:] = receivers
         self.pool = TaskPool(self.app.conf.worker_concurrency, app=self.app)
+        #: Called when the end of tasks is stored, and it has not let go of them yet.
+        self.between: Callable[[], object] = lambda: None
+        let_go = self.pool._delivered
+
+        def let_go_later(deliveries: list[Delivery]) -> None:
+            self.between()
+            let_go(deliveries)
+
+        self.pool._delivered = let_go_later  # type: ignore[method-assign]
         self.pool.start()
         #: None until it consumes for the first time.
         self.leases: Any = None

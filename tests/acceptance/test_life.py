@@ -110,12 +110,6 @@ class Life(RuleBasedStateMachine):
     def has_host(self) -> bool:
         return any(one is not None and one.leases.held()[0] for one in self.hosts)
 
-    def has_waiting(self) -> bool:
-        return any(one is not None and one.hands.waiting for one in self.hosts)
-
-    def has_begun(self) -> bool:
-        return any(one is not None and one.hands.begun for one in self.hosts)
-
     def has_tasks(self) -> bool:
         if not self.ids:
             with away():
@@ -232,42 +226,58 @@ class Life(RuleBasedStateMachine):
                 one.hands.begin(task)
 
     @rule(host=which, at=chosen)
-    @where(has_waiting)
     def begin(self, host: int, at: int) -> None:
-        for one in self.some(self.host(host).hands.waiting, at):
+        for one in self.waiting(host, at):
             with away():
                 self.host(host).hands.begin(one)
 
     @rule(host=which, at=chosen, outcome=st.sampled_from(["result", "result", "again", "again", "failure"]))
-    @where(has_begun)
     def finish(self, host: int, at: int, outcome: str) -> None:
         """Also of a task whose message another worker has by now."""
-        for one in self.some(self.host(host).hands.begun, at):
+        for one in self.begun(host, at):
             self.end(self.host(host), one, outcome)
 
+    @rule(host=which, at=chosen, outcome=st.sampled_from(["again", "failure"]), taker=which)
+    def finish_slowly(self, host: int, at: int, outcome: str, taker: int) -> None:
+        """Its end is stored, and it is sent again and taken by a worker, before its own one lets go of it."""
+        one = self.host(host)
+
+        def meanwhile() -> None:
+            one.between = lambda: None
+            with away():
+                self.client.dead(PIPELINE).retry()
+            self.all_due()
+            with away():
+                self.host(taker).move_due()
+            with away():
+                self.host(taker).take(3)
+
+        for task in self.begun(host, at):
+            one.between = meanwhile
+            self.end(one, task, outcome)
+        one.between = lambda: None
+
     @rule(host=which, at=chosen, outcome=st.sampled_from(["again", "failure"]))
-    @where(has_waiting)
     def cannot_begin(self, host: int, at: int, outcome: str) -> None:
         """An input is away, or is no input."""
-        for one in self.some(self.host(host).hands.waiting, at):
+        for one in self.waiting(host, at):
             self.end(self.host(host), one, outcome)
 
     @rule(host=which, at=chosen)
-    @where(has_begun)
     def child_dies(self, host: int, at: int) -> None:
-        for one in self.some(self.host(host).hands.begun, at):
+        for one in self.begun(host, at):
             with away():
                 self.host(host).hands.child_died(one)
 
     @rule(host=which)
-    @where(has_begun)
     def look(self, host: int) -> None:
+        self.begun(host, 0)
         with away():
             self.host(host).hands.look()
 
     @rule(host=which)
-    @where(has_waiting)
     def give_back(self, host: int) -> None:
+        self.waiting(host, 0)
         with away():
             self.host(host).give_back(1)
 
@@ -346,9 +356,24 @@ class Life(RuleBasedStateMachine):
         with away():
             host.hands.end(one)
 
-    def some(self, tasks: list[Delivery], at: int) -> list[Delivery]:
-        """One of them, or none if there is none."""
-        return [tasks[at % len(tasks)]] if tasks else []
+    def waiting(self, host: int, at: int) -> list[Delivery]:
+        """A task that has not begun, of this host; it takes one if it has none. None if it gets none."""
+        one = self.host(host)
+        if not one.hands.waiting:
+            if not self.db.llen(PIPELINE):
+                self.submit("plain", 1, 0)
+            with away():
+                one.take(1)
+        return _one_of(one.hands.waiting, at)
+
+    def begun(self, host: int, at: int) -> list[Delivery]:
+        """A task that has begun, of this host; one begins if none has. None if none can."""
+        one = self.host(host)
+        if not one.hands.begun:
+            for task in self.waiting(host, at):
+                with away():
+                    one.hands.begin(task)
+        return _one_of(one.hands.begun, at)
 
     def heartbeats_lapse(self) -> None:
         for name in self.dead:
@@ -481,6 +506,10 @@ class Life(RuleBasedStateMachine):
                 assert len(status.history) >= HISTORY_MAX, told
             if status.state is State.SUCCEEDED:
                 assert status.error is None
+
+
+def _one_of(tasks: list[Delivery], at: int) -> list[Delivery]:
+    return [tasks[at % len(tasks)]] if tasks else []
 
 
 def _id_in(message: bytes | str) -> str:

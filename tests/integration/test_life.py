@@ -473,42 +473,33 @@ def test_a_task_that_expires_inside_while_redis_is_away_does_not_fail(
     assert db.hlen(keys.UNACKED) == db.llen(PIPELINE) == db.llen(keys.dead_letter_key(PIPELINE)) == 0
 
 
-@pytest.mark.parametrize("when", ["inside", "looked up"])
+@pytest.mark.parametrize("lets_go", ["later", "meanwhile"])
 def test_a_new_life_that_comes_while_its_worker_has_the_old_one_is_no_copy(
-    client: Client, db: redis.Redis, valkey_url: str, monkeypatch: pytest.MonkeyPatch, when: str
+    client: Client, db: redis.Redis, host: Host, lets_go: str
 ) -> None:
     """Whoever retries a failed task may be sooner than its worker, which lets go of a task once its end is stored."""
-    let_go = TaskPool._delivered
-    held: list[Delivery] = []
-
-    def retry_first(pool: TaskPool, deliveries: list[Delivery]) -> None:
-        if deliveries[0].error is not None:  # else, the new life has ended
-            assert [one.refused for one in client.dead(ids=[task_id]).retry()] == [None]
-            if when == "looked up":
-                held.extend(deliveries)
-            assert host.take() == 1
-        if deliveries[0].error is None or when == "inside":
-            let_go(pool, deliveries)
 
     class Inside(dict[str, Delivery]):
-        """Where the event loop looks. The other thread lets go between this look and what the loop does then."""
+        """Where the event loop looks. Another thread may let go between this look and what the loop does then."""
 
         def get(self, key: str, default: Any = None) -> Any:
             found = super().get(key, default)
-            if held:
-                let_go(host.pool, [held.pop()])
+            if found is not None and lets_go == "meanwhile":
+                TaskPool._delivered(host.pool, [found])
             return found
 
-    monkeypatch.setattr(TaskPool, "_delivered", retry_first)
-    host = Host(valkey_url, PIPELINE)
+    def retry() -> None:
+        host.between = lambda: None
+        assert [one.refused for one in client.dead(ids=[task_id]).retry()] == [None]
+        assert host.take() == 1
+
     host.pool._inside = Inside()
     host.reconnect()  # the way in asks what is inside
+    host.between = retry
     task_id = client.submit(PIPELINE, "x", check=False)
     run(host, PipeqError("invalid_input", "no"))
-    assert not held
     assert not host.hands.tasks
     assert client.status(task_id).state is State.QUEUED
     run(host)
     assert (client.status(task_id).state, client.status(task_id).attempts) == (State.SUCCEEDED, 2)
     assert not db.exists(keys.UNACKED, PIPELINE)
-    host.stop()
