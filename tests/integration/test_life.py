@@ -83,6 +83,27 @@ def test_who_ends_a_task_between_two_tries_adds_none_to_its_history(
     assert [one.code for one in status.history] == ["input_unavailable"]
 
 
+@pytest.mark.parametrize("how", ["cancel", "purge"])
+def test_who_ends_a_task_whose_second_try_was_lost_adds_none_to_its_history(
+    client: Client, db: redis.Redis, host: Host, how: str
+) -> None:
+    task_id = client.submit(PIPELINE, "x", check=False)
+    run(host, AWAY)
+    all_due(db, host)
+    host.take()
+    (one,) = host.hands.tasks
+    host.hands.begin(one)
+    host.hands.child_died(one)
+    if how == "cancel":
+        client.cancel(task_id)
+    else:
+        host.stop()
+        client.purge(PIPELINE)
+    status = client.status(task_id)
+    assert (status.state, status.attempts) == (State.CANCELLED, 2)
+    assert [one.code for one in status.history] == ["input_unavailable", "worker_lost"]
+
+
 def test_a_purge_leaves_no_mark_of_a_task_that_was_cancelled_after_its_worker_had_died(
     client: Client, db: redis.Redis, host: Host, valkey_url: str
 ) -> None:

@@ -49,9 +49,11 @@ def last_attempt(part: Mapping[str, Any], state: State) -> list[dict[str, Any]]:
         lost = ErrorCode.WORKER_LOST
         if state is State.FAILED and isinstance(error, dict) and error.get("code") == lost == before.get("code"):
             return []  # it failed because of the tries before
-        is_same = (before.get("worker"), before.get("started_at")) == (worker, started_at)
-        if state in (State.CANCELLED, State.EXPIRED) and is_same:
-            return []  # it ended while it waited for its next try, so these fields are of the last one
+        if state in (State.CANCELLED, State.EXPIRED) and any(
+            isinstance(one, dict) and (one.get("worker"), one.get("started_at")) == (worker, started_at)
+            for one in history
+        ):
+            return []  # it ended while it waited: these fields are of a try that the history has, before lost ones
     found = attempt(worker, started_at, part.get("finished_at"), None, timing if isinstance(timing, dict) else None)
     if isinstance(error, dict):
         message = error.get("message")
