@@ -23,7 +23,7 @@ from pipeq_worker.delivery.packs import Packs
 from pipeq_worker.delivery.part import part_of
 from pipeq_worker.delivery.retries import Retries
 from pipeq_worker.leases.leases import Leases
-from pipeq_worker.observe.frames import forget
+from pipeq_worker.observe.frames import forget_info
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Tracing:
         try:
             ended = delivery.trace()
             if ended[0]:  # it failed, and the next item is Celery's ExceptionInfo
-                forget(ended[1].exception)
+                forget_info(ended[1])
             return ended
         finally:
             outcome.reset(tokens[0])
