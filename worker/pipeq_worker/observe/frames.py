@@ -27,7 +27,7 @@ def forget(error: BaseException | None) -> None:
 def forget_info(info: ExceptionInfo) -> None:
     """Removes the same of what Celery's tracer returns of a task that failed; its text stays.
 
-    It has a copy of each frame's code, with a tuple for each instruction: some 150 KiB, most of it of the tracer's own
+    It has a copy of each frame's code, with a tuple for each instruction: some 350 KB, most of them for the tracer's own
     frame. The tasks of a batch that fail together keep theirs until all are stored.
     """
     forget(info.exception)
