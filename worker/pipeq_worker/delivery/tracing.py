@@ -23,7 +23,7 @@ from pipeq_worker.delivery.packs import Packs
 from pipeq_worker.delivery.part import part_of
 from pipeq_worker.delivery.retries import Retries
 from pipeq_worker.leases.leases import Leases
-from pipeq_worker.observe.frames import forget_info
+from pipeq_worker.observe.frames import forget
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,10 @@ class Tracing:
         try:
             ended = delivery.trace()
             if ended[0]:  # it failed, and the next item is Celery's ExceptionInfo
-                forget_info(ended[1])
+                forget(ended[1].exception)
+                # A copy of each frame's code, with a tuple for each instruction: some 350 KB, most for the tracer's own
+                # frame. The tasks of a batch that fail together would keep theirs until all are stored.
+                ended[1].tb = None
             return ended
         finally:
             outcome.reset(tokens[0])

@@ -7,8 +7,6 @@ collector.
 
 from __future__ import annotations
 
-from billiard.einfo import ExceptionInfo
-
 
 def forget(error: BaseException | None) -> None:
     """Removes the tracebacks of an exception, of those that it wraps, and of those in its cause and context."""
@@ -22,13 +20,3 @@ def forget(error: BaseException | None) -> None:
         # `exc` of billiard's ExceptionWithTraceback and of Celery's Retry.
         left += [one.__cause__, one.__context__, getattr(one, "exc", None)]
         one.__traceback__ = one.__cause__ = one.__context__ = None
-
-
-def forget_info(info: ExceptionInfo) -> None:
-    """Removes the same of what Celery's tracer returns of a task that failed; its text stays.
-
-    It has a copy of each frame's code, with a tuple for each instruction: some 350 KB, most of them for the tracer's own
-    frame. The tasks of a batch that fail together keep theirs until all are stored.
-    """
-    forget(info.exception)
-    info.tb = None
