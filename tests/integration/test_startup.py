@@ -22,6 +22,7 @@ from pipeq.demo.embedded import S3Server
 from pipeq_worker.process import startup
 from pipeq_worker.process.cli import worker as command
 
+from tests.host import Host
 from tests.waiting import until
 from tests.worker_process import worker
 
@@ -238,6 +239,32 @@ def test_a_real_worker_says_that_it_loads(db: redis.Redis, valkey_url: str, tmp_
         (tmp_path / "go").touch()
         assert client.result(task, timeout_s=90)
         assert process.process.poll() is None
+
+
+def test_who_waits_for_the_line_that_says_ready_may_submit(
+    db: redis.Redis, valkey_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(valkey_url, PIPELINE)
+    caplog.set_level(logging.INFO)
+    beat = host.runtime._heartbeat._beat
+
+    def late() -> None:
+        time.sleep(0.5)
+        beat()
+
+    monkeypatch.setattr(host.runtime._heartbeat, "_beat", late)
+    try:
+        with startup.Loading(valkey_url, host.name, [PIPELINE]):
+            until(lambda: db.exists(keys.loading_key(PIPELINE)))
+        db.delete(keys.PIPELINES, keys.workers_key(PIPELINE), keys.worker_key(host.name))
+        host.runtime.announce()
+        until(lambda: "ready: serving" in caplog.text)
+        with Client(valkey_url) as client:
+            client.submit(PIPELINE, "x")  # a warning would be an error
+    finally:
+        host.stop()
+        host.runtime._jobs.close()
+        host.runtime._heartbeat.close()
 
 
 # -- --check ----------------------------------------------------------------------------------------------------------

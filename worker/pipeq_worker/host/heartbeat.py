@@ -65,6 +65,8 @@ class Heartbeat:
             "the key %s is not what pipeq keeps there: %s", "the key %s is as it should be", "heartbeat"
         )
         self._others = Others(client, worker, pipelines)
+        #: Called after the first beat.
+        self._on_registered: Callable[[], object] | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -72,8 +74,13 @@ class Heartbeat:
         """The other workers that serve a pipeline, and lived at the last beat."""
         return self._others.alive.get(pipeline, frozenset())
 
-    def start(self) -> None:
-        """Starts the thread, which registers the pipelines, so that producers may submit to them."""
+    def start(self, on_registered: Callable[[], object]) -> None:
+        """Starts the thread, which registers the pipelines, so that producers may submit to them.
+
+        Args:
+            on_registered: called by the thread once they are registered; that waits until Redis answers.
+        """
+        self._on_registered = on_registered
         self._thread.start()
 
     def leave(self) -> None:
@@ -104,6 +111,9 @@ class Heartbeat:
             try:
                 self._beat()
                 served = True
+                if self._on_registered is not None:
+                    on_registered, self._on_registered = self._on_registered, None
+                    on_registered()
                 self._health.redis.turned()
                 self._retries.move_due(self._waiting)
                 outage.over("heartbeat")
