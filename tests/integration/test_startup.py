@@ -242,29 +242,43 @@ def test_a_real_worker_says_that_it_loads(db: redis.Redis, valkey_url: str, tmp_
 
 
 def test_who_waits_for_the_line_that_says_ready_may_submit(
-    db: redis.Redis, valkey_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    db: redis.Redis, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = Host(valkey_url, PIPELINE)
-    caplog.set_level(logging.INFO)
-    beat = host.runtime._heartbeat._beat
+    health, heartbeat = host.runtime.seen.health, host.runtime._heartbeat
+    health.loaded(PIPELINE)
+    beat = heartbeat._beat
 
     def late() -> None:
         time.sleep(0.5)
         beat()
 
-    monkeypatch.setattr(host.runtime._heartbeat, "_beat", late)
+    monkeypatch.setattr(heartbeat, "_beat", late)
+    #: At the moment of the line: the workers that a producer sees, and what `/readyz` has against this one.
+    seen: list[tuple[int, list[str]]] = []
+
+    class Reader(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("ready: serving"):
+                seen.append((db.zcard(keys.workers_key(PIPELINE)), health.not_ready()))
+
+    reader, log = Reader(), logging.getLogger("pipeq_worker")
+    monkeypatch.setattr(log, "level", logging.INFO)
+    log.addHandler(reader)
     try:
         with startup.Loading(valkey_url, host.name, [PIPELINE]):
             until(lambda: db.exists(keys.loading_key(PIPELINE)))
         db.delete(keys.PIPELINES, keys.workers_key(PIPELINE), keys.worker_key(host.name))
         host.runtime.announce()
-        until(lambda: "ready: serving" in caplog.text)
+        until(lambda: seen)
+        assert seen == [(1, [])]
         with Client(valkey_url) as client:
             client.submit(PIPELINE, "x")  # a warning would be an error
     finally:
+        log.removeHandler(reader)
         host.stop()
         host.runtime._jobs.close()
-        host.runtime._heartbeat.close()
+        heartbeat.close()
 
 
 # -- --check ----------------------------------------------------------------------------------------------------------

@@ -111,10 +111,10 @@ class Heartbeat:
             try:
                 self._beat()
                 served = True
+                self._health.redis.turned()
                 if self._on_registered is not None:
                     on_registered, self._on_registered = self._on_registered, None
                     on_registered()
-                self._health.redis.turned()
                 self._retries.move_due(self._waiting)
                 outage.over("heartbeat")
             except RedisError as error:

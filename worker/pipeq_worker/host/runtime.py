@@ -152,12 +152,12 @@ class Runtime:
     def announce(self) -> None:
         """Registers the pipelines, so that producers may submit to them. Called when messages are being taken."""
         self.on_serving()
+        self.seen.health.serves()
         self._heartbeat.start(self._say_ready)
         self._jobs.start()
-        self.seen.health.serves()
 
     def _say_ready(self) -> None:
-        """Whoever waits for this line may submit without a warning that the worker is loading."""
+        """Whoever waits for this line may submit without a warning that the worker is loading, and `/readyz` agrees."""
         logger.info("ready: serving %s as %s", ", ".join(self.queues), self.hostname, extra={"action": "ready"})
 
     @property
